@@ -1,0 +1,5 @@
+"""python -m segtrain"""
+
+from segtrain.cli import main
+
+main()

@@ -1,0 +1,130 @@
+"""Layers that normalise and activate: `ABN` (ordinary autograd) and `InPlaceABN` (half the memory)."""
+
+import torch
+from torch import Tensor, nn
+
+from segtrain.abn.functions import ACTIVATIONS, abn, activate, inplace_abn, invertible
+
+
+class ABN(nn.Module):
+    """BatchNorm and activation, act(gamma * xhat + bias) with gamma = |weight| + eps, by ordinary autograd.
+
+    The reference for InPlaceABN: the same numbers and the same state_dict, twice the memory.
+
+    num_features: C of the input (N, C) or (N, C, *spatial); the output has the input's shape and dtype.
+    momentum: weight of the newest batch in the running statistics, or None for their plain average.
+    activation: leaky_relu | elu | relu | identity; activation_param: negative slope, or alpha of elu.
+    Raises ValueError for an unknown activation, or in training for one value per channel.
+    """
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+    # Version 2 files hold num_batches_tracked; those of the official releases before 1.1 (version 1) do not.
+    _version = 2
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        activation: str = "leaky_relu",
+        activation_param: float = 0.01,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {activation!r}: choose {', '.join(ACTIVATIONS)}")
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = affine
+        self.track_running_stats = track_running_stats
+        self.activation = activation
+        self.activation_param = activation_param
+        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
+        tracked = track_running_stats
+        self.register_buffer("running_mean", torch.zeros(num_features) if tracked else None)
+        self.register_buffer("running_var", torch.ones(num_features) if tracked else None)
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long) if tracked else None)
+
+    def reset_parameters(self) -> None:
+        """Scale 1, shift 0, fresh running statistics."""
+        with torch.no_grad():
+            if self.affine:
+                nn.init.ones_(self.weight)  # type: ignore[arg-type]
+                nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+            if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+                self.running_mean.zero_()
+                self.running_var.fill_(1)
+                self.num_batches_tracked.zero_()
+
+    def statistics(self) -> tuple[Tensor | None, Tensor | None, bool, float]:
+        """(running mean, running variance, use the batch's statistics?, momentum) for one call of forward."""
+        use_batch = self.training or self.running_mean is None
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                momentum = 1.0 / float(self.num_batches_tracked)
+        return self.running_mean, self.running_var, use_batch, momentum
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var, use_batch, momentum = self.statistics()
+        return abn(
+            x, self.weight, self.bias, mean, var, use_batch, momentum, self.eps, self.activation, self.activation_param
+        )
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        key = prefix + "num_batches_tracked"
+        if local_metadata.get("version", 1) < 2 and self.num_batches_tracked is not None and key not in state_dict:
+            state_dict[key] = torch.tensor(0, dtype=torch.long)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}, activation={self.activation}[{self.activation_param}]"
+        )
+
+
+class InPlaceABN(ABN):
+    """ABN that writes its output over its input and computes its input again, in backward, from that output.
+
+    Arguments as ABN, but the activation must be invertible (leaky_relu, elu, identity). Nothing else may need the
+    input afterwards; where something does (the first layer of a residual block), `overwrite=False` writes elsewhere
+    and keeps, like the in-place form, the output only. Paper: section 3.2.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        activation: str = "leaky_relu",
+        activation_param: float = 0.01,
+        overwrite: bool = True,
+    ) -> None:
+        invertible(activation, activation_param)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, activation, activation_param)
+        self.overwrite = overwrite
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var, use_batch, momentum = self.statistics()
+        return inplace_abn(
+            x, self.weight, self.bias, mean, var, use_batch, momentum,
+            self.eps, self.activation, self.activation_param, self.overwrite,
+        )  # fmt: skip
+
+
+class BatchNormAct(ABN):
+    """torch's BatchNorm, its scale of either sign, and an activation: what everybody else trains with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var, use_batch, momentum = self.statistics()
+        y = nn.functional.batch_norm(x, mean, var, self.weight, self.bias, use_batch, momentum, self.eps)
+        return activate(y, self.activation, self.activation_param)

@@ -1,0 +1,376 @@
+"""`segtrain COMMAND key=value ...`: the only importer of Hydra. Nothing heavy is imported before a command runs.
+
+The way of an override: `main` picks the command, `compose` merges configs/COMMAND.yaml, the chosen groups and the
+overrides into the command's dataclass (config.py), which checks itself and goes to the command's function.
+"""
+
+import difflib
+import importlib
+import os
+import re
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from segtrain import __version__, config
+from segtrain.errors import SegtrainError, UsageError
+from segtrain.help import CONFIGS, GROUP_FOLDERS, Command, known_options, overview, usage
+
+COMMANDS = {
+    "streets": Command(
+        "data", "write the built-in street scenes", config.StreetsCommandConfig,
+        "segtrain.data.datasets:streets", "output",
+        ("segtrain streets output=scenes",
+         "segtrain streets output=kitti_like layout=kitti scenes=20",
+         "segtrain streets output=large size=[512,1024] seed=3"),
+    ),
+    "train": Command(
+        "train", "train a segmentation network, or go on with an interrupted run", config.TrainConfig,
+        "segtrain.training:train", None,
+        ("segtrain train experiment=toy",
+         "segtrain train model=resnext50 dataset=cityscapes dataset.root=/data/cityscapes",
+         "segtrain train experiment=toy optimizer.lr=0.02 name=higher_rate"),
+    ),
+    "evaluate": Command(
+        "results", "score a checkpoint on a split", config.EvaluateConfig,
+        "segtrain.evaluation:evaluate", "checkpoint",
+        ("segtrain evaluate runs/toy/last.pt",
+         "segtrain evaluate checkpoint=runs/toy/best.pt split=night dataset.night_scenes=20",
+         "segtrain evaluate run=runs/toy inference=multiscale"),
+    ),
+    "predict": Command(
+        "use", "label, colour and overlay pictures for photographs", config.PredictConfig,
+        "segtrain.predict:predict", "input",
+        ("segtrain predict checkpoint=runs/toy/last.pt input=photo.jpg",
+         "segtrain predict run=runs/toy input=photos output=answers",
+         "segtrain predict run=runs/toy input=photos inference=tiled"),
+    ),
+    "info": Command(
+        "use", "driver, torch and kernels of this machine, or what a checkpoint holds", config.InfoConfig,
+        "segtrain.info:info", "checkpoint",
+        ("segtrain info", "segtrain info checkpoint=runs/toy/last.pt", "segtrain info runs/toy/best.pt"),
+    ),
+}  # fmt: skip
+# What people type who come from elsewhere.
+ALIASES = {
+    "val": "evaluate",
+    "test": "evaluate",
+    "eval": "evaluate",
+    "infer": "predict",
+    "doctor": "info",
+    "pretrain": "train",
+}
+
+# Values of these are taken as they are, whatever signs they hold; Hydra's grammar applies to all others.
+PATH_OPTIONS = (
+    "input",
+    "output",
+    "run",
+    "checkpoint",
+    "predictions",
+    "name",
+    "dataset.root",
+    "dataset.cache_dir",
+    "dataset.classes",
+)
+MAPPING = "dataset.splits."  # the one place where users name keys of their own
+
+
+@dataclass
+class Arguments:
+    """What stands on the command line: overrides, and the flags that are Hydra's."""
+
+    overrides: list[str]
+    config_dir: str | None = None
+    show: bool = False  # --cfg job
+    hydra: bool = False  # a sweep or completion, which Hydra does itself
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the program `segtrain`; ends the process with the exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        run(arguments)
+    except SegtrainError as error:
+        stop(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        stop("interrupted; nothing was saved since the last checkpoint", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        stop(f"cannot write or read{where}: {error.strerror or error}. What was saved before is untouched.", 1)
+
+
+def stop(text: str, status: int) -> None:
+    sys.stdout.flush()
+    print(f"segtrain: {text}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def run(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview(COMMANDS))
+        return
+    if arguments[0] == "--version":
+        print(f"segtrain {__version__}")
+        return
+    verb = arguments[0]
+    if verb not in COMMANDS:
+        near = ALIASES.get(verb) or next(iter(difflib.get_close_matches(verb, COMMANDS, 1, 0.5)), None)
+        hint = f"did you mean `segtrain {near}`?" if near else "the commands are " + ", ".join(COMMANDS)
+        raise UsageError(f"there is no command {verb!r}: {hint} (segtrain --help lists all)")
+    command = COMMANDS[verb]
+    if any(word in ("-h", "--help") for word in arguments[1:]):
+        print(usage(verb, command))
+        return
+    parsed = parse(verb, command, arguments[1:])
+    if parsed.hydra:
+        hydra_runs(verb, command, arguments[1:])
+        return
+    composed = compose(verb, command, parsed)
+    if parsed.show:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(composed), end="")
+        return
+    start(command, checked(verb, composed, parsed.overrides))
+
+
+def start(command: Command, options: config.CommandConfig) -> None:
+    module, function = command.function.split(":")
+    getattr(importlib.import_module(module), function)(options)
+
+
+# ---------------------------------------------------------------------------------------------------- the command line
+
+
+def parse(verb: str, command: Command, words: list[str]) -> Arguments:
+    """Split overrides from flags, quote paths, and give a bare path its name."""
+    result = Arguments([])
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        flag, _, value = word.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            result.config_dir = value or (words.pop(0) if words else "")
+            if not Path(result.config_dir).is_dir():
+                raise UsageError(f"--config-dir {result.config_dir}: no such folder")
+        elif flag in ("--cfg", "-c"):
+            kind = value or (words.pop(0) if words else "")
+            if kind != "job":
+                raise UsageError(f"--cfg {kind}: only --cfg job is there, which prints the composed options")
+            result.show = True
+        elif flag in ("-m", "--multirun", "-sc", "--shell-completion"):
+            result.hydra = True
+            if flag in ("-sc", "--shell-completion"):
+                return result
+        elif word.startswith("--"):
+            raise UsageError(f"there is no flag {word}; options are given as key=value (segtrain {verb} --help)")
+        else:
+            result.overrides.append(override(verb, command, word))
+    return result
+
+
+def override(verb: str, command: Command, word: str) -> str:
+    """One override in Hydra's grammar, the value of a path option quoted."""
+    key, equals, value = word.partition("=")
+    known = {item.name for item in fields(command.schema)}
+    if not equals or (key.split(".")[0] not in known and Path(word).exists()):
+        if word.startswith("~"):
+            raise UsageError(f"{word}: an option cannot be taken away; set it to null instead")
+        if command.bare is None:
+            raise UsageError(f"{word!r} is not an override: options are given as key=value (segtrain {verb} --help)")
+        key, value = command.bare, word
+    if key in PATH_OPTIONS and not (value.startswith("[") and value.endswith("]")) and value != "null":
+        return f"{key}={quoted(value)}"
+    if key.startswith(MAPPING):
+        return f"++{word}"
+    return word
+
+
+def quoted(value: str) -> str:
+    """A string that Hydra's grammar reads back as exactly `value`."""
+    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+        return value
+    escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", value)
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f"'{escaped}{chr(92) * trailing}'"
+
+
+# ---------------------------------------------------------------------------------------------------- composing
+
+
+def register(verb: str, command: Command, overrides: list[str]) -> None:
+    """Tell Hydra the dataclass of the command and of every data set, and what a checkpoint was trained with."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    store = ConfigStore.instance()
+    store.store(name=verb, group="schema", node=command.schema, package="_global_")
+    for name, schema in config.DATASET_CONFIGS.items():
+        store.store(name=name, group="dataset/schema", node=schema, package="dataset")
+    names = {item.name for item in fields(command.schema)}
+    if "checkpoint" in names and "inference" in names:
+        trained = trained_with(overrides)
+        schemas: dict[str, type] = {
+            "dataset": config.DATASET_CONFIGS[trained["dataset"]["name"]],
+            "inference": config.InferenceConfig,
+        }
+        for group in sorted(names & schemas.keys()):
+            node = OmegaConf.merge(OmegaConf.structured(schemas[group]), trained[group])
+            store.store(name="from_checkpoint", group=group, node=node)
+
+
+def trained_with(overrides: list[str]) -> dict[str, Any]:
+    """The configuration inside the checkpoint that the overrides name."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    given = {
+        word.split("=")[0]: parser.parse_override(word).value()
+        for word in overrides
+        if word.startswith(("checkpoint=", "run="))
+    }
+    path = checkpoint_path(given.get("checkpoint"), given.get("run"))
+    from segtrain.checkpoint import load
+
+    trained: dict[str, Any] = load(path)["config"]
+    return trained
+
+
+def checkpoint_path(checkpoint: Any, run: Any) -> Path:
+    if (checkpoint is None) == (run is None):
+        raise UsageError("give checkpoint=FILE or run=FOLDER, one of them: a run keeps last.pt and best.pt")
+    return Path(str(checkpoint)) if checkpoint is not None else Path(str(run)) / "last.pt"
+
+
+def compose(verb: str, command: Command, arguments: Arguments) -> Any:
+    """The composed options as OmegaConf; UsageError in one sentence for a wrong key, value or group."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    refuse_additions(arguments.overrides)
+    register(verb, command, arguments.overrides)
+    path = [f"hydra.searchpath=[file://{Path(arguments.config_dir).absolute()}]"] if arguments.config_dir else []
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIGS.absolute()), job_name="segtrain", version_base="1.3"):
+        try:
+            return hydra.compose(verb, [*path, *arguments.overrides])
+        except Exception as error:
+            raise UsageError(explain(error, verb, command, arguments.overrides)) from error
+
+
+def refuse_additions(overrides: list[str]) -> None:
+    for word in overrides:
+        if word[0] in "+~" and not word.startswith(f"++{MAPPING}"):
+            key = word.lstrip("+~").partition("=")[0]
+            raise UsageError(f"{word}: write {key}=... ; options cannot be added or taken away")
+
+
+def explain(error: Exception, verb: str, command: Command, overrides: list[str]) -> str:
+    """One sentence from what Hydra or OmegaConf says: the key, the value, what is allowed."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)  # type: ignore[arg-type]
+    texts = [str(item) for item in chain]
+    text = "\n".join(texts)
+    known = known_options(command.schema, overrides)
+    if match := re.search(
+        r"Could not find '?([\w]+)/([^'\s]+?)'?\s*\n+\s*Available options in '\w+':\n((?:\t.*\n?)+)", text
+    ):
+        options = [option.strip() for option in match[3].split("\n") if option.strip() not in ("", "from_checkpoint")]
+        near = difflib.get_close_matches(match[2], options, 1)
+        hint = f"did you mean {match[1]}={near[0]}? " if near else ""
+        return f"{match[1]}={match[2]}: there is none of that name; {hint}There is {', '.join(options)}"
+    if match := re.search(r"Could not override '([\w.]+)'", text):
+        return unknown_key(match[1], known)
+    if match := re.search(r"Key '(\w+)' (?:not in|is not in struct)[\s\S]*?full_key: ([\w.\[\]]+)", text):
+        return unknown_key(match[2], known) + where_in_yaml(match[2], overrides)
+    if match := re.search(r"full_key: ([\w.\[\]]+)", text):
+        key = re.sub(r"\[\d+\]", "", match[1])
+        first = [item for item in texts if "full_key" in item][-1].splitlines()[0]
+        wanted = f"; it is: {known[key][0]}, {known[key][1]}" if key in known else ""
+        return f"{key}: {first[0].lower() + first[1:]}{wanted}" + where_in_yaml(key, overrides)
+    if "Could not override" in text or "No match in the defaults list" in text:
+        match = re.search(r"Could not override '([^']+)'", text)
+        return unknown_key(match[1] if match else overrides[-1], known)
+    return re.sub(r"\s+", " ", texts[0]) + f" (given: {' '.join(overrides) or 'no overrides'})"
+
+
+def where_in_yaml(key: str, overrides: list[str]) -> str:
+    """Names the recipe where the key is not on the command line."""
+    given = [word.lstrip("+").partition("=")[0] for word in overrides]
+    if any(key == name or key.startswith(f"{name}.") for name in given):
+        return ""
+    files = [word for word in overrides if word.partition("=")[0] in ("experiment", *GROUP_FOLDERS)]
+    return f" (set in the YAML of {', '.join(files)})" if files else " (set in a YAML file)"
+
+
+def unknown_key(key: str, known: dict[str, tuple[str, str]]) -> str:
+    near = difflib.get_close_matches(key, known, 1, 0.6)
+    prefix = key.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == prefix]
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"there is no option {key}: {hint}There is {', '.join(siblings or sorted({n.split('.')[0] for n in known}))}"
+
+
+def checked(verb: str, composed: Any, overrides: list[str]) -> config.CommandConfig:
+    """The command's dataclass, complete and checked."""
+    from omegaconf import OmegaConf
+
+    options = OmegaConf.to_object(composed)
+    assert isinstance(options, config.CommandConfig)
+    if isinstance(options, config.TrainConfig):
+        options.experiment = next((w.partition("=")[2] for w in overrides if w.startswith("experiment=")), None)
+        options.name = options.name or run_name(options, overrides)
+    if isinstance(options, config.EvaluateConfig | config.PredictConfig):
+        options.checkpoint = str(checkpoint_path(options.checkpoint, options.run))
+    return options.check()
+
+
+def run_name(options: config.TrainConfig, overrides: list[str]) -> str:
+    """The recipe and the overrides that change the run, so that the same command finds its run again."""
+    import hashlib
+
+    from segtrain.run import is_safe
+
+    base = options.experiment or f"{options.dataset.name}_{options.model.backbone}"
+    chosen = [word for word in overrides if not is_safe(word.lstrip("+").partition("=")[0])]
+    if options.experiment is None:
+        chosen = [
+            word
+            for word in chosen
+            if word not in (f"dataset={options.dataset.name}", f"model={options.model.backbone}")
+        ]
+    slug = "-".join([base, *(re.sub(r"[^\w.=+-]+", "_", word).strip("_") for word in sorted(chosen))])
+    if len(slug) > 100:
+        slug = f"{slug[:90]}-{hashlib.sha256(slug.encode()).hexdigest()[:8]}"
+    return slug
+
+
+def hydra_runs(verb: str, command: Command, words: list[str]) -> None:
+    """Sweeps (-m) and shell completion by Hydra itself. Each job of a sweep is a run of its own."""
+    import hydra
+
+    parsed = parse(
+        verb, command, [word for word in words if word not in ("-m", "--multirun", "-sc", "--shell-completion")]
+    )
+    refuse_additions(parsed.overrides)
+    register(verb, command, parsed.overrides)
+
+    def job(composed: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        start(command, checked(verb, composed, list(HydraConfig.get().overrides.task)))
+
+    flags = [word for word in words if word in ("-m", "--multirun", "-sc", "--shell-completion")]
+    path = ["--config-dir", parsed.config_dir] if parsed.config_dir else []
+    sys.argv = ["segtrain", *flags, *path, *parsed.overrides, "hydra/job_logging=none", "hydra/hydra_logging=none"]
+    hydra.main(version_base="1.3", config_path=str(CONFIGS.absolute()), config_name=verb)(job)()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,358 @@
+"""Every option: its type, its default, what it means and what is allowed. Imports nothing heavy.
+
+The YAML files in configs/ choose values for these classes; an override that names no field here, or has another type,
+is refused before anything is built (cli.py), and so is a value or a combination that cannot work (`check` methods).
+"""
+
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from segtrain.errors import UsageError
+
+
+def option(default: Any, text: str) -> Any:
+    """A field with its default and the line that `segtrain COMMAND --help` prints."""
+    metadata = {"help": text}
+    if isinstance(default, list | dict) or callable(default):
+        make = default if callable(default) else default.copy
+        return field(default_factory=make, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def require(allowed: bool, key: str, value: Any, text: str) -> None:
+    """UsageError naming key, value and what is allowed."""
+    if not allowed:
+        raise UsageError(f"{key}={value} is not possible: {text}")
+
+
+def require_size(key: str, size: list[int], least: int) -> None:
+    require(len(size) == 2 and min(size) >= least, key, size, f"give [height,width] in pixels, each at least {least}")
+
+
+# ---------------------------------------------------------------------------------------------------- data sets
+
+
+@dataclass
+class DatasetConfig:
+    name: str = option("", "")  # set by dataset=...
+    root: str | None = option(None, "folder of the data; default $SEGTRAIN_DATA/<name>, else datasets/<name>")
+    train_split: str = option("train", "split that training reads")
+    val_split: str = option("val", "split that validation and evaluate read")
+    cache_dir: str | None = option(
+        None, "where results of checks are kept; default $SEGTRAIN_CACHE, else ~/.cache/segtrain"
+    )
+
+    def folder(self) -> Path:
+        if self.root is not None:
+            return Path(self.root).expanduser()
+        return Path(os.environ.get("SEGTRAIN_DATA", "datasets")).expanduser() / self.name
+
+    def cache_folder(self) -> Path:
+        default = os.environ.get("SEGTRAIN_CACHE", "~/.cache/segtrain")
+        return Path(self.cache_dir or default).expanduser()
+
+    def check(self) -> None:
+        pass
+
+
+@dataclass
+class StreetsConfig(DatasetConfig):
+    scenes: int = option(240, "training scenes to draw")
+    val_scenes: int = option(60, "validation scenes to draw")
+    night_scenes: int = option(0, "scenes of the night split to draw")
+    seed: int = option(0, "which scenes are drawn")
+    size: list[int] = option([256, 512], "[height,width] of a scene in pixels; width = 2 x height")
+
+    def check(self) -> None:
+        require_size("dataset.size", self.size, 256)
+        require(self.size[1] == 2 * self.size[0], "dataset.size", self.size, "the width must be twice the height")
+        for key in ("scenes", "val_scenes", "night_scenes", "seed"):
+            require(getattr(self, key) >= 0, f"dataset.{key}", getattr(self, key), "give 0 or more")
+
+
+@dataclass
+class CityscapesConfig(DatasetConfig):
+    pass
+
+
+@dataclass
+class KittiConfig(DatasetConfig):
+    val_list: str = option(
+        "mseg_150_50", "published list of validation images: mseg_150_50 | nvidia_sdcnet_cv0 | _cv1 | _cv2"
+    )
+
+
+@dataclass
+class FolderConfig(DatasetConfig):
+    splits: dict[str, dict[str, str]] = option(
+        {},
+        "split -> {images: glob, labels: glob}, paired by what * and ** stand for, or {pairs: list file}; below root",
+    )
+    classes: str | None = option(
+        None, "CSV or YAML with id, name, color, ignore; absolute, or below root or the current folder"
+    )
+
+    def check(self) -> None:
+        for split, entry in self.splits.items():
+            keys = set(entry)
+            fits = keys == {"pairs"} or {"images"} <= keys <= {"images", "labels"}
+            require(fits, f"dataset.splits.{split}", entry, "give {images: ..., labels: ...} or {pairs: ...}")
+
+
+DATASET_CONFIGS: dict[str, type[DatasetConfig]] = {
+    "streets": StreetsConfig,
+    "cityscapes": CityscapesConfig,
+    "kitti": KittiConfig,
+    "folder": FolderConfig,
+}
+
+
+# ---------------------------------------------------------------------------------------------------- the other groups
+
+
+@dataclass
+class ModelConfig:
+    backbone: str = option("resnet18", "resnet18 | resnext50 | resnext101 | wider_resnet38")
+    head: str = option("deeplabv3", "deeplabv3")
+    head_channels: int = option(256, "channels of every branch of the head")
+    pooling_size: list[int] | None = option(
+        None, "[height,width] in pixels that the head pools in eval mode; null: the whole picture"
+    )
+    output_stride: int = option(8, "pixels per cell of the feature map: 8 | 16 | 32")
+    norm: str = option("inplace_abn", "inplace_abn | abn | batch_norm")
+    activation: str = option("leaky_relu", "leaky_relu | elu | identity (in place), and relu with abn or batch_norm")
+    negative_slope: float = option(0.01, "slope of leaky_relu below zero, or alpha of elu")
+    mean: list[float] = option([0.485, 0.456, 0.406], "RGB mean taken off the input, on a scale of 0 to 1")
+    std: list[float] = option([0.229, 0.224, 0.225], "RGB deviation the input is divided by")
+
+    def check(self) -> None:
+        # Names of parts are checked where the parts are known, by models.build_model, on which training begins.
+        activations = ("leaky_relu", "elu", "identity", "relu")
+        require(self.activation in activations, "model.activation", self.activation, f"choose {', '.join(activations)}")
+        in_place = self.norm == "inplace_abn"
+        require(
+            not (in_place and self.activation == "relu"), "model.activation", "relu",
+            "In-Place ABN cannot invert it; choose leaky_relu, elu or identity, or model.norm=abn",
+        )  # fmt: skip
+        require(
+            self.negative_slope > 0 or not in_place or self.activation == "identity",
+            "model.negative_slope", self.negative_slope, "In-Place ABN divides by it; give more than 0",
+        )  # fmt: skip
+        require(self.head_channels >= 1, "model.head_channels", self.head_channels, "give 1 or more")
+        require(len(self.mean) == 3, "model.mean", self.mean, "give three numbers, [red,green,blue]")
+        require(len(self.std) == 3 and min(self.std) > 0, "model.std", self.std, "give three positive numbers")
+        if self.pooling_size is not None:
+            require_size("model.pooling_size", self.pooling_size, 32)
+
+
+@dataclass
+class LossConfig:
+    hardest: float = option(1.0, "share of each picture's labelled pixels, the hardest ones, that counts; 1 = all")
+
+    def check(self) -> None:
+        require(0 < self.hardest <= 1, "loss.hardest", self.hardest, "give a share above 0 and at most 1")
+
+
+@dataclass
+class OptimizerConfig:
+    lr: float = option(0.0025, "learning rate at step 0")
+    momentum: float = option(0.9, "momentum of SGD")
+    nesterov: bool = option(False, "Nesterov's form of momentum")
+    weight_decay: float = option(1e-4, "L2 penalty on every parameter")
+
+    def check(self) -> None:
+        require(self.lr > 0, "optimizer.lr", self.lr, "give more than 0")
+        require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "give 0 or more, less than 1")
+        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "give 0 or more")
+        require(
+            self.momentum > 0 or not self.nesterov,
+            "optimizer.nesterov",
+            self.nesterov,
+            "it needs optimizer.momentum > 0",
+        )
+
+
+@dataclass
+class ScheduleConfig:
+    power: float = option(0.9, "lr x (1 - step / max_steps) ** power, every step")
+
+    def check(self) -> None:
+        require(self.power >= 0, "schedule.power", self.power, "give 0 or more")
+
+
+@dataclass
+class AugmentationConfig:
+    crop_size: list[int] = option([512, 512], "[height,width] in pixels of a training sample")
+    scale: list[float] = option([0.7, 2.0], "[least,most] random enlargement before the crop, uniform")
+    flip: float = option(0.5, "probability of a mirror image")
+
+    def check(self) -> None:
+        require_size("augmentation.crop_size", self.crop_size, 32)
+        ordered = len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]
+        require(ordered, "augmentation.scale", self.scale, "give [least,most], both positive")
+        require(0 <= self.flip <= 1, "augmentation.flip", self.flip, "give a probability")
+
+
+@dataclass
+class LoaderConfig:
+    workers: int | None = option(None, "loader processes, 0 = none; default: one per CPU this process may use")
+
+    def check(self) -> None:
+        require(self.workers is None or self.workers >= 0, "loader.workers", self.workers, "give 0 or more")
+
+    def count(self) -> int:
+        """Processes to start."""
+        if self.workers is not None:
+            return self.workers
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass
+class TrainerConfig:
+    batch_size: int = option(16, "pictures per step")
+    max_steps: int | None = option(None, "length of the training in steps")
+    epochs: float | None = option(None, "length of the training in passes over the data, instead of max_steps")
+    seed: int = option(0, "initial weights, order and augmentation follow from it")
+    validate_every: int = option(500, "steps between validations; the last step is always followed by one")
+    save_every: int = option(200, "steps between checkpoints")
+    check_data: bool = option(True, "before the first step, check every file and label id")
+
+    def check(self) -> None:
+        for key in ("max_steps", "validate_every", "save_every"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"trainer.{key}", value, "give 1 or more")
+        require(
+            self.batch_size >= 2, "trainer.batch_size", self.batch_size,
+            "give 2 or more: the pooled branch of DeepLabV3 has one value per picture to normalise over",
+        )  # fmt: skip
+        require(self.seed >= 0, "trainer.seed", self.seed, "give 0 or more")
+        require(self.epochs is None or self.epochs > 0, "trainer.epochs", self.epochs, "give more than 0")
+        lengths = (self.max_steps is not None) + (self.epochs is not None)
+        text = "set one of trainer.max_steps and trainer.epochs, and the other to null"
+        require(lengths == 1, "trainer.max_steps", self.max_steps, f"{text} (trainer.epochs={self.epochs})")
+
+    def steps(self, samples: int) -> int:
+        """Length of the training in steps for a data set of that many samples."""
+        if self.max_steps is not None:
+            return self.max_steps
+        assert self.epochs is not None
+        return max(1, round(self.epochs * samples / self.batch_size))
+
+
+@dataclass
+class InferenceConfig:
+    name: str = option("whole", "names the folder of an evaluation; set by inference=...")
+    scales: list[float] = option([1.0], "enlargements whose class probabilities are averaged")
+    flip: bool = option(False, "average with the mirrored picture too")
+    tile: list[int] | None = option(None, "[height,width] in pixels of a window; null: the whole picture at once")
+    overlap: float = option(0.25, "least share of a window that its neighbour covers too")
+
+    def check(self) -> None:
+        positive = len(self.scales) >= 1 and min(self.scales) > 0
+        require(positive, "inference.scales", self.scales, "give one or more positive numbers")
+        require(0 <= self.overlap < 1, "inference.overlap", self.overlap, "give 0 or more, less than 1")
+        if self.tile is not None:
+            require_size("inference.tile", self.tile, 32)
+
+
+@dataclass
+class LoggingConfig:
+    every: int = option(20, "steps between lines of progress")
+    pictures: int = option(6, "validation pictures drawn (image | target | prediction)")
+
+    def check(self) -> None:
+        require(self.every >= 1, "logging.every", self.every, "give 1 or more")
+        require(self.pictures >= 0, "logging.pictures", self.pictures, "give 0 or more")
+
+
+# ---------------------------------------------------------------------------------------------------- the commands
+
+
+@dataclass
+class CommandConfig:
+    """What every command's configuration can do: check itself, group by group."""
+
+    def check(self) -> "CommandConfig":
+        for item in fields(self):
+            group = getattr(self, item.name)
+            if hasattr(group, "check"):
+                group.check()
+        device = getattr(self, "device", "auto")
+        require(device in ("auto", "cuda", "cpu"), "device", device, "choose auto, cuda or cpu")
+        return self
+
+
+def group(kind: type) -> Any:
+    return field(default_factory=kind)
+
+
+@dataclass
+class TrainConfig(CommandConfig):
+    experiment: str | None = option(None, "recipe; set by experiment=...")
+    name: str | None = option(None, "run folder runs/<name>; default: the recipe and the overrides that change the run")
+    run: str | None = option(None, "the run folder itself, instead of runs/<name>")
+    restart: bool = option(False, "move an old run aside and begin anew")
+    device: str = option("auto", "auto | cuda | cpu")
+    dataset: DatasetConfig = group(DatasetConfig)
+    model: ModelConfig = group(ModelConfig)
+    loss: LossConfig = group(LossConfig)
+    optimizer: OptimizerConfig = group(OptimizerConfig)
+    schedule: ScheduleConfig = group(ScheduleConfig)
+    augmentation: AugmentationConfig = group(AugmentationConfig)
+    loader: LoaderConfig = group(LoaderConfig)
+    trainer: TrainerConfig = group(TrainerConfig)
+    inference: InferenceConfig = group(InferenceConfig)
+    logging: LoggingConfig = group(LoggingConfig)
+
+
+@dataclass
+class EvaluateConfig(CommandConfig):
+    checkpoint: str | None = option(None, "checkpoint file to evaluate")
+    run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
+    output: str | None = option(None, "folder for the result; default <run>/evaluations/<dataset>-<split>-<inference>")
+    split: str | None = option(None, "split to evaluate; default dataset.val_split")
+    device: str = option("auto", "auto | cuda | cpu")
+    position_prior: bool = option(True, "also score a predictor that knows the pixel's position only")
+    dataset: DatasetConfig = group(DatasetConfig)
+    inference: InferenceConfig = group(InferenceConfig)
+    loader: LoaderConfig = group(LoaderConfig)
+    logging: LoggingConfig = group(LoggingConfig)
+
+
+@dataclass
+class PredictConfig(CommandConfig):
+    input: str | None = option(None, "image, or folder of images (searched at any depth)")
+    checkpoint: str | None = option(None, "checkpoint file to predict with")
+    run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
+    output: str | None = option(None, "folder for labels/, color/ and overlay/; default segtrain-out/predict")
+    device: str = option("auto", "auto | cuda | cpu")
+    inference: InferenceConfig = group(InferenceConfig)
+
+
+@dataclass
+class StreetsCommandConfig(CommandConfig):
+    output: str | None = option(None, "folder to write; default segtrain-out/streets")
+    layout: str = option("cityscapes", "cityscapes | kitti | vistas | cocostuff")
+    scenes: int = option(240, "training scenes")
+    val_scenes: int = option(60, "validation scenes")
+    night_scenes: int = option(30, "scenes of the night split (cityscapes layout only)")
+    seed: int = option(0, "which scenes are drawn")
+    size: list[int] = option([256, 512], "[height,width] of a scene in pixels; width = 2 x height")
+    workers: int | None = option(None, "processes; default: one per CPU this process may use")
+
+    def check(self) -> "StreetsCommandConfig":
+        layouts = ("cityscapes", "kitti", "vistas", "cocostuff")
+        require(self.layout in layouts, "layout", self.layout, f"choose {', '.join(layouts)}")
+        require_size("size", self.size, 256)
+        require(self.size[1] == 2 * self.size[0], "size", self.size, "the width must be twice the height")
+        for key in ("scenes", "val_scenes", "night_scenes", "seed"):
+            require(getattr(self, key) >= 0, key, getattr(self, key), "give 0 or more")
+        require(self.workers is None or self.workers >= 1, "workers", self.workers, "give 1 or more")
+        return self
+
+
+@dataclass
+class InfoConfig(CommandConfig):
+    checkpoint: str | None = option(None, "describe this checkpoint file instead of the machine")

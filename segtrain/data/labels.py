@@ -1,0 +1,239 @@
+"""Label tables: which number in a label picture means which class, and how it is drawn.
+
+Two numberings, never mixed: `id` is what a data set's label pictures hold; `train_id` (0 .. num_classes - 1) is what
+the network predicts. IGNORE marks pixels that neither train nor score.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+from PIL import Image, UnidentifiedImageError
+
+from segtrain.errors import DataError
+
+IGNORE = 255
+_UNKNOWN = 254  # marks ids that are not in the table while encoding; so a table has at most 254 classes
+
+
+class LabelTable:
+    """The classes of a data set.
+
+    names[train_id], colors[train_id] (uint8 (C, 3) RGB) and ids[train_id] (uint8 (C,)) describe the classes;
+    ignored_ids are the further ids that a label picture may hold.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]], source: str) -> None:
+        """rows: dicts with id, name, color [r,g,b] and train_id (IGNORE for ignored ones); source: for messages."""
+        rows = [row for row in rows if 0 <= row["id"] <= 255]
+        classes = sorted((row for row in rows if row["train_id"] != IGNORE), key=lambda row: row["train_id"])
+        self.source = source
+        self.names = [str(row["name"]) for row in classes]
+        self.colors = np.array([row["color"] for row in classes], np.uint8).reshape(-1, 3)
+        self.ids = np.array([row["id"] for row in classes], np.uint8)
+        self.ignored_ids = sorted({int(row["id"]) for row in rows if row["train_id"] == IGNORE})
+        self._train_ids = np.full(256, _UNKNOWN, np.uint8)
+        for row in rows:
+            self._train_ids[row["id"]] = row["train_id"]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.names)
+
+    def encode(self, ids: np.ndarray, path: Path) -> np.ndarray:
+        """ids uint8 (H, W) -> train ids uint8 (H, W). DataError naming file and id if one is not in the table."""
+        train_ids = cv2.LUT(ids, self._train_ids)
+        unknown = train_ids == _UNKNOWN
+        if unknown.any():
+            values, counts = np.unique(ids[unknown], return_counts=True)
+            found = ", ".join(f"{value} ({count} pixels)" for value, count in zip(values[:5], counts[:5], strict=True))
+            raise DataError(
+                f"{path}: label id {found} is not in {self.source}, which has {_ranges(np.flatnonzero(self.known))}; "
+                "correct the picture, or add the id to the table (as ignored if it means nothing)"
+            )
+        return train_ids
+
+    def decode(self, train_ids: np.ndarray) -> np.ndarray:
+        """train ids uint8 (H, W), all below num_classes -> ids uint8 (H, W)."""
+        lut = np.zeros(256, np.uint8)
+        lut[: self.num_classes] = self.ids
+        return np.asarray(cv2.LUT(train_ids, lut))
+
+    def colorize(self, train_ids: np.ndarray) -> np.ndarray:
+        """train ids uint8 (H, W) -> RGB uint8 (H, W, 3); ignored pixels black."""
+        lut = np.zeros((256, 3), np.uint8)
+        lut[: self.num_classes] = self.colors
+        return lut[train_ids]
+
+    @property
+    def known(self) -> np.ndarray:
+        """bool (256,): the ids that a label picture may hold."""
+        return self._train_ids != _UNKNOWN
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain lists, for a checkpoint; `from_dict` reads them."""
+        return {
+            "names": self.names,
+            "ids": self.ids.tolist(),
+            "colors": self.colors.tolist(),
+            "ignored_ids": self.ignored_ids,
+            "source": self.source,
+        }
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> "LabelTable":
+        columns = zip(table["names"], table["ids"], table["colors"], strict=True)
+        rows = [{"name": n, "id": i, "color": c, "train_id": t} for t, (n, i, c) in enumerate(columns)]
+        rows += [{"name": "ignored", "id": i, "color": [0, 0, 0], "train_id": IGNORE} for i in table["ignored_ids"]]
+        return cls(rows, table["source"])
+
+
+def _ranges(ids: np.ndarray) -> str:
+    """'0 to 5, 7' for [0, 1, 2, 3, 4, 5, 7]."""
+    runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs if len(run))
+
+
+def published_table(name: str) -> LabelTable:
+    """A table carried in the package: cityscapes (used by KITTI too), vistas_v1.2, cocostuff."""
+    return LabelTable(read_json_table(name), f"the {name} label table")
+
+
+def read_json_table(name: str) -> Any:
+    """The content of segtrain/data/tables/<name>.json."""
+    return json.loads(resources.files("segtrain.data").joinpath(f"tables/{name}.json").read_text())
+
+
+def read_user_table(path: Path) -> LabelTable:
+    """Classes from a CSV with a header or a YAML list: id, name, and optionally color and ignore.
+
+    color is `#rrggbb` or three numbers (CSV: `128 64 0`); ignore is true/false. Train ids follow the order of the
+    rows. DataError for anything else, naming the row.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the class table {path}: {error}") from error
+    if path.suffix.lower() in (".yaml", ".yml"):
+        try:
+            raw = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise DataError(f"{path} is not valid YAML: {error}") from error
+        if isinstance(raw, dict):
+            raw = raw.get("classes")
+        if not isinstance(raw, list):
+            raise DataError(f"{path}: expected a list of classes, each with id and name")
+    else:
+        raw = list(csv.DictReader(text.splitlines(), skipinitialspace=True))
+    rows: list[dict[str, Any]] = []
+    for number, row in enumerate(raw, 1):
+        rows.append(_user_row(row, f"{path}, class {number}", len([r for r in rows if r["train_id"] != IGNORE])))
+    names = [row["name"] for row in rows if row["train_id"] != IGNORE]
+    for what, values in (("id", [row["id"] for row in rows]), ("name", names)):
+        twice = sorted({str(value) for value in values if values.count(value) > 1})
+        if twice:
+            raise DataError(f"{path}: {what} {', '.join(twice)} occurs twice; each {what} may stand for one class only")
+    if not 2 <= len(names) < _UNKNOWN:
+        raise DataError(f"{path}: found {len(names)} classes that are not ignored; between 2 and {_UNKNOWN - 1} work")
+    return LabelTable(rows, str(path))
+
+
+def _user_row(row: Any, where: str, train_id: int) -> dict[str, Any]:
+    known = ("id", "name", "color", "ignore")
+    if not isinstance(row, dict) or None in row:
+        raise DataError(f"{where}: expected the columns {', '.join(known)}, found {row}")
+    strays = sorted(set(row) - set(known))
+    if strays or not {"id", "name"} <= set(row):
+        raise DataError(
+            f"{where}: expected the columns {', '.join(known)} (id and name at least), found {', '.join(row)}"
+        )
+    try:
+        label = int(row["id"])
+    except (TypeError, ValueError):
+        label = -1
+    if not 0 <= label <= 255 or isinstance(row["id"], bool):
+        raise DataError(f"{where}: id must be a whole number from 0 to 255, found {row['id']!r}")
+    ignore = str(row.get("ignore") or "false").strip().lower()
+    if ignore not in ("true", "false", "yes", "no", "1", "0"):
+        raise DataError(f"{where}: ignore must be true or false, found {row['ignore']!r}")
+    if not str(row["name"] or "").strip():
+        raise DataError(f"{where}: the name is empty")
+    ignored = ignore in ("true", "yes", "1")
+    color = _color(row.get("color"), where) or _default_color(label)
+    name = str(row["name"]).strip()
+    return {"id": label, "name": name, "color": color, "train_id": IGNORE if ignored else train_id}
+
+
+def _color(value: Any, where: str) -> list[int] | None:
+    if value is None or value == "":
+        return None
+    try:
+        if isinstance(value, str):
+            hexadecimal = value.strip().startswith("#")
+            text = value.strip()
+            parts = (
+                list(bytes.fromhex(text[1:]))
+                if hexadecimal
+                else [int(v) for v in text.strip("[]").replace(",", " ").split()]
+            )
+        else:
+            parts = [int(v) for v in value]
+    except (TypeError, ValueError):
+        parts = []
+    if len(parts) != 3 or not all(0 <= part <= 255 for part in parts):
+        raise DataError(f"{where}: color must be #rrggbb or three numbers from 0 to 255, found {value!r}")
+    return parts
+
+
+def _default_color(label: int) -> list[int]:
+    """Distinct colours by bit reversal, as VOC's colour map does it; id 0 is not left black."""
+    index, color = label + 1, [0, 0, 0]
+    for shift in range(7, -1, -1):
+        for channel in range(3):
+            color[channel] |= (index >> channel & 1) << shift
+        index >>= 3
+    return color
+
+
+def read_image(path: Path) -> np.ndarray:
+    """RGB uint8 (H, W, 3) as stored: grey and palette pictures converted, EXIF orientation not applied.
+
+    Label pictures match the stored pixels, so a rotation would part them. DataError names a file that cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise unreadable(path, error) from error
+
+
+def read_label(path: Path) -> np.ndarray:
+    """Label ids uint8 (H, W) of a greyscale or palette picture (palette: the index). DataError for anything else."""
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            if mode not in ("L", "P", "1", "I;16", "I"):
+                raise DataError(
+                    f"{path} is a {mode} colour picture, but a label picture holds one class id per pixel: give 8-bit "
+                    "greyscale or palette PNGs (Cityscapes: *_labelIds.png, KITTI: semantic/, not the colour pictures)"
+                )
+            ids = np.asarray(image)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise unreadable(path, error) from error
+    if mode in ("I;16", "I") and ids.max() > 255:
+        raise DataError(
+            f"{path} is a 16-bit picture with values up to {ids.max()}: this looks like an instance map; "
+            "give the pictures with one class id (0 to 255) per pixel"
+        )
+    return ids.astype(np.uint8)
+
+
+def unreadable(path: Path, error: Exception) -> DataError:
+    text = "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
+    return DataError(f"{path} cannot be read as a picture ({text}): copy or download it again")

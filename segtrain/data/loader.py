@@ -1,0 +1,153 @@
+"""Which sample comes when. Order and augmentation follow from (seed, position), never from workers or restarts.
+
+A training run reads one endless row of positions: position p belongs to step p // batch_size, and is the (p % n)-th
+sample of the (p // n)-th shuffling of the n samples. Starting at any step is therefore free.
+"""
+
+import functools
+import signal
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from segtrain.data.labels import IGNORE, LabelTable, read_image, read_label
+from segtrain.data.sample import Sample
+from segtrain.data.transforms import Augmentation
+from segtrain.errors import DataError
+
+
+class Batch(NamedTuple):
+    """images: uint8 (N, 3, h, w) RGB. targets: uint8 (N, h, w) train ids or IGNORE. names: of the N samples."""
+
+    images: Tensor
+    targets: Tensor
+    names: list[str]
+
+
+def read_sample(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarray]:
+    """Image uint8 (H, W, 3) and train ids uint8 (H, W), all IGNORE if there is no label. DataError if sizes differ."""
+    image = read_image(sample.image)
+    if sample.label is None:
+        return image, np.full(image.shape[:2], IGNORE, np.uint8)
+    target = table.encode(read_label(sample.label), sample.label)
+    if target.shape != image.shape[:2]:
+        raise different_sizes(sample, image.shape[:2], target.shape)
+    return image, target
+
+
+def different_sizes(sample: Sample, image: tuple[int, ...], label: tuple[int, ...]) -> DataError:
+    return DataError(
+        f"{sample.image} is {image[1]}x{image[0]} but its label {sample.label} is {label[1]}x{label[0]} "
+        "(width x height): they must match pixel by pixel; use the label made for this picture"
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def shuffling(samples: int, seed: int, epoch: int) -> np.ndarray:
+    """The order, int64 (samples,), of one pass over the data."""
+    return np.random.default_rng(np.random.SeedSequence((seed, epoch))).permutation(samples)
+
+
+# An error travels from a loader process as a value: raised there, it would arrive wrapped in a traceback.
+TrainingItem = tuple[np.ndarray, np.ndarray, str]
+EvaluationItem = tuple[Sample, np.ndarray, np.ndarray]
+
+
+class TrainingData(Dataset["TrainingItem | DataError"]):
+    """dataset[position] -> (image uint8 (h, w, 3), target uint8 (h, w), sample name), augmented."""
+
+    def __init__(self, samples: list[Sample], table: LabelTable, augmentation: Augmentation, seed: int) -> None:
+        self.samples = samples
+        self.table = table
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __getitem__(self, position: int) -> "TrainingItem | DataError":
+        epoch, place = divmod(position, len(self.samples))
+        sample = self.samples[shuffling(len(self.samples), self.seed, epoch)[place]]
+        try:
+            image, target = read_sample(sample, self.table)
+        except DataError as error:
+            return error
+        return (*self.augmentation(image, target, (self.seed, position)), sample.name)
+
+
+class EvaluationData(Dataset["EvaluationItem | DataError"]):
+    """dataset[index] -> (sample, image uint8 (H, W, 3), target uint8 (H, W)), whole and unchanged."""
+
+    def __init__(self, samples: list[Sample], table: LabelTable) -> None:
+        self.samples = samples
+        self.table = table
+
+    def __getitem__(self, index: int) -> "EvaluationItem | DataError":
+        sample = self.samples[index]
+        try:
+            return (sample, *read_sample(sample, self.table))
+        except DataError as error:
+            return error
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+def training_batches(
+    data: TrainingData, batch_size: int, start: int, stop: int, workers: int, pin_memory: bool
+) -> Iterator[Batch]:
+    """The batches of steps start .. stop - 1. DataError for a sample that cannot be read."""
+    steps = [range(step * batch_size, (step + 1) * batch_size) for step in range(start, stop)]
+    loader: DataLoader[TrainingItem | DataError] = DataLoader(
+        data,
+        batch_sampler=steps,  # type: ignore[arg-type]
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=quiet_worker,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers else None,
+    )
+    return raised(loader)
+
+
+def evaluation_samples(samples: list[Sample], table: LabelTable, workers: int) -> Iterator[EvaluationItem]:
+    """(sample, image uint8 (H, W, 3), target uint8 (H, W)) once each, in order. DataError as above."""
+    loader: DataLoader[EvaluationItem | DataError] = DataLoader(
+        EvaluationData(samples, table),
+        batch_size=None,
+        collate_fn=as_it_is,  # type: ignore[arg-type]
+        num_workers=workers,
+        worker_init_fn=quiet_worker,
+    )
+    return raised(loader)
+
+
+def raised(items: Iterable[Any]) -> Iterator[Any]:
+    """The items, up to one that is an error, which is raised."""
+    for item in items:
+        if isinstance(item, DataError):
+            raise item
+        yield item
+
+
+def as_it_is(item: EvaluationItem | DataError) -> EvaluationItem | DataError:
+    return item
+
+
+def collate(items: list[TrainingItem | DataError]) -> Batch | DataError:
+    good = [item for item in items if not isinstance(item, DataError)]
+    if len(good) < len(items):
+        return next(item for item in items if isinstance(item, DataError))
+    images = torch.from_numpy(np.stack([image for image, _, _ in good])).permute(0, 3, 1, 2)
+    targets = torch.from_numpy(np.stack([target for _, target, _ in good]))
+    return Batch(images, targets, [name for _, _, name in good])
+
+
+def quiet_worker(worker: int) -> None:
+    """Keep to one core, and leave Ctrl-C and termination to the main process, which saves before it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

@@ -1,0 +1,87 @@
+"""Which processor computes, and what to install for the graphics card at hand."""
+
+import shutil
+import subprocess
+
+import torch
+
+from segtrain.errors import UsageError
+
+CUDA13_DRIVER = 580  # first driver series for CUDA 13, which plain pip's torch is built with
+CUDA13_CAPABILITY = (7, 5)  # Turing; CUDA 13 dropped what is older
+CUDA126_DRIVER = 525
+
+
+def resolve(name: str) -> torch.device:
+    """The device for auto, cuda or cpu. UsageError for a card that torch cannot use, unless cpu is asked for."""
+    if name == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        capability = torch.cuda.get_device_capability()
+        oldest = min(
+            (int(arch.removeprefix("sm_")) for arch in torch.cuda.get_arch_list() if arch[3:].isdigit()), default=0
+        )
+        if capability[0] * 10 + capability[1] >= oldest:
+            return torch.device("cuda")
+    cards = nvidia_cards()
+    if cards:
+        raise UsageError(
+            f"torch {torch.__version__} cannot use {cards[0]}. {advice(cards[0])} device=cpu insists on the CPU."
+        )
+    if name == "cuda":
+        raise UsageError("device=cuda: no NVIDIA card and driver found here (nvidia-smi lists none); use device=cpu")
+    return torch.device("cpu")
+
+
+def describe_device(device: torch.device) -> str:
+    """One phrase for the first line of a run."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name()} (torch {torch.__version__})"
+    return f"CPU, {torch.get_num_threads()} threads (torch {torch.__version__})"
+
+
+class Card:
+    """A card as nvidia-smi names it: name, driver version such as '580.65.06', compute capability."""
+
+    def __init__(self, name: str, driver: str, capability: tuple[int, int]) -> None:
+        self.name = name
+        self.driver = driver
+        self.capability = capability
+
+    def __str__(self) -> str:
+        return f"the {self.name} (driver {self.driver}, compute capability {'.'.join(map(str, self.capability))})"
+
+
+def nvidia_cards() -> list[Card]:
+    """The NVIDIA cards of this machine; empty without nvidia-smi or a working driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = [program, "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return []
+    cards = []
+    for line in lines:
+        parts = [part.strip() for part in line.split(",")]
+        if len(parts) == 3 and parts[2].replace(".", "").isdigit():
+            major, minor = (parts[2] + ".0").split(".")[:2]
+            cards.append(Card(parts[0], parts[1], (int(major), int(minor))))
+    return cards
+
+
+def advice(card: Card) -> str:
+    """What to install for a card, by its driver and generation."""
+    series = int(card.driver.split(".")[0]) if card.driver.split(".")[0].isdigit() else 0
+    if series >= CUDA13_DRIVER and card.capability >= CUDA13_CAPABILITY:
+        return "Install with plain pip and the CUDA 13 kernels: pip install '.[cuda13]'."
+    older = (
+        "Install torch for CUDA 12.6 first: pip install 'torch<2.15' torchvision --index-url "
+        "https://download.pytorch.org/whl/cu126, then pip install '.[cuda12]'"
+    )
+    if series < CUDA126_DRIVER:
+        return f"Update its driver (r{CUDA13_DRIVER} or newer for CUDA 13, r{CUDA126_DRIVER} at least). {older}."
+    if card.capability >= CUDA13_CAPABILITY:
+        return f"Plain pip brings a CUDA 13 torch, which needs driver r{CUDA13_DRIVER}: update the driver. Or: {older}."
+    return f"Plain pip brings a CUDA 13 torch, which needs a Turing card or newer. {older}."

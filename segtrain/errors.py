@@ -1,0 +1,17 @@
+"""Errors that reach the user as one sentence and an exit status, never as a traceback."""
+
+
+class SegtrainError(Exception):
+    """Something the user can mend. The message says what was expected, what was found, where, and the remedy."""
+
+    exit_status = 1
+
+
+class DataError(SegtrainError):
+    """Data, a checkpoint or a run was examined and refused (exit status 1)."""
+
+
+class UsageError(SegtrainError, ValueError):
+    """A command, an option or a path is wrong (exit status 2)."""
+
+    exit_status = 2

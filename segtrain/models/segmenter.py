@@ -1,0 +1,109 @@
+"""Backbone, head and classifier put together."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segtrain.abn import ABN
+from segtrain.config import ModelConfig
+from segtrain.errors import UsageError
+from segtrain.models.blocks import NORMS, Norm
+from segtrain.models.deeplabv3 import DeepLabV3
+from segtrain.models.resnet import resnet18
+from segtrain.models.resnext import resnext50, resnext101
+from segtrain.models.wider_resnet import wider_resnet38
+
+# name -> builder(norm, output_stride); the module has an `out_channels`
+BACKBONES: dict[str, Callable[[Norm, int], nn.Module]] = {
+    "resnet18": resnet18,
+    "resnext50": resnext50,
+    "resnext101": resnext101,
+    "wider_resnet38": wider_resnet38,
+}
+# name -> builder(in_channels, channels, norm, output_stride, pooling_size)
+HEADS: dict[str, Callable[..., nn.Module]] = {"deeplabv3": DeepLabV3}
+
+
+class Segmenter(nn.Module):
+    """(N, 3, H, W) normalised RGB -> (N, num_classes, H, W) logits, bilinear from the network's own stride.
+
+    `upsample=False` gives the logits at that stride instead. Parts are called body, head and cls as in the released
+    checkpoints.
+    """
+
+    def __init__(self, body: nn.Module, head: nn.Module, head_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+        self.cls = nn.Conv2d(head_channels, num_classes, 1)
+
+    def forward(self, x: Tensor, upsample: bool = True) -> Tensor:
+        logits: Tensor = self.cls(self.head(self.body(x)))
+        if not upsample:
+            return logits
+        return F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def initialise(model: nn.Module, negative_slope: float) -> None:
+    """The published initialisation: Xavier normal with the activation's gain; norm layers 1 and 0; bias 0."""
+    gain = nn.init.calculate_gain("leaky_relu", negative_slope)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.xavier_normal_(module.weight, gain)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, ABN):
+            module.reset_parameters()
+
+
+def build_model(
+    backbone: str,
+    head: str = "deeplabv3",
+    num_classes: int = 19,
+    output_stride: int = 8,
+    norm: str = "inplace_abn",
+    activation: str = "leaky_relu",
+    negative_slope: float = 0.01,
+    head_channels: int = 256,
+    pooling_size: tuple[int, int] | None = None,
+) -> Segmenter:
+    """A freshly initialised segmentation network; under `torch.device("meta")` only its shapes.
+
+    Raises UsageError (a ValueError) for a name or an output stride (8, 16, 32) that does not exist.
+    """
+    for option, value, known in (
+        ("backbone", backbone, BACKBONES), ("head", head, HEADS), ("norm", norm, NORMS),
+        ("output_stride", output_stride, (8, 16, 32)),
+    ):  # fmt: skip
+        if value not in known:
+            raise UsageError(f"model.{option}={value} does not exist: choose {', '.join(map(str, known))}")
+    layers = Norm(norm, activation, negative_slope)
+    body = BACKBONES[backbone](layers, output_stride)
+    in_channels = int(body.out_channels)  # type: ignore[arg-type]
+    top = HEADS[head](in_channels, head_channels, layers, output_stride, pooling_size)
+    model = Segmenter(body, top, head_channels, num_classes)
+    with torch.no_grad():
+        initialise(model, negative_slope)
+    return model
+
+
+def from_config(config: ModelConfig, num_classes: int) -> Segmenter:
+    """The network that the model options describe, in channels-last memory, which convolutions prefer."""
+    stride = config.output_stride
+    cells = (
+        None if config.pooling_size is None else (config.pooling_size[0] // stride, config.pooling_size[1] // stride)
+    )
+    model = build_model(
+        backbone=config.backbone,
+        head=config.head,
+        num_classes=num_classes,
+        output_stride=stride,
+        norm=config.norm,
+        activation=config.activation,
+        negative_slope=config.negative_slope,
+        head_channels=config.head_channels,
+        pooling_size=cells,
+    )
+    return model.to(memory_format=torch.channels_last)

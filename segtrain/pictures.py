@@ -1,0 +1,55 @@
+"""Label maps and predictions as pictures."""
+
+import math
+
+import cv2
+import numpy as np
+
+from segtrain.data.labels import LabelTable
+
+GAP = 4  # pixels between the parts of a panel
+
+
+def overlay(image: np.ndarray, train_ids: np.ndarray, table: LabelTable, opacity: float = 0.5) -> np.ndarray:
+    """The picture with its classes' colours laid over it: uint8 (H, W, 3)."""
+    return np.asarray(cv2.addWeighted(table.colorize(train_ids), opacity, image, 1 - opacity, 0))
+
+
+def triple(
+    image: np.ndarray, target: np.ndarray, prediction: np.ndarray, table: LabelTable, height: int = 256
+) -> np.ndarray:
+    """image | target | prediction side by side, `height` pixels high; the prediction greyed where there is no label."""
+    colored = table.colorize(prediction)
+    unlabelled = target >= table.num_classes
+    colored[unlabelled] = colored[unlabelled] // 3 + 60
+    size = (max(1, round(image.shape[1] * height / image.shape[0])), height)
+    parts = [
+        cv2.resize(image, size, interpolation=cv2.INTER_AREA),
+        cv2.resize(table.colorize(target), size, interpolation=cv2.INTER_NEAREST_EXACT),
+        cv2.resize(colored, size, interpolation=cv2.INTER_NEAREST_EXACT),
+    ]
+    gap = np.full((height, GAP, 3), 255, np.uint8)
+    return np.concatenate([parts[0], gap, parts[1], gap, parts[2]], axis=1)
+
+
+def sheet(rows: list[np.ndarray], table: LabelTable) -> np.ndarray:
+    """Panels below each other, with the classes' colours and names at the foot."""
+    width = max(row.shape[1] for row in rows)
+    padded = []
+    for row in [*rows, legend(table, width)]:
+        full = np.full((row.shape[0] + GAP, width, 3), 255, np.uint8)
+        full[: row.shape[0], : row.shape[1]] = row
+        padded.append(full)
+    return np.concatenate(padded)
+
+
+def legend(table: LabelTable, width: int) -> np.ndarray:
+    """Colour patches with class names, `width` pixels wide."""
+    cell, height = 150, 22
+    columns = max(1, width // cell)
+    picture = np.full((height * math.ceil(table.num_classes / columns), width, 3), 255, np.uint8)
+    for i, (name, color) in enumerate(zip(table.names, table.colors, strict=True)):
+        top, left = height * (i // columns), cell * (i % columns)
+        picture[top + 3 : top + height - 3, left + 3 : left + 21] = color
+        cv2.putText(picture, name[:18], (left + 26, top + 16), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    return picture

@@ -1,0 +1,78 @@
+"""`segtrain predict`: label, colour and overlay pictures for any photographs."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from segtrain import pictures
+from segtrain.config import PredictConfig
+from segtrain.data.labels import read_image
+from segtrain.device import describe_device, resolve
+from segtrain.errors import DataError, UsageError
+from segtrain.evaluation import restore
+from segtrain.log import Progress, say
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def predict(config: PredictConfig) -> Path:
+    """Write labels/, color/ and overlay/ of every input picture, at its own size. Returns the output folder.
+
+    A picture that cannot be read is named at the end (DataError) after all others are done.
+    """
+    if config.input is None:
+        raise UsageError("input is not set: give input=IMAGE or input=FOLDER")
+    source = Path(config.input)
+    files = find_images(source)
+    names = output_names(source, files)
+    on = resolve(config.device)
+    trained, content = restore(Path(config.checkpoint or ""), on)
+    say(f"checkpoint  {config.checkpoint}, step {content['step']}")
+    say(f"predicting  {len(files)} pictures, inference {config.inference.name}, on {describe_device(on)}")
+    output = Path(config.output or "segtrain-out/predict")
+    errors = []
+    progress = Progress("predicting", len(files))
+    for number, (file, name) in enumerate(zip(files, names, strict=True), 1):
+        try:
+            image = read_image(file)
+        except DataError as error:
+            errors.append(str(error))
+            continue
+        train_ids = trained.predict(image, config.inference)
+        for kind, picture in (
+            ("labels", trained.table.decode(train_ids)),
+            ("color", trained.table.colorize(train_ids)),
+            ("overlay", pictures.overlay(image, train_ids, trained.table)),
+        ):
+            path = output / kind / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path)
+        progress.show(number)
+    say(f"{len(files) - len(errors)} pictures; labels/ holds the ids of {trained.table.source}")
+    print(output)
+    if errors:
+        raise DataError("\n".join(errors))
+    return output
+
+
+def find_images(source: Path) -> list[Path]:
+    """The picture itself, or all pictures below a folder, sorted."""
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise UsageError(f"input={source}: no such file or folder")
+    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not files:
+        raise UsageError(f"input={source}: the folder holds no pictures ({', '.join(SUFFIXES)})")
+    return files
+
+
+def output_names(source: Path, files: list[Path]) -> list[str]:
+    """Path below `source` without the ending; with it where a.jpg and a.png would fall together."""
+    root = source if source.is_dir() else source.parent
+    relative = [path.relative_to(root) for path in files]
+    short = [path.with_suffix("").as_posix() for path in relative]
+    return [
+        name if short.count(name) == 1 else f"{name}_{path.suffix[1:]}"
+        for name, path in zip(short, relative, strict=True)
+    ]

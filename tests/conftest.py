@@ -1,0 +1,122 @@
+"""Shared fixtures, and the rule that a skipped test is listed and allowed, or the run fails."""
+
+import contextlib
+import io
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segtrain import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+ALLOWED = {
+    line.strip() for line in (ROOT / "tests" / "allowed_skips.txt").read_text().splitlines() if line and line[0] != "#"
+}
+unexpected: list[str] = []
+
+
+def pytest_runtest_logreport(report):
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = str(report.longrepr[2]).removeprefix("Skipped: ")
+        if reason not in ALLOWED:
+            unexpected.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_sessionfinish(session):
+    if unexpected and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    if unexpected:
+        terminalreporter.section("skips that tests/allowed_skips.txt does not list", red=True)
+        for line in unexpected:
+            terminalreporter.line(line)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Every test works in an empty folder, with a cache of its own and no data but what it makes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SEGTRAIN_CACHE", str(tmp_path / ".cache"))
+    monkeypatch.delenv("SEGTRAIN_DATA", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+class Answer(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def segtrain():
+    """segtrain("train", "experiment=toy") -> exit status and what was printed, in this process."""
+
+    def call(*arguments: str) -> Answer:
+        out, err = io.StringIO(), io.StringIO()
+        status = 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                cli.main([str(argument) for argument in arguments])
+            except SystemExit as stop:
+                status = int(stop.code or 0)
+        return Answer(status, out.getvalue(), err.getvalue())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """A folder of built-in scenes in Cityscapes' layout: 6 train, 3 val, 2 night. Read only."""
+    from segtrain.data.street_layouts import write
+
+    root = tmp_path_factory.mktemp("streets") / "streets"
+    write(root, "cityscapes", {"train": 6, "val": 3, "night": 2}, 0, (256, 512), workers=1)
+    return root
+
+
+def small_run(scenes: Path, *more: str) -> list[str]:
+    """Overrides for a training of a few seconds on `scenes`."""
+    return [
+        f"dataset.root={scenes}", "dataset.scenes=6", "dataset.val_scenes=3", "model.output_stride=16",
+        "model.head_channels=8", "augmentation.crop_size=[64,96]", "augmentation.scale=[0.3,0.5]",
+        "trainer.batch_size=2", "trainer.epochs=null", "trainer.max_steps=4", "trainer.validate_every=4",
+        "trainer.save_every=2", "loader.workers=0", "logging.every=1", "logging.pictures=2", "device=cpu", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def folder_data(tmp_path):
+    """A folder data set of two classes plus void: 4 train and 2 val pairs of 48x64 pixels, and its overrides."""
+    root = tmp_path / "mine"
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        for kind in ("images", "labels"):
+            (root / split / kind).mkdir(parents=True)
+        for i in range(count):
+            label = np.zeros((48, 64), np.uint8)
+            label[:, 20 + 4 * i :] = 7
+            label[:3] = 9
+            image = np.where(label[..., None] == 7, (200, 60, 40), (30, 90, 160)) + rng.integers(0, 30, (48, 64, 3))
+            Image.fromarray(image.astype(np.uint8)).save(root / split / "images" / f"p{i}.png")
+            Image.fromarray(label).save(root / split / "labels" / f"p{i}.png")
+    (root / "classes.csv").write_text("id,name,color,ignore\n0,water,#1040a0,\n7,land,200 60 40,false\n9,void,,true\n")
+    overrides = [
+        "dataset=folder", f"dataset.root={root}", "dataset.classes=classes.csv",
+        "dataset.splits.train={images:train/images/*.png,labels:train/labels/*.png}",
+        "dataset.splits.val={images:val/images/*.png,labels:val/labels/*.png}",
+        "augmentation.crop_size=[32,48]", "augmentation.scale=[0.9,1.1]", "model.output_stride=16",
+        "model.head_channels=8", "trainer.batch_size=2", "trainer.epochs=null", "trainer.max_steps=2",
+        "loader.workers=0", "device=cpu",
+    ]  # fmt: skip
+    return root, overrides
+
+
+def environment() -> dict[str, str]:
+    """For a subprocess that runs this checkout's segtrain."""
+    return {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -1,0 +1,345 @@
+"""From files to batches: data sets, start-up checks, augmentation, order."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segtrain.config import AugmentationConfig, CityscapesConfig, FolderConfig, KittiConfig, StreetsConfig
+from segtrain.data.check import check_samples
+from segtrain.data.datasets import label_table, split_samples
+from segtrain.data.labels import IGNORE, published_table, read_json_table
+from segtrain.data.loader import TrainingData, evaluation_samples, read_sample, training_batches
+from segtrain.data.sample import Sample
+from segtrain.data.street_layouts import write
+from segtrain.data.transforms import Augmentation
+from segtrain.errors import DataError, UsageError
+
+# ------------------------------------------------------------------------------------------------ data sets
+
+
+def test_cityscapes_layout(scenes):
+    config = CityscapesConfig(name="cityscapes", root=str(scenes))
+    samples = split_samples(config, "train")
+    assert len(samples) == 6
+    assert samples[0].name == "streets_000000_000019"
+    image, target = read_sample(samples[0], label_table(config))
+    assert image.shape == (256, 512, 3)
+    assert set(np.unique(target)) <= {*range(19), IGNORE}
+    with pytest.raises(DataError, match="no split 'vall'.*there is night, train, val"):
+        split_samples(config, "vall")
+
+
+def test_streets_draw_themselves_and_take_the_first(tmp_path, scenes):
+    config = StreetsConfig(name="streets", root=str(scenes), scenes=4, val_scenes=2, night_scenes=1)
+    assert len(split_samples(config, "train")) == 4
+    assert len(split_samples(config, "night")) == 1
+    with pytest.raises(DataError, match="seed"):
+        split_samples(StreetsConfig(name="streets", root=str(scenes), seed=5), "train")
+
+
+def test_kitti_layout_and_published_splits(tmp_path):
+    names = [f"{i:06d}_10.png" for i in range(200)]
+    for folder in ("training/image_2", "training/semantic", "testing/image_2"):
+        (tmp_path / folder).mkdir(parents=True)
+        for name in names:
+            (tmp_path / folder / name).touch()
+    config = KittiConfig(name="kitti", root=str(tmp_path))
+    val = {sample.name for sample in split_samples(config, "val")}
+    train = {sample.name for sample in split_samples(config, "train")}
+    assert val == {f"{i:06d}_10" for i in read_json_table("kitti_splits")["mseg_150_50"]}
+    assert (len(val), len(train), len(val & train)) == (50, 150, 0)
+    assert len(split_samples(config, "trainval")) == 200
+    assert split_samples(config, "test")[0].label is None
+    other = KittiConfig(name="kitti", root=str(tmp_path), val_list="nvidia_sdcnet_cv0")
+    assert len(split_samples(other, "val")) == 21
+    with pytest.raises(UsageError, match="mseg_150_50, nvidia_sdcnet_cv0"):
+        split_samples(KittiConfig(name="kitti", root=str(tmp_path), val_list="mine"), "val")
+
+
+def test_kitti_scenes_train_ids(tmp_path):
+    write(tmp_path / "k", "kitti", {"train": 3, "val": 1}, 0, (256, 512), workers=1)
+    config = KittiConfig(name="kitti", root=str(tmp_path / "k"))
+    for sample in split_samples(config, "trainval"):
+        image, target = read_sample(sample, label_table(config))
+        assert image.shape[:2] == target.shape
+        assert (target < 19).mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (CityscapesConfig(name="cityscapes", root="nowhere"), r"gtFine.*labelIds[\s\S]*www.cityscapes-dataset.com"),
+        (KittiConfig(name="kitti", root="nowhere"), r"image_2[\s\S]*www.cvlibs.net"),
+        (FolderConfig(name="folder", root="nowhere"), r"dataset.splits.train"),
+    ],
+)
+def test_missing_data_names_the_tree_and_the_source(config, words):
+    with pytest.raises(DataError, match=words):
+        split_samples(config, "train")
+
+
+def picture(path, value=0, size=(6, 4)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full(size, value, np.uint8)).save(path)
+
+
+def folder_config(root, images, labels, **options):
+    entry = {"images": images} | ({"labels": labels} if labels else {})
+    return FolderConfig(name="folder", root=str(root), splits={"train": entry}, **options)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "pattern", "other", "names"),
+    [
+        ("a/x.png", "b/x.png", "a/*.png", "b/*.png", ["x"]),
+        ("x_rgb.png", "x_lab.png", "*_rgb.png", "*_lab.png", ["x"]),
+        ("i/city/x.jpg", "l/city/x.png", "i/**/*.jpg", "l/**/*.png", ["city/x"]),
+        ("i/c1/x.png", "l/c1/x.png", "i/*/*.png", "l/*/*.png", ["c1/x"]),
+        ("a[1]/x.png", "b/x.png", "a[1]/*.png", "b/*.png", ["x"]),
+        ("a b/(1) x.png", "l,1/(1) x.png", "a b/*.png", "l,1/*.png", ["(1) x"]),
+    ],
+)
+def test_patterns_pair_by_what_the_stars_stand_for(tmp_path, images, labels, pattern, other, names):
+    picture(tmp_path / images)
+    picture(tmp_path / labels)
+    samples = split_samples(folder_config(tmp_path, pattern, other), "train")
+    assert [sample.name for sample in samples] == names
+    assert samples[0].image == tmp_path / images
+    assert samples[0].label == tmp_path / labels
+
+
+def test_images_without_label_and_the_reverse(tmp_path):
+    for i in range(3):
+        picture(tmp_path / f"a/{i}.png")
+    picture(tmp_path / "b/0.png")
+    with pytest.raises(DataError, match=r"2 of 3 images have no label picture: .*a/1\.png"):
+        split_samples(folder_config(tmp_path, "a/*.png", "b/*.png"), "train")
+    with pytest.raises(DataError, match=r"2 of 3 labels have no image picture: .*a/1\.png"):
+        split_samples(folder_config(tmp_path, "b/*.png", "a/*.png"), "train")
+
+
+def test_empty_split_and_ambiguous_patterns(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(DataError, match="is empty"):
+        split_samples(folder_config(tmp_path, "a/*.png", "b/*.png"), "train")
+    with pytest.raises(UsageError, match="same number of"):
+        split_samples(folder_config(tmp_path, "a/*.png", "*/*.png"), "train")
+
+
+def test_lists_of_pairs(tmp_path):
+    picture(tmp_path / "i/x y.png")
+    picture(tmp_path / "l/z.png")
+    (tmp_path / "list.txt").write_text("# image, label\ni/x y.png, l/z.png\n\n")
+    config = FolderConfig(name="folder", root=str(tmp_path), splits={"train": {"pairs": "list.txt"}})
+    assert split_samples(config, "train") == [Sample("i/x y", tmp_path / "i/x y.png", tmp_path / "l/z.png")]
+    for text, words in (
+        ("i/x.png\n", "line 1: expected 'image,label'"),
+        ("i/no.png,l/z.png\n", r"line 1: no such file .*no\.png"),
+        ("i/x y.png,l/z.png\ni/x y.png,l/z.png\n", "line 2.*same name"),
+    ):
+        (tmp_path / "list.txt").write_text(text)
+        with pytest.raises(DataError, match=words):
+            split_samples(config, "train")
+
+
+def test_folder_needs_its_options(tmp_path):
+    with pytest.raises(UsageError, match=r"dataset\.root is not set"):
+        split_samples(FolderConfig(name="folder"), "train")
+    with pytest.raises(UsageError, match=r"dataset\.classes is not set"):
+        label_table(FolderConfig(name="folder", root=str(tmp_path)))
+
+
+# ------------------------------------------------------------------------------------------------ start-up checks
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    samples = []
+    for i in range(3):
+        picture(tmp_path / f"i{i}.png", 50)
+        picture(tmp_path / f"l{i}.png", 7)
+        samples.append(Sample(str(i), tmp_path / f"i{i}.png", tmp_path / f"l{i}.png"))
+    return samples
+
+
+def check(samples, tmp_path):
+    return check_samples(samples, published_table("cityscapes"), tmp_path / "cache", lambda text: None)
+
+
+def test_good_files_pass_and_the_largest_size_is_told(pairs, tmp_path):
+    picture(pairs[1].image, size=(9, 5))
+    picture(pairs[1].label, 7, size=(9, 5))
+    assert check(pairs, tmp_path) == (9, 5)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda p: p.image.write_bytes(p.image.read_bytes()[:-20]), r"i1\.png cannot be read.*truncated"),
+        (lambda p: p.label.write_bytes(p.label.read_bytes()[:30]), r"l1\.png cannot be read"),
+        (lambda p: p.label.write_bytes(flip_byte(p.label.read_bytes(), -20)), r"l1\.png cannot be read.*checksum"),
+        (lambda p: p.image.write_text("text"), r"i1\.png cannot be read"),
+        (lambda p: p.image.unlink(), r"i1\.png cannot be read.*no such file"),
+        (lambda p: picture(p.label, 7, (6, 5)), r"i1\.png is 4x6 but its label .*l1\.png is 5x6"),
+        (lambda p: picture(p.label, 40), r"l1\.png: label id 40"),
+        (lambda p: Image.new("RGB", (4, 6)).save(p.label), r"l1\.png is a RGB colour picture"),
+    ],
+)
+def test_damage_is_named(pairs, tmp_path, damage, words):
+    check(pairs, tmp_path)  # remembered as good, until it changes
+    damage(pairs[1])
+    with pytest.raises(DataError, match=words):
+        check(pairs, tmp_path)
+
+
+def flip_byte(data, place):
+    changed = bytearray(data)
+    changed[place] ^= 0xFF
+    return bytes(changed)
+
+
+def test_a_truncated_jpeg_is_named(tmp_path):
+    path = tmp_path / "x.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90, 3)).astype(np.uint8)).save(path)
+    check([Sample("x", path, None)], tmp_path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(DataError, match=r"x\.jpg cannot be read.*end of the JPEG"):
+        check([Sample("x", path, None)], tmp_path)
+
+
+def test_many_errors_are_counted_and_some_shown(pairs, tmp_path):
+    for sample in pairs:
+        picture(sample.label, 99)
+    with pytest.raises(DataError, match="3 of 3 samples cannot be used"):
+        check(pairs, tmp_path)
+
+
+def test_a_second_check_reads_no_file(pairs, tmp_path, monkeypatch):
+    check(pairs, tmp_path)
+
+    def no_reading(path):
+        raise AssertionError(f"{path} was read again")
+
+    monkeypatch.setattr("segtrain.data.check.examine_file", no_reading)
+    monkeypatch.setattr("segtrain.data.check.read_label", no_reading)
+    assert check(pairs, tmp_path) == (6, 4)
+
+
+# ------------------------------------------------------------------------------------------------ augmentation
+
+
+def coded(height=60, width=80):
+    """A picture whose pixels say where they come from, and a label with the same boundary as the picture."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:, width // 2 :] = 200
+    target = np.where(image[..., 0] > 100, 1, 0).astype(np.uint8)
+    return image, target
+
+
+def augmentation(**options):
+    return Augmentation(AugmentationConfig(**{"crop_size": [48, 48], "scale": [0.5, 2.0], **options}))
+
+
+def test_same_seed_same_sample_other_seed_other_sample():
+    augment = augmentation()
+    image, target = coded()
+    first = augment(image, target, (0, 5))
+    for _ in range(3):  # whatever came in between
+        augment(image, target, (0, 6))
+    again = augment(image, target, (0, 5))
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    different = [augment(image, target, (0, i)) for i in range(20)]
+    assert len({(a.tobytes(), b.tobytes()) for a, b in different}) > 15
+
+
+def test_transforms_draw_independently():
+    """Flip and scale must not go together, as they do with the library's own seeding."""
+    augment = augmentation(crop_size=[32, 32], scale=[0.5, 1.5])
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[:, :16] = 255
+    image[0] = 10
+    flips, small = [], []
+    for i in range(300):
+        _, target = augment(image, image[..., 0] // 255, (1, i))
+        columns = np.where(target == 1)[1]
+        padded = (target == IGNORE).any()
+        small.append(padded)
+        centre = np.where(target != IGNORE)[1].mean()
+        flips.append(columns.mean() > centre if len(columns) else False)
+    assert abs(np.corrcoef(flips, small)[0, 1]) < 0.2
+    assert 0.35 < np.mean(flips) < 0.65
+
+
+def test_padding_is_ignored_and_no_new_labels_appear():
+    image, target = coded(20, 20)
+    target[:] = 3
+    target[:, 10:] = 9
+    for i in range(30):
+        out, label = augmentation(crop_size=[64, 64], scale=[0.5, 1.5])(image, target, (0, i))
+        assert out.shape == (64, 64, 3)
+        assert set(np.unique(label)) <= {3, 9, IGNORE}
+        assert (label == IGNORE).any()
+
+
+def test_image_and_label_stay_aligned():
+    """The boundary in the label stays within half a pixel of the boundary in the picture."""
+    image, target = coded(64, 96)
+    shifts = []
+    for i in range(60):
+        out, label = augmentation(crop_size=[32, 48], scale=[0.5, 2.0], flip=0.0)(image, target, (0, i))
+        row, labels = out[16, :, 0].astype(float), label[16]
+        if {0, 1} <= set(labels) and IGNORE not in labels:
+            edge = (200 - row).sum() / 200  # sub-pixel place of the step
+            shifts.append(edge - (labels == 0).sum())
+    assert len(shifts) > 10
+    assert abs(np.mean(shifts)) < 0.12
+    assert np.abs(shifts).max() <= 0.51
+
+
+def test_no_augmentation_is_a_plain_crop():
+    image, target = coded(48, 48)
+    out, label = augmentation(scale=[1.0, 1.0], flip=0.0)(image, target, (0, 0))
+    assert (out == image).all()
+    assert (label == target).all()
+
+
+# ------------------------------------------------------------------------------------------------ order
+
+
+def training_data(scenes, seed=0):
+    config = StreetsConfig(name="streets", root=str(scenes), scenes=6, val_scenes=3)
+    samples = split_samples(config, "train")
+    return TrainingData(samples, label_table(config), augmentation(), seed)
+
+
+def steps(data, start, stop, workers):
+    return [
+        (batch.names, batch.images.numpy().tobytes(), batch.targets.numpy().tobytes())
+        for batch in training_batches(data, 4, start, stop, workers, pin_memory=False)
+    ]
+
+
+def test_batches_depend_on_seed_and_step_only(scenes):
+    data = training_data(scenes)
+    alone = steps(data, 0, 5, workers=0)
+    assert steps(data, 0, 5, workers=2) == alone
+    assert steps(data, 3, 5, workers=1) == alone[3:]
+    assert steps(training_data(scenes, seed=1), 0, 5, workers=0) != alone
+
+
+def test_every_sample_comes_once_per_pass(scenes):
+    names = [name for batch in steps(training_data(scenes), 0, 6, workers=0) for name in batch[0]]
+    for i in range(0, 24, 6):
+        assert len(set(names[i : i + 6])) == 6
+    assert names[:6] != names[6:12]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_file_met_later_is_one_clear_error(scenes, tmp_path, workers):
+    data = training_data(scenes)
+    data.samples = [sample._replace(image=tmp_path / "gone.png") for sample in data.samples]
+    with pytest.raises(DataError, match=r"^\S*gone\.png cannot be read") as caught:
+        steps(data, 0, 1, workers)
+    assert "Traceback" not in str(caught.value)
+    with pytest.raises(DataError, match=r"gone\.png"):
+        list(evaluation_samples(data.samples, data.table, workers))

