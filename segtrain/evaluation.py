@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from segtrain import checkpoint, pictures
 from segtrain.config import EvaluateConfig, InferenceConfig, ModelConfig
@@ -129,8 +128,7 @@ def print_table(result: dict[str, Any]) -> None:
 def write_result(folder: Path, result: dict[str, Any], panels: list[np.ndarray], table: LabelTable) -> None:
     """evaluation.json and predictions.png (image | target | prediction)."""
     if panels:
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pictures.sheet(panels, table)).save(folder / "predictions.png")
+        pictures.write(folder / "predictions.png", pictures.sheet(panels, table))
     write_atomically(folder / "evaluation.json", json.dumps(result, indent=2).encode() + b"\n")
 
 

@@ -1,13 +1,24 @@
 """Label maps and predictions as pictures."""
 
+import io
 import math
+from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from segtrain.data.labels import LabelTable
+from segtrain.files import write_atomically
 
 GAP = 4  # pixels between the parts of a panel
+
+
+def write(path: Path, picture: np.ndarray) -> None:
+    """A PNG from uint8 (H, W) or (H, W, 3) RGB, in a folder that is made if need be."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())
 
 
 def overlay(image: np.ndarray, train_ids: np.ndarray, table: LabelTable, opacity: float = 0.5) -> np.ndarray:

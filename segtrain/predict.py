@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from PIL import Image
-
 from segtrain import pictures
 from segtrain.config import PredictConfig
 from segtrain.data.labels import read_image
@@ -44,9 +42,7 @@ def predict(config: PredictConfig) -> Path:
             ("color", trained.table.colorize(train_ids)),
             ("overlay", pictures.overlay(image, train_ids, trained.table)),
         ):
-            path = output / kind / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(path)
+            pictures.write(output / kind / f"{name}.png", picture)
         progress.show(number)
     say(f"{len(files) - len(errors)} pictures; labels/ holds the ids of {trained.table.source}")
     print(output)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from segtrain import checkpoint, pictures
@@ -68,14 +67,9 @@ def train(config: TrainConfig) -> Path:
     log = RunLog(run.folder, start)
 
     def save(path: Path, step: int) -> None:
-        content = {
-            "config": asdict(config),
-            "classes": table.as_dict(),
-            "step": step,
-            "validated": validated,
-            "best": best,
-        }
-        checkpoint.save(path, {**content, "model": model.state_dict(), "optimizer": optimizer.state_dict()})
+        content = {"config": asdict(config), "classes": table.as_dict(), "step": step}
+        content |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        checkpoint.save(path, content | {"validated": validated, "best": best})
 
     def validate(step: int) -> dict[str, Any]:
         nonlocal validated, best
@@ -87,7 +81,7 @@ def train(config: TrainConfig) -> Path:
         if panels:
             picture = pictures.sheet(panels, table)
             log.picture(step, "val/image-target-prediction", picture)
-            Image.fromarray(picture).save(run.pictures / f"val_{step:07d}.png")
+            pictures.write(run.pictures / f"val_{step:07d}.png", picture)
         validated = step
         if result["miou"] > best["miou"]:
             best = {"miou": result["miou"], "step": step}
@@ -107,9 +101,7 @@ def train(config: TrainConfig) -> Path:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             # Dropout too is a function of (seed, step): a resumed run draws what an uninterrupted one would.
-            torch.manual_seed(
-                int(np.random.SeedSequence((config.trainer.seed, step)).generate_state(1, np.uint64)[0] >> 1)
-            )
+            torch.manual_seed(int(np.random.SeedSequence((config.trainer.seed, step)).generate_state(1)[0]))
             loss = train_step(model, batch, optimizer, config, on)
             done = step + 1
             progress.step(done, loss, lr, log)

@@ -146,7 +146,10 @@ def test_position_alone_does_not_give_the_classes_away(train, val):
 
 
 def test_colour_and_position_do_not_give_the_classes_away(train, val):
-    """Three layers over (R, G, B, x, y) of single pixels. Three times the width and five times the steps gain 0.01."""
+    """Hidden layers of 96 over (R, G, B, x, y) of single pixels reach about 0.18.
+
+    Three times the width and five times the steps reach 0.16: they only learn these 60 scenes by heart.
+    """
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
 

@@ -1,0 +1,61 @@
+"""Real street photographs, where a local copy lies beside the checkout: configuration alone reads them."""
+
+import numpy as np
+import pytest
+
+from segtrain.config import FolderConfig
+from segtrain.data.check import check_samples
+from segtrain.data.datasets import label_table, split_samples
+from segtrain.data.loader import evaluation_samples
+from segtrain.evaluation import position_prior
+from segtrain.metrics import ConfusionMatrix
+from tests.conftest import ROOT
+
+PHOTOGRAPHS = ROOT.parent / "shared" / "camvid_small"
+NAMES = (
+    "sky",
+    "building",
+    "pole",
+    "road",
+    "pavement",
+    "tree",
+    "sign symbol",
+    "fence",
+    "car",
+    "pedestrian",
+    "bicyclist",
+)
+
+pytestmark = pytest.mark.skipif(
+    not PHOTOGRAPHS.is_dir(), reason="no local photographs (../shared/camvid_small) beside this checkout"
+)
+
+
+@pytest.fixture
+def camvid(tmp_path):
+    rows = [f"{i},{name},,false" for i, name in enumerate(NAMES)] + ["11,unlabelled,,true"]
+    (tmp_path / "camvid.csv").write_text("id,name,color,ignore\n" + "\n".join(rows) + "\n")
+    return FolderConfig(
+        name="folder",
+        root=str(PHOTOGRAPHS),
+        classes=str(tmp_path / "camvid.csv"),
+        splits={s: {"images": f"{s}/*.png", "labels": f"{s}annot/*.png"} for s in ("train", "val")},
+    )
+
+
+def test_the_start_up_check_is_content(camvid, tmp_path):
+    for split, number in (("train", 72), ("val", 24)):
+        samples = split_samples(camvid, split)
+        assert len(samples) == number
+        assert check_samples(samples, label_table(camvid), tmp_path / "cache", print) == (360, 480)
+
+
+def test_position_prior(camvid):
+    """0.17 was measured for a position prior by other means: the baseline that a result is printed beside."""
+    table = label_table(camvid)
+    prior = position_prior(split_samples(camvid, "train"), table)
+    matrix = ConfusionMatrix(table.num_classes)
+    for _, image, target in evaluation_samples(split_samples(camvid, "val"), table, workers=0):
+        assert image.shape[:2] == target.shape
+        matrix.add(target, prior.predict(target.shape))
+    assert np.nanmean(matrix.iou()) == pytest.approx(0.17, abs=0.02)
