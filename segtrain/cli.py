@@ -84,7 +84,7 @@ class Arguments:
     overrides: list[str]
     config_dir: str | None = None
     show: bool = False  # --cfg job
-    hydra: bool = False  # a sweep or completion, which Hydra does itself
+    sweep: bool = False  # -m: Hydra itself runs each combination
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -127,8 +127,8 @@ def run(arguments: list[str]) -> None:
         print(usage(verb, command))
         return
     parsed = parse(verb, command, arguments[1:])
-    if parsed.hydra:
-        hydra_runs(verb, command, arguments[1:])
+    if parsed.sweep:
+        sweep(verb, command, parsed)
         return
     composed = compose(verb, command, parsed)
     if parsed.show:
@@ -163,11 +163,9 @@ def parse(verb: str, command: Command, words: list[str]) -> Arguments:
             if kind != "job":
                 raise UsageError(f"--cfg {kind}: only --cfg job is there, which prints the composed options")
             result.show = True
-        elif flag in ("-m", "--multirun", "-sc", "--shell-completion"):
-            result.hydra = True
-            if flag in ("-sc", "--shell-completion"):
-                return result
-        elif word.startswith("--"):
+        elif word in ("-m", "--multirun"):
+            result.sweep = True
+        elif re.match(r"--?[a-zA-Z]", word):
             raise UsageError(f"there is no flag {word}; options are given as key=value (segtrain {verb} --help)")
         else:
             result.overrides.append(override(verb, command, word))
@@ -251,6 +249,9 @@ def compose(verb: str, command: Command, arguments: Arguments) -> Any:
     """The composed options as OmegaConf; UsageError in one sentence for a wrong key, value or group."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     refuse_additions(arguments.overrides)
     register(verb, command, arguments.overrides)
@@ -259,7 +260,7 @@ def compose(verb: str, command: Command, arguments: Arguments) -> Any:
     with hydra.initialize_config_dir(str(CONFIGS.absolute()), job_name="segtrain", version_base="1.3"):
         try:
             return hydra.compose(verb, [*path, *arguments.overrides])
-        except Exception as error:
+        except (HydraException, OmegaConfBaseException, YAMLError) as error:
             raise UsageError(explain(error, verb, command, arguments.overrides)) from error
 
 
@@ -285,7 +286,7 @@ def explain(error: Exception, verb: str, command: Command, overrides: list[str])
         near = difflib.get_close_matches(match[2], options, 1)
         hint = f"did you mean {match[1]}={near[0]}? " if near else ""
         return f"{match[1]}={match[2]}: there is none of that name; {hint}There is {', '.join(options)}"
-    if match := re.search(r"Could not override '([\w.]+)'", text):
+    if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(match[1], known)
     if match := re.search(r"Key '(\w+)' (?:not in|is not in struct)[\s\S]*?full_key: ([\w.\[\]]+)", text):
         return unknown_key(match[2], known) + where_in_yaml(match[2], overrides)
@@ -294,9 +295,6 @@ def explain(error: Exception, verb: str, command: Command, overrides: list[str])
         first = [item for item in texts if "full_key" in item][-1].splitlines()[0]
         wanted = f"; it is: {known[key][0]}, {known[key][1]}" if key in known else ""
         return f"{key}: {first[0].lower() + first[1:]}{wanted}" + where_in_yaml(key, overrides)
-    if "Could not override" in text or "No match in the defaults list" in text:
-        match = re.search(r"Could not override '([^']+)'", text)
-        return unknown_key(match[1] if match else overrides[-1], known)
     return re.sub(r"\s+", " ", texts[0]) + f" (given: {' '.join(overrides) or 'no overrides'})"
 
 
@@ -351,24 +349,19 @@ def run_name(options: config.TrainConfig, overrides: list[str]) -> str:
     return slug
 
 
-def hydra_runs(verb: str, command: Command, words: list[str]) -> None:
-    """Sweeps (-m) and shell completion by Hydra itself. Each job of a sweep is a run of its own."""
+def sweep(verb: str, command: Command, arguments: Arguments) -> None:
+    """Hydra's multirun: every combination of comma-separated values, each a run of its own name."""
     import hydra
+    from hydra.core.hydra_config import HydraConfig
 
-    parsed = parse(
-        verb, command, [word for word in words if word not in ("-m", "--multirun", "-sc", "--shell-completion")]
-    )
-    refuse_additions(parsed.overrides)
-    register(verb, command, parsed.overrides)
+    refuse_additions(arguments.overrides)
+    register(verb, command, arguments.overrides)
 
     def job(composed: Any) -> None:
-        from hydra.core.hydra_config import HydraConfig
-
         start(command, checked(verb, composed, list(HydraConfig.get().overrides.task)))
 
-    flags = [word for word in words if word in ("-m", "--multirun", "-sc", "--shell-completion")]
-    path = ["--config-dir", parsed.config_dir] if parsed.config_dir else []
-    sys.argv = ["segtrain", *flags, *path, *parsed.overrides, "hydra/job_logging=none", "hydra/hydra_logging=none"]
+    path = ["--config-dir", arguments.config_dir] if arguments.config_dir else []
+    sys.argv = ["segtrain", "-m", *path, *arguments.overrides, "hydra/job_logging=none", "hydra/hydra_logging=none"]
     hydra.main(version_base="1.3", config_path=str(CONFIGS.absolute()), config_name=verb)(job)()
 
 

@@ -255,3 +255,10 @@ def test_group_names_are_those_of_the_contract():
         "experiment", "dataset", "model", "loss", "optimizer", "schedule", "augmentation", "sampling", "loader",
         "trainer", "inference", "logging", "plan",
     }  # fmt: skip
+
+
+def test_broken_yaml_of_ones_own_is_named(segtrain, tmp_path):
+    recipes = tmp_path / "mine" / "experiment"
+    recipes.mkdir(parents=True)
+    (recipes / "broken.yaml").write_text("optimizer: {lr: 0.1\n")
+    refused(segtrain("train", "experiment=broken", "--config-dir", str(tmp_path / "mine")), "broken.yaml")
