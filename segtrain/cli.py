@@ -292,7 +292,8 @@ def explain(error: Exception, verb: str, command: Command, overrides: list[str])
         return unknown_key(match[2], known) + where_in_yaml(match[2], overrides)
     if match := re.search(r"full_key: ([\w.\[\]]+)", text):
         key = re.sub(r"\[\d+\]", "", match[1])
-        first = [item for item in texts if "full_key" in item][-1].splitlines()[0]
+        told = [item for item in texts if "full_key" in item][-1].splitlines()
+        first = next(line for line in told if not line.startswith("In '"))
         wanted = f"; it is: {known[key][0]}, {known[key][1]}" if key in known else ""
         return f"{key}: {first[0].lower() + first[1:]}{wanted}" + where_in_yaml(key, overrides)
     return re.sub(r"\s+", " ", texts[0]) + f" (given: {' '.join(overrides) or 'no overrides'})"

@@ -290,7 +290,7 @@ def test_more_steps_go_on_and_other_options_are_refused(scenes, segtrain, folder
 
 def test_a_folder_of_ones_own_trains_by_configuration(folder_data, segtrain):
     root, overrides = folder_data
-    longer = ["trainer.max_steps=40", "optimizer.lr=0.05", "loss=cross_entropy"]
+    longer = ["trainer.max_steps=60", "trainer.batch_size=8", "optimizer.lr=0.02", "loss=cross_entropy"]
     answer = segtrain("train", *overrides, "name=mine", *longer)
     assert answer.status == 0, answer
     result = json.loads(Path("runs/mine/evaluation.json").read_text())
