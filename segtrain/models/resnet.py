@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from torch import Tensor, nn
+from torch import nn
 
 from segtrain.models.blocks import Norm, ResidualBlock, stage
 
@@ -14,7 +14,7 @@ STRIDES_DILATIONS = {
 }
 
 
-class ResNet(nn.Module):
+class ResNet(nn.Sequential):
     """(N, 3, H, W) -> (N, out_channels, H / output_stride, W / output_stride)."""
 
     def __init__(self, structure: tuple[int, ...], bottleneck: bool, norm: Norm, output_stride: int) -> None:
@@ -32,11 +32,6 @@ class ResNet(nn.Module):
                 channels = widths[-1]
             self.add_module(f"mod{i + 2}", stage(*made))
         self.out_channels = channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        for module in self.children():
-            x = module(x)
-        return x
 
 
 def resnet18(norm: Norm, output_stride: int) -> nn.Module:

@@ -2,13 +2,13 @@
 
 from collections import OrderedDict
 
-from torch import Tensor, nn
+from torch import nn
 
 from segtrain.models.blocks import IdentityResidualBlock, Norm, conv, stage
 from segtrain.models.resnet import STRIDES_DILATIONS
 
 
-class ResNeXt(nn.Module):
+class ResNeXt(nn.Sequential):
     """(N, 3, H, W) -> (N, 2048, H / output_stride, W / output_stride). Three 3x3 convolutions in the stem."""
 
     def __init__(self, structure: tuple[int, ...], norm: Norm, output_stride: int) -> None:
@@ -31,11 +31,6 @@ class ResNeXt(nn.Module):
             self.add_module(f"mod{i + 2}", stage(*made))
         self.bn_out = norm(channels)
         self.out_channels = channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        for module in self.children():
-            x = module(x)
-        return x
 
 
 def resnext50(norm: Norm, output_stride: int) -> nn.Module:

@@ -1,6 +1,6 @@
 """WideResNet-38 in its segmentation form ("A2"), layout of the official In-Place ABN repository."""
 
-from torch import Tensor, nn
+from torch import nn
 
 from segtrain.models.blocks import IdentityResidualBlock, Norm, conv, stage
 
@@ -16,7 +16,7 @@ STRIDES_DILATIONS = {
 }
 
 
-class WiderResNet38(nn.Module):
+class WiderResNet38(nn.Sequential):
     """(N, 3, H, W) -> (N, 4096, H / output_stride, W / output_stride)."""
 
     def __init__(self, norm: Norm, output_stride: int) -> None:
@@ -36,11 +36,6 @@ class WiderResNet38(nn.Module):
             self.add_module(f"mod{i}", stage(*made))
         self.bn_out = norm(channels)
         self.out_channels = channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        for module in self.children():
-            x = module(x)
-        return x
 
 
 def wider_resnet38(norm: Norm, output_stride: int) -> nn.Module:
