@@ -315,10 +315,14 @@ class EvaluateConfig(CommandConfig):
     split: str | None = option(None, "split to evaluate; default dataset.val_split")
     device: str = option("auto", "auto | cuda | cpu")
     position_prior: bool = option(True, "also score a predictor that knows the pixel's position only")
+    pictures: int = option(6, "pictures drawn (image | target | prediction)")
     dataset: DatasetConfig = group(DatasetConfig)
     inference: InferenceConfig = group(InferenceConfig)
     loader: LoaderConfig = group(LoaderConfig)
-    logging: LoggingConfig = group(LoggingConfig)
+
+    def check(self) -> "CommandConfig":
+        require(self.pictures >= 0, "pictures", self.pictures, "give 0 or more")
+        return super().check()
 
 
 @dataclass

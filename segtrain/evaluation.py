@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from segtrain import checkpoint, pictures
-from segtrain.config import EvaluateConfig, InferenceConfig, ModelConfig
+from segtrain.config import DatasetConfig, EvaluateConfig, InferenceConfig, ModelConfig
 from segtrain.data.datasets import label_table, split_samples
 from segtrain.data.labels import LabelTable, read_label
 from segtrain.data.loader import evaluation_samples
@@ -90,14 +90,20 @@ def score(
         seen += 1
         progress.show(seen)
     if not matrix.counts.any():
-        raise DataError(
-            "not one labelled pixel in these pictures: there is nothing to score (a test split has no labels)"
-        )
+        raise DataError("not one labelled pixel in these pictures: there is nothing to score")
     result = matrix.scores(table.names)
     result["images"] = seen
     if prior is not None:
         result["position_prior_miou"] = prior_matrix.scores(table.names)["miou"]
     return result, panels
+
+
+def prior_samples(data: DatasetConfig) -> list[Sample]:
+    """The training samples; DataError saying how to do without them."""
+    try:
+        return split_samples(data, data.train_split)
+    except DataError as error:
+        raise DataError(f"{error}\n(the position prior is counted there; position_prior=false does without)") from error
 
 
 def position_prior(samples: list[Sample], table: LabelTable) -> PositionPrior:
@@ -149,10 +155,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "evaluate on a data set with the same classes"
         )
     samples = split_samples(data, split)
-    prior = position_prior(split_samples(data, data.train_split), table) if config.position_prior else None
+    if all(sample.label is None for sample in samples):
+        raise DataError(
+            f"the split {split!r} of dataset={data.name} has no labels: segtrain predict writes predictions"
+        )
+    prior = position_prior(prior_samples(data), table) if config.position_prior else None
     workers = min(config.loader.count(), len(samples))
     answers = predictions(trained._replace(table=table), samples, config.inference, workers)
-    result, panels = score(answers, len(samples), table, prior, config.logging.pictures)
+    result, panels = score(answers, len(samples), table, prior, config.pictures)
     result |= describe(data.name, split, config.inference, str(path), content["step"])
     print_table(result)
     name = f"{data.name}-{split}-{config.inference.name}"

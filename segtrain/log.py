@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from segtrain.files import write_atomically
+
 
 def say(text: str) -> None:
     """A line for the person at the screen, at once."""
@@ -61,8 +63,7 @@ class RunLog:
         self.path = folder / "metrics.jsonl"
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         kept = [line for line in lines if line_step(line) <= step]
-        with self.path.open("w") as file:
-            file.writelines(f"{line}\n" for line in kept)
+        write_atomically(self.path, "".join(f"{line}\n" for line in kept).encode())
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def scalars(self, step: int, values: dict[str, float | None]) -> None:

@@ -60,6 +60,9 @@ class Run:
                 f"{self.folder} belongs to another configuration:\n{listed}\n"
                 f"add name=ANOTHER_NAME for a run of its own, or restart=true to move the old one aside"
             )
+        before, now = state["config"]["trainer"]["max_steps"], self.config.trainer.max_steps
+        if before != now:
+            say(f"{now} steps instead of {before}: from here on the learning rate is that of {now} steps")
         return state
 
     def move_aside(self) -> None:
