@@ -114,14 +114,20 @@ DATASET_CONFIGS: dict[str, type[DatasetConfig]] = {
 
 @dataclass
 class ModelConfig:
-    backbone: str = option("resnet18", "resnet18 | resnext50 | resnext101 | wider_resnet38")
+    backbone: str = option("resnet18", "resnet18 | 34 | 50 | 101, resnext50 | 101, wider_resnet38")
     head: str = option("deeplabv3", "deeplabv3")
     head_channels: int = option(256, "channels of every branch of the head")
     pooling_size: list[int] | None = option(
         None, "[height,width] in pixels that the head pools in eval mode; null: the whole picture"
     )
     output_stride: int = option(8, "pixels per cell of the feature map: 8 | 16 | 32")
-    norm: str = option("inplace_abn", "inplace_abn | abn | batch_norm")
+    norm: str = option("inplace_abn", "inplace_abn | inplace_abn_sync | abn | batch_norm | batch_norm_sync")
+    norm_variant: str = option("one", "one | two: how In-Place ABN finds its gradients (paper, sections 3.2 and 3.3)")
+    scale: str = option("abs", "norm layers multiply with: abs, |weight| + eps as published | signed, the weight")
+    recompute: str = option(
+        "none", "what backward computes again: none | norm | norm_proposed (the paper's checkpointing) | blocks"
+    )
+    backend: str = option("auto", "In-Place ABN kernels: auto | cupy (CUDA) | native (compiled, CPU) | aten (anywhere)")
     activation: str = option("leaky_relu", "leaky_relu | elu | identity (in place), and relu with abn or batch_norm")
     negative_slope: float = option(0.01, "slope of leaky_relu below zero, or alpha of elu")
     mean: list[float] = option([0.485, 0.456, 0.406], "RGB mean taken off the input, on a scale of 0 to 1")
@@ -131,7 +137,25 @@ class ModelConfig:
         # Names of parts are checked where the parts are known, by models.build_model, on which training begins.
         activations = ("leaky_relu", "elu", "identity", "relu")
         require(self.activation in activations, "model.activation", self.activation, f"choose {', '.join(activations)}")
-        in_place = self.norm == "inplace_abn"
+        in_place = self.norm.startswith("inplace_abn")
+        for key, known in (
+            ("norm_variant", ("one", "two")), ("scale", ("abs", "signed")),
+            ("recompute", ("none", "norm", "norm_proposed", "blocks")), ("backend", ("auto", "cupy", "native", "aten")),
+        ):  # fmt: skip
+            require(getattr(self, key) in known, f"model.{key}", getattr(self, key), f"choose {', '.join(known)}")
+        require(
+            self.norm_variant == "one" or in_place, "model.norm_variant", self.norm_variant,
+            f"model.norm={self.norm} has no variants; choose model.norm=inplace_abn",
+        )  # fmt: skip
+        require(
+            self.recompute not in ("norm", "norm_proposed") or self.norm in ("abn", "batch_norm"),
+            "model.recompute", self.recompute,
+            f"it is the alternative to In-Place ABN, for model.norm=abn or batch_norm, not {self.norm}",
+        )  # fmt: skip
+        require(
+            self.scale == "abs" or self.norm in ("abn", "inplace_abn", "inplace_abn_sync"), "model.scale", self.scale,
+            f"model.norm={self.norm} multiplies with the weight itself anyway; leave it out",
+        )  # fmt: skip
         require(
             not (in_place and self.activation == "relu"), "model.activation", "relu",
             "In-Place ABN cannot invert it; choose leaky_relu, elu or identity, or model.norm=abn",

@@ -8,7 +8,7 @@ import torch
 import torchvision
 
 import segtrain
-from segtrain import checkpoint, device
+from segtrain import abn, checkpoint, device
 from segtrain.config import InfoConfig
 from segtrain.errors import UsageError
 from segtrain.log import say
@@ -37,7 +37,7 @@ def info(config: InfoConfig) -> None:
         say(f"used         {device.resolve('auto')}")
     except UsageError as error:
         say(f"used         none: {error}")
-    say("In-Place ABN kernels: aten (torch's own, on any device)")
+    say(f"kernels      In-Place ABN on the CPU: {abn.describe_backend('cpu')}; on CUDA: {abn.describe_backend('cuda')}")
 
 
 def describe_checkpoint(path: Path) -> None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from segtrain import checkpoint, pictures
+from segtrain.abn import describe_backend
+from segtrain.abn.diagnosis import is_overwritten_error, overwritten_outputs
 from segtrain.config import TrainConfig
 from segtrain.data.check import check_samples
 from segtrain.data.datasets import label_table, split_samples
@@ -20,11 +22,11 @@ from segtrain.data.loader import Batch, TrainingData, training_batches
 from segtrain.data.sample import Sample
 from segtrain.data.transforms import Augmentation
 from segtrain.device import describe_device, resolve
-from segtrain.errors import DataError, UsageError
+from segtrain.errors import DataError, SegtrainError, UsageError
 from segtrain.evaluation import Trained, describe, position_prior, predictions, print_table, score, write_result
 from segtrain.inference import normalise
 from segtrain.log import RunLog, duration, memory, process_count, say
-from segtrain.losses import cross_entropy
+from segtrain.losses import upsampled_cross_entropy
 from segtrain.models import from_config
 from segtrain.optim import build_optimizer, poly
 from segtrain.run import Interruption, Run
@@ -130,10 +132,19 @@ def train_step(
     """One step of gradient descent. Returns the loss, a scalar on the device."""
     model.train()
     images = normalise(batch.images.to(on, non_blocking=True), config.model.mean, config.model.std)
-    logits = model(images)
-    loss = cross_entropy(logits, batch.targets.to(on, non_blocking=True).long(), config.loss.hardest)
+    logits = model(images, upsample=False)
+    loss = upsampled_cross_entropy(logits, batch.targets.to(on, non_blocking=True).long(), config.loss.hardest)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    try:
+        loss.backward()
+    except RuntimeError as error:
+        if not is_overwritten_error(error):
+            raise
+        names = ", ".join(overwritten_outputs(model, images)) or "no module's (a tensor made between modules)"
+        raise SegtrainError(
+            f"backward needs a tensor that a later operation has overwritten; the output of: {names}. If an In-Place "
+            f"ABN layer comes next, give it overwrite=False ({error})"
+        ) from error
     optimizer.step()
     return loss.detach()
 
@@ -174,7 +185,7 @@ def introduce(
     """Says once what was chosen."""
     options = config.model
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    backend = " (kernels: aten)" if options.norm == "inplace_abn" else ""
+    backend = f" (kernels: {describe_backend(on.type)})" if options.norm.startswith("inplace_abn") else ""
     say(f"run        {run.folder}" + (f", going on at step {start}" if start else ""))
     say(f"device     {describe_device(on)}, float32")
     say(f"model      {options.backbone} + {options.head}, stride {options.output_stride}, {options.norm}{backend}, "

@@ -26,6 +26,9 @@ def tensors(module):
     ("backbone", "count", "number", "norms"),
     [
         ("resnet18", 11_689_512, 102, 20),
+        ("resnet34", 21_797_672, 182, 36),
+        ("resnet50", 25_557_032, 267, 53),
+        ("resnet101", 44_549_160, 522, 104),
         ("resnext50", 24_380_200, 261, 51),
         ("resnext101", 42_902_312, 516, 102),
         ("wider_resnet38", 109_167_912, 193, 37),
@@ -162,9 +165,9 @@ def test_initialisation_is_xavier_with_the_leaky_gain():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"backbone": "resnet19"}, "resnet18, resnext50"),
+        ({"backbone": "resnet19"}, "resnet18, resnet34, resnet50"),
         ({"backbone": "resnet18", "output_stride": 4}, "8, 16, 32"),
-        ({"backbone": "resnet18", "norm": "group"}, "inplace_abn, abn, batch_norm"),
+        ({"backbone": "resnet18", "norm": "group"}, "inplace_abn, inplace_abn_sync, abn, batch_norm, batch_norm_sync"),
         ({"backbone": "resnet18", "head": "fcn"}, "deeplabv3"),
     ],
 )

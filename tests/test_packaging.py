@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -217,3 +218,73 @@ def test_the_readme_commands_exist():
         assert path.startswith("http") or (ROOT / path).exists(), path
     assert "not measured" in text
     assert "linted" in text
+
+
+def requirements(name: str, found: dict[str, metadata.Distribution]) -> dict[str, metadata.Distribution]:
+    """The installed distribution `name` and what it needs, without extras."""
+    key = re.sub(r"[-_.]+", "-", name).lower()
+    try:
+        distribution = metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return found  # for another platform
+    if key not in found:
+        found[key] = distribution
+        for line in distribution.requires or []:
+            if "extra ==" not in line:
+                requirements(re.split(r"[^\w.-]", line, maxsplit=1)[0], found)
+    return found
+
+
+@pytest.fixture(scope="session")
+def torch_and_wheel(wheel, tmp_path_factory):
+    """A folder with torch, what torch needs, and the wheel; nothing else."""
+    site = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    for distribution in requirements("torch", {}).values():
+        for name in {path.parts[0] for path in distribution.files or [] if path.parts[0] not in ("..", "__pycache__")}:
+            here = site / name
+            if not here.exists():
+                here.symlink_to(distribution.locate_file(name))
+    return site
+
+
+ALONE = """
+import io, pickle, copy, sys
+import torch
+import segtrain.abn as inplace_abn
+from segtrain.abn import ABN, InPlaceABN, InPlaceABNSync, active_group, set_active_group, functions
+layer = InPlaceABN(8, activation="leaky_relu", activation_param=0.01)
+bn3 = InPlaceABNSync(8, 1e-5, 0.1, True, True, "leaky_relu", 0.01, None)
+bn3.activation = "identity"
+assert isinstance(bn3, ABN) and isinstance(layer, ABN)
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), layer, torch.nn.Conv2d(8, 8, 3), bn3)
+model(torch.randn(2, 3, 9, 9)).sum().backward()
+copy.deepcopy(model).load_state_dict(pickle.loads(pickle.dumps(model)).state_dict())
+z = inplace_abn.inplace_abn(torch.randn(2, 3), None, None, None, None)
+z = inplace_abn.inplace_abn_sync(torch.randn(2, 3), None, None, None, None, group=None)
+print(inplace_abn.__version__, inplace_abn.describe_backend("cpu").split()[0])
+inplace_abn.install_as_inplace_abn()
+from inplace_abn import InPlaceABN as Again
+from inplace_abn.functions import inplace_abn as function
+assert Again is InPlaceABN and function is functions.inplace_abn
+print([m for m in ("hydra", "omegaconf", "cv2", "albumentations", "PIL", "numpy", "yaml") if m in sys.modules])
+"""
+
+
+def test_the_layer_alone_needs_torch_only(torch_and_wheel, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", ALONE],
+        cwd=tmp_path, env={**environment, "PYTHONPATH": str(torch_and_wheel)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    version, modules = result.stdout.splitlines()
+    assert version.split()[0] == "1.1.0"
+    assert modules == "[]"
+
+
+def test_the_wheel_carries_the_kernels(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    for path in (ROOT / "segtrain/abn/kernels").iterdir():
+        assert f"segtrain/abn/kernels/{path.name}" in names

@@ -1,6 +1,32 @@
 """In-Place Activated BatchNorm (Rota Bulo, Porzi, Kontschieder, CVPR 2018), usable alone: needs torch only."""
 
-from segtrain.abn.functions import abn, inplace_abn
-from segtrain.abn.modules import ABN, BatchNormAct, InPlaceABN
+import sys
 
-__all__ = ["ABN", "BatchNormAct", "InPlaceABN", "abn", "inplace_abn"]
+from segtrain.abn import functions, modules, sync
+from segtrain.abn.checkpointing import recomputed_outputs
+from segtrain.abn.functions import abn, inplace_abn, inplace_abn_sync
+from segtrain.abn.modules import ABN, BatchNormAct, InPlaceABN, InPlaceABNSync, RecomputedABN
+from segtrain.abn.operators import describe as describe_backend
+from segtrain.abn.operators import use as use_backend
+from segtrain.abn.sync import active_group, set_active_group
+
+__all__ = [
+    "ABN", "BatchNormAct", "InPlaceABN", "InPlaceABNSync", "RecomputedABN", "abn", "active_group", "describe_backend",
+    "inplace_abn", "inplace_abn_sync", "install_as_inplace_abn", "recomputed_outputs", "set_active_group",
+    "use_backend",
+]  # fmt: skip
+__version__ = "1.1.0"  # of the interface: that of the official package
+
+
+def install_as_inplace_abn() -> None:
+    """Makes `import inplace_abn` (the official package's name) give this package, for other people's code.
+
+    Call it before that code is imported. RuntimeError if the official package has been imported already.
+    """
+    here = sys.modules[__name__]
+    other = sys.modules.get("inplace_abn", here)
+    if other is not here:
+        raise RuntimeError(f"inplace_abn is imported already, from {getattr(other, '__file__', '?')}: call this before")
+    sys.modules["inplace_abn"] = here
+    for name, module in {"abn": modules, "functions": functions, "group": sync}.items():
+        sys.modules[f"inplace_abn.{name}"] = module

@@ -1,9 +1,29 @@
-"""Layers that normalise and activate: `ABN` (ordinary autograd) and `InPlaceABN` (half the memory)."""
+"""Layers that normalise and activate: `ABN` (ordinary autograd) and `InPlaceABN` (half the memory).
+
+They take each other's state_dict, which is that of torch's BatchNorm.
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from segtrain.abn.functions import ACTIVATIONS, abn, activate, inplace_abn, invertible
+from segtrain.abn.aten_ops import Activation
+from segtrain.abn.checkpointing import KEEP, recomputed_abn
+from segtrain.abn.functions import (
+    ACTIVATIONS,
+    SCALES,
+    VARIANTS,
+    Options,
+    abn,
+    activate,
+    inplace_abn,
+    inplace_abn_sync,
+    invertible,
+    one_of,
+    recomputing,
+)
+from segtrain.abn.sync import group_or_none
 
 
 class ABN(nn.Module):
@@ -13,7 +33,10 @@ class ABN(nn.Module):
 
     num_features: C of the input (N, C) or (N, C, *spatial); the output has the input's shape and dtype.
     momentum: weight of the newest batch in the running statistics, or None for their plain average.
-    activation: leaky_relu | elu | relu | identity; activation_param: negative slope, or alpha of elu.
+    activation: leaky_relu | elu | relu | identity; activation_param: negative slope, or alpha of elu. Both may be
+    changed on the layer.
+    scale: "abs", or "signed" for gamma = weight, as an ordinary BatchNorm has it.
+    Called with a second tensor of the output's shape, it adds that before the activation.
     Raises ValueError for an unknown activation, or in training for one value per channel.
     """
 
@@ -32,10 +55,12 @@ class ABN(nn.Module):
         track_running_stats: bool = True,
         activation: str = "leaky_relu",
         activation_param: float = 0.01,
+        *,
+        scale: str = "abs",
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {activation!r}: choose {', '.join(ACTIVATIONS)}")
+        one_of("activation", activation, ACTIVATIONS)
+        self.scale = one_of("scale", scale, SCALES)
         self.num_features = num_features
         self.eps = eps
         self.momentum = momentum
@@ -65,17 +90,19 @@ class ABN(nn.Module):
         """(running mean, running variance, use the batch's statistics?, momentum) for one call of forward."""
         use_batch = self.training or self.running_mean is None
         momentum = 0.0 if self.momentum is None else self.momentum
+        if use_batch and recomputing():
+            return None, None, True, momentum  # they moved in the first forward already
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
                 momentum = 1.0 / float(self.num_batches_tracked)
         return self.running_mean, self.running_var, use_batch, momentum
 
-    def forward(self, x: Tensor) -> Tensor:
-        mean, var, use_batch, momentum = self.statistics()
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         return abn(
-            x, self.weight, self.bias, mean, var, use_batch, momentum, self.eps, self.activation, self.activation_param
-        )
+            x, self.weight, self.bias, *self.statistics(), self.eps, self.activation, self.activation_param,
+            shortcut=shortcut, scale=self.scale,
+        )  # fmt: skip
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
         key = prefix + "num_batches_tracked"
@@ -95,7 +122,9 @@ class InPlaceABN(ABN):
 
     Arguments as ABN, but the activation must be invertible (leaky_relu, elu, identity). Nothing else may need the
     input afterwards; where something does (the first layer of a residual block), `overwrite=False` writes elsewhere
-    and keeps, like the in-place form, the output only. Paper: section 3.2.
+    and keeps, like the in-place form, the output only. A shortcut is kept too, and left alone: the convolution that
+    made its output an input has kept it anyway.
+    variant: "one" | "two" of the paper, sections 3.2 and 3.3.
     """
 
     def __init__(
@@ -107,24 +136,109 @@ class InPlaceABN(ABN):
         track_running_stats: bool = True,
         activation: str = "leaky_relu",
         activation_param: float = 0.01,
+        *,
         overwrite: bool = True,
+        variant: str = "one",
+        scale: str = "abs",
     ) -> None:
         invertible(activation, activation_param)
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, activation, activation_param)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, activation, activation_param, scale=scale
+        )
         self.overwrite = overwrite
+        self.variant = one_of("variant", variant, VARIANTS)
 
-    def forward(self, x: Tensor) -> Tensor:
-        mean, var, use_batch, momentum = self.statistics()
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         return inplace_abn(
-            x, self.weight, self.bias, mean, var, use_batch, momentum,
-            self.eps, self.activation, self.activation_param, self.overwrite,
+            x, self.weight, self.bias, *self.statistics(), self.eps, self.activation, self.activation_param,
+            shortcut=shortcut, overwrite=self.overwrite, variant=self.variant, scale=self.scale,
         )  # fmt: skip
+
+
+class InPlaceABNSync(InPlaceABN):
+    """InPlaceABN by the statistics of all processes of a group (default: all there are), see `inplace_abn_sync`."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        activation: str = "leaky_relu",
+        activation_param: float = 0.01,
+        group: Any = None,
+        *,
+        overwrite: bool = True,
+        variant: str = "one",
+        scale: str = "abs",
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, activation, activation_param,
+            overwrite=overwrite, variant=variant, scale=scale,
+        )  # fmt: skip
+        self.group = group
+
+    def set_group(self, group: Any) -> None:
+        """Synchronise over another group; never between a forward and its backward."""
+        self.group = group
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        return inplace_abn_sync(
+            x, self.weight, self.bias, *self.statistics(), self.eps, self.activation, self.activation_param, self.group,
+            shortcut=shortcut, overwrite=self.overwrite, variant=self.variant, scale=self.scale,
+        )  # fmt: skip
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Process groups belong to a running job: a copied or pickled layer synchronises over all processes."""
+        return {**self.__dict__, "group": None}
+
+
+class RecomputedABN(ABN):
+    """ABN by the paper's checkpointing: what it gives to the next layer is computed again when that asks for it.
+
+    keep: "input" (figure 2b), or "normalised" (figure 2c), which overwrites the input unless `overwrite` is False.
+    Saves memory only inside `recomputed_outputs()`. Any activation of ABN. group, if synchronised: as InPlaceABNSync.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        activation: str = "leaky_relu",
+        activation_param: float = 0.01,
+        *,
+        keep: str = "normalised",
+        overwrite: bool = True,
+        scale: str = "abs",
+        synchronised: bool = False,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, activation, activation_param, scale=scale
+        )
+        self.keep = one_of("keep", keep, KEEP)
+        self.overwrite = overwrite
+        self.synchronised = synchronised
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        mean, var, use_batch, momentum = self.statistics()
+        name = "identity" if shortcut is not None else self.activation
+        activation = Activation("leaky_relu", 0.0) if name == "relu" else Activation(name, self.activation_param)
+        options = Options(use_batch, momentum, self.eps, activation, self.overwrite, scale=self.scale)
+        group = group_or_none(None) if self.synchronised and use_batch else None
+        z = recomputed_abn(x, self.weight, self.bias, mean, var, self.keep, group, options)
+        return z if shortcut is None else activate(z + shortcut, self.activation, self.activation_param)
 
 
 class BatchNormAct(ABN):
     """torch's BatchNorm, its scale of either sign, and an activation: what everybody else trains with."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         mean, var, use_batch, momentum = self.statistics()
         y = nn.functional.batch_norm(x, mean, var, self.weight, self.bias, use_batch, momentum, self.eps)
+        if shortcut is not None:
+            y = y + shortcut
         return activate(y, self.activation, self.activation_param)

@@ -2,41 +2,69 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from segtrain.abn import ABN, BatchNormAct, InPlaceABN
-from segtrain.abn.functions import activate
+from segtrain.abn import ABN, BatchNormAct, InPlaceABN, InPlaceABNSync, RecomputedABN
 
-NORMS: dict[str, type[ABN]] = {"inplace_abn": InPlaceABN, "abn": ABN, "batch_norm": BatchNormAct}
+NORMS: dict[str, type[ABN]] = {
+    "inplace_abn": InPlaceABN,
+    "inplace_abn_sync": InPlaceABNSync,
+    "abn": ABN,
+    "batch_norm": BatchNormAct,
+    "batch_norm_sync": RecomputedABN,
+}
+KEEP = {"norm": "input", "norm_proposed": "normalised"}  # what a layer keeps, by model.recompute
 
 
 class Norm:
     """Builds the normalise-and-activate layers of one network.
 
     `norm(channels)` may overwrite its input; `norm.first(channels)` leaves it alone, because it is the first operation
-    of a block and the block's input belongs to the caller; `norm.linear(channels)` has no activation.
+    of a block and the block's input belongs to the caller; `norm.linear(channels)` has no activation. The options are
+    those of the same name in ModelConfig.
     """
 
-    def __init__(self, norm: str = "inplace_abn", activation: str = "leaky_relu", negative_slope: float = 0.01) -> None:
+    def __init__(
+        self,
+        norm: str = "inplace_abn",
+        activation: str = "leaky_relu",
+        negative_slope: float = 0.01,
+        variant: str = "one",
+        scale: str = "abs",
+        recompute: str = "none",
+    ) -> None:
         self.layer = NORMS[norm]
         self.activation = activation
         self.negative_slope = negative_slope
+        self.options: dict[str, Any] = {"scale": scale}
+        if issubclass(self.layer, InPlaceABN):
+            self.options["variant"] = variant
+        if norm.startswith("batch_norm"):
+            self.options["scale"] = "signed"
+        if norm == "batch_norm_sync":
+            self.options |= {"synchronised": True, "keep": "input"}
+        if recompute in KEEP:
+            self.layer = RecomputedABN
+            self.options["keep"] = KEEP[recompute]
 
     def __call__(self, channels: int, activation: str | None = None, **options: bool) -> ABN:
         return self.layer(
-            channels, activation=activation or self.activation, activation_param=self.negative_slope, **options
+            channels,
+            activation=activation or self.activation,
+            activation_param=self.negative_slope,
+            **{**self.options, **options},
         )
 
     def first(self, channels: int) -> ABN:
-        return self(channels, overwrite=False) if self.layer is InPlaceABN else self(channels)
+        overwrites = issubclass(self.layer, InPlaceABN | RecomputedABN)
+        return self(channels, overwrite=False) if overwrites else self(channels)
 
     def linear(self, channels: int) -> ABN:
         return self(channels, activation="identity")
-
-    def activate_(self, x: Tensor) -> Tensor:
-        """The network's activation alone, written over x."""
-        return activate(x, self.activation, self.negative_slope)
 
 
 def conv(in_channels: int, channels: int, size: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -96,7 +124,9 @@ class IdentityResidualBlock(nn.Module):
 class ResidualBlock(nn.Module):
     """Post-activation block of ResNet v1: act(norm(convs(x)) + x), stride on the (first) 3x3 convolution.
 
-    channels, input and output as in IdentityResidualBlock.
+    The last norm adds the shortcut and activates the sum, which in place is one operation that keeps its output only:
+    the normalised branch is the output's inverse less the shortcut. channels, input and output as in
+    IdentityResidualBlock.
     """
 
     def __init__(
@@ -109,7 +139,7 @@ class ResidualBlock(nn.Module):
                 ("conv1", conv(in_channels, channels[0], 3, stride, dilation)),
                 ("bn1", norm(channels[0])),
                 ("conv2", conv(channels[0], channels[1], 3, 1, dilation)),
-                ("bn2", norm.linear(channels[1])),
+                ("bn2", norm(channels[1])),
             ]
         else:
             layers = [
@@ -118,22 +148,36 @@ class ResidualBlock(nn.Module):
                 ("conv2", conv(channels[0], channels[1], 3, stride, dilation)),
                 ("bn2", norm(channels[1])),
                 ("conv3", conv(channels[1], channels[2], 1)),
-                ("bn3", norm.linear(channels[2])),
+                ("bn3", norm(channels[2])),
             ]
         self.convs = nn.Sequential(OrderedDict(layers))
         changes = stride != 1 or in_channels != channels[-1]
         self.proj_conv = conv(in_channels, channels[-1], 1, stride) if changes else None
         self.proj_bn = norm.linear(channels[-1]) if changes else None
-        self.activate_ = norm.activate_
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x
         if self.proj_conv is not None and self.proj_bn is not None:
             shortcut = self.proj_bn(self.proj_conv(x))
-        # A new tensor for the sum: the last norm still needs its own output in backward.
-        return self.activate_(self.convs(x) + shortcut)
+        *convs, last = self.convs
+        for layer in convs:
+            x = layer(x)
+        out: Tensor = last(x, shortcut)
+        return out
 
 
-def stage(*blocks: nn.Module) -> nn.Sequential:
+class Stage(nn.Sequential):
+    """Blocks in a row; with `recompute` only each block's input is kept, and backward runs the block again."""
+
+    recompute = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        again = self.recompute and torch.is_grad_enabled()
+        for block in self:
+            x = checkpoint(block, x, use_reentrant=False) if again else block(x)
+        return x
+
+
+def stage(*blocks: nn.Module) -> Stage:
     """Blocks in a row under the published names block1, block2, ..."""
-    return nn.Sequential(OrderedDict((f"block{i}", block) for i, block in enumerate(blocks, 1)))
+    return Stage(OrderedDict((f"block{i}", block) for i, block in enumerate(blocks, 1)))

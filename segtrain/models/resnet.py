@@ -5,6 +5,7 @@ from collections import OrderedDict
 from torch import nn
 
 from segtrain.models.blocks import Norm, ResidualBlock, stage
+from segtrain.models.pooling import MaxPool2d
 
 # First block strides and dilations of mod2..mod5 by output stride: what no longer strides dilates instead.
 STRIDES_DILATIONS = {
@@ -20,7 +21,7 @@ class ResNet(nn.Sequential):
     def __init__(self, structure: tuple[int, ...], bottleneck: bool, norm: Norm, output_stride: int) -> None:
         super().__init__()
         self.mod1 = nn.Sequential(
-            OrderedDict(conv1=nn.Conv2d(3, 64, 7, 2, 3, bias=False), bn1=norm(64), pool1=nn.MaxPool2d(3, 2, 1))
+            OrderedDict(conv1=nn.Conv2d(3, 64, 7, 2, 3, bias=False), bn1=norm(64), pool1=MaxPool2d(3, 2, 1))
         )
         channels = 64
         for i, (blocks, stride, dilation) in enumerate(zip(structure, *STRIDES_DILATIONS[output_stride], strict=True)):
@@ -36,3 +37,15 @@ class ResNet(nn.Sequential):
 
 def resnet18(norm: Norm, output_stride: int) -> nn.Module:
     return ResNet((2, 2, 2, 2), False, norm, output_stride)
+
+
+def resnet34(norm: Norm, output_stride: int) -> nn.Module:
+    return ResNet((3, 4, 6, 3), False, norm, output_stride)
+
+
+def resnet50(norm: Norm, output_stride: int) -> nn.Module:
+    return ResNet((3, 4, 6, 3), True, norm, output_stride)
+
+
+def resnet101(norm: Norm, output_stride: int) -> nn.Module:
+    return ResNet((3, 4, 23, 3), True, norm, output_stride)

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from torch import nn
 
 from segtrain.models.blocks import IdentityResidualBlock, Norm, conv, stage
+from segtrain.models.pooling import MaxPool2d
 from segtrain.models.resnet import STRIDES_DILATIONS
 
 
@@ -17,7 +18,7 @@ class ResNeXt(nn.Sequential):
         self.mod1 = nn.Sequential(
             OrderedDict(
                 conv1=conv(3, 64, 3, stride=2), bn1=norm(64), conv2=conv(64, 64, 3), bn2=norm(64),
-                conv3=conv(64, 64, 3), pool=nn.MaxPool2d(3, 2, 1),
+                conv3=conv(64, 64, 3), pool=MaxPool2d(3, 2, 1),
             )
         )  # fmt: skip
         channels = 64

@@ -1,23 +1,27 @@
 """Backbone, head and classifier put together."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segtrain.abn import ABN
+from segtrain.abn import ABN, recomputed_outputs, use_backend
 from segtrain.config import ModelConfig
 from segtrain.errors import UsageError
-from segtrain.models.blocks import NORMS, Norm
+from segtrain.models.blocks import KEEP, NORMS, Norm, Stage
 from segtrain.models.deeplabv3 import DeepLabV3
-from segtrain.models.resnet import resnet18
+from segtrain.models.resnet import resnet18, resnet34, resnet50, resnet101
 from segtrain.models.resnext import resnext50, resnext101
 from segtrain.models.wider_resnet import wider_resnet38
 
 # name -> builder(norm, output_stride); the module has an `out_channels`
 BACKBONES: dict[str, Callable[[Norm, int], nn.Module]] = {
     "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "resnet101": resnet101,
     "resnext50": resnext50,
     "resnext101": resnext101,
     "wider_resnet38": wider_resnet38,
@@ -33,14 +37,21 @@ class Segmenter(nn.Module):
     checkpoints.
     """
 
-    def __init__(self, body: nn.Module, head: nn.Module, head_channels: int, num_classes: int) -> None:
+    def __init__(
+        self, body: nn.Module, head: nn.Module, head_channels: int, num_classes: int, recompute: str = "none"
+    ) -> None:
         super().__init__()
+        self.recompute = recompute
+        for stage in body.modules():
+            if isinstance(stage, Stage):
+                stage.recompute = recompute == "blocks"
         self.body = body
         self.head = head
         self.cls = nn.Conv2d(head_channels, num_classes, 1)
 
     def forward(self, x: Tensor, upsample: bool = True) -> Tensor:
-        logits: Tensor = self.cls(self.head(self.body(x)))
+        with recomputed_outputs() if self.recompute in KEEP else nullcontext():
+            logits: Tensor = self.cls(self.head(self.body(x)))
         if not upsample:
             return logits
         return F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
@@ -68,6 +79,9 @@ def build_model(
     negative_slope: float = 0.01,
     head_channels: int = 256,
     pooling_size: tuple[int, int] | None = None,
+    norm_variant: str = "one",
+    scale: str = "abs",
+    recompute: str = "none",
 ) -> Segmenter:
     """A freshly initialised segmentation network; under `torch.device("meta")` only its shapes.
 
@@ -79,18 +93,25 @@ def build_model(
     ):  # fmt: skip
         if value not in known:
             raise UsageError(f"model.{option}={value} does not exist: choose {', '.join(map(str, known))}")
-    layers = Norm(norm, activation, negative_slope)
+    layers = Norm(norm, activation, negative_slope, norm_variant, scale, recompute)
     body = BACKBONES[backbone](layers, output_stride)
     in_channels = int(body.out_channels)  # type: ignore[arg-type]
     top = HEADS[head](in_channels, head_channels, layers, output_stride, pooling_size)
-    model = Segmenter(body, top, head_channels, num_classes)
+    model = Segmenter(body, top, head_channels, num_classes, recompute)
     with torch.no_grad():
         initialise(model, negative_slope)
     return model
 
 
 def from_config(config: ModelConfig, num_classes: int) -> Segmenter:
-    """The network that the model options describe, in channels-last memory, which convolutions prefer."""
+    """The network that the model options describe, in channels-last memory, which convolutions prefer.
+
+    Also chooses the back end of the In-Place ABN layers; UsageError where that cannot run here.
+    """
+    try:
+        use_backend(config.backend)
+    except RuntimeError as error:
+        raise UsageError(f"model.backend={config.backend}: {error}") from error
     stride = config.output_stride
     cells = (
         None if config.pooling_size is None else (config.pooling_size[0] // stride, config.pooling_size[1] // stride)
@@ -105,5 +126,8 @@ def from_config(config: ModelConfig, num_classes: int) -> Segmenter:
         negative_slope=config.negative_slope,
         head_channels=config.head_channels,
         pooling_size=cells,
+        norm_variant=config.norm_variant,
+        scale=config.scale,
+        recompute=config.recompute,
     )
     return model.to(memory_format=torch.channels_last)

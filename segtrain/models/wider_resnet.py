@@ -3,6 +3,7 @@
 from torch import nn
 
 from segtrain.models.blocks import IdentityResidualBlock, Norm, conv, stage
+from segtrain.models.pooling import MaxPool2d
 
 STRUCTURE = (3, 3, 6, 3, 1, 1)
 CHANNELS = ((128, 128), (256, 256), (512, 512), (512, 1024), (512, 1024, 2048), (1024, 2048, 4096))
@@ -27,7 +28,7 @@ class WiderResNet38(nn.Sequential):
         rows = zip(STRUCTURE, CHANNELS, DROPOUT, *STRIDES_DILATIONS[output_stride], strict=True)
         for i, (blocks, widths, dropout, stride, dilation) in enumerate(rows, 2):
             if i <= 3:
-                self.add_module(f"pool{i}", nn.MaxPool2d(3, 2, 1))
+                self.add_module(f"pool{i}", MaxPool2d(3, 2, 1))
             made = []
             for block in range(blocks):
                 block_stride = stride if block == 0 else 1

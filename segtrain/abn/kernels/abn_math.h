@@ -1,0 +1,84 @@
+// Per-element maths of In-Place ABN: one text for NVRTC (CUDA), the emulator of the tests and the native CPU library.
+// No CUDA, no standard library. S is the type of computation: float, or double on the CPU.
+//
+//   y = gamma * xhat + beta (+ shortcut),  z = act(y)
+//
+// A backward pass knows either the output z or an input of the affine map ("kept"), and recovers from it
+//   t  : what the normalised value is an affine function of, xhat = (t - center) * inverse
+//   dy : the gradient at y
+#ifndef SEGTRAIN_ABN_MATH_H
+#define SEGTRAIN_ABN_MATH_H
+#if defined(__CUDACC__)
+#define ABN_FN __device__ __forceinline__
+#else
+#define ABN_FN inline
+#endif
+namespace abn {
+
+enum { LEAKY_RELU = 0, ELU = 1, IDENTITY = 2 };
+
+// param: negative slope of leaky ReLU, alpha of ELU. inverse = 1 / param. least: the lowest z / alpha of ELU that is
+// inverted, eps(storage type) - 1: in half types 1 + z / alpha can round to 0 far below zero, where the logarithm ends.
+template <typename S> struct Act { S param, inverse, least; };
+
+ABN_FN float exp_minus_1(float v) { return expm1f(v); }
+ABN_FN double exp_minus_1(double v) { return expm1(v); }
+ABN_FN float log_1_plus(float v) { return log1pf(v); }
+ABN_FN double log_1_plus(double v) { return log1p(v); }
+
+template <int ACT, typename S> ABN_FN S activate(S y, Act<S> a) {
+  if (ACT == LEAKY_RELU) return y > S(0) ? y : y * a.param;
+  if (ACT == ELU) return y > S(0) ? y : a.param * exp_minus_1(y);
+  return y;
+}
+// y from z = act(y)
+template <int ACT, typename S> ABN_FN S invert(S z, Act<S> a) {
+  if (ACT == LEAKY_RELU) return z > S(0) ? z : z * a.inverse;
+  if (ACT == ELU) {
+    const S ratio = z * a.inverse;
+    return z > S(0) ? z : log_1_plus(ratio > a.least ? ratio : a.least);
+  }
+  return z;
+}
+// act'(y) from z = act(y)
+template <int ACT, typename S> ABN_FN S derivative_at_output(S z, Act<S> a) {
+  if (ACT == LEAKY_RELU) return z > S(0) ? S(1) : a.param;
+  if (ACT == ELU) return z > S(0) ? S(1) : z + a.param;
+  return S(1);
+}
+// act'(y) from y
+template <int ACT, typename S> ABN_FN S derivative_at_input(S y, Act<S> a) {
+  if (ACT == LEAKY_RELU) return y > S(0) ? S(1) : a.param;
+  if (ACT == ELU) return y > S(0) ? S(1) : a.param * (exp_minus_1(y) + S(1));
+  return S(1);
+}
+
+template <typename S> struct Recovered { S t, dy; };
+
+// From the output and, if the layer added one, the shortcut (else 0).
+template <int ACT, typename S> ABN_FN Recovered<S> from_output(S z, S dz, S shortcut, Act<S> a) {
+  return Recovered<S>{invert<ACT>(z, a) - shortcut, dz * derivative_at_output<ACT>(z, a)};
+}
+// From the kept input t of y = t * scale + shift.
+template <int ACT, typename S> ABN_FN Recovered<S> from_input(S t, S dz, S scale, S shift, Act<S> a) {
+  return Recovered<S>{t, dz * derivative_at_input<ACT>(t * scale + shift, a)};
+}
+
+// Running moments of a stream of numbers, and the merge of two of them (Chan, Golub, LeVeque 1979).
+template <typename S> struct Moments { S n, mean, m2; };
+
+template <typename S> ABN_FN Moments<S> add(Moments<S> w, S v) {
+  const S n = w.n + S(1);
+  const S d = v - w.mean;
+  const S mean = w.mean + d / n;
+  return Moments<S>{n, mean, w.m2 + d * (v - mean)};
+}
+template <typename S> ABN_FN Moments<S> merge(Moments<S> a, Moments<S> b) {
+  const S n = a.n + b.n;
+  if (n == S(0)) return Moments<S>{S(0), S(0), S(0)};
+  const S d = b.mean - a.mean, r = b.n / n;
+  return Moments<S>{n, a.mean + d * r, a.m2 + b.m2 + d * d * a.n * r};
+}
+
+}  // namespace abn
+#endif

@@ -1,0 +1,227 @@
+"""The primitives as torch operators (`torch.ops.segtrain_abn.*`), and which back end runs them.
+
+Operators are what torch.compile, fake tensors and torch.library.opcheck see. Each brings its tensors into one dense
+memory layout and hands them to the back end chosen for their device; see aten_ops for the meaning of every argument.
+They know no gradients of their own: the autograd functions do.
+"""
+
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segtrain.abn import aten_ops, cupy_ops, native_ops
+from segtrain.abn.aten_ops import CODES, LAYOUTS, Activation, is_dense, statistics_dtype
+
+BACKENDS: dict[str, ModuleType] = {"cupy": cupy_ops, "native": native_ops, "aten": aten_ops}
+DEVICES = {"cupy": "cuda", "native": "cpu"}  # the device a back end is for; aten serves all
+chosen = os.environ.get("SEGTRAIN_ABN_BACKEND", "auto")
+resolved: dict[str, ModuleType] = {}
+
+
+def use(name: str) -> None:
+    """Chooses the back end of all layers: auto | cupy | native | aten. RuntimeError where it cannot run, with why.
+
+    auto takes cupy on CUDA and native on the CPU where they can run, else aten.
+    """
+    global chosen
+    if name not in ("auto", *BACKENDS):
+        raise ValueError(f"unknown back end {name!r}: choose auto, {', '.join(BACKENDS)}")
+    reason = "" if name in ("auto", "aten") else BACKENDS[name].available()
+    if reason:
+        raise RuntimeError(f"the back end {name} cannot run here: {reason}")
+    chosen = name
+    resolved.clear()
+
+
+def describe(device: str) -> str:
+    """One phrase: the back end that tensors on this kind of device ('cpu', 'cuda') take, and why not a faster one."""
+    name = resolve(device).__name__.rpartition(".")[2].removesuffix("_ops")
+    if chosen != "auto":
+        return f"{name}, as chosen"
+    faster = next((other for other, kind in DEVICES.items() if kind == device and other != name), None)
+    return name if faster is None else f"{name} ({faster} cannot run: {BACKENDS[faster].available()})"
+
+
+def resolve(device: str) -> ModuleType:
+    """The back end for tensors on this kind of device."""
+    if device not in resolved:
+        best: ModuleType = aten_ops
+        for name, kind in DEVICES.items():
+            if kind == device and chosen in ("auto", name) and not BACKENDS[name].available():
+                best = BACKENDS[name]
+        resolved[device] = best
+    return resolved[device]
+
+
+def backend_for(x: Tensor) -> ModuleType:
+    """The back end for x. What a faster one was not written for (float64 on CUDA, say) goes to aten."""
+    ops = resolve(x.device.type)
+    return ops if ops is aten_ops or x.dtype in ops.DTYPES else aten_ops
+
+
+# ------------------------------------------------------------------------------------------------- memory layouts
+
+
+def dense(x: Tensor) -> Tensor:
+    """x itself if its memory is NC... or channels last without gaps, else a copy that is."""
+    return x if is_dense(x) else x.contiguous()
+
+
+def as_laid_out(x: Tensor, model: Tensor) -> Tensor:
+    """x in the memory layout of `model`, which is dense: x itself, or a copy."""
+    if x.is_contiguous() and model.is_contiguous():
+        return x
+    channels_last = LAYOUTS.get(model.dim())
+    if channels_last is not None and all(t.is_contiguous(memory_format=channels_last) for t in (x, model)):
+        return x
+    return torch.empty_like(model).copy_(x)
+
+
+def pair(scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    return None if scale is None or shift is None else (scale, shift)
+
+
+# ------------------------------------------------------------------------------------------------------ operators
+
+library = torch.library.Library("segtrain_abn", "DEF")
+
+
+def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Defines the decorated function as an operator for every device, with its shape-only counterpart."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        name = schema.partition("(")[0]
+        library.define(schema, tags=torch.Tag.pt2_compliant_tag)
+        library.impl(name, function, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"segtrain_abn::{name}", fake, lib=library)
+        return function
+
+    return register
+
+
+def vector(x: Tensor, rows: int | None = None) -> Tensor:
+    """Uninitialised (C,) or (rows, C) in x's statistics dtype."""
+    shape = (x.shape[1],) if rows is None else (rows, x.shape[1])
+    return x.new_empty(shape, dtype=statistics_dtype(x))
+
+
+def like(x: Tensor) -> Tensor:
+    """Uninitialised, of x's shape, and dense."""
+    return torch.empty_like(x) if is_dense(x) else torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+FORWARD = (
+    "Tensor gamma, Tensor beta, Tensor(b!)? running_mean, Tensor(c!)? running_var, float momentum, float eps, "
+    "int act, float param, Tensor? shortcut)"
+)
+
+
+@operator(f"forward(Tensor x, {FORWARD} -> (Tensor, Tensor, Tensor)", lambda x, *_: (like(x), vector(x), vector(x)))
+def forward(x, gamma, beta, running_mean, running_var, momentum, eps, act, param, shortcut):  # type: ignore[no-untyped-def]
+    """(z, mean, rstd), z a new tensor."""
+    x = dense(x)
+    out = torch.empty_like(x)
+    shortcut = None if shortcut is None else as_laid_out(shortcut, x)
+    mean, rstd = backend_for(x).forward(
+        x, out, gamma, beta, running_mean, running_var, momentum, eps, Activation(CODES[act], param), shortcut
+    )
+    return out, mean, rstd
+
+
+@operator(f"forward_(Tensor(a!) x, {FORWARD} -> (Tensor, Tensor)", lambda x, *_: (vector(x), vector(x)))
+def forward_(x, gamma, beta, running_mean, running_var, momentum, eps, act, param, shortcut):  # type: ignore[no-untyped-def]
+    """(mean, rstd); z is written over x."""
+    source = dense(x)
+    shortcut = None if shortcut is None else as_laid_out(shortcut, source)
+    mean, rstd = backend_for(x).forward(
+        source, source, gamma, beta, running_mean, running_var, momentum, eps, Activation(CODES[act], param), shortcut
+    )
+    if source is not x:
+        x.copy_(source)
+    return mean, rstd
+
+
+@operator("statistics(Tensor x) -> Tensor", lambda x: vector(x, 2))
+def statistics(x):  # type: ignore[no-untyped-def]
+    return backend_for(x).statistics(dense(x))
+
+
+NORMALISE = "Tensor scale, Tensor shift, int act, float param, Tensor? shortcut)"
+
+
+@operator(f"normalise(Tensor x, {NORMALISE} -> Tensor", lambda x, *_: like(x))
+def normalise(x, scale, shift, act, param, shortcut):  # type: ignore[no-untyped-def]
+    x = dense(x)
+    out = torch.empty_like(x)
+    shortcut = None if shortcut is None else as_laid_out(shortcut, x)
+    backend_for(x).normalise(x, out, scale, shift, Activation(CODES[act], param), shortcut)
+    return out
+
+
+@operator(f"normalise_(Tensor(a!) x, {NORMALISE} -> ()", lambda x, *_: None)
+def normalise_(x, scale, shift, act, param, shortcut):  # type: ignore[no-untyped-def]
+    source = dense(x)
+    shortcut = None if shortcut is None else as_laid_out(shortcut, source)
+    backend_for(x).normalise(source, source, scale, shift, Activation(CODES[act], param), shortcut)
+    if source is not x:
+        x.copy_(source)
+
+
+BACKWARD = (
+    "Tensor kept, Tensor dz, Tensor center, Tensor inverse, int act, float param, "
+    "Tensor? shortcut, Tensor? scale, Tensor? shift"
+)
+
+
+def together(kept: Tensor, dz: Tensor, shortcut: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """All in kept's layout. dz takes kept's dtype: a custom gradient may come in another."""
+    kept = dense(kept)
+    dz = dz if dz.dtype == kept.dtype else dz.to(kept.dtype)
+    return kept, as_laid_out(dz, kept), None if shortcut is None else as_laid_out(shortcut, kept)
+
+
+def no_shortcut(kept: Tensor, wanted: bool) -> Tensor:
+    """Room for the shortcut's gradient, or an empty tensor that stands for none."""
+    return like(kept) if wanted else kept.new_empty(0)
+
+
+@operator(f"sums({BACKWARD}) -> Tensor", lambda kept, *_: vector(kept, 2))
+def sums(kept, dz, center, inverse, act, param, shortcut, scale, shift):  # type: ignore[no-untyped-def]
+    kept, dz, shortcut = together(kept, dz, shortcut)
+    return backend_for(kept).sums(
+        kept, dz, center, inverse, Activation(CODES[act], param), shortcut, pair(scale, shift)
+    )
+
+
+@operator(
+    f"gradient({BACKWARD}, Tensor factor, Tensor means, bool want_dshortcut) -> (Tensor, Tensor)",
+    lambda kept, *rest: (like(kept), no_shortcut(kept, rest[-1])),
+)
+def gradient(kept, dz, center, inverse, act, param, shortcut, scale, shift, factor, means, want_dshortcut):  # type: ignore[no-untyped-def]
+    """(dx, dshortcut or an empty tensor)"""
+    kept, dz, shortcut = together(kept, dz, shortcut)
+    dshortcut = no_shortcut(kept, want_dshortcut)
+    dx = backend_for(kept).gradient(
+        kept, dz, center, inverse, Activation(CODES[act], param), shortcut, pair(scale, shift), factor, means,
+        dshortcut if want_dshortcut else None,
+    )  # fmt: skip
+    return dx, dshortcut
+
+
+@operator(
+    f"backward({BACKWARD}, Tensor factor, bool want_dshortcut) -> (Tensor, Tensor, Tensor)",
+    lambda kept, *rest: (like(kept), vector(kept, 2), no_shortcut(kept, rest[-1])),
+)
+def backward(kept, dz, center, inverse, act, param, shortcut, scale, shift, factor, want_dshortcut):  # type: ignore[no-untyped-def]
+    """(dx, sums, dshortcut or an empty tensor)"""
+    kept, dz, shortcut = together(kept, dz, shortcut)
+    dshortcut = no_shortcut(kept, want_dshortcut)
+    dx, found = backend_for(kept).backward(
+        kept, dz, center, inverse, Activation(CODES[act], param), shortcut, pair(scale, shift), factor,
+        dshortcut if want_dshortcut else None,
+    )  # fmt: skip
+    return dx, found, dshortcut

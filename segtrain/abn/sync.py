@@ -1,0 +1,91 @@
+"""Statistics over several processes: one collective in forward, one in backward."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+groups: dict[frozenset[int], Any] = {}
+
+
+def group_or_none(group: Any) -> Any:
+    """The process group to synchronise over, by default all processes; None where there is nobody else."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    group = dist.group.WORLD if group is None else group
+    return None if dist.get_world_size(group) == 1 else group
+
+
+def merge_statistics(
+    mean: Tensor, var: Tensor, count: float, backward_follows: bool, group: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(mean, biased variance, count) over the group from each process's own. mean, var: (C,). One all-gather.
+
+    Whether each process will run backward travels along: if they differ, backward's collective would wait for ever, so
+    all raise the same RuntimeError here. ValueError on all where the group has one value per channel in total.
+    """
+    # float64, so that a count is exact beyond 2 ** 24
+    head = torch.tensor([count, float(backward_follows)], dtype=torch.float64, device=mean.device)
+    own = torch.cat([head, mean.double(), var.double()])
+    everyone = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(everyone, own, group=group)
+    gathered = torch.stack(everyone)
+    counts, follows = gathered[:, :1], gathered[:, 1]
+    # A host read; inside a CUDA graph, where none is possible, the capture has run the same checks before.
+    if not (mean.is_cuda and torch.cuda.is_current_stream_capturing()):
+        check(counts.flatten().tolist(), follows.tolist())
+    means, variances = gathered[:, 2:].chunk(2, dim=1)
+    total = counts.sum()
+    merged = (counts * means).sum(0) / total
+    # Chan's formula: the variance within the processes and between them
+    spread = (counts * (variances + (means - merged) ** 2)).sum(0) / total
+    return merged.to(mean.dtype), spread.to(mean.dtype), total.to(mean.dtype)
+
+
+def check(counts: list[float], follows: list[float]) -> None:
+    if len(set(follows)) > 1:
+        with_backward = [rank for rank, value in enumerate(follows) if value]
+        without = [rank for rank, value in enumerate(follows) if not value]
+        raise RuntimeError(
+            f"synchronised In-Place ABN: processes {with_backward} of the group will run backward, {without} will not "
+            "(torch.no_grad(), or nothing that requires a gradient), and backward would wait for them for ever. Run "
+            "the same mode everywhere, or leave processes out by set_active_group(model, active_group(...))"
+        )
+    if sum(counts) <= 1:
+        raise ValueError(
+            f"expected more than one value per channel over all processes in training, found {sum(counts):.0f}: "
+            "use a larger batch, or eval mode to freeze the statistics"
+        )
+
+
+def add_up(sums: Tensor, group: Any) -> Tensor:
+    """The sums over the group; the argument is left alone. One all-reduce."""
+    total = sums.clone()
+    dist.all_reduce(total, group=group)
+    return total
+
+
+def active_group(active: bool) -> Any:
+    """The group of the processes that pass True. Every process calls it at the same point, outside of any step.
+
+    For processes that skip a part of the network together: `set_active_group(part, active_group(True or False))`.
+    """
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    own = torch.tensor([dist.get_rank() if active else -1], device=device)
+    everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, own)
+    members = frozenset(rank for rank in torch.cat(everyone).tolist() if rank >= 0)
+    if len(members) == dist.get_world_size():
+        return dist.group.WORLD
+    if members not in groups:
+        groups[members] = dist.new_group(sorted(members))
+    return groups[members]
+
+
+def set_active_group(module: nn.Module, group: Any) -> None:
+    """Gives `group` to every synchronised layer in `module`. Never between a forward and its backward."""
+    for child in module.modules():
+        set_group = getattr(child, "set_group", None)
+        if callable(set_group):
+            set_group(group)
