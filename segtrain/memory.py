@@ -23,7 +23,7 @@ def kept_bytes(function: Callable[[], Tensor]) -> int:
     storages: dict[int, tuple[Any, int]] = {}
 
     def pack(t: Tensor) -> Tensor:
-        if not isinstance(t, nn.Parameter) and t.dim() > 1:
+        if not isinstance(t if t._base is None else t._base, nn.Parameter) and t.dim() > 1:
             storage = t.untyped_storage()
             storages[storage._cdata] = storage, storage.nbytes()  # held, so that no other gets its number
         return t

@@ -279,3 +279,29 @@ def test_importing_the_layer_needs_torch_only():
         [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+TIMM = """
+import torch
+import segtrain.abn
+segtrain.abn.install_as_inplace_abn()
+from timm.layers import InplaceAbn
+from timm.layers.inplace_abn import inplace_abn, inplace_abn_sync
+assert inplace_abn is segtrain.abn.inplace_abn and inplace_abn_sync is segtrain.abn.inplace_abn_sync
+for options in ({}, {"act_layer": "elu", "act_param": 0.7}, {"apply_act": False}):
+    torch.manual_seed(0)
+    theirs = InplaceAbn(8, **options).double()
+    ours = segtrain.abn.ABN(8, activation=theirs.act_name, activation_param=theirs.act_param).double()
+    ours.load_state_dict(theirs.state_dict(), strict=False)
+    for train in (True, False):
+        x = torch.randn(2, 8, 5, 5, dtype=torch.float64)
+        torch.testing.assert_close(theirs.train(train)(x.clone()), ours.train(train)(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(theirs.running_var, ours.running_var)
+print("OK")
+"""
+
+
+def test_timms_layer_runs_on_ours():
+    """In a process of its own: `inplace_abn` is to be our package before timm looks for it."""
+    done = subprocess.run([sys.executable, "-c", TIMM], capture_output=True, text=True, env=environment())
+    assert done.stdout == "OK\n", done.stderr

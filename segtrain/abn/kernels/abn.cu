@@ -52,6 +52,12 @@ template <typename T, int VEC> ABN_FN void store(T* p, const Pack<T, VEC>& v) {
   *reinterpret_cast<Pack<T, VEC>*>(p) = v;
 }
 
+// For __launch_bounds__: left alone (0), the compiler spills some bytes of these to fit in one more block; asked for
+// three it does not.
+template <typename T, int VEC, int ACT, bool LAST> constexpr int fewest_blocks() {
+  return sizeof(T) == 8 || (ACT == ELU && LAST && VEC > 1) ? 3 : 0;
+}
+
 // N values of a per-channel vector: of the block's one channel, or of the thread's VEC channels.
 template <typename S, int N> struct PerChannel {
   S v[N];
@@ -184,7 +190,7 @@ template <typename T, int VEC, typename S> ABN_FN void take_each(Moments<S> (&w)
 }
 
 template <typename T, int VEC, bool LAST, int BLOCK>
-__global__ void __launch_bounds__(BLOCK)
+__global__ void __launch_bounds__(BLOCK, fewest_blocks<T, VEC, IDENTITY, LAST>())
 statistics(const T* __restrict__ x, Moments<Wide<T>>* __restrict__ part, i64 outer, i64 channels, i64 inner, int shift_x) {
   typedef Moments<Wide<T>> W;
   const int N = LAST ? VEC : 1;  // channels a thread works on
@@ -227,7 +233,7 @@ merge_statistics(const Moments<S>* __restrict__ part, i64 channels, int stripes,
 
 // out = act((x - center) * scale + shift (+ shortcut)); out may be x. center and shortcut may be null, for 0.
 template <typename T, int VEC, int ACT, bool LAST, int BLOCK>
-__global__ void __launch_bounds__(BLOCK)
+__global__ void __launch_bounds__(BLOCK, fewest_blocks<T, VEC, ACT, LAST>())
 normalise(const T* x, T* out, const T* __restrict__ shortcut, const Wide<T>* __restrict__ center,
           const Wide<T>* __restrict__ scale, const Wide<T>* __restrict__ shift, Wide<T> param, i64 outer,
           i64 channels, i64 inner, int shift_x) {
@@ -266,7 +272,7 @@ ABN_FN Recovered<S> recover(const Pack<T, VEC>& kept, const Pack<T, VEC>& dz, co
 
 // The sums of dy and dy * xhat of every stripe: part, (channels, stripes, 2). least, inverse_param: see Act.
 template <typename T, int VEC, int ACT, bool INPUT, bool LAST, int BLOCK>
-__global__ void __launch_bounds__(BLOCK)
+__global__ void __launch_bounds__(BLOCK, fewest_blocks<T, VEC, ACT, LAST>())
 sums(const T* __restrict__ kept, const T* __restrict__ dz, const T* __restrict__ shortcut,
      const Wide<T>* __restrict__ center, const Wide<T>* __restrict__ inverse, const Wide<T>* __restrict__ scale,
      const Wide<T>* __restrict__ shift, Wide<T> param, Wide<T> inverse_param, Wide<T> least,
@@ -323,7 +329,7 @@ merge_sums(const Pair<S>* __restrict__ part, i64 channels, int stripes, double c
 
 // dx = factor * (dy - means[0] - xhat * means[1]); dy goes into dshortcut unless that is null. means: (2, channels).
 template <typename T, int VEC, int ACT, bool INPUT, bool LAST, int BLOCK>
-__global__ void __launch_bounds__(BLOCK)
+__global__ void __launch_bounds__(BLOCK, fewest_blocks<T, VEC, ACT, LAST>())
 gradient(const T* __restrict__ kept, const T* __restrict__ dz, const T* __restrict__ shortcut,
          const Wide<T>* __restrict__ center, const Wide<T>* __restrict__ inverse, const Wide<T>* __restrict__ scale,
          const Wide<T>* __restrict__ shift, Wide<T> param, Wide<T> inverse_param, Wide<T> least,
