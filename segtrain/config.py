@@ -384,3 +384,4 @@ class StreetsCommandConfig(CommandConfig):
 @dataclass
 class InfoConfig(CommandConfig):
     checkpoint: str | None = option(None, "describe this checkpoint file instead of the machine")
+    gpu_test: bool = option(False, "run the In-Place ABN kernels' tests and their benchmark on the CUDA device here")

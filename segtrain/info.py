@@ -2,21 +2,28 @@
 
 import os
 import platform
+from datetime import date
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import torchvision
 
 import segtrain
 from segtrain import abn, checkpoint, device
+from segtrain.abn import benchmark, cupy_ops, selftest
 from segtrain.config import InfoConfig
-from segtrain.errors import UsageError
-from segtrain.log import say
+from segtrain.errors import SegtrainError, UsageError
+from segtrain.files import write_atomically
+from segtrain.log import Progress, say
 
 
 def info(config: InfoConfig) -> None:
     if config.checkpoint is not None:
         describe_checkpoint(Path(config.checkpoint))
+        return
+    if config.gpu_test:
+        gpu_test()
         return
     say(f"segtrain     {segtrain.__version__}, Python {platform.python_version()}, {platform.platform()}")
     say(
@@ -38,6 +45,60 @@ def info(config: InfoConfig) -> None:
     except UsageError as error:
         say(f"used         none: {error}")
     say(f"kernels      In-Place ABN on the CPU: {abn.describe_backend('cpu')}; on CUDA: {abn.describe_backend('cuda')}")
+    tested = tested_file()
+    say(f"tested       {tested.read_text().strip() if tested.exists() else NOT_TESTED}")
+
+
+NOT_TESTED = "no CUDA device on this machine yet: segtrain info gpu_test=true"
+
+
+def tested_file() -> Path:
+    return Path(os.environ.get("SEGTRAIN_CACHE") or "~/.cache/segtrain").expanduser() / "gpu_test.txt"
+
+
+def gpu_test() -> None:
+    """Tests and benchmark of the CUDA kernels. UsageError where they cannot run, SegtrainError where they are wrong."""
+    if device.resolve("auto").type != "cuda":
+        raise UsageError("gpu_test=true needs a CUDA device, and there is none: `segtrain info` says what to install")
+    try:
+        abn.use_backend("cupy")
+    except RuntimeError as error:
+        raise UsageError(f"gpu_test=true: {error}") from error
+    name = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
+    say(f"device       {name}")
+    results = run_cases(cupy_ops, "cuda")
+    for result in selftest.device_checks():
+        results.append(result)
+        say(f"             {result.case}, {result.what}: off by {result.error:.1e}, bound {result.bound:.1e}")
+    report(results, name)
+    for line in benchmark.layer_table("cuda"):
+        say(line)
+
+
+def run_cases(ops: ModuleType, where: str) -> list[selftest.Result]:
+    """The self-test by the back end `ops`, with progress."""
+    cases = list(selftest.cases())
+    progress = Progress("cases", len(cases))
+    results = []
+    for done, case in enumerate(cases, 1):
+        results += selftest.run(ops, where, [case])
+        progress.show(done)
+    return results
+
+
+def report(results: list[selftest.Result], name: str) -> None:
+    """Says and remembers how the tests went; SegtrainError if any failed."""
+    failed = [result for result in results if not result.good]
+    summary = f"{name}: {len(results) - len(failed)} of {len(results)} checks passed on {date.today()}"
+    tested_file().parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(tested_file(), f"{summary}\n".encode())
+    say(f"tests        {summary}")
+    if failed:
+        listed = "\n".join(map(str, failed[:20]))
+        raise SegtrainError(
+            f"the CUDA kernels give wrong results here: {len(failed)} of {len(results)} checks failed. "
+            f"model.backend=aten avoids them. Please report these lines with the output of `segtrain info`:\n{listed}"
+        )
 
 
 def describe_checkpoint(path: Path) -> None:

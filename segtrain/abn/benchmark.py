@@ -1,0 +1,100 @@
+"""The layer's time as a ratio to torch's BatchNorm2d + LeakyReLU(0.01, inplace=True), measured in turns."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from segtrain.abn.modules import InPlaceABN
+from segtrain.abn.operators import resolve, use
+
+SHAPES = ((8, 64, 128, 128), (2, 256, 96, 96), (2, 1024, 48, 48))
+
+
+class Standard(nn.Sequential):
+    """What everybody else has."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(nn.BatchNorm2d(channels), nn.LeakyReLU(0.01, inplace=True))
+
+
+class Clock:
+    """Seconds of what runs inside `with`, on the CPU or between two CUDA events."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+        self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if self.cuda else []
+
+    def __enter__(self) -> "Clock":
+        if self.cuda:
+            torch.cuda.synchronize()
+            self.events[0].record()
+        self.began = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.host = self.seconds = time.perf_counter() - self.began
+        if self.cuda:
+            self.events[1].record()
+            torch.cuda.synchronize()
+            self.seconds = self.events[0].elapsed_time(self.events[1]) / 1000
+
+
+def pass_times(
+    backend: str, layer: Callable[[Tensor], Tensor], x: Tensor, dz: Tensor, device: str
+) -> tuple[float, float, float]:
+    """Seconds of forward and of backward, and of the host alone; the layer gets a tensor it may overwrite."""
+    use(backend)
+    resolve(device)
+    source = x.detach().requires_grad_() + 0
+    with Clock(device) as forward:
+        z = layer(source)
+    with Clock(device) as backward:
+        z.backward(dz)
+    return forward.seconds, backward.seconds, forward.host + backward.host
+
+
+def medians(candidates: Mapping[str, Callable[[], tuple[float, ...]]], rounds: int) -> dict[str, list[float]]:
+    """Each candidate's medians over interleaved rounds, the first two left out."""
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in candidates}
+    for _ in range(rounds + 2):
+        for name, run in candidates.items():
+            found[name].append(run())
+    return {name: [statistics.median(column) for column in zip(*rows[2:], strict=True)] for name, rows in found.items()}
+
+
+def layer_table(device: str, rounds: int = 20) -> Iterator[str]:
+    """Lines of text: the layer by every back end that runs here, over BatchNorm2d + LeakyReLU in place.
+
+    On a CUDA device with the bandwidth reached, 8 passes over the tensor, and the host's time for forward + backward.
+    Leaves the back end at "auto".
+    """
+    backends = []
+    for name in ("cupy", "aten") if device == "cuda" else ("native", "aten"):
+        try:
+            use(name)
+            backends.append(name)
+        except RuntimeError as error:
+            yield str(error)
+    yield "shape, layout: total (forward / backward) over BatchNorm2d + LeakyReLU in place"
+    for shape in SHAPES:
+        for layout, name in ((torch.contiguous_format, "NCHW"), (torch.channels_last, "channels_last")):
+            x, dz = (torch.randn(shape, device=device).to(memory_format=layout) for _ in range(2))
+            standard = Standard(shape[1]).to(device)
+            candidates = {"standard": partial(pass_times, "aten", standard, x, dz, device)}
+            for backend in backends:
+                layer = InPlaceABN(shape[1]).to(device)
+                candidates[backend] = partial(pass_times, backend, layer, x, dz, device)
+            found = medians(candidates, rounds)
+            base = found["standard"]
+            line = f"{shape} {name:14s} standard {1e3 * (base[0] + base[1]):7.2f} ms"
+            for backend, (forward, backward, host) in list(found.items())[1:]:
+                total = (forward + backward) / (base[0] + base[1])
+                line += f" | {backend} {total:.2f} ({forward / base[0]:.2f} / {backward / base[1]:.2f})"
+                if device == "cuda":
+                    line += f" {8 * x.nbytes / (forward + backward) / 1e9:.0f} GB/s, host {1e6 * host:.0f} us"
+            yield line
+    use("auto")
