@@ -16,13 +16,15 @@ candidates alike, so that a fresh output does not cost page faults.
 """
 
 import argparse
+import ctypes
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -140,17 +142,16 @@ def train_step(
     optimizer.step()
 
 
-def made(name: str, device: str, size: int, channels_last: bool) -> Callable[[], tuple[float, ...]]:
+def made(name: str, device: str, layout: torch.memory_format) -> Callable[[int], tuple[float, ...]]:
+    """A function of the pictures' side that trains a step and gives the seconds that it took."""
     torch.manual_seed(0)
     norm, recompute, our_loss = STEPS[name]
-    model = deeplab(norm, recompute).to(device)
-    images = torch.randn(2, 3, size, size, device=device)
-    if channels_last:
-        model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+    model = deeplab(norm, recompute).to(device, memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
-    target = torch.randint(0, 19, (2, size, size), device=device)
 
-    def run() -> tuple[float, ...]:
+    def run(size: int) -> tuple[float, ...]:
+        images = torch.randn(2, 3, size, size, device=device).to(memory_format=layout)
+        target = torch.randint(0, 19, (2, size, size), device=device)
         with Clock(device) as clock:
             train_step(model, optimizer, images, target, our_loss)
         return (clock.seconds,)
@@ -160,26 +161,33 @@ def made(name: str, device: str, size: int, channels_last: bool) -> Callable[[],
 
 def step_table(device: str, rounds: int, size: int) -> None:
     print(f"training step of ResNet-50 + DeepLabV3, 2 x {size} x {size}, over standard")
-    for channels_last in (False, True):
-        found = medians({name: made(name, device, size, channels_last) for name in STEPS}, rounds)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = medians({name: partial(made(name, device, layout), size) for name in STEPS}, rounds)
         base = found["standard"][0]
-        line = f"{'channels_last' if channels_last else 'NCHW':14s} standard {base:.2f} s"
+        line = f"{'NCHW' if layout == torch.contiguous_format else 'channels_last':14s} standard {base:.2f} s"
         print(line + "".join(f" | {name} {value[0] / base:.3f}" for name, value in list(found.items())[1:]), flush=True)
 
 
 def one_peak(name: str, device: str, size: int) -> None:
-    """Peak bytes above the built model and optimizer state, and seconds, of one step; printed as JSON."""
-    run = made(name, device, 64, False)
-    run()  # momentum and whatever is made once
-    run = made(name, device, size, False)
+    """Peak bytes of one step above what is there before it (model, gradients, momentum), and seconds; as JSON."""
+    run = made(name, device, torch.contiguous_format)
+    run(64)  # momentum and whatever is made once
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before, seconds = torch.cuda.memory_allocated(), run()[0]
+        before, seconds = torch.cuda.memory_allocated(), run(size)[0]
         print(json.dumps([torch.cuda.max_memory_allocated() - before, seconds]))
         return
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = run()[0]
-    print(json.dumps([1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before), seconds]))
+    ctypes.CDLL(None).malloc_trim(0)  # back to the system what is free
+    Path("/proc/self/clear_refs").write_text("5")  # the highest resident size starts anew
+    before = resident("VmRSS")
+    seconds = run(size)[0]
+    print(json.dumps([resident("VmHWM") - before, seconds]))
+
+
+def resident(field: str) -> int:
+    """Bytes, now (VmRSS) or at most since they were reset (VmHWM). Linux."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return 1024 * int(line.split()[1])
 
 
 def peak_table(device: str, rounds: int, size: int) -> None:

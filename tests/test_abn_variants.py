@@ -180,13 +180,15 @@ def test_recomputed_outputs_inside_a_network():
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("recompute", ["norm", "norm_proposed", "blocks"])
+@pytest.mark.parametrize(
+    ("norm", "recompute"),
+    [("abn", "norm"), ("abn", "norm_proposed"), ("inplace_abn", "blocks"), ("abn", "blocks"), ("batch_norm", "blocks")],
+)
 @pytest.mark.parametrize("backbone", ["resnet18", "resnext50"])
-def test_recomputing_models_train_as_the_plain_one(backbone, recompute):
+def test_recomputing_models_train_as_the_plain_one(backbone, norm, recompute):
     x = torch.randn(2, 3, 64, 64, dtype=torch.double)
     found = []
     for how in ("none", recompute):
-        norm = "inplace_abn" if recompute == "blocks" else "abn"
         torch.manual_seed(0)
         model = build_model(backbone, head_channels=8, output_stride=32, norm=norm, recompute=how).double()
         model(x.clone(), upsample=False).pow(2).sum().backward()

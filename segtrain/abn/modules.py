@@ -90,8 +90,9 @@ class ABN(nn.Module):
         """(running mean, running variance, use the batch's statistics?, momentum) for one call of forward."""
         use_batch = self.training or self.running_mean is None
         momentum = 0.0 if self.momentum is None else self.momentum
-        if use_batch and recomputing():
-            return None, None, True, momentum  # they moved in the first forward already
+        if use_batch and recomputing():  # they moved in the first forward already
+            mean, var = (None if t is None else t.clone() for t in (self.running_mean, self.running_var))
+            return mean, var, True, momentum
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:

@@ -44,6 +44,8 @@ template <> struct Of<bfloat16> {
 
 const long CHUNK = 2048;    // elements of one channel summed in S
 const long ROWS = 256;      // rows of a channels-last tensor summed in S
+const long PAGE = 4096;     // bytes; rows shorter than this are read one by one, others four at once: CPUs fetch ahead
+                            // along few streams in a page
 const long ALONE = 1 << 14; // elements below which one thread does it
 
 struct Shape { long outer, channels, inner; long size() const { return outer * channels * inner; } };
@@ -141,6 +143,8 @@ void gradient_run(const T* kept, const T* dz, const T* shortcut, T* dx, T* dshor
 }
 
 // -------------------------------------------------------------------------------------- some rows, channels last
+// The first pass over a tensor goes from its end to its beginning, the second one from there back: what the first saw
+// last is still in the cache, and so is what whoever made the tensor wrote last.
 
 // Moments of all channels: mean and m2 are (channels,), of last - first numbers each.
 template <typename T, typename S>
@@ -149,13 +153,14 @@ void rows_moments(const T* x, long first, long last, long channels, double* mean
   S *pivot = &memory[0], *s = pivot + channels, *q = s + channels;
   for (long c = 0; c < channels; ++c) {
     mean[c] = m2[c] = 0;
-    if (first < last) pivot[c] = S(x[first * channels + c]);
+    if (first < last) pivot[c] = S(x[(last - 1) * channels + c]);
   }
-  for (long from = first; from < last; from += ROWS) {
-    const long to = last - from < ROWS ? last : from + ROWS;
+  for (long to = last, from; to > first; to = from) {
+    from = to - first < ROWS ? first : to - ROWS;
     for (long c = 0; c < channels; ++c) s[c] = q[c] = 0;
     long row = from;
-    for (; row + 4 <= to; row += 4) {
+    const long fours = channels * long(sizeof(T)) < PAGE ? from : to;
+    for (; row + 4 <= fours; row += 4) {
       const T *p0 = x + row * channels, *p1 = p0 + channels, *p2 = p1 + channels, *p3 = p2 + channels;
 #pragma omp simd
       for (long c = 0; c < channels; ++c) {
@@ -174,7 +179,7 @@ void rows_moments(const T* x, long first, long last, long channels, double* mean
       }
     }
     // The merge of abn_math.h with what all channels share taken out of the loop.
-    const double before = double(from - first), count = double(to - from), r = count / (before + count);
+    const double before = double(last - to), count = double(to - from), r = count / (before + count);
 #pragma omp simd
     for (long c = 0; c < channels; ++c) {
       const double shift = double(s[c]) / count, d = double(pivot[c]) + shift - mean[c];
@@ -207,11 +212,12 @@ void rows_sums(const T* kept, const T* dz, const T* shortcut, long first, long l
   const Act<S> a = r.act;
   const S *center = r.center, *scale = r.scale, *shift = r.shift;
   for (long c = 0; c < 2 * channels; ++c) all[c] = 0;
-  for (long from = first; from < last; from += ROWS) {
-    const long to = last - from < ROWS ? last : from + ROWS;
+  for (long to = last, from; to > first; to = from) {
+    from = to - first < ROWS ? first : to - ROWS;
     for (long c = 0; c < channels; ++c) s[c] = q[c] = 0;
     long row = from;
-    for (; row + 4 <= to; row += 4) {
+    const long fours = channels * long(sizeof(T)) < PAGE ? from : to;
+    for (; row + 4 <= fours; row += 4) {
       const long at0 = row * channels, at1 = at0 + channels, at2 = at1 + channels, at3 = at2 + channels;
 #pragma omp simd
       for (long c = 0; c < channels; ++c) {
