@@ -1,4 +1,11 @@
-"""In-Place Activated BatchNorm (Rota Bulo, Porzi, Kontschieder, CVPR 2018), usable alone: needs torch only."""
+"""In-Place Activated BatchNorm (Rota Bulo, Porzi, Kontschieder, CVPR 2018), usable alone: needs torch only.
+
+Classes and functions are called as those of the official package `inplace_abn` 1.1, and load its weights. Otherwise:
+any number of spatial dimensions, channels-last memory, bfloat16 and float16 with float32 parameters, and float64;
+momentum=None, and num_batches_tracked in the state; a gradient that comes in is never written to; what would give
+wrong gradients (an input that is still needed, relu or slope 0 in place) is an error; a process without pictures takes
+part in synchronisation. Keyword-only arguments (overwrite, variant, scale, shortcut) are ours.
+"""
 
 import sys
 
