@@ -39,6 +39,13 @@ COMMANDS = {
          "segtrain evaluate checkpoint=runs/toy/best.pt split=night dataset.night_scenes=20",
          "segtrain evaluate run=runs/toy inference=multiscale"),
     ),
+    "score": Command(
+        "results", "score label PNGs made by anyone, by the data set's own rules", config.ScoreConfig,
+        "segtrain.score:score", "predictions",
+        ("segtrain score predictions=results dataset=cityscapes dataset.root=/data/cityscapes",
+         "segtrain score predictions=results dataset=kitti split=val predictions_encoding=train_ids",
+         "segtrain score predictions=results dataset=cocostuff dataset.classes=stuff91 output=scores"),
+    ),
     "predict": Command(
         "use", "label, colour and overlay pictures for photographs", config.PredictConfig,
         "segtrain.predict:predict", "input",

@@ -85,6 +85,35 @@ class KittiConfig(DatasetConfig):
 
 
 @dataclass
+class VistasConfig(DatasetConfig):
+    version: str = option("v1.2", "v1.2 (65 classes) | v2.0 (116 classes)")
+
+    def check(self) -> None:
+        require(self.version in ("v1.2", "v2.0"), "dataset.version", self.version, "choose v1.2 or v2.0")
+
+
+@dataclass
+class CocoStuffConfig(DatasetConfig):
+    classes: str = option("all171", "all171 (80 things, 91 stuff) | stuff91")
+    split: str = option(
+        "full", "full | challenge2017: the 40k / 5k pictures of the paper's Table 3 (its classes: stuff91)"
+    )
+    other: str = option(
+        "ignore", "things under stuff91: ignore | class, one more; which of the two the paper did is not known"
+    )
+
+    def check(self) -> None:
+        for key, known in (
+            ("classes", ("all171", "stuff91")), ("split", ("full", "challenge2017")), ("other", ("ignore", "class")),
+        ):  # fmt: skip
+            require(getattr(self, key) in known, f"dataset.{key}", getattr(self, key), f"choose {' or '.join(known)}")
+        require(
+            self.other == "ignore" or self.classes == "stuff91", "dataset.other", self.other,
+            "things are classes of their own under dataset.classes=all171; choose dataset.classes=stuff91",
+        )  # fmt: skip
+
+
+@dataclass
 class FolderConfig(DatasetConfig):
     splits: dict[str, dict[str, str]] = option(
         {},
@@ -105,6 +134,8 @@ DATASET_CONFIGS: dict[str, type[DatasetConfig]] = {
     "streets": StreetsConfig,
     "cityscapes": CityscapesConfig,
     "kitti": KittiConfig,
+    "vistas": VistasConfig,
+    "cocostuff": CocoStuffConfig,
     "folder": FolderConfig,
 }
 
@@ -338,6 +369,7 @@ class EvaluateConfig(CommandConfig):
     output: str | None = option(None, "folder for the result; default <run>/evaluations/<dataset>-<split>-<inference>")
     split: str | None = option(None, "split to evaluate; default dataset.val_split")
     device: str = option("auto", "auto | cuda | cpu")
+    boundary: bool = option(False, "also Boundary IoU: classes compared within 2 % of the diagonal from their edges")
     position_prior: bool = option(True, "also score a predictor that knows the pixel's position only")
     pictures: int = option(6, "pictures drawn (image | target | prediction)")
     dataset: DatasetConfig = group(DatasetConfig)
@@ -346,6 +378,31 @@ class EvaluateConfig(CommandConfig):
 
     def check(self) -> "CommandConfig":
         require(self.pictures >= 0, "pictures", self.pictures, "give 0 or more")
+        return super().check()
+
+
+@dataclass
+class ScoreConfig(CommandConfig):
+    predictions: str | None = option(None, "folder of label PNGs, searched at any depth")
+    predictions_encoding: str | None = option(
+        None, "what their pixels are: ids | train_ids | pixelmap (cocostuff: id - 1); default: as the data set's labels"
+    )
+    output: str | None = option(None, "folder for the result; default segtrain-out/score")
+    split: str | None = option(None, "split to score; default: the one that the data set's own script scores")
+    boundary: bool = option(False, "also Boundary IoU: classes compared within 2 % of the diagonal from their edges")
+    dataset: DatasetConfig = group(DatasetConfig)
+
+    def check(self) -> "CommandConfig":
+        known = (None, "ids", "train_ids", "pixelmap")
+        require(
+            self.predictions_encoding in known, "predictions_encoding", self.predictions_encoding,
+            "choose ids, train_ids or pixelmap",
+        )  # fmt: skip
+        require(
+            self.predictions_encoding != "pixelmap" or self.dataset.name == "cocostuff",
+            "predictions_encoding", self.predictions_encoding,
+            f"only cocostuff has pixel maps, {self.dataset.name} has none; choose ids or train_ids",
+        )  # fmt: skip
         return super().check()
 
 

@@ -1,7 +1,7 @@
 """Scoring a network on a split. The validation inside training and `segtrain evaluate` are this same code."""
 
-import json
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,17 +10,18 @@ import torch
 
 from segtrain import checkpoint, pictures
 from segtrain.config import DatasetConfig, EvaluateConfig, InferenceConfig, ModelConfig
-from segtrain.data.datasets import label_table, split_samples
+from segtrain.data.datasets import DATASETS, label_table, split_samples
 from segtrain.data.labels import LabelTable, read_label
-from segtrain.data.loader import evaluation_samples
+from segtrain.data.loader import EvaluationItem, evaluation_samples
 from segtrain.data.sample import Sample
 from segtrain.device import describe_device, resolve
+from segtrain.distributed import joined
 from segtrain.errors import DataError, UsageError
-from segtrain.files import write_atomically
 from segtrain.inference import normalise, predict
 from segtrain.log import Progress, say
-from segtrain.metrics import ConfusionMatrix, PositionPrior
+from segtrain.metrics import PositionPrior, Scores
 from segtrain.models import Segmenter, from_config
+from segtrain.protocol import file_hash, print_table, protocol, seen_in_training, write_result
 
 PRIOR_SAMPLES = 300  # training labels that the position prior is counted from
 
@@ -41,11 +42,9 @@ class Trained(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """image uint8 (H, W, 3), target and prediction uint8 (H, W) train ids."""
+    """What was labelled, and the network's answer: uint8 (H, W) train ids."""
 
-    sample: Sample
-    image: np.ndarray
-    target: np.ndarray
+    item: EvaluationItem
     prediction: np.ndarray
 
 
@@ -69,33 +68,39 @@ def predictions(
 ) -> Iterator[Prediction]:
     """The network's answer for every sample, each once, in order."""
     trained.network.eval()
-    for sample, image, target in evaluation_samples(samples, trained.table, workers):
-        yield Prediction(sample, image, target, trained.predict(image, inference))
+    for item in evaluation_samples(samples, trained.table, workers):
+        yield Prediction(item, trained.predict(item.image, inference))
 
 
 def score(
-    answers: Iterable[Prediction], total: int, table: LabelTable, prior: PositionPrior | None, kept: int
-) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Scores at the pictures' own resolution, and `kept` panels image | target | prediction, evenly spread."""
-    matrix, prior_matrix = ConfusionMatrix(table.num_classes), ConfusionMatrix(table.num_classes)
+    answers: Iterable[Prediction], total: int, counted: Scores, prior: PositionPrior | None, kept: int
+) -> tuple[Scores | None, list[np.ndarray]]:
+    """Counts at the pictures' own resolution into `counted`. Returns the prior's counts, and `kept` panels image |
+    target | prediction, evenly spread. total: how many answers there will be."""
+    table = counted.table
+    of_prior = Scores(table) if prior is not None else None
     shown = {round(i * (total - 1) / max(kept - 1, 1)) for i in range(kept)}
-    panels, seen = [], 0
+    panels = []
     progress = Progress("evaluating", total)
-    for answer in answers:
-        matrix.add(answer.target, answer.prediction)
-        if prior is not None:
-            prior_matrix.add(answer.target, prior.predict(answer.target.shape))
-        if seen in shown:
-            panels.append(pictures.triple(answer.image, answer.target, answer.prediction, table))
-        seen += 1
-        progress.show(seen)
-    if not matrix.counts.any():
+    for number, (item, prediction) in enumerate(answers):
+        counted.add(item.ids, table.decode(prediction), item.instances)
+        if of_prior is not None and prior is not None:
+            of_prior.add(item.ids, table.decode(prior.predict(item.target.shape)))
+        if number in shown:
+            panels.append(pictures.triple(item.image, item.target, prediction, table))
+        progress.show(number + 1)
+    return of_prior, panels
+
+
+def summarised(counted: Scores, of_prior: Scores | None) -> dict[str, Any]:
+    """All scores; DataError if there is nothing to score."""
+    result = counted.result()
+    if result["miou"] is None:
         raise DataError("not one labelled pixel in these pictures: there is nothing to score")
-    result = matrix.scores(table.names)
-    result["images"] = seen
-    if prior is not None:
-        result["position_prior_miou"] = prior_matrix.scores(table.names)["miou"]
-    return result, panels
+    result["images"] = counted.images
+    if of_prior is not None:
+        result["position_prior_miou"] = of_prior.result()["miou"]
+    return result
 
 
 def prior_samples(data: DatasetConfig) -> list[Sample]:
@@ -115,31 +120,14 @@ def position_prior(samples: list[Sample], table: LabelTable) -> PositionPrior:
     return prior
 
 
-def print_table(result: dict[str, Any]) -> None:
-    """Per-class IoU in percent, then the summary lines."""
-    width = max(len(name) for name in result["per_class"])
-    print(f"\n{'class':<{width}}   IoU %")
-    for name, value in result["per_class"].items():
-        print(f"{name:<{width}}   {'  -  ' if value is None else f'{100 * value:5.1f}'}")
-    classes = f"{result['classes_averaged']} classes ({result['classes_in_ground_truth']} occur in the ground truth)"
-    print(f"\nmIoU            {100 * result['miou']:5.1f} %  over {classes}, {result['images']} images")
-    print(f"pixel accuracy  {100 * result['pixel_accuracy']:5.1f} %")
-    prior = result.get("position_prior_miou")
-    if prior:
-        ratio = f"the model has {result['miou'] / prior:.2f} times that"
-        print(f"position prior  {100 * prior:5.1f} %  mIoU of a predictor that knows a pixel's place only; {ratio}")
-    print(flush=True)
-
-
-def write_result(folder: Path, result: dict[str, Any], panels: list[np.ndarray], table: LabelTable) -> None:
-    """evaluation.json and predictions.png (image | target | prediction)."""
-    if panels:
-        pictures.write(folder / "predictions.png", pictures.sheet(panels, table))
-    write_atomically(folder / "evaluation.json", json.dumps(result, indent=2).encode() + b"\n")
-
-
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """`segtrain evaluate`: score a checkpoint, print the table, write evaluation.json. Returns its content."""
+    with joined() as (rank, processes):
+        return evaluate_share(config, rank, processes)
+
+
+def evaluate_share(config: EvaluateConfig, rank: int, processes: int) -> dict[str, Any]:
+    """Each of several processes counts every n-th picture; the counts are added up, so that each counts once."""
     on = resolve(config.device)
     path = Path(config.checkpoint or "")
     trained, content = restore(path, on)
@@ -159,16 +147,27 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise DataError(
             f"the split {split!r} of dataset={data.name} has no labels: segtrain predict writes predictions"
         )
+    warnings = seen_in_training(content.get("trained_on"), data, samples)
+    for text in warnings:
+        say(f"warning     {text}")
     prior = position_prior(prior_samples(data), table) if config.position_prior else None
-    workers = min(config.loader.count(), len(samples))
-    answers = predictions(trained._replace(table=table), samples, config.inference, workers)
-    result, panels = score(answers, len(samples), table, prior, config.pictures)
-    result |= describe(data.name, split, config.inference, str(path), content["step"])
-    print_table(result)
-    name = f"{data.name}-{split}-{config.inference.name}"
-    folder = Path(config.output) if config.output else path.parent / "evaluations" / name
-    write_result(folder, result, panels, table)
-    print(folder / "evaluation.json")
+    mine = samples[rank::processes]
+    answers = predictions(trained._replace(table=table), mine, config.inference, min(config.loader.count(), len(mine)))
+    counted = Scores(table, DATASETS[data.name].rules, config.boundary)
+    of_prior, panels = score(answers, len(mine), counted, prior, config.pictures)
+    for scores in (counted, of_prior):
+        if scores is not None:
+            scores.add_up()
+    result = summarised(counted, of_prior) | describe(data.name, split, config.inference, str(path), content["step"])
+    how = {"inference": result["inference"], "precision": "float32", "processes": processes,
+           "checkpoint_sha256": file_hash(path), "step": content["step"]}  # fmt: skip
+    result["protocol"] = protocol(counted, data, split, samples, warnings, how)
+    if rank == 0:
+        print_table(result)
+        name = f"{data.name}-{split}-{config.inference.name}"
+        folder = Path(config.output) if config.output else path.parent / "evaluations" / name
+        write_result(folder, result, panels, table, counted.evaluated())
+        print(folder / "evaluation.json")
     return result
 
 
@@ -177,12 +176,7 @@ def describe(dataset: str, split: str, inference: InferenceConfig, weights: str,
     return {
         "dataset": dataset,
         "split": split,
-        "inference": {
-            "name": inference.name,
-            "scales": list(inference.scales),
-            "flip": inference.flip,
-            "tile": inference.tile,
-        },
+        "inference": asdict(inference),
         "checkpoint": weights,
         "step": step,
     }

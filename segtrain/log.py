@@ -12,8 +12,9 @@ from segtrain.files import write_atomically
 
 
 def say(text: str) -> None:
-    """A line for the person at the screen, at once."""
-    print(text, flush=True)
+    """A line for the person at the screen, at once; of several processes the first one speaks."""
+    if os.environ.get("RANK", "0") == "0" or process_count() == 1:
+        print(text, flush=True)
 
 
 def duration(seconds: float) -> str:

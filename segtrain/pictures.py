@@ -64,3 +64,35 @@ def legend(table: LabelTable, width: int) -> np.ndarray:
         picture[top + 3 : top + height - 3, left + 3 : left + 21] = color
         cv2.putText(picture, name[:18], (left + 26, top + 16), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
     return picture
+
+
+def confusion(matrix: np.ndarray, table: LabelTable) -> np.ndarray:
+    """A confusion matrix (C, C + 1) as shares of each row: uint8 (H, W, 3), dark where much is. Rows: ground truth;
+    columns: prediction, the last one something outside the classes. Classes that were never labelled are grey."""
+    classes = table.num_classes
+    cell = max(4, min(28, 1400 // classes))
+    named = cell >= 12
+    left = 150 if named else 4
+    labelled = matrix.sum(1, keepdims=True)
+    share = np.divide(matrix, labelled, out=np.zeros(matrix.shape), where=labelled > 0)
+    tint = np.stack([255 - 225 * share, 255 - 175 * share, 255 - 95 * share], -1).astype(np.uint8)
+    tint[labelled[:, 0] == 0] = 225
+    grid = tint.repeat(cell, 0).repeat(cell, 1)
+    picture = np.full((grid.shape[0] + 4 + left, grid.shape[1] + left + 4, 3), 255, np.uint8)
+    picture[4 : 4 + grid.shape[0], left : left + grid.shape[1]] = grid
+    if not named:
+        return picture
+    font, black = cv2.FONT_HERSHEY_SIMPLEX, (0, 0, 0)
+    for index, name in enumerate([*table.names, "(other)"]):
+        middle = index * cell + cell // 2 + 4
+        if index < classes:
+            cv2.putText(picture, name[:18], (4, 4 + middle), font, 0.4, black, 1, cv2.LINE_AA)
+        strip = np.full((cell, left, 3), 255, np.uint8)
+        cv2.putText(strip, name[:18], (0, cell // 2 + 4), font, 0.4, black, 1, cv2.LINE_AA)
+        at = left + index * cell
+        picture[grid.shape[0] + 4 :, at : at + cell] = np.rot90(strip, -1)
+        if index < classes and share[index, index] >= 0.005 and cell >= 20:
+            text = f"{100 * share[index, index]:.0f}"
+            white = (255, 255, 255) if share[index, index] > 0.5 else black
+            cv2.putText(picture, text, (at + 2, 4 + middle), font, 0.35, white, 1, cv2.LINE_AA)
+    return picture

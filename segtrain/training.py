@@ -16,19 +16,21 @@ from segtrain.abn import describe_backend
 from segtrain.abn.diagnosis import is_overwritten_error, overwritten_outputs
 from segtrain.config import TrainConfig
 from segtrain.data.check import check_samples
-from segtrain.data.datasets import label_table, split_samples
+from segtrain.data.datasets import DATASETS, label_table, split_samples
 from segtrain.data.labels import LabelTable
 from segtrain.data.loader import Batch, TrainingData, training_batches
 from segtrain.data.sample import Sample
 from segtrain.data.transforms import Augmentation
 from segtrain.device import describe_device, resolve
 from segtrain.errors import DataError, SegtrainError, UsageError
-from segtrain.evaluation import Trained, describe, position_prior, predictions, print_table, score, write_result
+from segtrain.evaluation import Trained, describe, position_prior, predictions, score, summarised
 from segtrain.inference import normalise
 from segtrain.log import RunLog, duration, memory, process_count, say
 from segtrain.losses import upsampled_cross_entropy
+from segtrain.metrics import Scores
 from segtrain.models import from_config
 from segtrain.optim import build_optimizer, poly
+from segtrain.protocol import identities, print_table, protocol, seen_in_training, write_result
 from segtrain.run import Interruption, Run
 
 
@@ -67,17 +69,20 @@ def train(config: TrainConfig) -> Path:
     workers = config.loader.count()
     batches = training_batches(data, config.trainer.batch_size, start, max_steps, workers, pin_memory=on.type == "cuda")
     log = RunLog(run.folder, start)
+    trained_on = identities(config.dataset, samples)
 
     def save(path: Path, step: int) -> None:
-        content = {"config": asdict(config), "classes": table.as_dict(), "step": step}
+        content = {"config": asdict(config), "classes": table.as_dict(), "step": step, "trained_on": trained_on}
         content |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         checkpoint.save(path, content | {"validated": validated, "best": best})
 
-    def validate(step: int) -> dict[str, Any]:
+    def validate(step: int) -> tuple[dict[str, Any], Scores]:
         nonlocal validated, best
         answers = predictions(trained, val_samples, config.inference, min(workers, len(val_samples)))
         watched = interruption.watch(answers, run.last, step)
-        result, panels = score(watched, len(val_samples), table, prior, config.logging.pictures)
+        counted = Scores(table, DATASETS[config.dataset.name].rules)
+        of_prior, panels = score(watched, len(val_samples), counted, prior, config.logging.pictures)
+        result = summarised(counted, of_prior)
         per_class = {f"val_iou/{name}": value for name, value in result["per_class"].items()}
         log.scalars(step, {"val/miou": result["miou"], "val/pixel_accuracy": result["pixel_accuracy"], **per_class})
         if panels:
@@ -91,7 +96,11 @@ def train(config: TrainConfig) -> Path:
         save(run.last, step)  # now with what was found
         found, top = 100 * result["miou"], 100 * best["miou"]
         say(f"validation at step {step}: mIoU {found:.1f} %, best {top:.1f} % (step {best['step']})")
-        return result | describe(config.dataset.name, config.dataset.val_split, config.inference, str(run.last), step)
+        data, split = config.dataset, config.dataset.val_split
+        result |= describe(data.name, split, config.inference, str(run.last), step)
+        how = {"inference": result["inference"], "precision": "float32", "step": step}
+        warnings = seen_in_training(trained_on, data, val_samples)
+        return result | {"protocol": protocol(counted, data, split, val_samples, warnings, how)}, counted
 
     progress = TrainingProgress(config, start, max_steps)
     with Interruption() as interruption:
@@ -116,8 +125,8 @@ def train(config: TrainConfig) -> Path:
             if due and done < max_steps:
                 validate(done)
                 progress.restart()
-        result = validate(max_steps)
-        write_result(run.folder, result, [], table)
+        result, counted = validate(max_steps)
+        write_result(run.folder, result, [], table, counted.evaluated())
     log.close()
     print_table(result)
     say(f"checkpoints   {run.last} and best.pt (selected on {config.dataset.val_split}, step {best['step']})")

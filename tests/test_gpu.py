@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from segtrain import info
-from segtrain.abn import cupy_ops, native_ops, selftest
+from segtrain.abn import compiling, cupy_ops, native_ops, selftest
 from segtrain.errors import SegtrainError
 
 on_a_device = [
@@ -32,7 +32,7 @@ def test_what_only_a_device_can_show(what):
     assert not [str(result) for result in selftest.device_checks() if not result.good]
 
 
-@pytest.mark.skipif(not native_ops.compiler(), reason="no C++ compiler")
+@pytest.mark.skipif(not compiling.compiler(), reason="no C++ compiler")
 def test_results_are_reported_and_remembered(segtrain):
     """By the CPU's kernels, which have the per-element text of the CUDA ones."""
     results = info.run_cases(native_ops, "cpu")

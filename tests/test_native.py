@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from segtrain import abn
-from segtrain.abn import native_ops
+from segtrain.abn import compiling, native_ops
 from tests.conftest import environment
 
-pytestmark = pytest.mark.skipif(not native_ops.compiler(), reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(not compiling.compiler(), reason="no C++ compiler")
 
 # Prints the back end, and the largest difference of a forward and backward pass from ordinary autograd.
 PROGRAM = """
@@ -44,7 +44,7 @@ def python(program, **variables):
 
 @pytest.mark.parametrize("instructions", ["native", "avx2", "baseline"])
 def test_every_choice_of_instructions(instructions):
-    if instructions == "avx2" and "avx2" not in native_ops.cpu_features():
+    if instructions == "avx2" and "avx2" not in compiling.cpu_features():
         pytest.skip("this CPU has no AVX2")
     result = python(PROGRAM, SEGTRAIN_NATIVE=instructions)
     name, error = result.stdout.splitlines()
@@ -110,15 +110,15 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path):
 def test_the_key_tells_cpu_compiler_and_text_apart(monkeypatch, tmp_path):
     monkeypatch.setenv("SEGTRAIN_CACHE", str(tmp_path / "cache"))
     built = []
-    monkeypatch.setattr(native_ops, "build", lambda command, work: (built.append(command), work / "abn.so")[1])
-    monkeypatch.setattr(native_ops.Path, "replace", lambda self, to: to.touch())
+    monkeypatch.setattr(compiling, "build", lambda command, *_: (built.append(command), _[-1] / "abn.so")[1])
+    monkeypatch.setattr(compiling.Path, "replace", lambda self, to: to.touch())
     first = native_ops.library_path(torch.float32)
     assert native_ops.library_path(torch.float32) == first
     assert len(built) == 1
     others = {native_ops.library_path(torch.float64)}
     monkeypatch.setenv("SEGTRAIN_NATIVE", "baseline")
     others.add(native_ops.library_path(torch.float32))
-    monkeypatch.setattr(native_ops, "cpu_features", lambda: "flags: another machine")
+    monkeypatch.setattr(compiling, "cpu_features", lambda: "flags: another machine")
     others.add(native_ops.library_path(torch.float32))
     assert len({first, *others}) == 4
 

@@ -19,7 +19,16 @@ from segtrain.optim import poly
 from tests.conftest import environment, small_run
 from tests.test_cli import refused
 
-RUN_FILES = {"last.pt", "best.pt", "config.yaml", "evaluation.json", "metrics.jsonl", "pictures", "tensorboard"}
+RUN_FILES = {
+    "confusion.png",
+    "last.pt",
+    "best.pt",
+    "config.yaml",
+    "evaluation.json",
+    "metrics.jsonl",
+    "pictures",
+    "tensorboard",
+}
 
 
 def state(path):
@@ -113,6 +122,43 @@ def test_evaluate_other_split_and_inference_goes_into_the_run(finished, segtrain
     assert result["inference"]["tile"] == [128, 256]
     assert "position_prior_miou" not in result
     assert (path.parent / "predictions.png").exists()
+
+
+def test_evaluation_says_how_it_was_made(finished):
+    result = json.loads((finished / "evaluation.json").read_text())
+    card = result["protocol"]
+    assert card["images"] == {"expected": 3, "seen": 3, "published": None}
+    assert card["rules"].startswith("cityscapesScripts")
+    assert card["warnings"] == []
+    assert result["iiou"] is not None  # street scenes have instances
+    assert len(result["confusion_matrix"]) == 19
+
+
+def test_pictures_of_the_training_are_warned_of(finished, segtrain):
+    answer = segtrain("evaluate", f"run={finished}", "split=train", "device=cpu", "output=o", "position_prior=false")
+    assert answer.status == 0, answer
+    assert "6 of the 6 pictures were in this checkpoint's training" in answer.out
+    card = json.loads(Path("o/evaluation.json").read_text())["protocol"]
+    assert len(card["warnings"]) == 1
+    assert len(card["checkpoint_sha256"]) == 64
+
+
+def test_two_processes_count_what_one_does(finished, tmp_path):
+    """Three pictures on two ranks: none twice, none left out."""
+    command = ["-m", "segtrain", "evaluate", f"run={finished}", "device=cpu", "loader.workers=0", "boundary=true"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    one_thread = {**environment(), "OMP_NUM_THREADS": "1"}  # as torchrun has it
+    results = []
+    for launcher, output in (([], "one"), (torchrun, "two")):
+        call = [sys.executable, *launcher, *command, f"output={output}"]
+        done = subprocess.run(call, env=one_thread, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("mIoU over") + done.stdout.count("\nmIoU") == 1, done.stdout
+        results.append(json.loads((tmp_path / output / "evaluation.json").read_text()))
+    one, two = results
+    assert two["protocol"].pop("processes") == 2
+    assert one["protocol"].pop("processes") == 1
+    assert two == one
 
 
 def test_evaluate_on_another_data_set(finished, segtrain, scenes, folder_data):

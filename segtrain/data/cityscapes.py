@@ -1,34 +1,67 @@
-"""Cityscapes fine annotations, label ids as downloaded. Layout and numbers: the data set's own scripts' README."""
+"""Cityscapes, label ids as downloaded. Layout and numbers: the README of the data set's own scripts."""
 
+import functools
 from pathlib import Path
 
 from segtrain.config import CityscapesConfig
-from segtrain.data.labels import LabelTable, published_table
-from segtrain.data.sample import Sample, expect_folder, expect_split, pair
+from segtrain.data.labels import IGNORE, LabelTable, published_table
+from segtrain.data.sample import DataSet, Files, by_stem, expect_folder, expect_split
+from segtrain.log import say
+from segtrain.metrics import CITYSCAPES
 
 TREE = """{root}/leftImg8bit/{{train,val,test}}/<city>/<city>_000000_000019_leftImg8bit.png
-{root}/gtFine/{{train,val}}/<city>/<city>_000000_000019_gtFine_labelIds.png
+{root}/gtFine/{{train,val}}/<city>/<city>_000000_000019_gtFine_labelIds.png  (and _instanceIds.png)
 Get leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from https://www.cityscapes-dataset.com/downloads/
-and unpack both there."""
+and unpack both there. Coarse labels: gtCoarse.zip, and leftImg8bit_trainextra.zip for the split train_extra."""
+COARSE = {"coarse_train": "train", "coarse_val": "val", "train_extra": "train_extra"}
+PUBLISHED = {
+    "train": 2975, "val": 500, "test": 1525, "coarse_train": 2975, "coarse_val": 500, "train_extra": 19998,
+}  # fmt: skip
+
+
+@functools.cache
+def labels_are_train_ids(root: Path) -> bool:
+    """Whether only the converted labels are there, which are not in the download; said aloud."""
+    if any(next(root.glob(f"gt*/*/*/*{ending}"), None) for ending in ("_labelIds.png",)):
+        return False
+    if next(root.glob("gt*/*/*/*_labelTrainIds.png"), None) is None:
+        return False
+    say(f"labels     {root} has *_labelTrainIds.png only, no *_labelIds.png: read as train ids, 255 = ignored")
+    return True
 
 
 def table(config: CityscapesConfig) -> LabelTable:
-    return published_table("cityscapes")
+    found = published_table("cityscapes", "cityscapes")
+    if not labels_are_train_ids(config.folder()):
+        return found
+    stored = {train_id: int(label) for train_id, label in enumerate(found.ids)} | {IGNORE: 0}
+    return LabelTable(found.rows, "the cityscapes train ids", stored)
 
 
-def samples(config: CityscapesConfig, split: str) -> list[Sample]:
+def files(config: CityscapesConfig, split: str) -> Files:
     root = config.folder()
     expect_folder(root, "Cityscapes", TREE)
-    expect_split(split, {path.name for path in (root / "leftImg8bit").glob("*") if path.is_dir()}, root)
-    return layout_samples(root, split)
+    known = {path.name for kind in ("leftImg8bit", "gtFine") for path in (root / kind).glob("*") if path.is_dir()}
+    known -= {"train_extra"}
+    if (root / "gtCoarse").is_dir():
+        known |= COARSE.keys()
+    expect_split(split, known, root)
+    return layout_files(root, split)
 
 
-def layout_samples(root: Path, split: str) -> list[Sample]:
-    """Samples of any data in Cityscapes' layout, named <city>_<sequence>_<frame>. The test split has no labels."""
-    ending = "_leftImg8bit.png"
-    images = {p.name.removesuffix(ending): p for p in (root / "leftImg8bit" / split).glob(f"*/*{ending}")}
-    if split == "test":  # its label pictures are void only
-        return [Sample(name, images[name], None) for name in sorted(images)]
-    ending = "_gtFine_labelIds.png"
-    labels = {p.name.removesuffix(ending): p for p in (root / "gtFine" / split).glob(f"*/*{ending}")}
-    return pair(images, labels)
+def layout_files(root: Path, split: str) -> Files:
+    """Files of any data in Cityscapes' layout, named <city>_<sequence>_<frame>. The test split's labels are void."""
+    folder, kind = COARSE.get(split, split), "gtCoarse" if split in COARSE else "gtFine"
+    images = by_stem(root / "leftImg8bit" / folder, "*/*_leftImg8bit.png", "_leftImg8bit.png")
+    if split == "test":
+        return Files(images, None)
+    labels, instances = root / kind / folder, f"_{kind}_instanceIds.png"
+    ending = f"_{kind}_{'labelTrainIds' if labels_are_train_ids(root) else 'labelIds'}.png"
+    return Files(images, by_stem(labels, f"*/*{ending}", ending), by_stem(labels, f"*/*{instances}", instances))
+
+
+def answer(name: str) -> str:
+    return f"{'_'.join(name.split('_')[:3])}*.png"
+
+
+DATASET = DataSet(table, files, CITYSCAPES, PUBLISHED, answer=answer, family="cityscapes")

@@ -1,31 +1,27 @@
 """The data sets by name: what their labels mean and which files each split has."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from segtrain.config import DatasetConfig, StreetsCommandConfig, StreetsConfig
-from segtrain.data import cityscapes, folder, kitti, street_layouts
+from segtrain.data import cityscapes, cocostuff, folder, kitti, street_layouts, vistas
 from segtrain.data.labels import LabelTable, published_table
-from segtrain.data.sample import Sample
+from segtrain.data.sample import DataSet, Files, Sample
 from segtrain.errors import DataError
 from segtrain.log import Progress, say
+from segtrain.metrics import CITYSCAPES
 
 
-class DataSet(NamedTuple):
-    """table(config) and samples(config, split) of one kind of data set."""
-
-    table: Callable[[Any], LabelTable]
-    samples: Callable[[Any, str], list[Sample]]
-
-
-def street_samples(config: StreetsConfig, split: str) -> list[Sample]:
+def street_files(config: StreetsConfig, split: str) -> Files:
     """The built-in scenes, drawn where they are missing. Folders may hold more scenes than asked for."""
     wanted = {"train": config.scenes, "val": config.val_scenes, "night": config.night_scenes}
     if split not in wanted:
         raise DataError(f"no split {split!r} in the street scenes: there is {', '.join(wanted)}")
     draw_streets(config.folder(), "cityscapes", wanted, config.seed, config.size, None)
-    return cityscapes.layout_samples(config.folder(), split)[: wanted[split]]
+    found = cityscapes.layout_files(config.folder(), split)
+    names = sorted(found.images)[: wanted[split]]
+    return Files(
+        *({name: kind[name] for name in names} for kind in (found.images, found.labels or {}, found.instances))
+    )
 
 
 def streets(config: StreetsCommandConfig) -> Path:
@@ -58,20 +54,53 @@ def draw_streets(
 
 
 DATASETS: dict[str, DataSet] = {
-    "streets": DataSet(lambda config: published_table("cityscapes"), street_samples),
-    "cityscapes": DataSet(cityscapes.table, cityscapes.samples),
-    "kitti": DataSet(kitti.table, kitti.samples),
-    "folder": DataSet(folder.table, folder.samples),
-}
+    "streets": DataSet(
+        lambda config: published_table("cityscapes", "cityscapes"), street_files, CITYSCAPES,
+        answer=cityscapes.answer, family="streets",
+        identity=lambda sample: f"{sample.image.parts[-3]}/{sample.name}",  # splits count from 0, each of them
+    ),
+    "cityscapes": cityscapes.DATASET,
+    "kitti": kitti.DATASET,
+    "vistas": vistas.DATASET,
+    "cocostuff": cocostuff.DATASET,
+    "folder": folder.DATASET,
+}  # fmt: skip
 
 
 def label_table(config: DatasetConfig) -> LabelTable:
     return DATASETS[config.name].table(config)
 
 
+def split_files(config: DatasetConfig, split: str) -> Files:
+    """The files of a split, or of several: train+train_extra."""
+    parts = [DATASETS[config.name].files(config, part) for part in split.split("+")]
+    if len(parts) == 1:
+        return parts[0]
+    found: list[dict[str, Path]] = [{}, {}, {}]
+    for part, name in zip(parts, split.split("+"), strict=True):
+        if part.labels is None:
+            raise DataError(f"the split {name!r} has no labels: it cannot be joined with others")
+        for mine, theirs in zip(found, part, strict=True):
+            twice = sorted(mine.keys() & (theirs or {}).keys())
+            if twice:
+                raise DataError(
+                    f"{split}: {len(twice)} pictures are in more than one of these splits ({twice[0]}, ...)"
+                )
+            mine |= theirs or {}
+    return Files(*found)
+
+
 def split_samples(config: DatasetConfig, split: str) -> list[Sample]:
     """The samples of a split, at least one; DataError otherwise."""
-    samples = DATASETS[config.name].samples(config, split)
+    return some(split_files(config, split).samples(), config, split)
+
+
+def labelled_samples(config: DatasetConfig, split: str) -> list[Sample]:
+    """What of a split can be scored, its pictures present or not; DataError if that is nothing."""
+    return some(split_files(config, split).labelled(), config, split)
+
+
+def some(samples: list[Sample], config: DatasetConfig, split: str) -> list[Sample]:
     if not samples:
         raise DataError(
             f"the split {split!r} of dataset={config.name} is empty: no pictures found in {config.folder()}"

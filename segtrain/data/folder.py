@@ -5,8 +5,9 @@ from pathlib import Path
 
 from segtrain.config import FolderConfig
 from segtrain.data.labels import LabelTable, read_user_table
-from segtrain.data.sample import Sample, expect_folder, expect_split, pair
+from segtrain.data.sample import DataSet, Files, expect_folder, expect_split
 from segtrain.errors import DataError, UsageError
+from segtrain.metrics import PLAIN
 
 TREE = """any folder with pictures and label pictures, described by
   dataset.splits.train={{images:train/*.jpg,labels:train_labels/*.png}}  (the same for val), or {{pairs:train.txt}}
@@ -22,7 +23,7 @@ def table(config: FolderConfig) -> LabelTable:
     return read_user_table(next((p for p in (config.folder() / path, path) if p.is_file()), path))
 
 
-def samples(config: FolderConfig, split: str) -> list[Sample]:
+def files(config: FolderConfig, split: str) -> Files:
     root = config.folder()
     if config.root is None:
         raise UsageError("dataset.root is not set: give the folder of your pictures")
@@ -34,14 +35,14 @@ def samples(config: FolderConfig, split: str) -> list[Sample]:
     return match_patterns(root, entry["images"], entry.get("labels"), f"dataset.splits.{split}")
 
 
-def match_patterns(root: Path, images: str, labels: str | None, key: str) -> list[Sample]:
-    """Images with the labels for which the `*`, `**` and `?` of the two patterns stand for the same text."""
+def match_patterns(root: Path, images: str, labels: str | None, key: str) -> Files:
+    """Images, and labels for which the `*`, `**` and `?` of the two patterns stand for the same text."""
     found = matches(root, images, f"{key}.images")
     if labels is None:
-        return [Sample(name, found[name], None) for name in sorted(found)]
+        return Files(found, None)
     if len(WILDCARDS.findall(images)) != len(WILDCARDS.findall(labels)):
         raise UsageError(f"{key}: the patterns {images} and {labels} need the same number of * to pair by")
-    return pair(found, matches(root, labels, f"{key}.labels"))
+    return Files(found, matches(root, labels, f"{key}.labels"))
 
 
 def matches(root: Path, pattern: str, key: str) -> dict[str, Path]:
@@ -63,28 +64,32 @@ def matches(root: Path, pattern: str, key: str) -> dict[str, Path]:
     return found
 
 
-def read_pairs(root: Path, name: str) -> list[Sample]:
+def read_pairs(root: Path, name: str) -> Files:
     """One `image,label` (or `image label`) a line, paths below root or absolute; # begins a comment."""
     path = root / name
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the list of pairs {path}: {error}") from error
-    found: dict[str, Sample] = {}
+    images: dict[str, Path] = {}
+    labels: dict[str, Path] = {}
     for number, line in enumerate(lines, 1):
         line = line.split("#", 1)[0].strip()
         if not line:
             continue
         separator = next((mark for mark in (",", "\t") if mark in line), None)
-        files = [root / part.strip() for part in line.split(separator) if part.strip()]
-        if len(files) != 2:
+        two = [root / part.strip() for part in line.split(separator) if part.strip()]
+        if len(two) != 2:
             raise DataError(f"{path}, line {number}: expected 'image,label', found {line!r}")
-        missing = [str(file) for file in files if not file.is_file()]
+        missing = [str(file) for file in two if not file.is_file()]
         if missing:
             raise DataError(f"{path}, line {number}: no such file {', '.join(missing)}")
-        image = files[0]
+        image = two[0]
         key = (image.relative_to(root) if image.is_relative_to(root) else Path(image.name)).with_suffix("").as_posix()
-        if key in found:
-            raise DataError(f"{path}, line {number}: {image} and {found[key].image} have the same name {key!r}")
-        found[key] = Sample(key, *files)
-    return [found[key] for key in sorted(found)]
+        if key in images:
+            raise DataError(f"{path}, line {number}: {image} and {images[key]} have the same name {key!r}")
+        images[key], labels[key] = two
+    return Files(images, labels)
+
+
+DATASET = DataSet(table, files, PLAIN)

@@ -25,39 +25,55 @@ _UNKNOWN = 254  # marks ids that are not in the table while encoding; so a table
 class LabelTable:
     """The classes of a data set.
 
-    names[train_id], colors[train_id] (uint8 (C, 3) RGB) and ids[train_id] (uint8 (C,)) describe the classes;
-    ignored_ids are the further ids that a label picture may hold.
+    names[train_id], colors[train_id] (uint8 (C, 3) RGB) and ids[train_id] (uint8 (C,)) describe the classes (where
+    several ids are one class, its first row does); ignored_ids are the further ids that a label picture may hold.
+    rows: one dict for each id, as in the tables: category, has_instances, avg_instance_size and kind where known.
     """
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]], source: str) -> None:
-        """rows: dicts with id, name, color [r,g,b] and train_id (IGNORE for ignored ones); source: for messages."""
-        rows = [row for row in rows if 0 <= row["id"] <= 255]
-        classes = sorted((row for row in rows if row["train_id"] != IGNORE), key=lambda row: row["train_id"])
+    def __init__(self, rows: Iterable[Mapping[str, Any]], source: str, stored: Mapping[int, int] | None = None) -> None:
+        """rows: dicts with id, name, color [r,g,b] and train_id (IGNORE for ignored ones); source: for messages.
+
+        stored: what the label pictures hold -> id, where that is not the id itself.
+        """
+        self.rows = [row for row in rows if 0 <= row["id"] <= 255]
+        first: dict[int, Mapping[str, Any]] = {}
+        for row in self.rows:
+            if row["train_id"] != IGNORE:
+                first.setdefault(row["train_id"], row)
+        classes = [first[train_id] for train_id in sorted(first)]
         self.source = source
         self.names = [str(row["name"]) for row in classes]
         self.colors = np.array([row["color"] for row in classes], np.uint8).reshape(-1, 3)
         self.ids = np.array([row["id"] for row in classes], np.uint8)
-        self.ignored_ids = sorted({int(row["id"]) for row in rows if row["train_id"] == IGNORE})
+        self.ignored_ids = sorted({int(row["id"]) for row in self.rows if row["train_id"] == IGNORE})
+        by_id = {row["id"]: row["train_id"] for row in self.rows}
+        self.stored = dict(stored) if stored is not None else {label: label for label in by_id}
         self._train_ids = np.full(256, _UNKNOWN, np.uint8)
-        for row in rows:
-            self._train_ids[row["id"]] = row["train_id"]
+        self._ids = np.zeros(256, np.uint8)
+        for value, label in self.stored.items():
+            self._train_ids[value] = by_id[label]
+            self._ids[value] = label
 
     @property
     def num_classes(self) -> int:
         return len(self.names)
 
-    def encode(self, ids: np.ndarray, path: Path) -> np.ndarray:
-        """ids uint8 (H, W) -> train ids uint8 (H, W). DataError naming file and id if one is not in the table."""
-        train_ids = cv2.LUT(ids, self._train_ids)
+    def encode(self, stored: np.ndarray, path: Path) -> np.ndarray:
+        """A label picture uint8 (H, W) -> train ids uint8 (H, W). DataError naming file and id that is not known."""
+        train_ids = cv2.LUT(stored, self._train_ids)
         unknown = train_ids == _UNKNOWN
         if unknown.any():
-            values, counts = np.unique(ids[unknown], return_counts=True)
+            values, counts = np.unique(stored[unknown], return_counts=True)
             found = ", ".join(f"{value} ({count} pixels)" for value, count in zip(values[:5], counts[:5], strict=True))
             raise DataError(
                 f"{path}: label id {found} is not in {self.source}, which has {_ranges(np.flatnonzero(self.known))}; "
                 "correct the picture, or add the id to the table (as ignored if it means nothing)"
             )
         return train_ids
+
+    def to_ids(self, stored: np.ndarray) -> np.ndarray:
+        """A label picture uint8 (H, W) -> ids uint8 (H, W)."""
+        return np.asarray(cv2.LUT(stored, self._ids))
 
     def decode(self, train_ids: np.ndarray) -> np.ndarray:
         """train ids uint8 (H, W), all below num_classes -> ids uint8 (H, W)."""
@@ -73,7 +89,7 @@ class LabelTable:
 
     @property
     def known(self) -> np.ndarray:
-        """bool (256,): the ids that a label picture may hold."""
+        """bool (256,): what a label picture may hold."""
         return self._train_ids != _UNKNOWN
 
     def as_dict(self) -> dict[str, Any]:
@@ -100,9 +116,16 @@ def _ranges(ids: np.ndarray) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs if len(run))
 
 
-def published_table(name: str) -> LabelTable:
-    """A table carried in the package: cityscapes (used by KITTI too), vistas_v1.2, cocostuff."""
-    return LabelTable(read_json_table(name), f"the {name} label table")
+def published_table(name: str, sizes: str | None = None) -> LabelTable:
+    """A table carried in the package: cityscapes (used by KITTI too), cocostuff, vistas_v1.2, vistas_v2.0.
+
+    sizes: whose average sizes of objects its rows get, cityscapes or kitti.
+    """
+    rows = read_json_table(name)
+    if sizes is not None:
+        average = read_json_table("instance_sizes")[sizes]
+        rows = [row | {"avg_instance_size": average.get(row["name"])} for row in rows]
+    return LabelTable(rows, f"the {name} label table")
 
 
 def read_json_table(name: str) -> Any:
@@ -214,7 +237,26 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_label(path: Path) -> np.ndarray:
-    """Label ids uint8 (H, W) of a greyscale or palette picture (palette: the index). DataError for anything else."""
+    """What a label picture holds, uint8 (H, W): of a greyscale or palette picture (palette: the index), or the matrix
+    S of a MATLAB file, as COCO-Stuff 10k has them. DataError for anything else."""
+    if path.suffix == ".mat":
+        return read_matlab_label(path)
+    values, mode = read_values(path)
+    if mode in ("I;16", "I") and values.max() > 255:
+        raise DataError(
+            f"{path} is a 16-bit picture with values up to {values.max()}: this looks like an instance map; "
+            "give the pictures with one class id (0 to 255) per pixel"
+        )
+    return values.astype(np.uint8)
+
+
+def read_instances(path: Path) -> np.ndarray:
+    """An instance map: uint16 (H, W). DataError for a colour picture."""
+    return read_values(path)[0].astype(np.uint16)
+
+
+def read_values(path: Path) -> tuple[np.ndarray, str]:
+    """The numbers in a picture with one number per pixel, and Pillow's name of its mode."""
     try:
         with Image.open(path) as image:
             mode = image.mode
@@ -223,15 +265,21 @@ def read_label(path: Path) -> np.ndarray:
                     f"{path} is a {mode} colour picture, but a label picture holds one class id per pixel: give 8-bit "
                     "greyscale or palette PNGs (Cityscapes: *_labelIds.png, KITTI: semantic/, not the colour pictures)"
                 )
-            ids = np.asarray(image)
+            return np.asarray(image), mode
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise unreadable(path, error) from error
-    if mode in ("I;16", "I") and ids.max() > 255:
-        raise DataError(
-            f"{path} is a 16-bit picture with values up to {ids.max()}: this looks like an instance map; "
-            "give the pictures with one class id (0 to 255) per pixel"
-        )
-    return ids.astype(np.uint8)
+
+
+def read_matlab_label(path: Path) -> np.ndarray:
+    from scipy.io import loadmat, matlab
+
+    try:
+        values = loadmat(path, variable_names=["S"])["S"]
+    except (OSError, ValueError, KeyError, TypeError, matlab.MatReadError) as error:
+        raise unreadable(path, error) from error
+    if values.ndim != 2 or values.min() < 0 or values.max() > 255:
+        raise DataError(f"{path}: S is no label map (shape {values.shape}, values to {values.max()})")
+    return np.asarray(values, np.uint8)
 
 
 def unreadable(path: Path, error: Exception) -> DataError:

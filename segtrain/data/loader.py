@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from segtrain.data.labels import IGNORE, LabelTable, read_image, read_label
+from segtrain.data.labels import IGNORE, LabelTable, read_image, read_instances, read_label
 from segtrain.data.sample import Sample
 from segtrain.data.transforms import Augmentation
 from segtrain.errors import DataError
@@ -40,6 +40,28 @@ def read_sample(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarr
     return image, target
 
 
+class EvaluationItem(NamedTuple):
+    """image uint8 (H, W, 3); target uint8 (H, W) train ids; ids uint8 (H, W) label ids; instances uint16 (H, W)."""
+
+    sample: Sample
+    image: np.ndarray
+    target: np.ndarray
+    ids: np.ndarray
+    instances: np.ndarray | None
+
+
+def read_labels(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Train ids and label ids uint8 (H, W), and the instances if there are any. DataError if sizes differ."""
+    assert sample.label is not None
+    stored = read_label(sample.label)
+    target, instances = table.encode(stored, sample.label), None
+    if sample.instances is not None:
+        instances = read_instances(sample.instances)
+        if instances.shape != stored.shape:
+            raise different_sizes(sample._replace(image=sample.instances), instances.shape, stored.shape)
+    return target, table.to_ids(stored), instances
+
+
 def different_sizes(sample: Sample, image: tuple[int, ...], label: tuple[int, ...]) -> DataError:
     return DataError(
         f"{sample.image} is {image[1]}x{image[0]} but its label {sample.label} is {label[1]}x{label[0]} "
@@ -55,7 +77,6 @@ def shuffling(samples: int, seed: int, epoch: int) -> np.ndarray:
 
 # An error travels from a loader process as a value: raised there, it would arrive wrapped in a traceback.
 TrainingItem = tuple[np.ndarray, np.ndarray, str]
-EvaluationItem = tuple[Sample, np.ndarray, np.ndarray]
 
 
 class TrainingData(Dataset["TrainingItem | DataError"]):
@@ -78,7 +99,7 @@ class TrainingData(Dataset["TrainingItem | DataError"]):
 
 
 class EvaluationData(Dataset["EvaluationItem | DataError"]):
-    """dataset[index] -> (sample, image uint8 (H, W, 3), target uint8 (H, W)), whole and unchanged."""
+    """dataset[index] -> EvaluationItem, whole and unchanged."""
 
     def __init__(self, samples: list[Sample], table: LabelTable) -> None:
         self.samples = samples
@@ -87,7 +108,11 @@ class EvaluationData(Dataset["EvaluationItem | DataError"]):
     def __getitem__(self, index: int) -> "EvaluationItem | DataError":
         sample = self.samples[index]
         try:
-            return (sample, *read_sample(sample, self.table))
+            image = read_image(sample.image)
+            target, ids, instances = read_labels(sample, self.table)
+            if target.shape != image.shape[:2]:
+                return different_sizes(sample, image.shape[:2], target.shape)
+            return EvaluationItem(sample, image, target, ids, instances)
         except DataError as error:
             return error
 
@@ -113,7 +138,7 @@ def training_batches(
 
 
 def evaluation_samples(samples: list[Sample], table: LabelTable, workers: int) -> Iterator[EvaluationItem]:
-    """(sample, image uint8 (H, W, 3), target uint8 (H, W)) once each, in order. DataError as above."""
+    """The labelled samples, once each, in order. DataError as above."""
     loader: DataLoader[EvaluationItem | DataError] = DataLoader(
         EvaluationData(samples, table),
         batch_size=None,

@@ -1,21 +1,64 @@
-"""A sample is a picture and, where there is one, its label picture."""
+"""A sample is a picture and, where there is one, its label picture. `Files` is what a data set knows of a split."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from segtrain.data.labels import LabelTable
 from segtrain.errors import DataError
+from segtrain.metrics import Rules
 
 
 class Sample(NamedTuple):
-    """name is unique within its split and becomes the name of the prediction."""
+    """name is unique within its split and becomes the name of the prediction. instances: values as the rules say."""
 
     name: str
     image: Path
     label: Path | None
+    instances: Path | None = None
 
 
-def pair(images: Mapping[str, Path], labels: Mapping[str, Path]) -> list[Sample]:
+class Files(NamedTuple):
+    """The files of a split by sample name; labels is None for a split that has none."""
+
+    images: Mapping[str, Path]
+    labels: Mapping[str, Path] | None
+    instances: Mapping[str, Path] = {}
+
+    def samples(self) -> list[Sample]:
+        """Sorted by name. DataError unless every image has a label and the reverse."""
+        if self.labels is None:
+            return [Sample(name, self.images[name], None) for name in sorted(self.images)]
+        return pair(self.images, self.labels, self.instances)
+
+    def labelled(self) -> list[Sample]:
+        """What can be scored without pictures: the label stands for an image that is not there."""
+        labels = self.labels or {}
+        return [Sample(n, self.images.get(n, labels[n]), labels[n], self.instances.get(n)) for n in sorted(labels)]
+
+
+class DataSet(NamedTuple):
+    """One kind of data set.
+
+    table(config): what its labels mean. files(config, split): where its files are. rules: how its benchmark scores.
+    published: number of samples of a split as published. scored: the split that its own script scores. answer: a
+    sample's name -> glob of the file with its prediction, as its own script looks for it. family: data sets of one
+    family share pictures, and identity(sample) is the same for the same picture.
+    """
+
+    table: Callable[[Any], LabelTable]
+    files: Callable[[Any, str], Files]
+    rules: Rules
+    published: Mapping[str, int] = {}
+    scored: str = "val"
+    answer: Callable[[str], str] = lambda name: f"{name}.png"
+    family: str = ""
+    identity: Callable[[Sample], str] = lambda sample: sample.name
+
+
+def pair(
+    images: Mapping[str, Path], labels: Mapping[str, Path], instances: Mapping[str, Path] | None = None
+) -> list[Sample]:
     """Samples sorted by name, where every image has a label and the reverse; DataError names what is left over."""
     for what, other, keys in (
         ("image", "label", set(images) - set(labels)),
@@ -28,7 +71,13 @@ def pair(images: Mapping[str, Path], labels: Mapping[str, Path]) -> list[Sample]
                 f"{len(keys)} of {len(found)} {what}s have no {other} picture: {some}"
                 f"{', ...' if len(keys) > 3 else ''}; add the missing files or take these away"
             )
-    return [Sample(name, images[name], labels[name]) for name in sorted(images)]
+    return [Sample(name, images[name], labels[name], (instances or {}).get(name)) for name in sorted(images)]
+
+
+def by_stem(folder: Path, pattern: str, ending: str = "") -> dict[str, Path]:
+    """Files of a folder that match, by their names without `ending` (default: their suffix)."""
+    paths = folder.glob(pattern)
+    return {path.name.removesuffix(ending) if ending else path.stem: path for path in paths}
 
 
 def expect_folder(root: Path, what: str, tree: str) -> None:

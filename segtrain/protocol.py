@@ -1,0 +1,134 @@
+"""What a score says of itself: whose rules, which pictures, what was warned of. And how it is shown and written."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import segtrain
+from segtrain import pictures
+from segtrain.config import DatasetConfig
+from segtrain.data.datasets import DATASETS
+from segtrain.data.labels import LabelTable
+from segtrain.data.sample import Sample
+from segtrain.errors import DataError
+from segtrain.files import write_atomically
+from segtrain.metrics import Scores
+
+ABSENT = {
+    "union": "left out: neither labelled, nor predicted on an evaluated pixel",
+    "ground truth": "left out: not labelled, predicted or not",
+}
+IGNORED = {
+    "miss": "an evaluated pixel predicted as an id outside the classes is a miss of its class",
+    "dropped": "an evaluated pixel predicted as an id outside the classes does not count",
+}
+
+
+def protocol(
+    counted: Scores, data: DatasetConfig, split: str, samples: list[Sample], warnings: list[str], how: dict[str, Any]
+) -> dict[str, Any]:
+    """The card in evaluation.json. how: what made the predictions. DataError unless each sample was counted once."""
+    if counted.images != len(samples):
+        raise DataError(
+            f"{counted.images} pictures were scored, {len(samples)} are in the split: this is a fault of ours"
+        )
+    published = DATASETS[data.name].published.get(split)
+    rules, table = counted.rules, counted.table
+    if published is not None and published != len(samples):
+        warnings = [*warnings, f"{len(samples)} pictures, but {data.name} {split} has {published} as published: "
+                               "the figure is not comparable with published ones"]  # fmt: skip
+    named = {int(row["id"]): str(row["name"]) for row in table.rows}
+    return {
+        "dataset": data.name,
+        "split": split,
+        "split_sha256": names_hash(sample.name for sample in samples),
+        "images": {"expected": len(samples), "seen": counted.images, "published": published},
+        "resolution": "every label picture's own",
+        "averaging": "one int64 count over all pictures",
+        "rules": rules.source,
+        "absent_classes": ABSENT[rules.absent],
+        "ignored_predictions": IGNORED[rules.ignored_prediction],
+        "classes": table.num_classes,
+        "labels_from": table.source,
+        "ignored_labels": [named[label] for label in table.ignored_ids if named[label] != "ignored"],
+        "images_with_instances": counted.images_with_instances,
+        **how,
+        "code": f"segtrain {segtrain.__version__}, torch {torch.__version__}",
+        "miou_under_other_rules": counted.under_other_rules(),
+        "warnings": warnings,
+    }
+
+
+def names_hash(names: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def identities(data: DatasetConfig, samples: Iterable[Sample]) -> dict[str, Any]:
+    """Which pictures these are, whatever split or version of the data they were read from: for a checkpoint."""
+    dataset = DATASETS[data.name]
+    hashes = [hashlib.sha256(dataset.identity(s).encode()).digest()[:8] for s in samples]
+    return {"family": dataset.family, "pictures": torch.tensor([int.from_bytes(h, "big", signed=True) for h in hashes])}
+
+
+def seen_in_training(trained_on: dict[str, Any] | None, data: DatasetConfig, samples: list[Sample]) -> list[str]:
+    """A warning if pictures to be scored are among those a checkpoint was trained on."""
+    if not trained_on or not trained_on["family"] or trained_on["family"] != DATASETS[data.name].family:
+        return []
+    twice = int(torch.isin(identities(data, samples)["pictures"], trained_on["pictures"]).sum())
+    if not twice:
+        return []
+    return [f"{twice} of the {len(samples)} pictures were in this checkpoint's training: the score is too high"]
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """Per-class IoU in percent, then the summary lines and the warnings."""
+    width = max(len(name) for name in result["per_class"])
+    objects = result.get("per_class_iiou") or {}
+    print(f"\n{'class':<{width}}   IoU %{'  iIoU %' if objects else ''}")
+    for name, value in result["per_class"].items():
+        print(f"{name:<{width}}   {percent(value)}{f'   {percent(objects[name])}' if name in objects else ''}")
+    classes = f"{result['classes_averaged']} classes ({result['classes_in_ground_truth']} occur in the ground truth)"
+    print(f"\nmIoU            {percent(result['miou'])} %  over {classes}, {result['images']} images")
+    for key, name in (
+        ("iiou", "iIoU"), ("category_miou", "category mIoU"), ("category_iiou", "category iIoU"),
+        ("pixel_accuracy", "pixel accuracy"), ("mean_accuracy", "mean accuracy"), ("boundary_miou", "boundary mIoU"),
+    ):  # fmt: skip
+        if result.get(key) is not None:
+            print(f"{name:<14}  {percent(result[key])} %")
+    prior = result.get("position_prior_miou")
+    if prior:
+        ratio = f"the model has {result['miou'] / prior:.2f} times that"
+        print(f"position prior  {percent(prior)} %  mIoU of a predictor that knows a pixel's place only; {ratio}")
+    for text in result.get("protocol", {}).get("warnings", []):
+        print(f"warning         {text}")
+    print(flush=True)
+
+
+def percent(value: float | None) -> str:
+    return "  -  " if value is None else f"{100 * value:5.1f}"
+
+
+def write_result(
+    folder: Path, result: dict[str, Any], panels: list[np.ndarray], table: LabelTable, confusion: np.ndarray
+) -> None:
+    """evaluation.json, confusion.png and, where there are panels, predictions.png (image | target | prediction)."""
+    if panels:
+        pictures.write(folder / "predictions.png", pictures.sheet(panels, table))
+    pictures.write(folder / "confusion.png", pictures.confusion(confusion, table))
+    text = json.dumps(result | {"confusion_matrix": confusion.tolist()}, indent=2)
+    text = re.sub(r"\[\s+-?\d+(?:,\s+-?\d+)*\s+\]", lambda found: re.sub(r"\s+", " ", found[0]), text)  # a row a line
+    write_atomically(folder / "evaluation.json", text.encode() + b"\n")
