@@ -310,6 +310,8 @@ class InferenceConfig:
         require(0 <= self.overlap < 1, "inference.overlap", self.overlap, "give 0 or more, less than 1")
         if self.tile is not None:
             require_size("inference.tile", self.tile, 32)
+            whole = all(extent % 32 == 0 for extent in self.tile)
+            require(whole, "inference.tile", self.tile, "give multiples of 32: windows must meet the network's cells")
 
 
 @dataclass

@@ -37,8 +37,13 @@ class Trained(NamedTuple):
     def predict(self, image: np.ndarray, inference: InferenceConfig | None = None) -> np.ndarray:
         """RGB uint8 (H, W, 3) -> train ids uint8 (H, W)."""
         tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].to(self.device)
-        ready = normalise(tensor, self.options.mean, self.options.std)
-        return predict(self.network, ready, inference or InferenceConfig())
+
+        def network(window: torch.Tensor) -> torch.Tensor:
+            ready = normalise(window, self.options.mean, self.options.std)
+            logits: torch.Tensor = self.network(ready, upsample=False)
+            return logits
+
+        return predict(network, tensor, inference or InferenceConfig())
 
 
 class Prediction(NamedTuple):

@@ -1,6 +1,10 @@
-"""From one picture of any size to one class per pixel: whole or in windows, one or several scales, mirrored or not."""
+"""From one picture of any size to one class per pixel: whole or in windows, one or several scales, mirrored or not.
 
-from collections.abc import Callable, Iterator
+Class scores stay at the network's own resolution (a cell for 8 x 8 pixels, say) until the arg-max, which enlarges them
+strip by strip: 116 classes of a 22 megapixel picture would be 10 GB.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -8,8 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segtrain.config import InferenceConfig
+from segtrain.pixels import upsampled_argmax
 
-Network = Callable[[Tensor], Tensor]  # (1, 3, h, w) normalised -> (1, C, h, w) logits
+Network = Callable[[Tensor], Tensor]  # (1, 3, h, w) -> (1, C, ceil(h / stride), ceil(w / stride)) logits
+ALIGNED = 32  # windows start at multiples of this, so that their cells are those of the whole picture
+STRIP = 1 << 24  # class scores at full resolution that are held at a time
 
 
 def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
@@ -21,53 +28,76 @@ def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
 
 @torch.inference_mode()
 def predict(network: Network, image: Tensor, options: InferenceConfig) -> np.ndarray:
-    """Class uint8 (H, W) with the highest score at every pixel of `image`, float (1, 3, H, W) normalised.
+    """Class uint8 (H, W) with the highest score at every pixel of `image` (1, 3, H, W), as the network takes it.
 
-    One view: arg-max of its logits. Several (scales, mirrored): of the mean of their probabilities.
+    One view: arg-max of its logits, enlarged bilinearly. Several (scales, mirrored): of the mean of their
+    probabilities, each view's logits enlarged first.
     """
-    views = [
-        (scale, mirrored) for scale in options.scales for mirrored in ((False, True) if options.flip else (False,))
-    ]
-    if len(views) == 1:
-        scores = view(network, image, *views[0], options)
-    else:
-        scores = torch.zeros(())
-        for scale, mirrored in views:
-            scores = view(network, image, scale, mirrored, options).softmax(1) + scores.to(image.device)
-    return scores.argmax(1)[0].to(torch.uint8).cpu().numpy()
+    size = (image.shape[2], image.shape[3])
+    flips = (False, True) if options.flip else (False,)
+    views = [view(network, image, scale, mirrored, options) for scale in options.scales for mirrored in flips]
+    if len(views) == 1 and views[0].device.type == "cpu":
+        return upsampled_argmax(views[0].float(), size)
+    answer = torch.empty(size, dtype=torch.uint8, device=views[0].device)
+    rows = max(1, STRIP // (len(views[0]) * size[1]))
+    for top in range(0, size[0], rows):
+        bottom = min(top + rows, size[0])
+        scores = enlarged(views[0], size, top, bottom)
+        if len(views) > 1:
+            scores = scores.softmax(0)
+            for more in views[1:]:
+                scores += enlarged(more, size, top, bottom).softmax(0)
+        answer[top:bottom] = scores.argmax(0)
+    return answer.cpu().numpy()
+
+
+def enlarged(logits: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:
+    """Rows top .. bottom - 1 of logits (C, h, w) enlarged bilinearly to `size`: float32 (C, bottom - top, W)."""
+    height = logits.shape[1]
+    at = (torch.arange(top, bottom, device=logits.device) + 0.5) * (height / size[0]) - 0.5
+    at = at.clamp(min=0)
+    first = at.long().clamp(max=height - 1)
+    second = (first + 1).clamp(max=height - 1)
+    rows = torch.lerp(logits[:, first].float(), logits[:, second].float(), (at - first).view(-1, 1))
+    return F.interpolate(rows[None], size=(bottom - top, size[1]), mode="bilinear", align_corners=False)[0]
 
 
 def view(network: Network, image: Tensor, scale: float, mirrored: bool, options: InferenceConfig) -> Tensor:
-    """Logits (1, C, H, W) of the picture enlarged by `scale` and perhaps mirrored, brought back to its own size."""
-    size = image.shape[-2:]
+    """Logits (C, h, w) of the picture enlarged by `scale` and perhaps mirrored, the right way round again."""
     seen = image
     if scale != 1:
-        enlarged = [max(1, round(extent * scale)) for extent in size]
-        seen = F.interpolate(image, size=enlarged, mode="bilinear", align_corners=False)
+        size = [max(1, round(extent * scale)) for extent in image.shape[-2:]]
+        seen = F.interpolate(image.float(), size=size, mode="bilinear", align_corners=False)
     logits = windows(network, seen.flip(3) if mirrored else seen, options)
-    logits = logits.flip(3) if mirrored else logits
-    return logits if scale == 1 else F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    return logits.flip(2) if mirrored else logits
 
 
 def windows(network: Network, image: Tensor, options: InferenceConfig) -> Tensor:
-    """Logits (1, C, H, W) of the whole picture, or the mean over the windows that cover each pixel."""
-    if options.tile is None:
-        return network(image)
-    tile = [min(extent, size) for extent, size in zip(options.tile, image.shape[-2:], strict=True)]
-    total, covered = torch.zeros(()), torch.zeros(image.shape[-2:], device=image.device)
-    for top in starts(image.shape[-2], tile[0], options.overlap):
-        for left in starts(image.shape[-1], tile[1], options.overlap):
-            place = (..., slice(top, top + tile[0]), slice(left, left + tile[1]))
-            logits = network(image[place])
+    """Logits (C, h, w) of the whole picture, or in each cell the mean over the windows that cover it."""
+    height, width = image.shape[-2:]
+    if options.tile is None or (options.tile[0] >= height and options.tile[1] >= width):
+        return network(image)[0]
+    total, covered = torch.zeros(()), torch.zeros(())
+    for top, bottom in spans(height, options.tile[0], options.overlap):
+        for left, right in spans(width, options.tile[1], options.overlap):
+            logits = network(image[..., top:bottom, left:right])[0]
+            stride = max(round((bottom - top) / logits.shape[1]), round((right - left) / logits.shape[2]))
             if total.dim() == 0:
-                total = logits.new_zeros(1, logits.shape[1], *image.shape[-2:])
+                cells = -(-height // stride), -(-width // stride)
+                total, covered = logits.new_zeros(len(logits), *cells), logits.new_zeros(cells)
+            y, x = top // stride, left // stride
+            place = (..., slice(y, y + logits.shape[1]), slice(x, x + logits.shape[2]))
             total[place] += logits
             covered[place] += 1
-    return total / covered
+    return total.div_(covered)
 
 
-def starts(extent: int, tile: int, overlap: float) -> Iterator[int]:
-    """First pixels of windows of length `tile`, evenly spread, that cover 0 .. extent - 1 and overlap enough."""
-    stride = max(1, int(tile * (1 - overlap)))
-    count = 1 + -(-(extent - tile) // stride)
-    return (round(i * (extent - tile) / max(count - 1, 1)) for i in range(count))
+def spans(extent: int, tile: int, overlap: float) -> list[tuple[int, int]]:
+    """First and last + 1 pixels of windows that cover 0 .. extent - 1, begin at multiples of ALIGNED, and overlap by
+    the share asked for or more (by what ALIGNED leaves of it). The last one may be a little longer than the tile."""
+    if tile >= extent:
+        return [(0, extent)]
+    stride = max(ALIGNED, int(tile * (1 - overlap)) // ALIGNED * ALIGNED)
+    last = (extent - tile) // ALIGNED * ALIGNED
+    first = [*range(0, last, stride), last]
+    return [(start, extent if start == last else start + tile) for start in first]
