@@ -25,6 +25,13 @@ COMMANDS = {
          "segtrain streets output=kitti_like layout=kitti scenes=20",
          "segtrain streets output=large size=[512,1024] seed=3"),
     ),
+    "check": Command(
+        "data", "verify a data set: files, sizes, labels and what they hold", config.CheckConfig,
+        "segtrain.check:check", None,
+        ("segtrain check dataset=cityscapes dataset.root=/data/cityscapes",
+         "segtrain check dataset=kitti split=val output=checked",
+         "segtrain check dataset=folder dataset.root=/data/mine write_config=mine.yaml"),
+    ),
     "train": Command(
         "train", "train a segmentation network, or go on with an interrupted run", config.TrainConfig,
         "segtrain.training:train", None,
@@ -65,7 +72,7 @@ ALIASES = {
     "test": "evaluate",
     "eval": "evaluate",
     "infer": "predict",
-    "doctor": "info",
+    "doctor": "check",
     "pretrain": "train",
 }
 
@@ -80,6 +87,7 @@ PATH_OPTIONS = (
     "dataset.root",
     "dataset.cache_dir",
     "dataset.classes",
+    "write_config",
 )
 MAPPING = "dataset.splits."  # the one place where users name keys of their own
 
@@ -218,6 +226,8 @@ def register(verb: str, command: Command, overrides: list[str]) -> None:
     for name, schema in config.DATASET_CONFIGS.items():
         store.store(name=name, group="dataset/schema", node=schema, package="dataset")
     names = {item.name for item in fields(command.schema)}
+    for path in (Path(word.partition("=")[2]) for word in overrides if is_dataset_file(word)):
+        store.store(name=file_choice(path), group="dataset", node=read_dataset_file(path))
     if "checkpoint" in names and "inference" in names:
         trained = trained_with(overrides)
         schemas: dict[str, type] = {
@@ -227,6 +237,33 @@ def register(verb: str, command: Command, overrides: list[str]) -> None:
         for group in sorted(names & schemas.keys()):
             node = OmegaConf.merge(OmegaConf.structured(schemas[group]), trained[group])
             store.store(name="from_checkpoint", group=group, node=node)
+
+
+def is_dataset_file(word: str) -> bool:
+    """dataset=mine.yaml: a file that `segtrain check write_config=` wrote, or one like it."""
+    return word.startswith("dataset=") and word.endswith((".yaml", ".yml"))
+
+
+def file_choice(path: Path) -> str:
+    return "file_" + re.sub(r"\W", "_", str(path))
+
+
+def read_dataset_file(path: Path) -> Any:
+    """The options of a data set in a YAML file, checked against its schema."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if not path.is_file():
+        raise UsageError(f"dataset={path}: no such file")
+    try:
+        content: Any = OmegaConf.load(path)
+        name = content.get("name")
+        if name not in config.DATASET_CONFIGS:
+            raise UsageError(f"{path}: name: {name} is no data set; there is {', '.join(config.DATASET_CONFIGS)}")
+        return OmegaConf.merge(OmegaConf.structured(config.DATASET_CONFIGS[name]), content)
+    except (YAMLError, OmegaConfBaseException, AttributeError) as error:
+        raise UsageError(f"dataset={path}: {str(error).splitlines()[0]}") from error
 
 
 def trained_with(overrides: list[str]) -> dict[str, Any]:
@@ -266,7 +303,11 @@ def compose(verb: str, command: Command, arguments: Arguments) -> Any:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONFIGS.absolute()), job_name="segtrain", version_base="1.3"):
         try:
-            return hydra.compose(verb, [*path, *arguments.overrides])
+            chosen = [
+                f"dataset={file_choice(Path(word.partition('=')[2]))}" if is_dataset_file(word) else word
+                for word in arguments.overrides
+            ]
+            return hydra.compose(verb, [*path, *chosen])
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
             raise UsageError(explain(error, verb, command, arguments.overrides)) from error
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segtrain.errors import UsageError
+from segtrain.threads import cpus
 
 
 def option(default: Any, text: str) -> Any:
@@ -259,9 +260,7 @@ class LoaderConfig:
 
     def count(self) -> int:
         """Processes to start."""
-        if self.workers is not None:
-            return self.workers
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cpus() if self.workers is None else self.workers
 
 
 @dataclass
@@ -437,6 +436,21 @@ class StreetsCommandConfig(CommandConfig):
         for key in ("scenes", "val_scenes", "night_scenes", "seed"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "give 0 or more")
         require(self.workers is None or self.workers >= 1, "workers", self.workers, "give 1 or more")
+        return self
+
+
+@dataclass
+class CheckConfig(CommandConfig):
+    split: str | None = option(None, "split to check; default: all that are there")
+    output: str | None = option(None, "folder for report.json and contact.png; default segtrain-out/check")
+    write_config: str | None = option(
+        None, "dataset=folder: guess patterns, ids and colours from the files, and write this YAML file to correct"
+    )
+    dataset: DatasetConfig = group(DatasetConfig)
+
+    def check(self) -> "CommandConfig":
+        if self.write_config is None:
+            return super().check()
         return self
 
 

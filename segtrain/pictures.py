@@ -33,11 +33,16 @@ def triple(
     colored = table.colorize(prediction)
     unlabelled = target >= table.num_classes
     colored[unlabelled] = colored[unlabelled] // 3 + 60
+    return beside(image, table.colorize(target), colored, height)
+
+
+def beside(image: np.ndarray, first: np.ndarray, second: np.ndarray, height: int = 256) -> np.ndarray:
+    """A picture and two of labels, RGB uint8 of one size, side by side, `height` pixels high."""
     size = (max(1, round(image.shape[1] * height / image.shape[0])), height)
     parts = [
         cv2.resize(image, size, interpolation=cv2.INTER_AREA),
-        cv2.resize(table.colorize(target), size, interpolation=cv2.INTER_NEAREST_EXACT),
-        cv2.resize(colored, size, interpolation=cv2.INTER_NEAREST_EXACT),
+        cv2.resize(first, size, interpolation=cv2.INTER_NEAREST_EXACT),
+        cv2.resize(second, size, interpolation=cv2.INTER_NEAREST_EXACT),
     ]
     gap = np.full((height, GAP, 3), 255, np.uint8)
     return np.concatenate([parts[0], gap, parts[1], gap, parts[2]], axis=1)

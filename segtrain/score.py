@@ -3,11 +3,9 @@
 import bisect
 import fnmatch
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,9 +19,7 @@ from segtrain.evaluation import summarised
 from segtrain.log import Progress, say
 from segtrain.metrics import Scores
 from segtrain.protocol import print_table, protocol, write_result
-
-T = TypeVar("T")
-R = TypeVar("R")
+from segtrain.threads import in_order
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
@@ -117,18 +113,6 @@ def read(table: LabelTable, pair: tuple[Sample, Path]) -> tuple[np.ndarray, np.n
             "scored at the label's size; resize them with the nearest pixel, or predict at full size"
         )
     return ids, predicted, instances
-
-
-def in_order(function: Callable[[T], R], items: Iterable[T], ahead: int = 8) -> Iterator[R]:
-    """function(item) for each, in order, a few of them at the same time."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2) as pool:
-        waiting = []
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= ahead:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
 
 
 # -------------------------------------------------------------------------------------------------- what pixels mean

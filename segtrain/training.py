@@ -176,8 +176,8 @@ def check_data(config: TrainConfig, samples: list[Sample], val_samples: list[Sam
     if not config.trainer.check_data:
         return
     cache = config.dataset.cache_folder()
-    largest = check_samples(samples, table, cache, say)
-    check_samples(val_samples, table, cache, say)
+    largest = check_samples(samples, table, cache, say, config.dataset.name)
+    check_samples(val_samples, table, cache, say, config.dataset.name)
     enlarged = [math.ceil(extent * config.augmentation.scale[1]) for extent in largest]
     crop = config.augmentation.crop_size
     if crop[0] > enlarged[0] or crop[1] > enlarged[1]:

@@ -72,7 +72,7 @@ def test_version(segtrain):
 @pytest.mark.parametrize(
     ("verb", "meant"),
     [("trian", "train"), ("val", "evaluate"), ("test", "evaluate"), ("eval", "evaluate"), ("infer", "predict"),
-     ("doctor", "info"), ("pretrain", "train"), ("predcit", "predict")],
+     ("doctor", "check"), ("pretrain", "train"), ("predcit", "predict")],
 )  # fmt: skip
 def test_unknown_verbs_suggest_the_nearest(segtrain, verb, meant):
     refused(segtrain(verb), f"`segtrain {meant}`")

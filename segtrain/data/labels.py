@@ -66,10 +66,20 @@ class LabelTable:
             values, counts = np.unique(stored[unknown], return_counts=True)
             found = ", ".join(f"{value} ({count} pixels)" for value, count in zip(values[:5], counts[:5], strict=True))
             raise DataError(
-                f"{path}: label id {found} is not in {self.source}, which has {_ranges(np.flatnonzero(self.known))}; "
+                f"{path}: label id {found} is not in {self.source}, which has {ranges(np.flatnonzero(self.known))}; "
                 "correct the picture, or add the id to the table (as ignored if it means nothing)"
             )
         return train_ids
+
+    def encode_values(self, stored: np.ndarray) -> np.ndarray:
+        """As `encode`, but what is not known becomes IGNORE."""
+        train_ids = self._train_ids[stored]
+        return np.where(train_ids == _UNKNOWN, np.uint8(IGNORE), train_ids)
+
+    def stored_value(self, name: str) -> int:
+        """What label pictures hold for a class or an ignored label."""
+        wanted = next(int(row["id"]) for row in self.rows if row["name"] == name)
+        return next(value for value, label in self.stored.items() if label == wanted)
 
     def to_ids(self, stored: np.ndarray) -> np.ndarray:
         """A label picture uint8 (H, W) -> ids uint8 (H, W)."""
@@ -110,7 +120,7 @@ class LabelTable:
         return cls(rows, table["source"])
 
 
-def _ranges(ids: np.ndarray) -> str:
+def ranges(ids: np.ndarray) -> str:
     """'0 to 5, 7' for [0, 1, 2, 3, 4, 5, 7]."""
     runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs if len(run))

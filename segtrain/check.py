@@ -1,0 +1,239 @@
+"""`segtrain check`: is this data what the configuration says it is? Findings, a report, a contact sheet."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from segtrain import pictures
+from segtrain.config import CheckConfig, FolderConfig
+from segtrain.data.check import Seen
+from segtrain.data.datasets import DATASETS, label_table, split_files
+from segtrain.data.guess import write_guess
+from segtrain.data.labels import LabelTable, read_image, read_instances, read_label
+from segtrain.data.sample import DataSet, Files, Sample
+from segtrain.data.signatures import Finding, find_mistakes
+from segtrain.data.street_layouts import MANIFEST
+from segtrain.errors import DataError, UsageError
+from segtrain.files import write_atomically
+from segtrain.log import Progress, say
+from segtrain.threads import in_order
+
+SHEET = 8  # pictures on the contact sheet
+INSTANCES_READ = 200  # at most so many instance maps of a split are compared with the labels
+LISTED = 5
+
+
+def check(config: CheckConfig) -> dict[str, Any]:
+    """Prints what was found; writes report.json and contact.png. DataError (exit status 1) if a score would suffer."""
+    output = Path(config.output or "segtrain-out/check")
+    if config.write_config is not None:
+        if not isinstance(config.dataset, FolderConfig):
+            raise UsageError(f"write_config is for dataset=folder; dataset={config.dataset.name} has its own layout")
+        write_guess(config.dataset.folder(), config.dataset.root, Path(config.write_config))
+        return {}
+    data = config.dataset
+    dataset, table = DATASETS[data.name], label_table(data)
+    say(f"checking    {data.name} in {data.folder()}, {table.num_classes} classes of {table.source}")
+    built_in = (data.folder() / MANIFEST).is_file()
+    if built_in:
+        say("            built-in street scenes: counts are not compared with published ones")
+    wanted = [data.train_split, data.val_split, *dataset.published]
+    names = [config.split] if config.split else list(dict.fromkeys(wanted))
+    splits: dict[str, Any] = {}
+    findings: list[Finding] = []
+    panels: list[np.ndarray] = []
+    for name in names:
+        try:
+            files = split_files(data, name)
+        except DataError as error:
+            if name in (config.split, data.train_split, data.val_split):
+                raise
+            splits[name] = {"missing": str(error)}
+            continue
+        if not files.images and not files.labels:
+            text = f"{name}: no pictures in {data.folder()}"
+            findings.append(Finding("error" if name == config.split else "note", "empty", text))
+            continue
+        expected = None if built_in else dataset.published.get(name)
+        facts, found = check_split(name, files, table, dataset, data.name, data.cache_folder(), expected)
+        splits[name] = facts
+        findings += [finding._replace(text=f"{name}: {finding.text}") for finding in found]
+        panels += contact(files, table, SHEET - len(panels)) if len(panels) < SHEET else []
+    if not any("images" in facts for facts in splits.values()):
+        findings.append(Finding("error", "empty", f"no pictures at all in {data.folder()}"))
+    findings.sort(key=lambda finding: finding.severity)  # errors first
+    errors = [finding for finding in findings if finding.severity == "error"]
+    report = {"dataset": data.name, "root": str(data.folder()), "classes": table.names, "splits": splits,
+              "findings": [finding._asdict() for finding in findings], "ok": not errors}  # fmt: skip
+    print_splits(splits)
+    for finding in findings:
+        say(str(finding))
+    if panels:
+        pictures.write(output / "contact.png", pictures.sheet(panels, table))
+    write_atomically(output / "report.json", json.dumps(report, indent=2).encode() + b"\n")
+    if not errors:
+        say("nothing was found that would spoil a training or a score")
+    print(output / "report.json", flush=True)
+    if errors:
+        raise DataError(f"{len(errors)} finding{'s' * (len(errors) > 1)} in {data.name}: {errors[0].text}")
+    return report
+
+
+def check_split(
+    name: str, files: Files, table: LabelTable, dataset: DataSet, kind: str, cache: Path, published: int | None
+) -> tuple[dict[str, Any], list[Finding]]:
+    """Facts for the report, and what was found."""
+    findings: list[Finding] = []
+    labels = files.labels if files.labels is not None else {}
+    for what, here, there in (("image", files.images, labels), ("label", labels, files.images)):
+        alone = sorted(set(here) - set(there)) if files.labels is not None else []
+        if alone:
+            other = "label" if what == "image" else "image"
+            some = ", ".join(str(here[key]) for key in alone[:LISTED])
+            findings.append(Finding("error", "pairs", f"{len(alone)} {what}s have no {other}: {some}"))
+    if published is not None and published != len(files.images):
+        severity = "error" if name == dataset.scored and files.labels is not None else "note"
+        findings.append(Finding(severity, "count", f"{len(files.images)} pictures, published are {published}"))
+    samples = [Sample(n, p, labels.get(n), files.instances.get(n)) for n, p in sorted(files.images.items())]
+    seen = Seen(cache, samples)
+    histogram = np.zeros(256, np.int64)
+    sizes: Counter[tuple[int, int]] = Counter()
+    modes: Counter[str] = Counter()
+    bad: dict[str, list[str]] = {}
+    progress = Progress(f"checking {name}", len(samples))
+
+    def examine(sample: Sample) -> tuple[tuple[int, int], np.ndarray | None, str, list[Finding]]:
+        try:
+            mode = seen.fact(sample.image, "mode", lambda path: Image.open(path).mode)
+            size, values = seen.sample(sample)
+            return size, values, str(mode), []
+        except DataError as error:
+            return (0, 0), None, "", [explained(sample, error, table, seen)]
+
+    for done, (size, values, mode, found) in enumerate(in_order(examine, samples), 1):
+        for finding in found:
+            bad.setdefault(finding.kind, []).append(finding.text)
+        if not found:
+            sizes[size] += 1
+            modes[mode] += 1
+        if values is not None:
+            histogram += values
+        progress.show(done)
+    seen.save()
+    for what, texts in bad.items():
+        more = f" (and {len(texts) - 1} more like this)" if len(texts) > 1 else ""
+        findings.append(Finding("error", what, texts[0] + more))
+    findings += find_mistakes(histogram, table, kind, len(samples))
+    findings += check_instances(samples, table, dataset)
+    strange = {mode: count for mode, count in modes.items() if mode != "RGB"}
+    if strange:
+        listed = ", ".join(f"{count} of mode {mode}" for mode, count in strange.items())
+        findings.append(Finding("note", "modes", f"pictures that are not RGB are turned into RGB: {listed}"))
+    ids = {int(value): int(histogram[value]) for value in np.flatnonzero(histogram)}
+    facts = {
+        "images": len(files.images), "labels": None if files.labels is None else len(labels),
+        "instances": len(files.instances), "published": published, "image_modes": dict(modes),
+        "sizes": [{"height": h, "width": w, "pictures": count} for (h, w), count in sizes.most_common(20)],
+        "label_values": ids, "bad_files": {kind: texts[:20] for kind, texts in bad.items()},
+    }  # fmt: skip
+    return facts, findings
+
+
+def explained(sample: Sample, error: DataError, table: LabelTable, seen: Seen) -> Finding:
+    """A faulty file, with the mistake that is behind it where that shows."""
+    try:
+        assert sample.label is not None
+        (height, width), label = seen.size(sample.image), seen.size(sample.label)
+        if label == (width, height) and height != width:
+            return Finding("error", "swapped size", f"{error} (height and width are swapped: the label was written "
+                                                    "transposed, or only one of the two was rotated)")  # fmt: skip
+        if label == (height, width):
+            with Image.open(sample.label) as picture:
+                if picture.mode in ("RGB", "RGBA"):
+                    return Finding("error", "colours", colours(sample.label, table))
+                if picture.mode.startswith("I"):
+                    return Finding("error", "16 bits", str(error))
+        return Finding("error", "sizes", str(error))
+    except (DataError, AssertionError, OSError):
+        return Finding("error", "unreadable", str(error))
+
+
+def colours(path: Path, table: LabelTable) -> str:
+    """What is wrong with a label picture in colours."""
+    found = {tuple(color) for color in np.unique(read_image(path).reshape(-1, 3), axis=0).tolist()}
+    known = {tuple(row["color"]) for row in table.rows}
+    remedy = "give the pictures with one class id per pixel (Cityscapes: *_labelIds.png, KITTI: semantic/)"
+    if found <= known:
+        return f"{path} shows the classes' colours, which are not unique: {remedy}"
+    if len(found) > 256:
+        return (
+            f"{path} has {len(found)} colours: it was interpolated or compressed with loss, labels are lost at "
+            f"every edge; {remedy}, resized with the nearest pixel"
+        )
+    return f"{path} has {len(found)} colours, {len(found & known)} of them in {table.source}: {remedy}"
+
+
+def check_instances(samples: list[Sample], table: LabelTable, dataset: DataSet) -> list[Finding]:
+    """Whether the instance maps, read as this data set has them, agree with the labels."""
+    divisor, single = dataset.rules.divisor, dataset.rules.single
+    with_both = [sample for sample in samples if sample.instances is not None and sample.label is not None]
+    if divisor is None or single is None or not with_both:
+        return []
+    agreeing = {1000: 0, 256: 0}
+    total = 0
+    for sample in with_both[:: max(1, -(-len(with_both) // INSTANCES_READ))]:
+        assert sample.instances is not None and sample.label is not None
+        try:
+            values, ids = read_instances(sample.instances).astype(np.int64), table.to_ids(read_label(sample.label))
+        except DataError as error:
+            return [Finding("error", "unreadable", str(error))]
+        if values.shape != ids.shape:
+            return [Finding("error", "sizes", f"{sample.instances} and {sample.label} differ in size")]
+        objects = values > 255
+        total += int(objects.sum())
+        for candidate in agreeing:
+            agreeing[candidate] += int((values[objects] // candidate == ids[objects]).sum())
+    other = 256 if divisor == 1000 else 1000
+    if total and agreeing[divisor] < 0.5 * total:
+        names = {1000: "Cityscapes' (id * 1000 + k)", 256: "KITTI's and Vistas' (id * 256 + k)"}
+        fits = f": they are {names[other]}" if agreeing[other] > 0.9 * total else ""
+        return [Finding(
+            "error", "instances",
+            f"the instance maps do not agree with the labels when read as {names[divisor]}{fits}; iIoU would be wrong. "
+            "Take the maps that came with this data set",
+        )]  # fmt: skip
+    return []
+
+
+def contact(files: Files, table: LabelTable, most: int) -> list[np.ndarray]:
+    """Pictures beside their labels and with the labels laid over them, evenly spread over the split."""
+    panels = []
+    labelled = [sample for sample in files.labelled() if sample.name in files.images] if files.labels else []
+    for sample in labelled[:: max(1, -(-len(labelled) // most))][:most]:
+        try:
+            assert sample.label is not None
+            image, stored = read_image(sample.image), read_label(sample.label)
+            if stored.shape == image.shape[:2]:
+                target = table.encode_values(stored)
+                panels.append(pictures.beside(image, table.colorize(target), pictures.overlay(image, target, table)))
+        except DataError:
+            continue  # it is among the findings
+    return panels
+
+
+def print_splits(splits: dict[str, Any]) -> None:
+    print(f"\n{'split':<14} {'pictures':>9} {'published':>10} {'labels':>8} {'instances':>10}  sizes (width x height)")
+    for name, facts in splits.items():
+        if "images" not in facts:
+            print(f"{name:<14} {'not there':>9}")
+            continue
+        sizes = ", ".join(f"{s['width']}x{s['height']} ({s['pictures']})" for s in facts["sizes"][:3])
+        more = ", ..." if len(facts["sizes"]) > 3 else ""
+        columns = (facts["images"], facts["published"], facts["labels"], facts["instances"])
+        shown = ["-" if value is None else str(value) for value in columns]
+        print(f"{name:<14} {shown[0]:>9} {shown[1]:>10} {shown[2]:>8} {shown[3]:>10}  {sizes}{more}")
+    print(flush=True)

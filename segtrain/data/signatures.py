@@ -1,0 +1,153 @@
+"""What wrong label pictures look like: a histogram of their values names the mistake and its remedy."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from segtrain.data.labels import IGNORE, LabelTable, ranges
+
+# Labels that hardly a handful of pictures is without.
+COMMON = {
+    "cityscapes": ("road", "vegetation"), "kitti": ("road", "vegetation"), "streets": ("road", "vegetation"),
+    "vistas": ("construction--flat--road", "nature--sky"), "cocostuff": ("unlabeled",),
+}  # fmt: skip
+HANDFUL = 4  # pictures
+
+
+class Finding(NamedTuple):
+    """severity: "error" spoils a training or a score, "note" does not. kind: a word for programs."""
+
+    severity: str
+    kind: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.text}"
+
+
+def find_mistakes(histogram: np.ndarray, table: LabelTable, dataset: str, pictures: int) -> list[Finding]:
+    """histogram: int64 (256,), how many pixels of so many label pictures of a data set hold each value."""
+    if not histogram.any():
+        return []
+    common = COMMON.get(dataset, ()) if pictures >= HANDFUL else ()
+    for finding in (
+        binary(histogram, table), train_ids(histogram, table), grey_palette(histogram, table),
+        shifted(histogram, table, common), other_version(histogram, table, dataset),
+    ):  # fmt: skip
+        if finding is not None:
+            return [finding]
+    findings = []
+    unknown = np.flatnonzero((histogram > 0) & ~table.known)
+    if len(unknown):
+        listed = ", ".join(f"{value} ({histogram[value]} pixels)" for value in unknown[:6])
+        findings.append(Finding(
+            "error", "unknown ids",
+            f"label id {listed} is not in {table.source}, which has {ranges(np.flatnonzero(table.known))}: correct "
+            "the pictures, or the table",
+        ))  # fmt: skip
+    labelled = counts_by_class(histogram, table)
+    if not labelled.any():
+        findings.append(Finding(
+            "error", "void only",
+            "the label pictures hold ignored ids only, as those of Cityscapes' test split do: nothing can be trained "
+            "or scored with them; take another split",
+        ))  # fmt: skip
+    else:
+        missing = [name for name, count in zip(table.names, labelled, strict=True) if not count]
+        if missing:
+            listed = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
+            text = f"{len(missing)} of {len(labelled)} classes never occur: {listed}"
+            findings.append(Finding("note", "class never occurs", text))
+    return findings
+
+
+def counts_by_class(histogram: np.ndarray, table: LabelTable) -> np.ndarray:
+    """int64 (C,): pixels of each class."""
+    train_ids = table.encode_values(np.arange(256, dtype=np.uint8))
+    result = np.zeros(256, np.int64)
+    np.add.at(result, train_ids, histogram)
+    return result[: table.num_classes]
+
+
+def binary(histogram: np.ndarray, table: LabelTable) -> Finding | None:
+    present = np.flatnonzero(histogram)
+    if present.tolist() != [0, 255] or (table.known[[0, 255]].all() and table.num_classes <= 2):
+        return None
+    return Finding(
+        "error", "0/255 masks",
+        f"the label pictures hold 0 and 255 only, as masks of one class do, but {table.source} has {table.num_classes} "
+        "classes: give pictures with one class id per pixel (a mask: value // 255, with a table of two classes)",
+    )  # fmt: skip
+
+
+def train_ids(histogram: np.ndarray, table: LabelTable) -> Finding | None:
+    classes = table.num_classes
+    if (
+        (table.ids == np.arange(classes)).all()
+        or histogram[classes:IGNORE].any()
+        or (histogram[:classes] > 0).sum() < 3
+    ):
+        return None
+    total = histogram.sum()
+    read_as_classes = counts_by_class(histogram, table).sum()
+    if read_as_classes > 0.7 * total or histogram[:classes].sum() < 2 * read_as_classes:
+        return None
+    return Finding(
+        "error", "train ids",
+        f"the label pictures hold 0 to {classes - 1} and 255: these are train ids, not label ids ({table.source}). "
+        "Give the pictures as downloaded (Cityscapes: *_labelIds.png), or name converted ones *_labelTrainIds.png",
+    )  # fmt: skip
+
+
+def grey_palette(histogram: np.ndarray, table: LabelTable) -> Finding | None:
+    present = set(np.flatnonzero(histogram).tolist())
+    colors = np.array([row["color"] for row in table.rows], float)
+    luma = np.rint(colors @ [0.299, 0.587, 0.114]).astype(int)
+    near = {value + step for value in luma.tolist() for step in (-1, 0, 1)}
+    if len(present) < 2 or not present <= near or table.known[sorted(present)].all():
+        return None
+    return Finding(
+        "error", "grey colours",
+        "the values of the label pictures are the colours of the classes turned to grey: the pictures have lost their "
+        "ids when they were converted (palette PNGs must be read as indices); take them as downloaded",
+    )  # fmt: skip
+
+
+def other_version(histogram: np.ndarray, table: LabelTable, dataset: str) -> Finding | None:
+    highest = int(np.flatnonzero(histogram).max())
+    if dataset != "vistas" or len(table.rows) != 66 or not 66 <= highest <= 123:
+        return None
+    return Finding(
+        "error", "Vistas v2.0",
+        f"the label pictures hold ids up to {highest}: these are labels of Vistas v2.0 (0 to 123), read with the table "
+        "of v1.2 (0 to 65): set dataset.version=v2.0, or take the pictures from v1.2/labels",
+    )  # fmt: skip
+
+
+def shifted(histogram: np.ndarray, table: LabelTable, names: tuple[str, ...]) -> Finding | None:
+    """Values that are all one too high or too low."""
+    legal = table.known.copy()
+    for value, label in table.stored.items():
+        row = next(r for r in table.rows if r["id"] == label)
+        legal[value] &= bool(row.get("in_dataset", True))
+    common = [table.stored_value(name) for name in names]
+    total = histogram.sum()
+
+    def legal_and_common(counts: np.ndarray) -> tuple[bool, list[bool]]:
+        """Whether only values occur that are in this data, and which of the common classes are there."""
+        return not counts[~legal].any(), [bool(counts[value] > 0.005 * total) for value in common]
+
+    legal_now, common_now = legal_and_common(histogram)
+    for step, word in ((-1, "high"), (1, "low")):
+        moved = np.roll(histogram, step)
+        legal_then, common_then = legal_and_common(moved)
+        better = not legal_now and all(common_then)
+        better |= bool(common) and not any(common_now) and all(common_then)
+        if legal_then and better and counts_by_class(moved, table).any():
+            return Finding(
+                "error", "shifted by one",
+                f"every value of the label pictures is one too {word}: with {step:+d} they are ids of {table.source}. "
+                "Somebody subtracted or added 1 (COCO-Stuff: 164k pixel maps are id - 1, the 10k set has ids; "
+                "mmsegmentation: reduce_zero_label); take the pictures as downloaded",
+            )  # fmt: skip
+    return None
