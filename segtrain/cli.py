@@ -53,6 +53,13 @@ COMMANDS = {
          "segtrain score predictions=results dataset=kitti split=val predictions_encoding=train_ids",
          "segtrain score predictions=results dataset=cocostuff dataset.classes=stuff91 output=scores"),
     ),
+    "submit": Command(
+        "results", "write and verify the archive for a benchmark's server", config.SubmitConfig,
+        "segtrain.submit:submit", "checkpoint",
+        ("segtrain submit checkpoint=runs/cityscapes_resnext101/last.pt dataset=cityscapes",
+         "segtrain submit predictions=results dataset=kitti output=to_send",
+         "segtrain submit run=runs/vistas_resnet50 dataset=vistas inference=tiled"),
+    ),
     "predict": Command(
         "use", "label, colour and overlay pictures for photographs", config.PredictConfig,
         "segtrain.predict:predict", "input",
@@ -229,13 +236,13 @@ def register(verb: str, command: Command, overrides: list[str]) -> None:
     for path in (Path(word.partition("=")[2]) for word in overrides if is_dataset_file(word)):
         store.store(name=file_choice(path), group="dataset", node=read_dataset_file(path))
     if "checkpoint" in names and "inference" in names:
-        trained = trained_with(overrides)
-        schemas: dict[str, type] = {
-            "dataset": config.DATASET_CONFIGS[trained["dataset"]["name"]],
-            "inference": config.InferenceConfig,
-        }
+        alone = any(word.startswith("predictions=") for word in overrides)  # no network is asked
+        trained = {} if alone else trained_with(overrides)
+        schemas: dict[str, type] = {"inference": config.InferenceConfig}
+        if verb != "submit":
+            schemas["dataset"] = config.DATASET_CONFIGS[trained["dataset"]["name"]]
         for group in sorted(names & schemas.keys()):
-            node = OmegaConf.merge(OmegaConf.structured(schemas[group]), trained[group])
+            node = OmegaConf.merge(OmegaConf.structured(schemas[group]), trained.get(group, {}))
             store.store(name="from_checkpoint", group=group, node=node)
 
 
@@ -373,7 +380,9 @@ def checked(verb: str, composed: Any, overrides: list[str]) -> config.CommandCon
     if isinstance(options, config.TrainConfig):
         options.experiment = next((w.partition("=")[2] for w in overrides if w.startswith("experiment=")), None)
         options.name = options.name or run_name(options, overrides)
-    if isinstance(options, config.EvaluateConfig | config.PredictConfig):
+    if isinstance(options, config.EvaluateConfig | config.PredictConfig) or (
+        isinstance(options, config.SubmitConfig) and options.predictions is None
+    ):
         options.checkpoint = str(checkpoint_path(options.checkpoint, options.run))
     return options.check()
 

@@ -394,16 +394,35 @@ class ScoreConfig(CommandConfig):
     dataset: DatasetConfig = group(DatasetConfig)
 
     def check(self) -> "CommandConfig":
-        known = (None, "ids", "train_ids", "pixelmap")
-        require(
-            self.predictions_encoding in known, "predictions_encoding", self.predictions_encoding,
-            "choose ids, train_ids or pixelmap",
-        )  # fmt: skip
-        require(
-            self.predictions_encoding != "pixelmap" or self.dataset.name == "cocostuff",
-            "predictions_encoding", self.predictions_encoding,
-            f"only cocostuff has pixel maps, {self.dataset.name} has none; choose ids or train_ids",
-        )  # fmt: skip
+        check_encoding(self.predictions_encoding, self.dataset.name)
+        return super().check()
+
+
+def check_encoding(encoding: str | None, dataset: str) -> None:
+    known = (None, "ids", "train_ids", "pixelmap")
+    require(encoding in known, "predictions_encoding", encoding, "choose ids, train_ids or pixelmap")
+    require(
+        encoding != "pixelmap" or dataset == "cocostuff", "predictions_encoding", encoding,
+        f"only cocostuff has pixel maps, {dataset} has none; choose ids or train_ids",
+    )  # fmt: skip
+
+
+@dataclass
+class SubmitConfig(CommandConfig):
+    checkpoint: str | None = option(None, "checkpoint file to predict with")
+    run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
+    predictions: str | None = option(None, "instead: folder of label PNGs, searched at any depth")
+    predictions_encoding: str | None = option(
+        None, "what their pixels are: ids | train_ids | pixelmap (cocostuff: id - 1); default: as the data set's labels"
+    )
+    output: str | None = option(None, "folder for the archive; default segtrain-out/submit")
+    split: str | None = option(None, "split to answer; default test")
+    device: str = option("auto", "auto | cuda | cpu")
+    dataset: DatasetConfig = group(DatasetConfig)
+    inference: InferenceConfig = group(InferenceConfig)
+
+    def check(self) -> "CommandConfig":
+        check_encoding(self.predictions_encoding, self.dataset.name)
         return super().check()
 
 

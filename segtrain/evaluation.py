@@ -141,12 +141,7 @@ def evaluate_share(config: EvaluateConfig, rank: int, processes: int) -> dict[st
     say(f"checkpoint  {path}, step {content['step']}")
     say(f"evaluating  {data.name} {split}, inference {config.inference.name}, on {describe_device(on)}")
     table = label_table(data)
-    if table.names != trained.table.names:
-        raise UsageError(
-            f"{path} predicts {trained.table.num_classes} classes ({', '.join(trained.table.names[:4])}, ...), "
-            f"dataset={data.name} has {table.num_classes} ({', '.join(table.names[:4])}, ...): "
-            "evaluate on a data set with the same classes"
-        )
+    refuse_other_classes(trained, table, path, data.name)
     samples = split_samples(data, split)
     if all(sample.label is None for sample in samples):
         raise DataError(
@@ -174,6 +169,15 @@ def evaluate_share(config: EvaluateConfig, rank: int, processes: int) -> dict[st
         write_result(folder, result, panels, table, counted.evaluated())
         print(folder / "evaluation.json")
     return result
+
+
+def refuse_other_classes(trained: Trained, table: LabelTable, path: Path, dataset: str) -> None:
+    if table.names != trained.table.names:
+        raise UsageError(
+            f"{path} predicts {trained.table.num_classes} classes ({', '.join(trained.table.names[:4])}, ...), "
+            f"dataset={dataset} has {table.num_classes} ({', '.join(table.names[:4])}, ...): "
+            "take a data set with the same classes"
+        )
 
 
 def describe(dataset: str, split: str, inference: InferenceConfig, weights: str, step: int) -> dict[str, Any]:

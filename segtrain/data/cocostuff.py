@@ -15,7 +15,7 @@ TREE = """{root}/images/{{train2017,val2017}}/000000000139.jpg
 Get train2017.zip and val2017.zip from https://cocodataset.org and stuffthingmaps_trainval2017.zip (659 MB) from
 https://github.com/nightrome/cocostuff. COCO-Stuff 10k v1.1 as unpacked (imageLists/) is recognised."""
 SPLITS = {"train": "train2017", "val": "val2017"}
-PUBLISHED = {"train": 118287, "val": 5000}
+PUBLISHED = {"train": 118287, "val": 5000, "test": 40670}
 UNLABELED, OTHER = 255, 182  # pixel map values; the second one is COCO's 183, "other", which the maps do not hold
 
 
@@ -81,7 +81,9 @@ def files(config: CocoStuffConfig, split: str) -> Files:
         if config.split != "full":
             raise UsageError(f"dataset.split={config.split}: the 10k set has only its own lists; leave it out")
         return listed_10k(root, split)
-    expect_split(split, SPLITS, root)
+    expect_split(split, (*SPLITS, "test"), root)
+    if split == "test":
+        return Files(folder_files(root, "test2017").images, None)
     if config.split == "full":
         return folder_files(root, SPLITS[split])
     wanted = challenge_ids(root, split)
