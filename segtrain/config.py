@@ -42,8 +42,10 @@ class DatasetConfig:
     train_split: str = option("train", "split that training reads")
     val_split: str = option("val", "split that validation and evaluate read")
     cache_dir: str | None = option(
-        None, "where results of checks are kept; default $SEGTRAIN_CACHE, else ~/.cache/segtrain"
+        None, "where results of checks and the cache are kept; default $SEGTRAIN_CACHE, else ~/.cache/segtrain"
     )
+
+    cache: str = option("none", "none | decoded: training pictures as plain pixels in cache_dir, once")
 
     def folder(self) -> Path:
         if self.root is not None:
@@ -55,7 +57,7 @@ class DatasetConfig:
         return Path(self.cache_dir or default).expanduser()
 
     def check(self) -> None:
-        pass
+        require(self.cache in ("none", "decoded"), "dataset.cache", self.cache, "choose none or decoded")
 
 
 @dataclass
@@ -67,6 +69,7 @@ class StreetsConfig(DatasetConfig):
     size: list[int] = option([256, 512], "[height,width] of a scene in pixels; width = 2 x height")
 
     def check(self) -> None:
+        super().check()
         require_size("dataset.size", self.size, 256)
         require(self.size[1] == 2 * self.size[0], "dataset.size", self.size, "the width must be twice the height")
         for key in ("scenes", "val_scenes", "night_scenes", "seed"):
@@ -90,6 +93,7 @@ class VistasConfig(DatasetConfig):
     version: str = option("v1.2", "v1.2 (65 classes) | v2.0 (116 classes)")
 
     def check(self) -> None:
+        super().check()
         require(self.version in ("v1.2", "v2.0"), "dataset.version", self.version, "choose v1.2 or v2.0")
 
 
@@ -104,6 +108,7 @@ class CocoStuffConfig(DatasetConfig):
     )
 
     def check(self) -> None:
+        super().check()
         for key, known in (
             ("classes", ("all171", "stuff91")), ("split", ("full", "challenge2017")), ("other", ("ignore", "class")),
         ):  # fmt: skip
@@ -125,6 +130,7 @@ class FolderConfig(DatasetConfig):
     )
 
     def check(self) -> None:
+        super().check()
         for split, entry in self.splits.items():
             keys = set(entry)
             fits = keys == {"pairs"} or {"images"} <= keys <= {"images", "labels"}
@@ -243,12 +249,25 @@ class AugmentationConfig:
     crop_size: list[int] = option([512, 512], "[height,width] in pixels of a training sample")
     scale: list[float] = option([0.7, 2.0], "[least,most] random enlargement before the crop, uniform")
     flip: float = option(0.5, "probability of a mirror image")
+    color: float = option(
+        0.0, "most change of brightness, contrast and saturation, as a share: 0.2 is 0.8 to 1.2 times"
+    )
 
     def check(self) -> None:
         require_size("augmentation.crop_size", self.crop_size, 32)
         ordered = len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]
         require(ordered, "augmentation.scale", self.scale, "give [least,most], both positive")
         require(0 <= self.flip <= 1, "augmentation.flip", self.flip, "give a probability")
+        require(0 <= self.color < 1, "augmentation.color", self.color, "give a share of 0 or more, less than 1")
+
+
+@dataclass
+class SamplingConfig:
+    class_uniform: float = option(0.0, "share of the crops drawn by class: a class, a picture with it, a pixel of it")
+
+    def check(self) -> None:
+        share = 0 <= self.class_uniform <= 1
+        require(share, "sampling.class_uniform", self.class_uniform, "give a share from 0 to 1")
 
 
 @dataclass
@@ -357,6 +376,7 @@ class TrainConfig(CommandConfig):
     optimizer: OptimizerConfig = group(OptimizerConfig)
     schedule: ScheduleConfig = group(ScheduleConfig)
     augmentation: AugmentationConfig = group(AugmentationConfig)
+    sampling: SamplingConfig = group(SamplingConfig)
     loader: LoaderConfig = group(LoaderConfig)
     trainer: TrainerConfig = group(TrainerConfig)
     inference: InferenceConfig = group(InferenceConfig)

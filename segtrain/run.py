@@ -19,8 +19,8 @@ from segtrain.files import write_atomically
 from segtrain.log import say
 
 # What may differ when a run goes on: it changes where and how fast it runs and what it tells, not what it computes.
-SAFE = ("experiment", "name", "run", "restart", "device", "dataset.root", "dataset.cache_dir", "loader.", "logging.",
-        "trainer.save_every", "trainer.validate_every", "trainer.check_data")  # fmt: skip
+SAFE = ("experiment", "name", "run", "restart", "device", "dataset.root", "dataset.cache", "dataset.cache_dir",
+        "loader.", "logging.", "trainer.save_every", "trainer.validate_every", "trainer.check_data")  # fmt: skip
 
 T = TypeVar("T")
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from segtrain import checkpoint, pictures
 from segtrain.abn import describe_backend
 from segtrain.abn.diagnosis import is_overwritten_error, overwritten_outputs
 from segtrain.config import TrainConfig
-from segtrain.data.check import check_samples
+from segtrain.data.cache import Decoded
+from segtrain.data.check import Seen, check_samples
 from segtrain.data.datasets import DATASETS, label_table, split_samples
 from segtrain.data.labels import LabelTable
-from segtrain.data.loader import Batch, TrainingData, training_batches
+from segtrain.data.loader import Batch, TrainingData, read_pixels, training_batches
 from segtrain.data.sample import Sample
+from segtrain.data.sampling import class_index
 from segtrain.data.transforms import Augmentation
 from segtrain.device import describe_device, resolve
 from segtrain.errors import DataError, SegtrainError, UsageError
@@ -65,7 +67,7 @@ def train(config: TrainConfig) -> Path:
     introduce(config, run, model, samples, val_samples, table, on, start, max_steps)
     trained = Trained(model, table, config.model, on)
     prior = position_prior(samples, table)
-    data = TrainingData(samples, table, Augmentation(config.augmentation), config.trainer.seed)
+    data = training_data(config, samples, table)
     workers = config.loader.count()
     batches = training_batches(data, config.trainer.batch_size, start, max_steps, workers, pin_memory=on.type == "cuda")
     log = RunLog(run.folder, start)
@@ -133,6 +135,18 @@ def train(config: TrainConfig) -> Path:
     say(f"pictures      {run.pictures}")
     say(f"TensorBoard   tensorboard --logdir {run.folder}")
     return run.folder
+
+
+def training_data(config: TrainConfig, samples: list[Sample], table: LabelTable) -> TrainingData:
+    """What the loader reads, with the cache and the index of classes that the options ask for."""
+    folder, share = config.dataset.cache_folder(), config.sampling.class_uniform
+    seen = Seen(folder, samples)
+    read: Callable[[Sample], tuple[np.ndarray, np.ndarray]] = read_pixels
+    if config.dataset.cache == "decoded":
+        read = Decoded(folder / "decoded")
+        read.build(samples, seen, say)
+    index = class_index(samples, table, seen) if share > 0 else None
+    return TrainingData(samples, table, Augmentation(config.augmentation), config.trainer.seed, read, index, share)
 
 
 def train_step(

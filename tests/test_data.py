@@ -1,17 +1,27 @@
 """From files to batches: data sets, start-up checks, augmentation, order."""
 
+import os
+import shutil
+
+import cv2
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from torch.nn.functional import interpolate
 
 from segtrain.config import AugmentationConfig, CityscapesConfig, FolderConfig, KittiConfig, StreetsConfig
-from segtrain.data.check import check_samples
+from segtrain.data.cache import Decoded
+from segtrain.data.check import Seen, check_samples
 from segtrain.data.datasets import label_table, split_samples
 from segtrain.data.labels import IGNORE, published_table, read_json_table
-from segtrain.data.loader import TrainingData, evaluation_samples, read_sample, training_batches
+from segtrain.data.loader import TrainingData, evaluation_samples, read_pixels, read_sample, training_batches
 from segtrain.data.sample import Sample
+from segtrain.data.sampling import class_index, random_pixel
 from segtrain.data.street_layouts import write
-from segtrain.data.transforms import Augmentation
+from segtrain.data.transforms import Augmentation, draw_span, resized
 from segtrain.errors import DataError, UsageError
 
 # ------------------------------------------------------------------------------------------------ data sets
@@ -301,6 +311,147 @@ def test_no_augmentation_is_a_plain_crop():
     out, label = augmentation(scale=[1.0, 1.0], flip=0.0)(image, target, (0, 0))
     assert (out == image).all()
     assert (label == target).all()
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.integers(20, 90), st.integers(20, 90), st.floats(0.4, 2.5), st.integers(0, 10**6))
+def test_the_window_is_that_of_a_float_resize(height, width, scale, seed):
+    """Image within a grey level of torch's bilinear resize of the window, labels torch's nearest-exact but at ties."""
+    rng = np.random.default_rng(seed)
+    image = cv2.resize(rng.integers(0, 256, (12, 12, 3)).astype(np.uint8), (width, height))
+    labels = rng.integers(0, 9, (height, width)).astype(np.uint8)
+    crop = [40, 48]
+    rows, columns = (draw_span((height, width)[a], crop[a], scale, np.random.default_rng(seed), None) for a in (0, 1))
+    window = np.s_[rows.start : rows.start + rows.length, columns.start : columns.start + columns.length]
+    found = resized(image[window], rows, columns, crop, cv2.INTER_LINEAR, (1, 2, 3))
+    target = resized(labels[window], rows, columns, crop, cv2.INTER_NEAREST_EXACT, IGNORE)
+    inside = np.s_[rows.place : rows.place + rows.size, columns.place : columns.place + columns.size]
+    expected = interpolate(torch.from_numpy(image[window]).permute(2, 0, 1)[None].double(), (rows.size, columns.size),
+                           mode="bilinear")[0].permute(1, 2, 0).numpy()  # fmt: skip
+    assert np.abs(found[inside] - expected).max() <= 1
+    exact = interpolate(torch.from_numpy(labels[window])[None, None].double(), (rows.size, columns.size),
+                        mode="nearest-exact")[0, 0].numpy()  # fmt: skip
+
+    def tied(span):
+        at = (np.arange(span.size) + 0.5) * span.length / span.size
+        return np.abs(at - np.round(at)) < 1e-6
+
+    free = ~tied(rows)[:, None] & ~tied(columns)[None, :]
+    assert (target[inside] == exact)[free].all()
+    outside = np.ones(crop, bool)
+    outside[inside] = False
+    assert (target[outside] == IGNORE).all()
+    assert (found[outside] == (1, 2, 3)).all()
+
+
+def test_a_window_contains_its_focus_and_lies_anywhere_around_it():
+    rng = np.random.default_rng(0)
+    starts = set()
+    for _ in range(500):
+        extent, crop = int(rng.integers(10, 100)), int(rng.integers(5, 120))
+        focus = int(rng.integers(extent))
+        span = draw_span(extent, crop, rng.uniform(0.5, 2), rng, focus)
+        assert 0 <= span.start <= focus < span.start + span.length <= extent
+        assert 0 <= span.place <= span.place + span.size <= crop
+        starts.add(draw_span(100, 20, 1, rng, 50).start)
+    assert starts == set(range(31, 51))
+
+
+def test_colours_are_changed_and_labels_are_not():
+    image, target = coded(48, 48)
+    image[:, :, 1] = 120
+    plain = augmentation(scale=[1.0, 1.0], flip=0.0)(image, target, (0, 0))
+    augment = augmentation(scale=[1.0, 1.0], flip=0.0, color=0.4)
+    changed = [augment(image, target, (0, i)) for i in (0, 1, 0)]
+    assert all((label == plain[1]).all() for _, label in changed)
+    assert (changed[0][0] == changed[2][0]).all()
+    assert not (changed[0][0] == changed[1][0]).all()
+    assert not (changed[0][0] == plain[0]).all()
+
+
+# ------------------------------------------------------------------------------------------------ class-uniform
+
+
+def rare(tmp_path):
+    """Ten pictures of class 0 (road), one of which has a corner of class 18 (bicycle)."""
+    samples = []
+    for i in range(10):
+        picture(tmp_path / f"i{i}.png", 50, size=(64, 96))
+        label = np.full((64, 96), 7, np.uint8)
+        if i == 4:
+            label[:2, :3] = 33
+        Image.fromarray(label).save(tmp_path / f"l{i}.png")
+        samples.append(Sample(str(i), tmp_path / f"i{i}.png", tmp_path / f"l{i}.png"))
+    return samples
+
+
+def test_classes_are_drawn_uniformly_and_shown(tmp_path):
+    samples, table = rare(tmp_path), published_table("cityscapes")
+    index = class_index(samples, table, Seen(tmp_path / "cache", samples))
+    assert index.classes == [0, 18]
+    assert [len(index.pictures[k]) for k in (0, 18)] == [10, 1]
+    for share, least, most in ((1.0, 0.4, 0.6), (0.5, 0.15, 0.4), (0.0, 0.0, 0.1)):
+        data = TrainingData(samples, table, augmentation(crop_size=[32, 32], scale=[0.8, 1.2]), 0, index=index,
+                            class_uniform=share)  # fmt: skip
+        items = [data[position] for position in range(200)]
+        shown = np.mean([(target == 18).any() for _, target, _ in items])
+        assert least <= shown <= most
+        again = [data[position] for position in range(200)]
+        assert all((a[1] == b[1]).all() for a, b in zip(items, again, strict=True))
+
+
+def test_the_index_is_kept_and_read_by_nobody_twice(tmp_path, monkeypatch):
+    samples, table = rare(tmp_path), published_table("cityscapes")
+    class_index(samples, table, Seen(tmp_path / "cache", samples))
+    monkeypatch.setattr("segtrain.data.check.read_label", lambda path: pytest.fail("read again"))
+    class_index(samples, table, Seen(tmp_path / "cache", samples))
+
+
+def test_a_pixel_of_a_class_is_uniform():
+    target = np.zeros((4, 5), np.uint8)
+    target[1, 2] = target[3, 4] = 6
+    rng = np.random.default_rng(0)
+    found = [random_pixel(target, 6, rng) for _ in range(200)]
+    assert set(found) == {(1, 2), (3, 4)}
+    assert 60 < found.count((1, 2)) < 140
+    assert random_pixel(target, 9, rng) is None
+
+
+# ------------------------------------------------------------------------------------------------ decoded cache
+
+
+def cached(tmp_path, samples):
+    told = []
+    decoded = Decoded(tmp_path / "cache" / "decoded")
+    decoded.build(samples, Seen(tmp_path / "cache", samples), told.append)
+    return decoded, told
+
+
+def test_the_cache_gives_the_same_pixels_and_notices_changes(tmp_path):
+    samples = rare(tmp_path)
+    decoded, told = cached(tmp_path, samples)
+    assert "0.00 GB will be written" in told[0]
+    for sample in samples:
+        for found, expected in zip(decoded(sample), read_pixels(sample), strict=True):
+            assert isinstance(found, np.memmap)
+            assert (found == expected).all()
+    assert cached(tmp_path, samples)[1] == [f"cache      {tmp_path}/cache/decoded: all pictures are decoded already"]
+    picture(samples[3].image, 99, size=(64, 96))
+    os.utime(samples[3].image, ns=(1, 1))
+    assert (decoded(samples[3])[0] == 99).all()
+
+
+def test_training_data_is_the_same_with_the_cache(scenes, tmp_path):
+    plain = training_data(scenes)
+    decoded, _ = cached(tmp_path, plain.samples)
+    fast = TrainingData(plain.samples, plain.table, plain.augmentation, plain.seed, decoded)
+    assert steps(fast, 0, 2, workers=2) == steps(plain, 0, 2, workers=0)
+
+
+def test_a_cache_that_does_not_fit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**9))
+    with pytest.raises(UsageError, match=r"dataset\.cache=decoded needs .*dataset\.cache_dir"):
+        cached(tmp_path, rare(tmp_path))
 
 
 # ------------------------------------------------------------------------------------------------ order

@@ -19,8 +19,7 @@ import numpy as np
 from PIL import Image
 
 from segtrain.data.labels import LabelTable, read_label, unreadable
-from segtrain.data.loader import different_sizes
-from segtrain.data.sample import Sample
+from segtrain.data.sample import Sample, different_sizes
 from segtrain.data.signatures import find_mistakes
 from segtrain.errors import DataError
 from segtrain.files import write_atomically

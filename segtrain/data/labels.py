@@ -5,6 +5,7 @@ the network predicts. IGNORE marks pixels that neither train nor score.
 """
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -73,8 +74,8 @@ class LabelTable:
 
     def encode_values(self, stored: np.ndarray) -> np.ndarray:
         """As `encode`, but what is not known becomes IGNORE."""
-        train_ids = self._train_ids[stored]
-        return np.where(train_ids == _UNKNOWN, np.uint8(IGNORE), train_ids)
+        lut = np.where(self._train_ids == _UNKNOWN, np.uint8(IGNORE), self._train_ids)
+        return np.asarray(cv2.LUT(stored, lut)).reshape(stored.shape)
 
     def stored_value(self, name: str) -> int:
         """What label pictures hold for a class or an ignored label."""
@@ -240,7 +241,20 @@ def read_image(path: Path) -> np.ndarray:
     Label pictures match the stored pixels, so a rotation would part them. DataError names a file that cannot be read.
     """
     try:
-        with Image.open(path) as image:
+        data = path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    whole = not data.startswith(b"\xff\xd8") or b"\xff\xd9" in data[-1024:]  # OpenCV 4 takes half a JPEG
+    if data and whole:
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        try:
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        except cv2.error:
+            pixels = None
+        if pixels is not None:
+            return np.asarray(pixels)
+    try:  # Pillow knows more formats, and says what is wrong
+        with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise unreadable(path, error) from error

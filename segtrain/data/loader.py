@@ -6,7 +6,7 @@ sample of the (p // n)-th shuffling of the n samples. Starting at any step is th
 
 import functools
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import cv2
@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from segtrain.data.labels import IGNORE, LabelTable, read_image, read_instances, read_label
-from segtrain.data.sample import Sample
+from segtrain.data.sample import Sample, different_sizes
+from segtrain.data.sampling import ClassIndex, random_pixel
 from segtrain.data.transforms import Augmentation
 from segtrain.errors import DataError
 
@@ -62,13 +63,6 @@ def read_labels(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarr
     return target, table.to_ids(stored), instances
 
 
-def different_sizes(sample: Sample, image: tuple[int, ...], label: tuple[int, ...]) -> DataError:
-    return DataError(
-        f"{sample.image} is {image[1]}x{image[0]} but its label {sample.label} is {label[1]}x{label[0]} "
-        "(width x height): they must match pixel by pixel; use the label made for this picture"
-    )
-
-
 @functools.lru_cache(maxsize=2)
 def shuffling(samples: int, seed: int, epoch: int) -> np.ndarray:
     """The order, int64 (samples,), of one pass over the data."""
@@ -79,23 +73,49 @@ def shuffling(samples: int, seed: int, epoch: int) -> np.ndarray:
 TrainingItem = tuple[np.ndarray, np.ndarray, str]
 
 
-class TrainingData(Dataset["TrainingItem | DataError"]):
-    """dataset[position] -> (image uint8 (h, w, 3), target uint8 (h, w), sample name), augmented."""
+def read_pixels(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Image uint8 (H, W, 3) and labels uint8 (H, W) as stored. DataError for what cannot be read."""
+    assert sample.label is not None
+    return read_image(sample.image), read_label(sample.label)
 
-    def __init__(self, samples: list[Sample], table: LabelTable, augmentation: Augmentation, seed: int) -> None:
+
+class TrainingData(Dataset["TrainingItem | DataError"]):
+    """dataset[position] -> (image uint8 (h, w, 3), target uint8 (h, w), sample name), augmented.
+
+    index, class_uniform: this share of the positions shows a class drawn by the index instead of the next picture.
+    """
+
+    def __init__(
+        self, samples: list[Sample], table: LabelTable, augmentation: Augmentation, seed: int,
+        read: Callable[[Sample], tuple[np.ndarray, np.ndarray]] = read_pixels,
+        index: ClassIndex | None = None, class_uniform: float = 0.0,
+    ) -> None:  # fmt: skip
         self.samples = samples
         self.table = table
         self.augmentation = augmentation
         self.seed = seed
+        self.read = read
+        self.index = index
+        self.class_uniform = class_uniform
 
     def __getitem__(self, position: int) -> "TrainingItem | DataError":
         epoch, place = divmod(position, len(self.samples))
-        sample = self.samples[shuffling(len(self.samples), self.seed, epoch)[place]]
+        number, shown = int(shuffling(len(self.samples), self.seed, epoch)[place]), None
+        rng = np.random.default_rng(np.random.SeedSequence((self.seed, position, 1)))
+        if self.index is not None and rng.random() < self.class_uniform:
+            number, shown = self.index.draw(rng)
+        sample = self.samples[number]
+        assert sample.label is not None
         try:
-            image, target = read_sample(sample, self.table)
+            image, labels = self.read(sample)
+            if labels.shape != image.shape[:2]:
+                return different_sizes(sample, image.shape[:2], labels.shape)
+            focus = None if shown is None else random_pixel(self.table.encode_values(labels), shown, rng)
+            encode = functools.partial(self.table.encode, path=sample.label)
+            shown_window = self.augmentation(image, labels, (self.seed, position), encode, focus)
         except DataError as error:
             return error
-        return (*self.augmentation(image, target, (self.seed, position)), sample.name)
+        return (*shown_window, sample.name)
 
 
 class EvaluationData(Dataset["EvaluationItem | DataError"]):

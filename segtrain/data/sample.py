@@ -97,3 +97,10 @@ def expect_split(split: str, known: Collection[str], root: Path) -> None:
         raise DataError(
             f"no split {split!r} in {root}: there is {there}; set dataset.train_split and dataset.val_split"
         )
+
+
+def different_sizes(sample: Sample, image: tuple[int, ...], label: tuple[int, ...]) -> DataError:
+    return DataError(
+        f"{sample.image} is {image[1]}x{image[0]} but its label {sample.label} is {label[1]}x{label[0]} "
+        "(width x height): they must match pixel by pixel; use the label made for this picture"
+    )

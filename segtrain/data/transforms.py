@@ -1,48 +1,103 @@
-"""Augmentation: the only importer of albumentations, with its randomness and its label rules put right.
+"""Augmentation: a window of the picture becomes a training sample. The only importer of albumentations.
 
-albumentations 2.0.8 gives every loader worker the same random numbers, repeats them every epoch, and with `seed=k` lets
-all transforms of a pipeline draw the same ones. So the generator is set anew for every sample here, one for the whole
-pipeline. Labels are resized to the nearest pixel on the image's own grid and filled with IGNORE, never with class 0.
+Only the window that is shown is resized, image and label on one grid. albumentations 2.0.8, which changes colours,
+gives every loader worker the same random numbers and repeats them every epoch; so its generator is set anew for every
+sample here.
 """
 
 import random
-import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import albumentations
 import cv2
 import numpy as np
 
 from segtrain.config import AugmentationConfig
 from segtrain.data.labels import IGNORE
 
-FILL = (124.0, 116.0, 104.0)  # the ImageNet mean in grey levels: padding that normalises to about 0
+FILL = (124, 116, 104)  # the ImageNet mean in grey levels: padding that normalises to about 0
+
+
+class Span(NamedTuple):
+    """One axis: pixels start .. start + length - 1 of the picture become place .. place + size - 1 of the crop."""
+
+    start: int
+    length: int
+    place: int
+    size: int
 
 
 class Augmentation:
-    """Random scale, crop and flip: image uint8 (H, W, 3), target uint8 (H, W) -> the same at crop_size.
+    """Random scale, crop, flip and colours: image uint8 (H, W, 3), labels uint8 (H, W) -> the same at crop_size.
 
-    A pure function of the inputs and `seed`. Pictures smaller than the crop are padded, on random sides.
+    A pure function of the inputs and `seed`. Pictures smaller than the window are padded, on random sides: images with
+    FILL, labels with IGNORE.
     """
 
     def __init__(self, config: AugmentationConfig) -> None:
-        height, width = config.crop_size
-        least, most = config.scale
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a misspelt argument is only warned about, and ignored
-            steps = [
-                albumentations.RandomScale(
-                    (least - 1, most - 1), cv2.INTER_LINEAR, cv2.INTER_NEAREST_EXACT, area_for_downscale="image", p=1
-                ),
-                albumentations.PadIfNeeded(
-                    height, width, position="random", border_mode=cv2.BORDER_CONSTANT, fill=FILL, fill_mask=IGNORE, p=1
-                ),
-                albumentations.RandomCrop(height, width, p=1),
-                albumentations.HorizontalFlip(p=config.flip),
-            ]
-            self.pipeline = albumentations.Compose(steps)
+        self.config = config
+        self.colors: Any = None  # built where it runs: importing it takes a second
 
-    def __call__(self, image: np.ndarray, target: np.ndarray, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        first, second = np.random.SeedSequence(seed).generate_state(2, np.uint64)
-        self.pipeline.set_random_state(np.random.default_rng(first), random.Random(int(second)))
-        result = self.pipeline(image=image, mask=target)
-        return result["image"], result["mask"]
+    def __call__(
+        self, image: np.ndarray, labels: np.ndarray, seed: tuple[int, ...],
+        encode: Callable[[np.ndarray], np.ndarray] | None = None, focus: tuple[int, int] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """encode: turns the labels in the window into train ids. focus: (row, column) that the window must contain."""
+        rng = np.random.default_rng(np.random.SeedSequence(seed))
+        scale = rng.uniform(self.config.scale[0], self.config.scale[1])
+        rows, columns = (
+            draw_span(
+                image.shape[axis], self.config.crop_size[axis], scale, rng, None if focus is None else focus[axis]
+            )
+            for axis in (0, 1)
+        )
+        flip = rng.random() < self.config.flip
+        window = np.s_[rows.start : rows.start + rows.length, columns.start : columns.start + columns.length]
+        target = np.ascontiguousarray(labels[window])
+        sample = resized(image[window], rows, columns, self.config.crop_size, cv2.INTER_LINEAR, FILL)
+        if encode is not None:
+            target = encode(target)
+        target = resized(target, rows, columns, self.config.crop_size, cv2.INTER_NEAREST_EXACT, IGNORE)
+        if flip:
+            sample, target = cv2.flip(sample, 1), cv2.flip(target, 1)
+        if self.config.color > 0:
+            sample = self.recolored(sample, rng)
+        return sample, target
+
+    def recolored(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if self.colors is None:
+            import albumentations
+
+            most = self.config.color
+            jitter = albumentations.ColorJitter(
+                (1 - most, 1 + most), (1 - most, 1 + most), (1 - most, 1 + most), (0, 0), p=1
+            )
+            self.colors = albumentations.Compose([jitter])
+        self.colors.set_random_state(rng, random.Random(int(rng.integers(1 << 62))))
+        result: np.ndarray = self.colors(image=image)["image"]
+        return result
+
+
+def draw_span(extent: int, crop: int, scale: float, rng: np.random.Generator, focus: int | None) -> Span:
+    """A window that is `crop` pixels when enlarged by `scale`, anywhere in 0 .. extent - 1, or around `focus`."""
+    length = max(1, round(crop / scale))
+    if length <= extent:
+        first, last = 0, extent - length
+        if focus is not None:
+            first, last = max(first, focus - length + 1), min(last, focus)
+        return Span(int(rng.integers(first, last + 1)), length, 0, crop)
+    size = min(crop, max(1, round(crop * extent / length)))
+    return Span(0, extent, int(rng.integers(0, crop - size + 1)), size)
+
+
+def resized(
+    window: np.ndarray, rows: Span, columns: Span, crop: list[int], interpolation: int, fill: int | tuple[int, ...]
+) -> np.ndarray:
+    """The window at the size of the crop, or on a ground of `fill` where it is smaller."""
+    size = (columns.size, rows.size)
+    content = cv2.resize(window, size, interpolation=interpolation)
+    if [rows.size, columns.size] == crop:
+        return content
+    result = np.full((*crop, *content.shape[2:]), fill, np.uint8)
+    result[rows.place : rows.place + rows.size, columns.place : columns.place + columns.size] = content
+    return result

@@ -1,0 +1,54 @@
+"""Class-uniform sampling, as the authors of the paper describe it (inplace_abn issue 31): a class, uniformly; a picture
+that contains it; a pixel of that class in it; a crop that contains that pixel."""
+
+import numpy as np
+
+from segtrain.data.check import Seen
+from segtrain.data.labels import LabelTable
+from segtrain.data.sample import Sample
+from segtrain.data.signatures import counts_by_class
+from segtrain.errors import UsageError
+from segtrain.log import Progress
+from segtrain.threads import in_order
+
+
+class ClassIndex:
+    """Which pictures contain which class. classes: the train ids that occur at all."""
+
+    def __init__(self, present: np.ndarray) -> None:
+        """present: bool (pictures, classes)."""
+        self.pictures = [np.flatnonzero(column) for column in present.T]
+        self.classes = [train_id for train_id, pictures in enumerate(self.pictures) if len(pictures)]
+        if not self.classes:
+            raise UsageError("sampling.class_uniform: not one labelled pixel in the training pictures")
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, int]:
+        """(picture, class)"""
+        train_id = self.classes[rng.integers(len(self.classes))]
+        pictures = self.pictures[train_id]
+        return int(pictures[rng.integers(len(pictures))]), train_id
+
+
+def class_index(samples: list[Sample], table: LabelTable, seen: Seen) -> ClassIndex:
+    """From the histograms of the labels, which the check before the training has kept; others are read now."""
+    progress = Progress("reading labels for class-uniform sampling", len(samples))
+
+    def present(sample: Sample) -> np.ndarray:
+        assert sample.label is not None
+        return counts_by_class(seen.histogram(sample.label), table) > 0
+
+    rows = []
+    for row in in_order(present, samples):
+        rows.append(row)
+        progress.show(len(rows))
+    seen.save()
+    return ClassIndex(np.stack(rows))
+
+
+def random_pixel(target: np.ndarray, train_id: int, rng: np.random.Generator) -> tuple[int, int] | None:
+    """(row, column) of a pixel of that class in (H, W) train ids, uniformly; None if there is none."""
+    places = np.flatnonzero(target == train_id)
+    if not len(places):
+        return None
+    row, column = divmod(int(places[rng.integers(len(places))]), target.shape[1])
+    return row, column
