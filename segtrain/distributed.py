@@ -5,8 +5,6 @@ import os
 from collections.abc import Iterator
 
 import numpy as np
-import torch
-from torch import distributed
 
 from segtrain.log import process_count
 
@@ -17,6 +15,9 @@ def joined() -> Iterator[tuple[int, int]]:
     if process_count() == 1:
         yield 0, 1
         return
+    import torch
+    from torch import distributed
+
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     distributed.init_process_group("gloo")
@@ -29,5 +30,8 @@ def joined() -> Iterator[tuple[int, int]]:
 def add_up(*arrays: np.ndarray) -> None:
     """Replace each array by its sum over all processes."""
     if process_count() > 1:
+        import torch
+        from torch import distributed
+
         for array in arrays:
             distributed.all_reduce(torch.from_numpy(array))

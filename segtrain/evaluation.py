@@ -21,7 +21,7 @@ from segtrain.inference import normalise, predict
 from segtrain.log import Progress, say
 from segtrain.metrics import PositionPrior, Scores
 from segtrain.models import Segmenter, from_config
-from segtrain.protocol import file_hash, print_table, protocol, seen_in_training, write_result
+from segtrain.protocol import file_hash, print_table, protocol, seen_in_training, summarised, write_result
 
 PRIOR_SAMPLES = 300  # training labels that the position prior is counted from
 
@@ -95,17 +95,6 @@ def score(
             panels.append(pictures.triple(item.image, item.target, prediction, table))
         progress.show(number + 1)
     return of_prior, panels
-
-
-def summarised(counted: Scores, of_prior: Scores | None) -> dict[str, Any]:
-    """All scores; DataError if there is nothing to score."""
-    result = counted.result()
-    if result["miou"] is None:
-        raise DataError("not one labelled pixel in these pictures: there is nothing to score")
-    result["images"] = counted.images
-    if of_prior is not None:
-        result["position_prior_miou"] = of_prior.result()["miou"]
-    return result
 
 
 def prior_samples(data: DatasetConfig) -> list[Sample]:

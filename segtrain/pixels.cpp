@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#ifdef JOINT_HISTOGRAM
 // counts[a * 256 + b] += 1 for every pair. Labels come in runs, so eight equal pairs in a row cost one addition; others
 // go to four tables in turn, because two additions to one cell in a row would wait for each other.
 extern "C" void joint_histogram(const uint8_t* a, const uint8_t* b, long n, int64_t* counts) {
@@ -34,6 +35,9 @@ extern "C" void joint_histogram(const uint8_t* a, const uint8_t* b, long n, int6
   }
 }
 
+#endif
+
+#ifdef UPSAMPLED_ARGMAX
 namespace {
 
 const int LANES = 8;
@@ -110,3 +114,4 @@ extern "C" void upsampled_argmax(
     }
   }
 }
+#endif

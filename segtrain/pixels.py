@@ -5,32 +5,38 @@ import functools
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
 
-from segtrain.abn import compiling
+from segtrain import compiling
+
+if TYPE_CHECKING:  # counting needs no torch, whose import takes longer than the scores of a hundred pictures
+    import torch
 
 EXACT = 1 << 24  # a float32 counts no further
 
 
 @functools.cache
-def library() -> Any:
-    """The compiled loops, or None where they cannot be built, which is said."""
+def library(loop: str) -> Any:
+    """The library with one of the loops, or None where it cannot be built, which is said."""
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    arguments = {
+        "joint_histogram": [pointer, pointer, ctypes.c_long, pointer],
+        "upsampled_argmax": [pointer, *[number] * 5, pointer, number],
+    }[loop]
     reason = compiling.unavailable()
     if not reason:
         try:
-            path = compiling.library_path("pixels", "the pixel loops", [Path(__file__).with_suffix(".cpp")], [])
+            source = Path(__file__).with_suffix(".cpp")
+            path = compiling.library_path(loop, f"the loop {loop}", [source], [f"-D{loop.upper()}"])
             found = ctypes.CDLL(str(path))
-            p, i = ctypes.c_void_p, ctypes.c_int
-            found.joint_histogram.argtypes, found.joint_histogram.restype = [p, p, ctypes.c_long, p], None
-            found.upsampled_argmax.argtypes, found.upsampled_argmax.restype = [p, i, i, i, i, i, p, i], None
+            getattr(found, loop).argtypes, getattr(found, loop).restype = arguments, None
             return found
         except (OSError, subprocess.SubprocessError) as error:
             reason = f"its library could not be built: {error}"
-    print(f"segtrain: pixels are counted by OpenCV ({reason})", file=sys.stderr, flush=True)
+    print(f"segtrain: {loop} is done by OpenCV ({reason})", file=sys.stderr, flush=True)
     return None
 
 
@@ -40,7 +46,7 @@ def joint_histogram(first: np.ndarray, second: np.ndarray, counts: np.ndarray) -
         raise ValueError(f"shapes {first.shape} and {second.shape} differ")
     first, second = np.ascontiguousarray(first, np.uint8), np.ascontiguousarray(second, np.uint8)
     assert counts.dtype == np.int64 and counts.shape == (256, 256) and counts.flags.c_contiguous
-    loops = library()
+    loops = library("joint_histogram")
     if loops is not None:
         loops.joint_histogram(first.ctypes.data, second.ctypes.data, first.size, counts.ctypes.data)
         return
@@ -50,7 +56,7 @@ def joint_histogram(first: np.ndarray, second: np.ndarray, counts: np.ndarray) -
         counts += cv2.calcHist(parts, [0, 1], None, [256, 256], [0, 256, 0, 256]).astype(np.int64)
 
 
-def upsampled_argmax(logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+def upsampled_argmax(logits: "torch.Tensor", size: tuple[int, int]) -> np.ndarray:
     """logits float32 (C, h, w) on the CPU, C <= 256 -> uint8 (H, W): arg-max of the bilinear enlargement to `size`.
 
     Nothing of size C x H x W is made. Equals F.interpolate(align_corners=False).argmax but for ties within rounding.
@@ -58,8 +64,10 @@ def upsampled_argmax(logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
     channels, h, w = logits.shape
     height, width = size
     array = logits.contiguous().numpy()
-    loops = library()
+    loops = library("upsampled_argmax")
     if loops is not None:
+        import torch
+
         out = np.empty(size, np.uint8)
         threads = torch.get_num_threads()
         loops.upsampled_argmax(array.ctypes.data, channels, h, w, height, width, out.ctypes.data, threads)

@@ -4,11 +4,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import segtrain
 from segtrain import pictures
@@ -59,7 +59,7 @@ def protocol(
         "ignored_labels": [named[label] for label in table.ignored_ids if named[label] != "ignored"],
         "images_with_instances": counted.images_with_instances,
         **how,
-        "code": f"segtrain {segtrain.__version__}, torch {torch.__version__}",
+        "code": f"segtrain {segtrain.__version__}, torch {metadata.version('torch')}",
         "miou_under_other_rules": counted.under_other_rules(),
         "warnings": warnings,
     }
@@ -79,6 +79,8 @@ def file_hash(path: Path) -> str:
 
 def identities(data: DatasetConfig, samples: Iterable[Sample]) -> dict[str, Any]:
     """Which pictures these are, whatever split or version of the data they were read from: for a checkpoint."""
+    import torch
+
     dataset = DATASETS[data.name]
     hashes = [hashlib.sha256(dataset.identity(s).encode()).digest()[:8] for s in samples]
     return {"family": dataset.family, "pictures": torch.tensor([int.from_bytes(h, "big", signed=True) for h in hashes])}
@@ -88,10 +90,23 @@ def seen_in_training(trained_on: dict[str, Any] | None, data: DatasetConfig, sam
     """A warning if pictures to be scored are among those a checkpoint was trained on."""
     if not trained_on or not trained_on["family"] or trained_on["family"] != DATASETS[data.name].family:
         return []
+    import torch
+
     twice = int(torch.isin(identities(data, samples)["pictures"], trained_on["pictures"]).sum())
     if not twice:
         return []
     return [f"{twice} of the {len(samples)} pictures were in this checkpoint's training: the score is too high"]
+
+
+def summarised(counted: Scores, of_prior: Scores | None) -> dict[str, Any]:
+    """All scores; DataError if there is nothing to score."""
+    result = counted.result()
+    if result["miou"] is None:
+        raise DataError("not one labelled pixel in these pictures: there is nothing to score")
+    result["images"] = counted.images
+    if of_prior is not None:
+        result["position_prior_miou"] = of_prior.result()["miou"]
+    return result
 
 
 def print_table(result: dict[str, Any]) -> None:

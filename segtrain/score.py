@@ -12,13 +12,11 @@ import numpy as np
 from segtrain.config import ScoreConfig
 from segtrain.data.datasets import DATASETS, label_table, labelled_samples
 from segtrain.data.labels import IGNORE, LabelTable, read_label
-from segtrain.data.loader import read_labels
-from segtrain.data.sample import Sample
+from segtrain.data.sample import Sample, read_labels
 from segtrain.errors import DataError, UsageError
-from segtrain.evaluation import summarised
 from segtrain.log import Progress, say
 from segtrain.metrics import Scores
-from segtrain.protocol import print_table, protocol, write_result
+from segtrain.protocol import print_table, protocol, summarised, write_result
 from segtrain.threads import in_order
 
 

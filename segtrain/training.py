@@ -25,14 +25,14 @@ from segtrain.data.sampling import class_index
 from segtrain.data.transforms import Augmentation
 from segtrain.device import describe_device, resolve
 from segtrain.errors import DataError, SegtrainError, UsageError
-from segtrain.evaluation import Trained, describe, position_prior, predictions, score, summarised
+from segtrain.evaluation import Trained, describe, position_prior, predictions, score
 from segtrain.inference import normalise
 from segtrain.log import RunLog, duration, memory, process_count, say
 from segtrain.losses import upsampled_cross_entropy
 from segtrain.metrics import Scores
 from segtrain.models import from_config
 from segtrain.optim import build_optimizer, poly
-from segtrain.protocol import identities, print_table, protocol, seen_in_training, write_result
+from segtrain.protocol import identities, print_table, protocol, seen_in_training, summarised, write_result
 from segtrain.run import Interruption, Run
 
 

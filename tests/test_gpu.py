@@ -6,8 +6,8 @@ import importlib.util
 import pytest
 import torch
 
-from segtrain import info
-from segtrain.abn import compiling, cupy_ops, native_ops, selftest
+from segtrain import compiling, info
+from segtrain.abn import cupy_ops, native_ops, selftest
 from segtrain.errors import SegtrainError
 
 on_a_device = [

@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from segtrain import abn
-from segtrain.abn import compiling, native_ops
+from segtrain import abn, compiling
+from segtrain.abn import native_ops
 from tests.conftest import environment
 
 pytestmark = pytest.mark.skipif(not compiling.compiler(), reason="no C++ compiler")

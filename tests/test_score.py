@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 
 from segtrain.data.labels import published_table
+from tests.conftest import environment
 
 OFFICIAL = Path(__file__).parent / "data" / "official_scores"
 TREES = {
@@ -212,3 +215,11 @@ def test_boundary_scores_are_an_option(result):
     found = result("cityscapes", "boundary=true")
     assert 0 < found["boundary_miou"] < 1
     assert set(found["per_class_boundary_iou"]) == set(found["per_class"])
+
+
+def test_scores_and_checks_do_not_wait_for_torch():
+    program = "import sys, segtrain.score, segtrain.check; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segtrain.abn import compiling
+from segtrain import compiling
 from segtrain.abn.aten_ops import CODES, Activation, layout, statistics_dtype
 
 KERNELS = Path(__file__).parent / "kernels"

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from segtrain.data.labels import IGNORE, LabelTable, read_image, read_instances, read_label
-from segtrain.data.sample import Sample, different_sizes
+from segtrain.data.labels import IGNORE, LabelTable, read_image, read_label
+from segtrain.data.sample import Sample, different_sizes, read_labels
 from segtrain.data.sampling import ClassIndex, random_pixel
 from segtrain.data.transforms import Augmentation
 from segtrain.errors import DataError
@@ -49,18 +49,6 @@ class EvaluationItem(NamedTuple):
     target: np.ndarray
     ids: np.ndarray
     instances: np.ndarray | None
-
-
-def read_labels(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Train ids and label ids uint8 (H, W), and the instances if there are any. DataError if sizes differ."""
-    assert sample.label is not None
-    stored = read_label(sample.label)
-    target, instances = table.encode(stored, sample.label), None
-    if sample.instances is not None:
-        instances = read_instances(sample.instances)
-        if instances.shape != stored.shape:
-            raise different_sizes(sample._replace(image=sample.instances), instances.shape, stored.shape)
-    return target, table.to_ids(stored), instances
 
 
 @functools.lru_cache(maxsize=2)

@@ -4,7 +4,9 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from segtrain.data.labels import LabelTable
+import numpy as np
+
+from segtrain.data.labels import LabelTable, read_instances, read_label
 from segtrain.errors import DataError
 from segtrain.metrics import Rules
 
@@ -97,6 +99,18 @@ def expect_split(split: str, known: Collection[str], root: Path) -> None:
         raise DataError(
             f"no split {split!r} in {root}: there is {there}; set dataset.train_split and dataset.val_split"
         )
+
+
+def read_labels(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Train ids and label ids uint8 (H, W), and the instances if there are any. DataError if sizes differ."""
+    assert sample.label is not None
+    stored = read_label(sample.label)
+    target, instances = table.encode(stored, sample.label), None
+    if sample.instances is not None:
+        instances = read_instances(sample.instances)
+        if instances.shape != stored.shape:
+            raise different_sizes(sample._replace(image=sample.instances), instances.shape, stored.shape)
+    return target, table.to_ids(stored), instances
 
 
 def different_sizes(sample: Sample, image: tuple[int, ...], label: tuple[int, ...]) -> DataError:

@@ -16,9 +16,8 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from importlib import metadata
 from pathlib import Path
-
-import torch
 
 INSTRUCTIONS = {
     "native": ["-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"],
@@ -74,7 +73,7 @@ def library_path(name: str, what: str, sources: list[Path], defines: list[str]) 
         raise OSError(f"SEGTRAIN_NATIVE={choice} is not one of {', '.join(INSTRUCTIONS)}, off")
     command = [compiler(), *FLAGS, *INSTRUCTIONS[choice], *defines]
     version = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=True).stdout
-    key = repr((source, command, version, cpu_features(), platform.machine(), torch.__version__))
+    key = repr((source, command, version, cpu_features(), platform.machine(), metadata.version("torch")))
     name = f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     for folder in folders():
         if (folder / name).exists() and owned(folder):
