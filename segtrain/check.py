@@ -11,7 +11,7 @@ from PIL import Image
 from segtrain import pictures
 from segtrain.config import CheckConfig, FolderConfig
 from segtrain.data.check import Seen
-from segtrain.data.datasets import DATASETS, label_table, split_files
+from segtrain.data.datasets import described, label_table, split_files
 from segtrain.data.guess import write_guess
 from segtrain.data.labels import LabelTable, read_image, read_instances, read_label
 from segtrain.data.sample import DataSet, Files, Sample
@@ -36,7 +36,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
         write_guess(config.dataset.folder(), config.dataset.root, Path(config.write_config))
         return {}
     data = config.dataset
-    dataset, table = DATASETS[data.name], label_table(data)
+    dataset, table = described(data), label_table(data)
     say(f"checking    {data.name} in {data.folder()}, {table.num_classes} classes of {table.source}")
     built_in = (data.folder() / MANIFEST).is_file()
     if built_in:

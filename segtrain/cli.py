@@ -94,9 +94,10 @@ PATH_OPTIONS = (
     "dataset.root",
     "dataset.cache_dir",
     "dataset.classes",
+    "model.weights",
     "write_config",
 )
-MAPPING = "dataset.splits."  # the one place where users name keys of their own
+MAPPINGS = ("dataset.splits.", "dataset.parts.")  # where users name keys of their own
 
 
 @dataclass
@@ -204,9 +205,11 @@ def override(verb: str, command: Command, word: str) -> str:
         if command.bare is None:
             raise UsageError(f"{word!r} is not an override: options are given as key=value (segtrain {verb} --help)")
         key, value = command.bare, word
+    if key.startswith("dataset.parts.") and key.endswith((".root", ".taxonomy")) and value != "null":
+        return f"++{key}={quoted(value)}"
     if key in PATH_OPTIONS and not (value.startswith("[") and value.endswith("]")) and value != "null":
         return f"{key}={quoted(value)}"
-    if key.startswith(MAPPING):
+    if key.startswith(MAPPINGS):
         return f"++{word}"
     return word
 
@@ -321,7 +324,7 @@ def compose(verb: str, command: Command, arguments: Arguments) -> Any:
 
 def refuse_additions(overrides: list[str]) -> None:
     for word in overrides:
-        if word[0] in "+~" and not word.startswith(f"++{MAPPING}"):
+        if word[0] in "+~" and not word.startswith(tuple(f"++{mapping}" for mapping in MAPPINGS)):
             key = word.lstrip("+~").partition("=")[0]
             raise UsageError(f"{word}: write {key}=... ; options cannot be added or taken away")
 

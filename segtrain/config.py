@@ -137,6 +137,22 @@ class FolderConfig(DatasetConfig):
             require(fits, f"dataset.splits.{split}", entry, "give {images: ..., labels: ...} or {pairs: ...}")
 
 
+@dataclass
+class MixtureConfig(DatasetConfig):
+    target: str = option("cityscapes", "the part whose classes all others are told in, and whose val_split validates")
+    parts: dict[str, Any] = option(
+        {},
+        "part -> {weight, split, taxonomy, column, dataset and options of that data set: root, version, ...}; "
+        "taxonomy: vistas_to_cityscapes or a YAML file",
+    )
+
+    def check(self) -> None:
+        super().check()
+        require(
+            len(self.parts) >= 1, "dataset.parts", self.parts, "name the data sets to mix: dataset.parts.kitti={...}"
+        )
+
+
 DATASET_CONFIGS: dict[str, type[DatasetConfig]] = {
     "streets": StreetsConfig,
     "cityscapes": CityscapesConfig,
@@ -144,6 +160,7 @@ DATASET_CONFIGS: dict[str, type[DatasetConfig]] = {
     "vistas": VistasConfig,
     "cocostuff": CocoStuffConfig,
     "folder": FolderConfig,
+    "mixture": MixtureConfig,
 }
 
 
@@ -165,6 +182,7 @@ class ModelConfig:
     recompute: str = option(
         "none", "what backward computes again: none | norm | norm_proposed (the paper's checkpointing) | blocks"
     )
+    weights: str = option("none", "checkpoint of a run with the same classes, to start from | none: random")
     backend: str = option("auto", "In-Place ABN kernels: auto | cupy (CUDA) | native (compiled, CPU) | aten (anywhere)")
     activation: str = option("leaky_relu", "leaky_relu | elu | identity (in place), and relu with abn or batch_norm")
     negative_slope: float = option(0.01, "slope of leaky_relu below zero, or alpha of elu")

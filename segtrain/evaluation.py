@@ -10,7 +10,7 @@ import torch
 
 from segtrain import checkpoint, pictures
 from segtrain.config import DatasetConfig, EvaluateConfig, InferenceConfig, ModelConfig
-from segtrain.data.datasets import DATASETS, label_table, split_samples
+from segtrain.data.datasets import described, label_table, split_samples
 from segtrain.data.labels import LabelTable, read_label
 from segtrain.data.loader import EvaluationItem, evaluation_samples
 from segtrain.data.sample import Sample
@@ -110,7 +110,7 @@ def position_prior(samples: list[Sample], table: LabelTable) -> PositionPrior:
     prior = PositionPrior(table.num_classes)
     for sample in samples[:: max(1, -(-len(samples) // PRIOR_SAMPLES))]:
         if sample.label is not None:
-            prior.add(table.encode(read_label(sample.label), sample.label))
+            prior.add((sample.table or table).encode(read_label(sample.label), sample.label))
     return prior
 
 
@@ -142,7 +142,7 @@ def evaluate_share(config: EvaluateConfig, rank: int, processes: int) -> dict[st
     prior = position_prior(prior_samples(data), table) if config.position_prior else None
     mine = samples[rank::processes]
     answers = predictions(trained._replace(table=table), mine, config.inference, min(config.loader.count(), len(mine)))
-    counted = Scores(table, DATASETS[data.name].rules, config.boundary)
+    counted = Scores(table, described(data).rules, config.boundary)
     of_prior, panels = score(answers, len(mine), counted, prior, config.pictures)
     for scores in (counted, of_prior):
         if scores is not None:

@@ -5,7 +5,7 @@ turned into losses and gradients and forgotten, and only the gradient at the net
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,9 @@ from segtrain.data.labels import IGNORE
 STRIP = {"cpu": 2**18, "cuda": 2**25}
 
 
-def upsampled_cross_entropy(logits: Tensor, target: Tensor, hardest: float = 1.0) -> Tensor:
+def upsampled_cross_entropy(
+    logits: Tensor, target: Tensor, hardest: float = 1.0, groups: Sequence[Sequence[int]] = ()
+) -> Tensor:
     """Mean cross-entropy, over the hardest pixels of each picture, of logits upsampled to the target's size: a scalar.
 
     logits: float (N, C, h, w), at any stride. target: int64 (N, H, W), IGNORE where there is no label. hardest: share
@@ -25,11 +27,12 @@ def upsampled_cross_entropy(logits: Tensor, target: Tensor, hardest: float = 1.0
     not aligned. The sum over all chosen pixels of the batch is divided by their number; a batch without any label gives
     0 (with gradient 0). Half-precision logits are reckoned in float32, and so is the loss. Not differentiable twice.
     Source of the selection: In-Place ABN paper, section 4.2 (online bootstrapping, p = 1, m = 25 %); ignored pixels
-    do not count towards the share.
+    do not count towards the share. groups: target C + g says that the pixel is one of the classes groups[g]: its loss
+    is that of the sum of their probabilities.
     """
     if logits.dim() != 4 or target.dim() != 3 or logits.shape[0] != target.shape[0]:
         raise ValueError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} are not (N,C,h,w) and (N,H,W)")
-    loss: Tensor = UpsampledCrossEntropy.apply(logits, target, hardest)
+    loss: Tensor = UpsampledCrossEntropy.apply(logits, target, hardest, groups)
     return loss
 
 
@@ -37,21 +40,24 @@ class UpsampledCrossEntropy(torch.autograd.Function):
     """The gradient is taken while a strip is at hand, in forward: backward only multiplies."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, hardest: float) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, target: Tensor, hardest: float, groups: Sequence[Sequence[int]]) -> Tensor:
+        members = [torch.tensor(group, device=logits.device) for group in groups]
         with torch.autocast(logits.device.type, enabled=False):
-            loss, gradient = loss_and_gradient(logits, target, hardest, ctx.needs_input_grad[0])
+            loss, gradient = loss_and_gradient(logits, target, hardest, members, ctx.needs_input_grad[0])
         ctx.dtype = logits.dtype
         ctx.save_for_backward(gradient)
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors  # float32 for half types: a loss scale is applied before it is rounded
-        return (gradient * factor).to(ctx.dtype), None, None
+        return (gradient * factor).to(ctx.dtype), None, None, None
 
 
-def loss_and_gradient(logits: Tensor, target: Tensor, hardest: float, wanted: bool) -> tuple[Tensor, Tensor | None]:
+def loss_and_gradient(
+    logits: Tensor, target: Tensor, hardest: float, groups: list[Tensor], wanted: bool
+) -> tuple[Tensor, Tensor | None]:
     """The loss, and its gradient in at least float32 if it is wanted."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     valid = target != IGNORE
@@ -65,7 +71,7 @@ def loss_and_gradient(logits: Tensor, target: Tensor, hardest: float, wanted: bo
     sums = [torch.zeros((), dtype=logits.dtype, device=logits.device)]
     rows = bilinear(target.shape[1], logits)
     for n, share in enumerate(shares):
-        picture = Strips(logits[n], target[n], valid[n], rows)
+        picture = Strips(logits[n], target[n], valid[n], rows, groups)
         counts = valid[n]
         if hardest != 1:
             losses = torch.cat([picture.losses(log_p, r) for r, log_p in picture.log_probabilities()])
@@ -90,13 +96,15 @@ def loss_and_gradient(logits: Tensor, target: Tensor, hardest: float, wanted: bo
 class Strips:
     """One picture, enlarged strip by strip. Rows come first in memory: a strip is then one product of matrices."""
 
-    def __init__(self, logits: Tensor, target: Tensor, valid: Tensor, rows: Tensor) -> None:
+    def __init__(self, logits: Tensor, target: Tensor, valid: Tensor, rows: Tensor, groups: list[Tensor]) -> None:
         self.rows = rows  # (H, h)
         self.columns = bilinear(target.shape[1], logits)  # (W, w)
         self.classes = logits.shape[0]
         self.wide = logits.permute(1, 0, 2) @ self.columns.T  # (h, C, W)
         self.wide_gradient: Tensor | None = None
-        self.index = target.where(valid, 0)[:, None]  # (H, 1, W)
+        plain = valid & (target < self.classes) if groups else valid
+        self.index = target.where(plain, 0)[:, None]  # (H, 1, W)
+        self.grouped = [(members, target == self.classes + g) for g, members in enumerate(groups)]
 
     def log_probabilities(self) -> Iterator[tuple[slice, Tensor]]:
         """Rows of the target, and (rows, C, W) of theirs."""
@@ -117,14 +125,25 @@ class Strips:
 
     def losses(self, log_p: Tensor, r: slice) -> Tensor:
         """(rows, W); wrong for ignored pixels."""
-        return -log_p.gather(1, self.index[r]).squeeze(1)
+        found = -log_p.gather(1, self.index[r]).squeeze(1)
+        for members, here in self.grouped:
+            found = torch.where(here[r], -log_p[:, members].logsumexp(1), found)
+        return found
 
     def add_gradient(self, log_p: Tensor, weight: Tensor, r: slice) -> None:
         """Of the sum of losses times weight. log_p is overwritten."""
         if self.wide_gradient is None:
             self.wide_gradient = torch.zeros_like(self.wide)
-        p, index, used = log_p.exp_(), self.index[r], self.window(r)
-        p.scatter_(1, index, p.gather(1, index) - 1).mul_(weight[:, None])
+        index, used = self.index[r], self.window(r)
+        # Of a group's members, each takes its share of the group's probability.
+        shares = [(members, here[r][:, None] * log_p[:, members].softmax(1)) for members, here in self.grouped]
+        p, hit = log_p.exp_(), torch.ones_like(index, dtype=log_p.dtype)
+        for _, here in self.grouped:
+            hit.masked_fill_(here[r][:, None], 0)
+        p.scatter_(1, index, p.gather(1, index) - hit)
+        for members, share in shares:
+            p[:, members] -= share
+        p.mul_(weight[:, None])
         self.wide_gradient[used].flatten(1).addmm_(self.rows[r, used].T, p.flatten(1))
 
     def gradient(self) -> Tensor:

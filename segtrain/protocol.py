@@ -13,7 +13,7 @@ import numpy as np
 import segtrain
 from segtrain import pictures
 from segtrain.config import DatasetConfig
-from segtrain.data.datasets import DATASETS
+from segtrain.data.datasets import described, identities
 from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Sample
 from segtrain.errors import DataError
@@ -38,7 +38,7 @@ def protocol(
         raise DataError(
             f"{counted.images} pictures were scored, {len(samples)} are in the split: this is a fault of ours"
         )
-    published = DATASETS[data.name].published.get(split)
+    published = described(data).published.get(split)
     rules, table = counted.rules, counted.table
     if published is not None and published != len(samples):
         warnings = [*warnings, f"{len(samples)} pictures, but {data.name} {split} has {published} as published: "
@@ -77,22 +77,21 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def identities(data: DatasetConfig, samples: Iterable[Sample]) -> dict[str, Any]:
-    """Which pictures these are, whatever split or version of the data they were read from: for a checkpoint."""
+def fingerprints(pictures: list[str]) -> Any:
+    """int64 (n,) tensor, for a checkpoint: which pictures it was trained on."""
     import torch
 
-    dataset = DATASETS[data.name]
-    hashes = [hashlib.sha256(dataset.identity(s).encode()).digest()[:8] for s in samples]
-    return {"family": dataset.family, "pictures": torch.tensor([int.from_bytes(h, "big", signed=True) for h in hashes])}
+    hashes = [hashlib.sha256(picture.encode()).digest()[:8] for picture in pictures]
+    return torch.tensor([int.from_bytes(h, "big", signed=True) for h in hashes])
 
 
-def seen_in_training(trained_on: dict[str, Any] | None, data: DatasetConfig, samples: list[Sample]) -> list[str]:
+def seen_in_training(trained_on: Any, data: DatasetConfig, samples: list[Sample]) -> list[str]:
     """A warning if pictures to be scored are among those a checkpoint was trained on."""
-    if not trained_on or not trained_on["family"] or trained_on["family"] != DATASETS[data.name].family:
-        return []
     import torch
 
-    twice = int(torch.isin(identities(data, samples)["pictures"], trained_on["pictures"]).sum())
+    if trained_on is None or not described(data).family:
+        return []
+    twice = int(torch.isin(fingerprints(identities(data, samples)), trained_on).sum())
     if not twice:
         return []
     return [f"{twice} of the {len(samples)} pictures were in this checkpoint's training: the score is too high"]

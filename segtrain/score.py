@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from segtrain.config import ScoreConfig
-from segtrain.data.datasets import DATASETS, label_table, labelled_samples
+from segtrain.data.datasets import described, label_table, labelled_samples
 from segtrain.data.labels import IGNORE, LabelTable, read_label
 from segtrain.data.sample import Sample, read_labels
 from segtrain.errors import DataError, UsageError
@@ -25,7 +25,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     if config.predictions is None:
         raise UsageError("predictions is not set: give predictions=FOLDER with one label PNG per picture")
     data = config.dataset
-    dataset, table = DATASETS[data.name], label_table(data)
+    dataset, table = described(data), label_table(data)
     split = config.split or dataset.scored
     samples = labelled_samples(data, split)
     answers = find_answers(Path(config.predictions), [dataset.answer(sample.name) for sample in samples])

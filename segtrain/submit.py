@@ -12,7 +12,7 @@ from PIL import Image
 
 from segtrain import pictures
 from segtrain.config import SubmitConfig
-from segtrain.data.datasets import DATASETS, label_table, split_files
+from segtrain.data.datasets import described, label_table, split_files
 from segtrain.data.labels import IGNORE, LabelTable, read_image, read_label
 from segtrain.device import describe_device, resolve
 from segtrain.errors import DataError, UsageError
@@ -45,7 +45,7 @@ def submit(config: SubmitConfig) -> Path:
         raise DataError(f"no pictures of the split {split!r} in {data.folder()}: the server wants one answer for each")
     output = Path(config.output or "segtrain-out/submit")
     if config.predictions is not None:
-        found = find_answers(Path(config.predictions), [DATASETS[data.name].answer(name) for name in images])
+        found = find_answers(Path(config.predictions), [described(data).answer(name) for name in images])
         answers = dict(zip(images, found, strict=True))
         to_id = accepted(answers, table, config)
     else:
@@ -59,7 +59,7 @@ def submit(config: SubmitConfig) -> Path:
             file.writestr(zipfile.ZipInfo(name, (2000, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
     write_atomically(archive, whole.getvalue())
     verify(archive, data.name, images, table)
-    published = DATASETS[data.name].published.get(split)
+    published = described(data).published.get(split)
     if published is not None and published != len(images):
         say(f"warning     {len(images)} pictures, but {data.name} {split} has {published}: the server will refuse this")
     say(

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from segtrain.abn.diagnosis import is_overwritten_error, overwritten_outputs
 from segtrain.config import TrainConfig
 from segtrain.data.cache import Decoded
 from segtrain.data.check import Seen, check_samples
-from segtrain.data.datasets import DATASETS, label_table, split_samples
+from segtrain.data.datasets import described, label_table, split_samples, training_mixture
 from segtrain.data.labels import LabelTable
 from segtrain.data.loader import Batch, TrainingData, read_pixels, training_batches
+from segtrain.data.mixture import Mixture
 from segtrain.data.sample import Sample
 from segtrain.data.sampling import class_index
 from segtrain.data.transforms import Augmentation
@@ -30,9 +31,9 @@ from segtrain.inference import normalise
 from segtrain.log import RunLog, duration, memory, process_count, say
 from segtrain.losses import upsampled_cross_entropy
 from segtrain.metrics import Scores
-from segtrain.models import from_config
+from segtrain.models import Segmenter, from_config
 from segtrain.optim import build_optimizer, poly
-from segtrain.protocol import identities, print_table, protocol, seen_in_training, summarised, write_result
+from segtrain.protocol import fingerprints, print_table, protocol, seen_in_training, summarised, write_result
 from segtrain.run import Interruption, Run
 
 
@@ -46,7 +47,8 @@ def train(config: TrainConfig) -> Path:
     table = label_table(config.dataset)
     run = Run(config)
     state = run.resume()
-    samples = split_samples(config.dataset, config.dataset.train_split)
+    mixture = training_mixture(config.dataset)
+    samples = mixture.samples
     max_steps = config.trainer.steps(len(samples))
     if state is not None and state["step"] >= max_steps and run.evaluation is not None:
         say(f"{run.folder} is finished ({state['step']} steps): nothing to do. restart=true trains it anew.")
@@ -58,6 +60,8 @@ def train(config: TrainConfig) -> Path:
 
     torch.manual_seed(config.trainer.seed)
     model = from_config(config.model, table.num_classes).to(on)
+    if config.model.weights != "none" and state is None:
+        start_from(Path(config.model.weights), model, table)
     optimizer = build_optimizer(model, config.optimizer)
     start, validated, best = 0, 0, {"miou": -1.0, "step": 0}
     if state is not None:
@@ -67,11 +71,11 @@ def train(config: TrainConfig) -> Path:
     introduce(config, run, model, samples, val_samples, table, on, start, max_steps)
     trained = Trained(model, table, config.model, on)
     prior = position_prior(samples, table)
-    data = training_data(config, samples, table)
+    data = training_data(config, mixture, table)
     workers = config.loader.count()
     batches = training_batches(data, config.trainer.batch_size, start, max_steps, workers, pin_memory=on.type == "cuda")
     log = RunLog(run.folder, start)
-    trained_on = identities(config.dataset, samples)
+    trained_on = fingerprints(mixture.pictures)
 
     def save(path: Path, step: int) -> None:
         content = {"config": asdict(config), "classes": table.as_dict(), "step": step, "trained_on": trained_on}
@@ -82,7 +86,7 @@ def train(config: TrainConfig) -> Path:
         nonlocal validated, best
         answers = predictions(trained, val_samples, config.inference, min(workers, len(val_samples)))
         watched = interruption.watch(answers, run.last, step)
-        counted = Scores(table, DATASETS[config.dataset.name].rules)
+        counted = Scores(table, described(config.dataset).rules)
         of_prior, panels = score(watched, len(val_samples), counted, prior, config.logging.pictures)
         result = summarised(counted, of_prior)
         per_class = {f"val_iou/{name}": value for name, value in result["per_class"].items()}
@@ -115,7 +119,7 @@ def train(config: TrainConfig) -> Path:
                 group["lr"] = lr
             # Dropout too is a function of (seed, step): a resumed run draws what an uninterrupted one would.
             torch.manual_seed(int(np.random.SeedSequence((config.trainer.seed, step)).generate_state(1)[0]))
-            loss = train_step(model, batch, optimizer, config, on)
+            loss = train_step(model, batch, optimizer, config, on, mixture.groups)
             done = step + 1
             progress.step(done, loss, lr, log)
             due = done % config.trainer.validate_every == 0 or done == max_steps
@@ -137,8 +141,20 @@ def train(config: TrainConfig) -> Path:
     return run.folder
 
 
-def training_data(config: TrainConfig, samples: list[Sample], table: LabelTable) -> TrainingData:
+def start_from(path: Path, model: Segmenter, table: LabelTable) -> None:
+    """The weights of an earlier run of the same network with the same classes."""
+    content = checkpoint.load(path)
+    if content["classes"]["names"] != table.names:
+        raise UsageError(
+            f"model.weights={path} knows {len(content['classes']['names'])} classes, this data has {table.num_classes} "
+            "others: train it on the same classes (dataset=mixture tells one data set in another's)"
+        )
+    checkpoint.load_weights(model, content["model"], path)
+
+
+def training_data(config: TrainConfig, mixture: Mixture, table: LabelTable) -> TrainingData:
     """What the loader reads, with the cache and the index of classes that the options ask for."""
+    samples = mixture.samples
     folder, share = config.dataset.cache_folder(), config.sampling.class_uniform
     seen = Seen(folder, samples)
     read: Callable[[Sample], tuple[np.ndarray, np.ndarray]] = read_pixels
@@ -146,17 +162,20 @@ def training_data(config: TrainConfig, samples: list[Sample], table: LabelTable)
         read = Decoded(folder / "decoded")
         read.build(samples, seen, say)
     index = class_index(samples, table, seen) if share > 0 else None
-    return TrainingData(samples, table, Augmentation(config.augmentation), config.trainer.seed, read, index, share)
+    augmentation = Augmentation(config.augmentation)
+    return TrainingData(samples, table, augmentation, config.trainer.seed, read, index, share, mixture.weights)
 
 
 def train_step(
-    model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainConfig, on: torch.device
-) -> Tensor:
-    """One step of gradient descent. Returns the loss, a scalar on the device."""
+    model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainConfig, on: torch.device,
+    groups: Sequence[Sequence[int]] = (),
+) -> Tensor:  # fmt: skip
+    """One step of gradient descent. Returns the loss, a scalar on the device. groups: as the loss has them."""
     model.train()
     images = normalise(batch.images.to(on, non_blocking=True), config.model.mean, config.model.std)
     logits = model(images, upsample=False)
-    loss = upsampled_cross_entropy(logits, batch.targets.to(on, non_blocking=True).long(), config.loss.hardest)
+    target = batch.targets.to(on, non_blocking=True).long()
+    loss = upsampled_cross_entropy(logits, target, config.loss.hardest, groups)
     optimizer.zero_grad(set_to_none=True)
     try:
         loss.backward()
@@ -212,7 +231,7 @@ def introduce(
     say(f"run        {run.folder}" + (f", going on at step {start}" if start else ""))
     say(f"device     {describe_device(on)}, float32")
     say(f"model      {options.backbone} + {options.head}, stride {options.output_stride}, {options.norm}{backend}, "
-        f"{parameters:.1f} M parameters, initial weights random")  # fmt: skip
+        f"{parameters:.1f} M parameters, initial weights {options.weights.replace('none', 'random')}")  # fmt: skip
     say(f"data       {config.dataset.name}: {len(samples)} {config.dataset.train_split} and {len(val_samples)} "
         f"{config.dataset.val_split} pictures, {table.num_classes} classes")  # fmt: skip
     say(f"training   {max_steps} steps of {config.trainer.batch_size} crops {config.augmentation.crop_size}, "

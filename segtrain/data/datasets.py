@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from segtrain.config import DatasetConfig, StreetsCommandConfig, StreetsConfig
+from segtrain.config import DatasetConfig, MixtureConfig, StreetsCommandConfig, StreetsConfig
 from segtrain.data import cityscapes, cocostuff, folder, kitti, street_layouts, vistas
 from segtrain.data.labels import LabelTable, published_table
+from segtrain.data.mixture import Mixture, mixed, target_part
 from segtrain.data.sample import DataSet, Files, Sample
 from segtrain.errors import DataError
 from segtrain.log import Progress, say
@@ -68,11 +69,35 @@ DATASETS: dict[str, DataSet] = {
 
 
 def label_table(config: DatasetConfig) -> LabelTable:
+    if isinstance(config, MixtureConfig):
+        return label_table(target_part(config).config)
     return DATASETS[config.name].table(config)
 
 
+def described(config: DatasetConfig) -> DataSet:
+    """How this data set's benchmark scores; of a mixture: that of the part whose classes it has."""
+    return DATASETS[target_part(config).config.name if isinstance(config, MixtureConfig) else config.name]
+
+
+def training_mixture(config: DatasetConfig) -> Mixture:
+    """The training split of any data set."""
+    if isinstance(config, MixtureConfig):
+        return mixed(config, label_table, split_samples, identities)
+    samples = split_samples(config, config.train_split)
+    return Mixture(samples, identities(config, samples))
+
+
+def identities(config: DatasetConfig, samples: list[Sample]) -> list[str]:
+    """Which pictures these are, whatever split or version of the data they were read from."""
+    dataset = described(config)
+    return [f"{dataset.family}/{dataset.identity(sample)}" for sample in samples]
+
+
 def split_files(config: DatasetConfig, split: str) -> Files:
-    """The files of a split, or of several: train+train_extra."""
+    """The files of a split, or of several: train+train_extra. Of a mixture: those of the part whose classes it has."""
+    if isinstance(config, MixtureConfig):
+        target = target_part(config).config
+        return split_files(target, target.val_split if split == config.val_split else split)
     parts = [DATASETS[config.name].files(config, part) for part in split.split("+")]
     if len(parts) == 1:
         return parts[0]

@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from segtrain.errors import DataError
 
 IGNORE = 255
-_UNKNOWN = 254  # marks ids that are not in the table while encoding; so a table has at most 254 classes
+UNKNOWN = 254  # marks ids that are not in the table while encoding; so a table has at most 254 classes
 
 
 class LabelTable:
@@ -49,7 +49,7 @@ class LabelTable:
         self.ignored_ids = sorted({int(row["id"]) for row in self.rows if row["train_id"] == IGNORE})
         by_id = {row["id"]: row["train_id"] for row in self.rows}
         self.stored = dict(stored) if stored is not None else {label: label for label in by_id}
-        self._train_ids = np.full(256, _UNKNOWN, np.uint8)
+        self._train_ids = np.full(256, UNKNOWN, np.uint8)
         self._ids = np.zeros(256, np.uint8)
         for value, label in self.stored.items():
             self._train_ids[value] = by_id[label]
@@ -62,7 +62,7 @@ class LabelTable:
     def encode(self, stored: np.ndarray, path: Path) -> np.ndarray:
         """A label picture uint8 (H, W) -> train ids uint8 (H, W). DataError naming file and id that is not known."""
         train_ids = cv2.LUT(stored, self._train_ids)
-        unknown = train_ids == _UNKNOWN
+        unknown = train_ids == UNKNOWN
         if unknown.any():
             values, counts = np.unique(stored[unknown], return_counts=True)
             found = ", ".join(f"{value} ({count} pixels)" for value, count in zip(values[:5], counts[:5], strict=True))
@@ -74,7 +74,7 @@ class LabelTable:
 
     def encode_values(self, stored: np.ndarray) -> np.ndarray:
         """As `encode`, but what is not known becomes IGNORE."""
-        lut = np.where(self._train_ids == _UNKNOWN, np.uint8(IGNORE), self._train_ids)
+        lut = np.where(self._train_ids == UNKNOWN, np.uint8(IGNORE), self._train_ids)
         return np.asarray(cv2.LUT(stored, lut)).reshape(stored.shape)
 
     def stored_value(self, name: str) -> int:
@@ -101,7 +101,7 @@ class LabelTable:
     @property
     def known(self) -> np.ndarray:
         """bool (256,): what a label picture may hold."""
-        return self._train_ids != _UNKNOWN
+        return self._train_ids != UNKNOWN
 
     def as_dict(self) -> dict[str, Any]:
         """Plain lists, for a checkpoint; `from_dict` reads them."""
@@ -173,8 +173,8 @@ def read_user_table(path: Path) -> LabelTable:
         twice = sorted({str(value) for value in values if values.count(value) > 1})
         if twice:
             raise DataError(f"{path}: {what} {', '.join(twice)} occurs twice; each {what} may stand for one class only")
-    if not 2 <= len(names) < _UNKNOWN:
-        raise DataError(f"{path}: found {len(names)} classes that are not ignored; between 2 and {_UNKNOWN - 1} work")
+    if not 2 <= len(names) < UNKNOWN:
+        raise DataError(f"{path}: found {len(names)} classes that are not ignored; between 2 and {UNKNOWN - 1} work")
     return LabelTable(rows, str(path))
 
 

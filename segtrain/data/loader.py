@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from segtrain.data.labels import IGNORE, LabelTable, read_image, read_label
+from segtrain.data.mixture import TURNS
 from segtrain.data.sample import Sample, different_sizes, read_labels
 from segtrain.data.sampling import ClassIndex, random_pixel
 from segtrain.data.transforms import Augmentation
@@ -35,7 +36,7 @@ def read_sample(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarr
     image = read_image(sample.image)
     if sample.label is None:
         return image, np.full(image.shape[:2], IGNORE, np.uint8)
-    target = table.encode(read_label(sample.label), sample.label)
+    target = (sample.table or table).encode(read_label(sample.label), sample.label)
     if target.shape != image.shape[:2]:
         raise different_sizes(sample, image.shape[:2], target.shape)
     return image, target
@@ -57,6 +58,26 @@ def shuffling(samples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng(np.random.SeedSequence((seed, epoch))).permutation(samples)
 
 
+@functools.lru_cache(maxsize=2)
+def turns(weights: tuple[float, ...], seed: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which part of a mixture has its turn at each of the TURNS positions of a block, int64 (TURNS,), and how many
+    turns each part has in any block, int64 (parts,): so no position needs counting from the beginning."""
+    shares = np.array(weights) / sum(weights) * TURNS
+    counts = np.floor(shares).astype(np.int64)
+    for part in np.argsort(counts - shares, kind="stable")[: TURNS - counts.sum()]:
+        counts[part] += 1
+    parts = np.repeat(np.arange(len(weights)), counts)
+    return np.random.default_rng(np.random.SeedSequence((seed, block, 2))).permutation(parts), counts
+
+
+def turn(weights: tuple[float, ...], seed: int, position: int) -> tuple[int, int]:
+    """(part, how many turns it had before)"""
+    block, place = divmod(position, TURNS)
+    parts, counts = turns(weights, seed, block)
+    part = int(parts[place])
+    return part, int(block * counts[part] + (parts[:place] == part).sum())
+
+
 # An error travels from a loader process as a value: raised there, it would arrive wrapped in a traceback.
 TrainingItem = tuple[np.ndarray, np.ndarray, str]
 
@@ -76,7 +97,7 @@ class TrainingData(Dataset["TrainingItem | DataError"]):
     def __init__(
         self, samples: list[Sample], table: LabelTable, augmentation: Augmentation, seed: int,
         read: Callable[[Sample], tuple[np.ndarray, np.ndarray]] = read_pixels,
-        index: ClassIndex | None = None, class_uniform: float = 0.0,
+        index: ClassIndex | None = None, class_uniform: float = 0.0, weights: list[tuple[int, float]] | None = None,
     ) -> None:  # fmt: skip
         self.samples = samples
         self.table = table
@@ -85,10 +106,10 @@ class TrainingData(Dataset["TrainingItem | DataError"]):
         self.read = read
         self.index = index
         self.class_uniform = class_uniform
+        self.weights = weights
 
     def __getitem__(self, position: int) -> "TrainingItem | DataError":
-        epoch, place = divmod(position, len(self.samples))
-        number, shown = int(shuffling(len(self.samples), self.seed, epoch)[place]), None
+        number, shown = self.order(position), None
         rng = np.random.default_rng(np.random.SeedSequence((self.seed, position, 1)))
         if self.index is not None and rng.random() < self.class_uniform:
             number, shown = self.index.draw(rng)
@@ -98,12 +119,23 @@ class TrainingData(Dataset["TrainingItem | DataError"]):
             image, labels = self.read(sample)
             if labels.shape != image.shape[:2]:
                 return different_sizes(sample, image.shape[:2], labels.shape)
-            focus = None if shown is None else random_pixel(self.table.encode_values(labels), shown, rng)
-            encode = functools.partial(self.table.encode, path=sample.label)
+            table = sample.table or self.table
+            focus = None if shown is None else random_pixel(table.encode_values(labels), shown, rng)
+            encode = functools.partial(table.encode, path=sample.label)
             shown_window = self.augmentation(image, labels, (self.seed, position), encode, focus)
         except DataError as error:
             return error
         return (*shown_window, sample.name)
+
+    def order(self, position: int) -> int:
+        """The number of the sample at a position: each part of a mixture is shuffled by itself."""
+        if self.weights is None:
+            epoch, place = divmod(position, len(self.samples))
+            return int(shuffling(len(self.samples), self.seed, epoch)[place])
+        part, nth = turn(tuple(weight for _, weight in self.weights), self.seed, position)
+        sizes = [size for size, _ in self.weights]
+        epoch, place = divmod(nth, sizes[part])
+        return sum(sizes[:part]) + int(shuffling(sizes[part], self.seed + 7919 * (part + 1), epoch)[place])
 
 
 class EvaluationData(Dataset["EvaluationItem | DataError"]):

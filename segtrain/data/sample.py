@@ -12,12 +12,14 @@ from segtrain.metrics import Rules
 
 
 class Sample(NamedTuple):
-    """name is unique within its split and becomes the name of the prediction. instances: values as the rules say."""
+    """name is unique within its split and becomes the name of the prediction. instances: values as the rules say.
+    table: what its label means, where that is not what the data set as a whole says."""
 
     name: str
     image: Path
     label: Path | None
     instances: Path | None = None
+    table: LabelTable | None = None
 
 
 class Files(NamedTuple):
@@ -104,6 +106,7 @@ def expect_split(split: str, known: Collection[str], root: Path) -> None:
 def read_labels(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Train ids and label ids uint8 (H, W), and the instances if there are any. DataError if sizes differ."""
     assert sample.label is not None
+    table = sample.table or table
     stored = read_label(sample.label)
     target, instances = table.encode(stored, sample.label), None
     if sample.instances is not None:

@@ -1,0 +1,128 @@
+"""From the labels of one data set to the classes of another: one to one, many to one, one to several, or unknown."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from segtrain.data.labels import IGNORE, UNKNOWN, LabelTable, read_json_table
+from segtrain.errors import DataError, UsageError
+
+PUBLISHED = ("vistas_to_cityscapes", "vistas_v2.0_to_cityscapes")
+RECOMMENDED = "recommended"
+
+
+class MappedTable(LabelTable):
+    """The label pictures of `source`, told in the classes of `target`.
+
+    A label that may be any of several classes becomes num_classes + g, where groups[g] are their train ids; its loss is
+    that of the sum of their probabilities. What is unknown in the target is ignored.
+    """
+
+    def __init__(
+        self, source: LabelTable, target: LabelTable, mapping: Mapping[str, tuple[int, ...]],
+        groups: list[tuple[int, ...]], where: str,
+    ) -> None:  # fmt: skip
+        """mapping: name of a label of the source -> train ids of the target; groups is added to."""
+        super().__init__(target.rows, f"{source.source}, told by {where}")
+        self.stored = source.stored
+        names = {int(row["id"]): str(row["name"]) for row in source.rows}
+        void = next(iter(target.ignored_ids), 255)
+        known = source.known
+        self._ids[:] = void
+        for value, label in source.stored.items():
+            to = mapping.get(names[label], ())
+            if len(to) > 1 and to not in groups:
+                groups.append(to)
+            code = IGNORE if not to else to[0] if len(to) == 1 else self.num_classes + groups.index(to)
+            self._train_ids[value] = code
+            self._ids[value] = target.ids[to[0]] if len(to) == 1 else void
+        self._train_ids[~known] = UNKNOWN
+        if self.num_classes + len(groups) > UNKNOWN:
+            raise UsageError(f"{where}: {self.num_classes} classes and {len(groups)} groups of them are more than 254")
+
+
+def taxonomy(source: LabelTable, target: LabelTable, name: str | None, column: str) -> dict[str, tuple[int, ...]]:
+    """Name of a label of the source -> train ids of the target it may be.
+
+    name: a published one, a YAML file of the user, or None if both have the same classes.
+    """
+    if name is None:
+        return same_names(source, target)
+    if name in PUBLISHED:
+        return published(name, column)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UsageError(f"taxonomy {name}: neither published ({', '.join(PUBLISHED)}) nor a file")
+    return read_taxonomy(path, source, target)
+
+
+def same_names(source: LabelTable, target: LabelTable) -> dict[str, tuple[int, ...]]:
+    missing = [name for name in source.names if name not in target.names]
+    if missing:
+        raise UsageError(
+            f"the classes {', '.join(missing[:4])} of {source.source} are not in {target.source}: set taxonomy to a "
+            f"published one ({', '.join(PUBLISHED)}) or to a YAML file that says what they are"
+        )
+    return {name: (target.names.index(name),) for name in source.names}
+
+
+def published(name: str, column: str) -> dict[str, tuple[int, ...]]:
+    """The recommended column, or another one: whose it is stands in the table's note."""
+    rows = read_json_table(name)["mapping"]
+    columns = [RECOMMENDED, *rows[0].get("sources", {})]
+    if column not in columns:
+        raise UsageError(f"column={column} is not in {name}: choose {', '.join(columns)}")
+    found: dict[str, tuple[int, ...]] = {}
+    for row in rows:
+        train_id = row["train_id"] if column == RECOMMENDED else row["sources"][column]
+        found[row["name"]] = () if train_id in (None, IGNORE) else (int(train_id),)
+    return found
+
+
+def read_taxonomy(path: Path, source: LabelTable, target: LabelTable) -> dict[str, tuple[int, ...]]:
+    """A YAML mapping: name in the source -> name in the target, a list of names (any of them), or null (unknown).
+
+    DataError unless every class of the source is there, once, and every name is known.
+    """
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"the taxonomy {path} cannot be read: {error}") from error
+    if not isinstance(content, dict) or not content:
+        raise DataError(f"{path}: expected lines `name in the source: name in the target` (or a list, or null)")
+    sources = [str(row["name"]) for row in source.rows]
+    found: dict[str, tuple[int, ...]] = {}
+    for name, to in content.items():
+        expect_name(str(name), sources, path, source.source)
+        wanted = [] if to is None else to if isinstance(to, list) else [to]
+        for one in wanted:
+            expect_name(str(one), target.names, path, target.source)
+        found[str(name)] = tuple(sorted({target.names.index(str(one)) for one in wanted}))
+    missing = [name for name in source.names if name not in found]
+    if missing:
+        raise DataError(
+            f"{path} does not say what {', '.join(missing[:5])} of {source.source} is; null ignores a class"
+        )
+    return found
+
+
+def expect_name(name: str, known: list[str], path: Path, where: str) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(f"{path}: {name!r} is not in {where}{hint}")
+
+
+def describe(mapping: Mapping[str, tuple[int, ...]], target: LabelTable) -> str:
+    """How many labels go where."""
+    sizes = np.array([len(to) for to in mapping.values()])
+    reached = {train_id for to in mapping.values() for train_id in to}
+    text = (
+        f"{(sizes == 1).sum()} labels to {len(reached)} of {target.num_classes} classes, {(sizes == 0).sum()} ignored"
+    )
+    several = int((sizes > 1).sum())
+    return f"{text}, {several} to several" if several else text
