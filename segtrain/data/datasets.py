@@ -98,6 +98,8 @@ def split_files(config: DatasetConfig, split: str) -> Files:
     if isinstance(config, MixtureConfig):
         target = target_part(config).config
         return split_files(target, target.val_split if split == config.val_split else split)
+    if split == "trainval" and config.name not in ("kitti", "folder"):  # which may have one of their own
+        split = "train+val"
     parts = [DATASETS[config.name].files(config, part) for part in split.split("+")]
     if len(parts) == 1:
         return parts[0]
