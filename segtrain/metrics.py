@@ -66,6 +66,7 @@ class Scores:
         self.boundary = np.zeros((2, table.num_classes), np.int64) if boundary else None
         self.images = 0
         self.images_with_instances = 0
+        self.object_pixels = np.zeros(2, np.int64)  # in the instance maps; and of these, where the label agrees
         self.class_of = np.full(256, IGNORE, np.uint8)  # label id -> train id
         self.sizes = np.full(256, np.nan)  # label id -> average size of its objects; NaN: it has none; 0: not known
         for row in table.rows:
@@ -86,6 +87,9 @@ class Scores:
         if instances is not None and self.rules.divisor is not None:
             self.images_with_instances += 1
             self.add_objects(instances, predicted)
+            objects = instances > 255
+            agrees = instances[objects] // self.rules.divisor == ids[objects]
+            self.object_pixels += len(agrees), int(agrees.sum())
         if self.boundary is not None:
             self.boundary += boundary_counts(
                 self.class_of[ids], self.class_of[predicted if to_id is None else to_id[predicted]],
@@ -122,7 +126,9 @@ class Scores:
     def add_up(self) -> None:
         """Over all processes of this command, so that every one of them has the whole."""
         number = np.array([self.images, self.images_with_instances])
-        add_up(number, self.pixels, self.weighted, *([] if self.boundary is None else [self.boundary]))
+        add_up(
+            number, self.object_pixels, self.pixels, self.weighted, *([] if self.boundary is None else [self.boundary])
+        )
         self.images, self.images_with_instances = map(int, number)
 
     # ------------------------------------------------------------------------------------------------ what follows
@@ -193,8 +199,8 @@ class Scores:
 
     def object_scores(self, groups: Mapping[str, list[int]], matrix: np.ndarray) -> dict[str, float] | None:
         """Instance-weighted IoU (NaN: no such object) of the groups all of whose classes consist of objects; None
-        where no picture had instances. matrix: of the groups."""
-        if not self.images_with_instances:
+        unless every picture had instances that agree with its labels. matrix: of the groups."""
+        if self.images_with_instances < max(self.images, 1) or self.instances_disagree():
             return None
         result = {}
         for index, (name, members) in enumerate(groups.items()):
@@ -212,6 +218,10 @@ class Scores:
             union = within.sum() + alarms
             result[name] = float(found / union) if union > 0 else np.nan
         return result
+
+    def instances_disagree(self) -> bool:
+        """Whether the instance maps, read as the rules say, contradict the labels."""
+        return bool(self.object_pixels[1] < 0.5 * self.object_pixels[0])
 
     def kin(self, ids: np.ndarray) -> np.ndarray:
         """All ids with objects in the category of `ids`, the ignored ones too: Cityscapes takes a caravan predicted

@@ -43,6 +43,11 @@ def protocol(
     if published is not None and published != len(samples):
         warnings = [*warnings, f"{len(samples)} pictures, but {data.name} {split} has {published} as published: "
                                "the figure is not comparable with published ones"]  # fmt: skip
+    some = counted.images_with_instances
+    if 0 < some < counted.images:
+        warnings = [*warnings, f"{some} of {counted.images} pictures have an instance map: no iIoU"]
+    elif counted.instances_disagree():
+        warnings = [*warnings, "the instance maps contradict the labels (those of another data set?): no iIoU"]
     named = {int(row["id"]): str(row["name"]) for row in table.rows}
     return {
         "dataset": data.name,

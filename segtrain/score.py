@@ -3,6 +3,7 @@
 import bisect
 import fnmatch
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,7 +74,7 @@ def find_answers(folder: Path, patterns: list[str]) -> list[Path]:
     missing: list[str] = []
     for pattern in patterns:
         inner, _, pattern_name = pattern.rpartition("/")
-        start = pattern_name.partition("*")[0]
+        start = re.split(r"[*?\[]", pattern_name)[0]
         first = bisect.bisect_left(names, start)
         several = []
         for name, path in files[first:]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,6 @@ from segtrain.data.labels import IGNORE, LabelTable, read_image, read_label
 from segtrain.device import describe_device, resolve
 from segtrain.errors import DataError, UsageError
 from segtrain.evaluation import Trained, refuse_other_classes, restore
-from segtrain.files import write_atomically
 from segtrain.log import Progress, say
 from segtrain.protocol import file_hash
 from segtrain.score import find_answers, known_encodings
@@ -36,6 +36,8 @@ WHERE = {
 def submit(config: SubmitConfig) -> Path:
     """Writes and verifies <output>/<dataset>-<split>.zip. Returns it."""
     data = config.dataset
+    if config.predictions is not None and (config.checkpoint or config.run):
+        raise UsageError("give predictions=FOLDER, or checkpoint=FILE or run=FOLDER, not both")
     if data.name not in WHERE:
         raise UsageError(f"dataset={data.name} has no server to submit to: choose {', '.join(WHERE)}")
     table = label_table(data)
@@ -53,12 +55,15 @@ def submit(config: SubmitConfig) -> Path:
         to_id = np.arange(256, dtype=np.uint8)
     archive = output / f"{data.name}-{split}.zip"
     archive.parent.mkdir(parents=True, exist_ok=True)
-    whole = io.BytesIO()
-    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, content in contents(data.name, answers, to_id):
-            file.writestr(zipfile.ZipInfo(name, (2000, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
-    write_atomically(archive, whole.getvalue())
-    verify(archive, data.name, images, table)
+    unverified = archive.with_name(f".{archive.name}.{os.getpid()}.tmp")
+    try:
+        with zipfile.ZipFile(unverified, "w", zipfile.ZIP_DEFLATED) as file:
+            for name, content in contents(data.name, answers, to_id):
+                file.writestr(zipfile.ZipInfo(name, (2000, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
+        verify(unverified, data.name, images, table)
+        unverified.replace(archive)
+    finally:
+        unverified.unlink(missing_ok=True)
     published = described(data).published.get(split)
     if published is not None and published != len(images):
         say(f"warning     {len(images)} pictures, but {data.name} {split} has {published}: the server will refuse this")
@@ -96,10 +101,15 @@ def accepted(answers: dict[str, Path], table: LabelTable, config: SubmitConfig) 
         histogram += np.bincount(picture.ravel(), minlength=256)
     chosen = known_encodings(table, config.dataset.name)[encoding]
     values, classes = set(np.flatnonzero(histogram).tolist()), set(table.ids.tolist())
-    if encoding == "ids" and values <= {*range(table.num_classes), IGNORE} and not values <= classes:
+    if (
+        config.predictions_encoding is None
+        and encoding == "ids"
+        and values <= {*range(table.num_classes), IGNORE}
+        and not values <= classes
+    ):
         raise DataError(
             f"{config.predictions} holds train ids (0 to {table.num_classes - 1}), the server wants label ids: "
-            "set predictions_encoding=train_ids, and they are converted"
+            "set predictions_encoding=train_ids, and they are converted (predictions_encoding=ids insists)"
         )
     allowed = chosen.values if encoding != "train_ids" else chosen.values - {255}
     strange = sorted(values - allowed)

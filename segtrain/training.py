@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from segtrain import checkpoint, pictures
 from segtrain.abn import describe_backend
 from segtrain.abn.diagnosis import is_overwritten_error, overwritten_outputs
-from segtrain.config import TrainConfig
+from segtrain.config import MixtureConfig, TrainConfig
 from segtrain.data.cache import Decoded
 from segtrain.data.check import Seen, check_samples
 from segtrain.data.datasets import described, label_table, split_samples, training_mixture
 from segtrain.data.labels import LabelTable
 from segtrain.data.loader import Batch, TrainingData, read_pixels, training_batches
-from segtrain.data.mixture import Mixture
+from segtrain.data.mixture import Mixture, parts
 from segtrain.data.sample import Sample
 from segtrain.data.sampling import class_index
 from segtrain.data.transforms import Augmentation
@@ -209,7 +209,15 @@ def check_data(config: TrainConfig, samples: list[Sample], val_samples: list[Sam
     if not config.trainer.check_data:
         return
     cache = config.dataset.cache_folder()
-    largest = check_samples(samples, table, cache, say, config.dataset.name)
+    if isinstance(config.dataset, MixtureConfig):  # each part by its own table
+        sizes = []
+        for part in parts(config.dataset):
+            if part.weight != 0:
+                own = split_samples(part.config, part.split)
+                sizes.append(check_samples(own, label_table(part.config), cache, say, part.config.name))
+        largest = max(height for height, _ in sizes), max(width for _, width in sizes)
+    else:
+        largest = check_samples(samples, table, cache, say, config.dataset.name)
     check_samples(val_samples, table, cache, say, config.dataset.name)
     enlarged = [math.ceil(extent * config.augmentation.scale[1]) for extent in largest]
     crop = config.augmentation.crop_size

@@ -92,6 +92,7 @@ def in_color(ids):
         ("cityscapes", lambda ids: ids + 1, "shifted by one", "one too high"),
         ("cityscapes", lambda ids: ids - 1, "shifted by one", "one too low"),
         ("vistas", lambda ids: ids + 1, "shifted by one", "one too high"),
+        ("vistas", lambda ids: ids - 1, "shifted by one", "one too low"),
         ("cocostuff", lambda ids: ids + 1, "shifted by one", "one too high"),
         ("cocostuff", lambda ids: (ids > 100).astype(np.uint8) * 255, "0/255 masks", "0 and 255 only"),
         ("cityscapes", lambda ids: (ids == 26).astype(np.uint8) * 255, "0/255 masks", "value // 255"),
@@ -149,6 +150,7 @@ def test_instances_of_the_other_data_set(copy, check, layout, from_, to):
         (lambda image, label: label.unlink(), "pairs"),
         (lambda image, label: image.write_bytes(image.read_bytes()[:-50]), "unreadable"),
         (lambda image, label: label.write_text("text"), "unreadable"),
+        (lambda image, label: image.write_text("text"), "unreadable"),
     ],
 )
 def test_damaged_and_missing_files(copy, check, damage, kind):
@@ -267,6 +269,53 @@ def test_wrong_options(folder_data, segtrain, tmp_path, words, message):
     answer = segtrain("check", *words)
     assert answer.status == 2
     assert message in answer.err
+
+
+def noise(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3)).astype(np.uint8)).save(path)
+
+
+def label(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.arange(4, dtype=np.uint8).repeat(256).reshape(32, 32)).save(path)
+
+
+@pytest.mark.parametrize("layout", ["masks beside", "jpg and png", "depths", "a damaged label"])
+def test_odd_folders_are_guessed_so_that_they_read_back(tmp_path, segtrain, layout):
+    root = tmp_path / "odd one"
+    for i in range(4):
+        if layout == "masks beside":
+            noise(root / f"a{i}.png")
+            label(root / f"a{i}_mask.png")
+        if layout in ("jpg and png", "a damaged label"):
+            noise(root / "images" / f"x{i}.{'jpg' if i % 2 and layout == 'jpg and png' else 'png'}")
+            label(root / "masks" / f"x{i}.png")
+        if layout == "depths":
+            for inner in ("aa", "bb/deep", "cc"):
+                noise(root / "img" / inner / f"{inner[:2]}{i}.jpg")
+                label(root / "lab" / inner / f"{inner[:2]}{i}.png")
+    answer = segtrain("check", "dataset=folder", f"dataset.root={root}", "write_config=odd.yaml")
+    assert answer.status == 0, answer.err
+    if layout == "a damaged label":
+        (root / "masks" / "x2.png").write_bytes((root / "masks" / "x2.png").read_bytes()[:40])
+        again = segtrain("check", "dataset=folder", f"dataset.root={root}", "write_config=odd.yaml")
+        assert again.status == 0, again.err
+        assert "x2.png cannot be read" in again.out
+        return
+    answer = segtrain("check", "dataset=odd.yaml", "output=out")
+    assert answer.status == 0, answer.err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["splits"]["train"]["images"] == (12 if layout == "depths" else 4)
+
+
+def test_missing_instance_maps_are_found(copy, check):
+    root = copy("kitti")
+    min((root / "training" / "instance").iterdir()).unlink()
+    answer, report = check("kitti", root)
+    assert answer.status == 1
+    assert "1 labels have no instance map" in answer.err
+    assert len([finding for finding in report["findings"] if finding["severity"] == "error"]) == 1
 
 
 def test_photographs_without_labels_are_refused(tmp_path, segtrain):

@@ -448,6 +448,17 @@ def test_training_data_is_the_same_with_the_cache(scenes, tmp_path):
     assert steps(fast, 0, 2, workers=2) == steps(plain, 0, 2, workers=0)
 
 
+def test_class_uniform_sampling_reads_the_cache_too(tmp_path):
+    samples, table = rare(tmp_path), published_table("cityscapes")
+    index = class_index(samples, table, Seen(tmp_path / "cache", samples))
+    both = [TrainingData(samples, table, augmentation(), 0, read, index, 1.0)
+            for read in (read_pixels, cached(tmp_path, samples)[0])]  # fmt: skip
+    for position in range(20):
+        (first, second, _), (again, labels, _) = (data[position] for data in both)
+        assert (first == again).all()
+        assert (second == labels).all()
+
+
 def test_a_cache_that_does_not_fit_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**9))
     with pytest.raises(UsageError, match=r"dataset\.cache=decoded needs .*dataset\.cache_dir"):

@@ -1,17 +1,19 @@
 """Several data sets in one run: taxonomies, turns, classes that may be several, and training from an earlier run."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from segtrain.config import AugmentationConfig, KittiConfig, MixtureConfig
 from segtrain.data.datasets import described, label_table, split_samples, training_mixture
-from segtrain.data.labels import IGNORE, published_table, read_json_table, read_label
+from segtrain.data.labels import IGNORE, LabelTable, published_table, read_json_table, read_label
 from segtrain.data.loader import TrainingData, read_sample, turn
 from segtrain.data.street_layouts import write
 from segtrain.data.taxonomy import MappedTable, taxonomy
@@ -123,6 +125,39 @@ def test_wrong_taxonomies(tmp_path, changes, names, words):
         taxonomy(table, table, str(tmp_path / "list.yaml"), "recommended")
 
 
+def test_published_taxonomies_fit_their_source_and_target_only():
+    vistas, cityscapes = published_table("vistas_v1.2"), published_table("cityscapes")
+    for source, target, words in (
+        (cityscapes, cityscapes, "has 34"), (published_table("vistas_v2.0"), cityscapes, "has 124"),
+        (vistas, published_table("cocostuff"), "has no sidewalk"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=words):
+            taxonomy(source, target, "vistas_to_cityscapes", "recommended")
+    rows = list(reversed([dict(row) for row in cityscapes.rows]))
+    for row in rows:
+        row["train_id"] = IGNORE if row["train_id"] == IGNORE else 18 - row["train_id"]
+    backwards = LabelTable(rows, "backwards")
+    assert taxonomy(vistas, backwards, "vistas_to_cityscapes", "recommended")["construction--flat--road"] == (18,)
+
+
+def test_a_folder_instead_of_options(roots):
+    with pytest.raises(UsageError, match=r"dataset\.parts\.kitti=/data is not possible: give options"):
+        training_mixture(MixtureConfig(name="mixture", target="kitti", parts={"kitti": "/data"}))
+
+
+def test_every_part_is_checked_by_its_own_table(roots, segtrain, tmp_path):
+    shutil.copytree(roots / "vistas", tmp_path / "shifted")
+    for path in (tmp_path / "shifted" / "training" / "labels").iterdir():
+        Image.fromarray(read_label(path) + 1).save(path)
+    data = ["dataset=mixture", "dataset.target=kitti", f"dataset.parts.kitti.root={roots / 'kitti'}",
+            "dataset.parts.vistas.taxonomy=vistas_to_cityscapes"]  # fmt: skip
+    assert segtrain("check", *data, f"dataset.parts.vistas.root={roots / 'vistas'}").status == 0
+    for command in (["check"], ["train", *SMALL]):
+        answer = segtrain(*command, *data, "dataset.parts.vistas.root=shifted")
+        assert answer.status == 1
+        assert "one too high" in answer.err
+
+
 # ------------------------------------------------------------------------------------------------ turns
 
 
@@ -169,6 +204,11 @@ def test_a_part_of_weight_0_lends_its_classes_only(roots):
         ({"kitti": {"rot": "x"}}, r"no option dataset\.parts\.kitti\.rot: did you mean root"),
         ({"kitti": {}, "kity": {}}, "kity is no data set"),
         ({"kitti": {"weight": -1}}, "weight=-1"),
+        ({"kitti": {"weight": "abc"}}, "weight=abc"),
+        ({"kitti": {"weight": float("nan")}}, "weight=nan"),
+        ({"kitti": {"weight": float("inf")}}, "weight=inf"),
+        ({"kitti": {"cache": 3}}, r"parts\.kitti\.cache=3 is not possible: none \| decoded"),
+        ({"kitti": {"taxonomy": "vistas_to_cityscapes"}}, "66 labels of Vistas, but the cityscapes label table has 34"),
         ({"kitti": {"weight": 0}}, "all weights are 0"),
         ({"kitti": {"weight": 1}, "cityscapes": {}}, "only kitti has a weight"),
         ({"kitti": {"weight": 1}, "cityscapes": {"weight": 1e-6}}, "less than 1 of 1000"),

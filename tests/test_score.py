@@ -197,6 +197,7 @@ def test_what_cannot_be_scored_is_named(segtrain, tmp_path, change, words):
         (["predictions_encoding=pixelmap"], "only cocostuff has pixel maps"),
         (["split=nowhere"], "no split 'nowhere'"),
         (["dataset.root=/nowhere"], "no KITTI data at /nowhere"),
+        (["split=test"], "has no labels to score against"),
     ],
 )
 def test_wrong_options(segtrain, more, words):
@@ -209,6 +210,32 @@ def test_a_data_set_must_be_chosen(segtrain, tmp_path):
     answer = segtrain("score", f"predictions={tmp_path}")
     assert answer.status == 2
     assert "dataset" in answer.err
+
+
+@pytest.mark.parametrize("damage", ["one missing", "8 bits", "the other divisor"])
+def test_bad_instance_maps_give_no_iiou(segtrain, tmp_path, damage):
+    root = shutil.copytree(OFFICIAL / "cityscapes", tmp_path / "c")
+    for path in sorted(root.rglob("*_instanceIds.png")):
+        with Image.open(path) as picture:
+            values = np.asarray(picture).astype(np.int64)
+        if damage == "one missing":
+            path.unlink()
+            break
+        other = np.where(values > 999, values // 1000 * 256 + values % 1000 + 1, values)
+        Image.fromarray((values % 256).astype(np.uint8) if damage == "8 bits" else other.astype(np.uint16)).save(path)
+    answer = segtrain(
+        "score", f"predictions={root / 'results'}", "dataset=cityscapes", f"dataset.root={root}", "output=o"
+    )
+    if damage == "8 bits":
+        assert answer.status == 1
+        assert "instance maps have 16 bits" in answer.err
+        return
+    assert answer.status == 0, answer.err
+    result = json.loads((tmp_path / "o" / "evaluation.json").read_text())
+    assert result["miou"] == pytest.approx(expected("cityscapes")["averageScoreClasses"], abs=1e-9)
+    assert result["iiou"] is None
+    assert result["category_iiou"] is None
+    assert any("no iIoU" in text for text in result["protocol"]["warnings"])
 
 
 def test_boundary_scores_are_an_option(result):

@@ -180,6 +180,7 @@ def test_a_checkpoint_answers_and_goes_on_where_it_stopped(root, scenes, tmp_pat
         (["predictions=x", "dataset=streets"], "no server to submit to"),
         (["predictions=x"], "dataset"),
         (["dataset=kitti"], "give checkpoint=FILE or run=FOLDER"),
+        (["predictions=x", "checkpoint=y.pt", "dataset=kitti", "dataset.root=K"], "not both"),
         (["predictions=nowhere", "dataset=kitti", "dataset.root=K"], "no such folder"),
     ],
 )

@@ -58,17 +58,15 @@ def check_samples(
             if result[1] is not None:
                 histogram += result[1]
                 sample = samples[number - 1]
-                own = sample.table or table
-                unknown = (result[1] > 0) & ~own.known
+                unknown = (result[1] > 0) & ~table.known
                 if unknown.any() and sample.label is not None:
-                    errors.append(unknown_ids(read_label, own, sample.label))
+                    errors.append(unknown_ids(read_label, table, sample.label))
         if time.monotonic() - told > 5:
             told = time.monotonic()
             left = (told - started) * (len(samples) - number) / number
             say(f"checking files: {number} of {len(samples)}, about {left:.0f} s left")
     seen.save()
-    mixed = bool(samples) and samples[0].table is not None  # values of several tables: their sum means nothing
-    findings = [] if mixed else find_mistakes(histogram, table, dataset, len(samples))
+    findings = find_mistakes(histogram, table, dataset, len(samples))
     mistakes = [finding for finding in findings if finding.severity == "error"]
     if mistakes and mistakes[0].kind != "unknown ids":
         raise DataError(mistakes[0].text)

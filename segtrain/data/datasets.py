@@ -57,8 +57,7 @@ def draw_streets(
 DATASETS: dict[str, DataSet] = {
     "streets": DataSet(
         lambda config: published_table("cityscapes", "cityscapes"), street_files, CITYSCAPES,
-        answer=cityscapes.answer, family="streets",
-        identity=lambda sample: f"{sample.image.parts[-3]}/{sample.name}",  # splits count from 0, each of them
+        answer=cityscapes.answer, family="streets", identity=cityscapes.identity,
     ),
     "cityscapes": cityscapes.DATASET,
     "kitti": kitti.DATASET,
@@ -124,7 +123,10 @@ def split_samples(config: DatasetConfig, split: str) -> list[Sample]:
 
 def labelled_samples(config: DatasetConfig, split: str) -> list[Sample]:
     """What of a split can be scored, its pictures present or not; DataError if that is nothing."""
-    return some(split_files(config, split).labelled(), config, split)
+    files = split_files(config, split)
+    if files.labels is None:
+        raise DataError(f"the split {split!r} of dataset={config.name} has no labels to score against")
+    return some(files.labelled(), config, split)
 
 
 def some(samples: list[Sample], config: DatasetConfig, split: str) -> list[Sample]:

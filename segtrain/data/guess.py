@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from PIL import Image, UnidentifiedImageError
 
+from segtrain.data.folder import match_patterns
 from segtrain.data.labels import read_label
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
@@ -46,7 +47,17 @@ def write_guess(root: Path, given: str | None, path: Path) -> None:
         raise UsageError(f"write_config={path}: give the name of a .yaml file to write")
     if path.resolve().is_relative_to(root.resolve()):
         raise UsageError(f"write_config={path} is inside the data: nothing is written there, choose another folder")
-    splits, labels = guess_splits(root)
+    splits, pairs = guess_splits(root)
+    for split, entry in splits.items():
+        if not reads_back(root, entry, pairs[split]):
+            place = path.with_name(f"{path.stem}_{split}.txt")
+            lines = [
+                f"{image.relative_to(root).as_posix()},{label.relative_to(root).as_posix()}"
+                for image, label in pairs[split]
+            ]
+            write_atomically(place, ("\n".join(lines) + "\n").encode())
+            splits[split] = {"pairs": str(place.resolve())}
+    labels = sorted({label for found in pairs.values() for _, label in found})
     classes = guess_classes(labels)
     table = path.with_name(f"{path.stem}_classes.csv")
     rows = "".join(f"{label},{name},{color},{ignore}\n" for label, name, color, ignore in classes)
@@ -57,15 +68,24 @@ def write_guess(root: Path, given: str | None, path: Path) -> None:
     )
     write_atomically(path, (head + yaml.safe_dump(content, sort_keys=False)).encode())
     for split, entry in splits.items():
-        say(f"{split:<11} {entry['images']}  with  {entry['labels']}")
+        say(f"{split:<11} " + (f"{entry['images']}  with  {entry['labels']}" if "images" in entry else entry["pairs"]))
     say(f"classes     {len(classes)} ids found in {min(len(labels), LABELS_READ)} label pictures: name them in {table}")
     say(f"then        segtrain check dataset={path}")
     say(f"and         segtrain train dataset={path} augmentation.crop_size=[256,256] trainer.epochs=60")
     print(path, flush=True)
 
 
-def guess_splits(root: Path) -> tuple[dict[str, dict[str, str]], list[Path]]:
-    """split -> {images, labels} patterns, and all label pictures. DataError if no pictures have labels."""
+def reads_back(root: Path, entry: dict[str, str], pairs: list[tuple[Path, Path]]) -> bool:
+    """Whether the patterns find exactly these pairs."""
+    try:
+        found = match_patterns(root, entry["images"], entry["labels"], "the guess").samples()
+    except (DataError, UsageError):
+        return False
+    return {(sample.image, sample.label) for sample in found} == set(pairs)
+
+
+def guess_splits(root: Path) -> tuple[dict[str, dict[str, str]], dict[str, list[tuple[Path, Path]]]]:
+    """split -> {images, labels} patterns, and split -> pairs of files. DataError if no pictures have labels."""
     folders: dict[Path, list[str]] = defaultdict(list)
     for place, inner, names in os.walk(root):
         inner.sort()
@@ -91,17 +111,24 @@ def guess_splits(root: Path) -> tuple[dict[str, dict[str, str]], list[Path]]:
             "palette PNGs named as their photographs, with another ending perhaps"
         )
     splits: dict[str, dict[str, str]] = {}
+    files: dict[str, list[tuple[Path, Path]]] = defaultdict(list)
     for images, best in pairs:
         split = split_of(images[0])
+        both = sorted(images[2].keys() & best[2].keys())
+        files[split] += [(root / images[0] / images[2][name], root / best[0] / best[2][name]) for name in both]
+        if len(both) < len(images[2]):
+            say(f"note: {len(images[2]) - len(both)} pictures in {images[0]} have no label picture; they are left out")
         patterns = {"images": str(Pattern(images[0].as_posix().lstrip("."), images[1])),
                     "labels": str(Pattern(best[0].as_posix().lstrip("."), best[1]))}  # fmt: skip
         splits[split] = merged(splits[split], patterns) if split in splits else patterns
     if "train" not in splits:
-        splits = {"train": next(iter(splits.values())), **splits}
+        first = next(iter(splits))
+        splits, files["train"] = {"train": splits[first], **splits}, files[first]
     if "val" not in splits:
         say("note: only one split was found; val is the same pictures as train, give others")
-        splits["val"] = splits.get("test", splits["train"])
-    return splits, [root / g[0] / name for _, g in pairs for name in g[2].values()]
+        other = "test" if "test" in splits else "train"
+        splits["val"], files["val"] = splits[other], files[other]
+    return splits, files
 
 
 def likeness(images: "Group", labels: "Group") -> tuple[int, bool, int, bool, int]:
@@ -180,7 +207,11 @@ def guess_classes(labels: Iterable[Path]) -> list[tuple[int, str, str, str]]:
     palette: Any = None
     progress = Progress("reading labels", len(paths))
     for done, path in enumerate(paths, 1):
-        found[np.unique(read_label(path))] = True
+        try:
+            found[np.unique(read_label(path))] = True
+        except DataError as error:
+            say(f"note: {error}")
+            continue
         if palette is None:
             with Image.open(path) as picture:
                 palette = picture.getpalette() if picture.mode == "P" else None

@@ -275,8 +275,11 @@ def read_label(path: Path) -> np.ndarray:
 
 
 def read_instances(path: Path) -> np.ndarray:
-    """An instance map: uint16 (H, W). DataError for a colour picture."""
-    return read_values(path)[0].astype(np.uint16)
+    """An instance map: uint16 (H, W). DataError for a colour picture, and for one that has lost its 16 bits."""
+    values, mode = read_values(path)
+    if mode in ("L", "P", "1"):
+        raise DataError(f"{path} is an 8-bit picture, instance maps have 16 bits: take it as downloaded")
+    return values.astype(np.uint16)
 
 
 def read_values(path: Path) -> tuple[np.ndarray, str]:

@@ -1,9 +1,10 @@
 """Several data sets in one training run, each told in the classes of one of them by a taxonomy."""
 
 import difflib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin
 
 from segtrain.config import DATASET_CONFIGS, DatasetConfig, MixtureConfig
 from segtrain.data.labels import LabelTable
@@ -27,9 +28,13 @@ class Part(NamedTuple):
 
 def part(config: MixtureConfig, name: str) -> Part:
     """The options of a part. UsageError naming a key that does not exist."""
-    given = dict(config.parts[name] or {})
+    key, value = f"dataset.parts.{name}", config.parts[name]
+    if value is not None and not isinstance(value, dict):
+        raise UsageError(
+            f"{key}={value} is not possible: give options, such as {key}={{weight:1}} and {key}.root=FOLDER"
+        )
+    given = dict(value or {})
     kind = str(given.get("dataset", name))
-    key = f"dataset.parts.{name}"
     if kind not in DATASET_CONFIGS or kind == "mixture":
         kinds = ", ".join(other for other in DATASET_CONFIGS if other != "mixture")
         raise UsageError(f"{key}: {kind} is no data set: name it so, or set {key}.dataset to one of {kinds}")
@@ -41,10 +46,16 @@ def part(config: MixtureConfig, name: str) -> Part:
             hint = f"did you mean {near[0]}? " if near else ""
             raise UsageError(f"there is no option {key}.{option}: {hint}There is {', '.join([*OWN, *known])}")
     options = {"cache_dir": config.cache_dir} | {name: value for name, value in given.items() if name not in OWN}
+    for field in fields(schema):
+        allowed = get_args(field.type) or (field.type,)
+        plain = tuple(get_origin(one) or one for one in allowed)
+        if field.name in given and not isinstance(given[field.name], plain):
+            raise UsageError(f"{key}.{field.name}={given[field.name]} is not possible: {field.metadata['help']}")
     made = schema(name=kind, **options)
     made.check()
     weight = given.get("weight")
-    if weight is not None and not float(weight) >= 0:
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if weight is not None and not (number and 0 <= weight < math.inf):
         raise UsageError(f"{key}.weight={weight} is not possible: give 0 (classes and validation only) or more")
     return Part(name, made, None if weight is None else float(weight), str(given.get("split", made.train_split)),
                 given.get("taxonomy"), str(given.get("column", RECOMMENDED)))  # fmt: skip

@@ -1,5 +1,6 @@
 """A sample is a picture and, where there is one, its label picture. `Files` is what a data set knows of a split."""
 
+import glob
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,7 +56,7 @@ class DataSet(NamedTuple):
     rules: Rules
     published: Mapping[str, int] = {}
     scored: str = "val"
-    answer: Callable[[str], str] = lambda name: f"{name}.png"
+    answer: Callable[[str], str] = lambda name: f"{glob.escape(name)}.png"
     family: str = ""
     identity: Callable[[Sample], str] = lambda sample: sample.name
 
@@ -99,7 +100,7 @@ def expect_split(split: str, known: Collection[str], root: Path) -> None:
     if split not in known:
         there = ", ".join(sorted(known)) or "none"
         raise DataError(
-            f"no split {split!r} in {root}: there is {there}; set dataset.train_split and dataset.val_split"
+            f"no split {split!r} in {root}: there is {there} (chosen by dataset.train_split, dataset.val_split, split)"
         )
 
 

@@ -138,7 +138,9 @@ def shifted(histogram: np.ndarray, table: LabelTable, names: tuple[str, ...]) ->
         return not counts[~legal].any(), [bool(counts[value] > 0.005 * total) for value in common]
 
     legal_now, common_now = legal_and_common(histogram)
-    for step, word in ((-1, "high"), (1, "low")):
+    steps = [(-1, "high"), (1, "low")]
+    steps.sort(key=lambda item: -sum(np.roll(histogram, item[0])[value] for value in common))  # the likelier one first
+    for step, word in steps:
         moved = np.roll(histogram, step)
         legal_then, common_then = legal_and_common(moved)
         better = not legal_now and all(common_then)

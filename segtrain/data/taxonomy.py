@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from segtrain.data.labels import IGNORE, UNKNOWN, LabelTable, read_json_table
+from segtrain.data.labels import IGNORE, UNKNOWN, LabelTable, published_table, read_json_table
 from segtrain.errors import DataError, UsageError
 
 PUBLISHED = ("vistas_to_cityscapes", "vistas_v2.0_to_cityscapes")
@@ -53,7 +53,7 @@ def taxonomy(source: LabelTable, target: LabelTable, name: str | None, column: s
     if name is None:
         return same_names(source, target)
     if name in PUBLISHED:
-        return published(name, column)
+        return published(name, column, source, target)
     path = Path(name).expanduser()
     if not path.is_file():
         raise UsageError(f"taxonomy {name}: neither published ({', '.join(PUBLISHED)}) nor a file")
@@ -70,16 +70,30 @@ def same_names(source: LabelTable, target: LabelTable) -> dict[str, tuple[int, .
     return {name: (target.names.index(name),) for name in source.names}
 
 
-def published(name: str, column: str) -> dict[str, tuple[int, ...]]:
-    """The recommended column, or another one: whose it is stands in the table's note."""
+def published(name: str, column: str, source: LabelTable, target: LabelTable) -> dict[str, tuple[int, ...]]:
+    """The recommended column, or another one: whose it is stands in the table's note. By names, so that a target may
+    have the classes of Cityscapes in another order, and more of them."""
     rows = read_json_table(name)["mapping"]
     columns = [RECOMMENDED, *rows[0].get("sources", {})]
     if column not in columns:
         raise UsageError(f"column={column} is not in {name}: choose {', '.join(columns)}")
+    own = [str(row["name"]) for row in source.rows]
+    if set(own) != {row["name"] for row in rows}:
+        raise UsageError(
+            f"taxonomy {name} tells {len(rows)} labels of Vistas, but {source.source} has {len(own)} ({own[0]}, ...): "
+            "it does not fit this part (or its dataset.version)"
+        )
+    classes = published_table("cityscapes").names
+    missing = [one for one in classes if one not in target.names]
+    if missing:
+        raise UsageError(
+            f"taxonomy {name} leads to the classes of Cityscapes, but {target.source} has no {', '.join(missing[:3])}: "
+            "give a YAML file that leads to the classes of dataset.target"
+        )
     found: dict[str, tuple[int, ...]] = {}
     for row in rows:
         train_id = row["train_id"] if column == RECOMMENDED else row["sources"][column]
-        found[row["name"]] = () if train_id in (None, IGNORE) else (int(train_id),)
+        found[row["name"]] = () if train_id in (None, IGNORE) else (target.names.index(classes[train_id]),)
     return found
 
 
