@@ -281,10 +281,14 @@ def label(path):
     Image.fromarray(np.arange(4, dtype=np.uint8).repeat(256).reshape(32, 32)).save(path)
 
 
-@pytest.mark.parametrize("layout", ["masks beside", "jpg and png", "depths", "a damaged label"])
+@pytest.mark.parametrize("layout", ["masks beside", "words", "jpg and png", "depths", "a damaged label"])
 def test_odd_folders_are_guessed_so_that_they_read_back(tmp_path, segtrain, layout):
     root = tmp_path / "odd one"
     for i in range(4):
+        if layout == "words":
+            name = ("cat_a", "dog_b", "cow_c", "big_fish")[i]
+            noise(root / f"{name}.jpg")
+            label(root / f"{name}_mask.png")
         if layout == "masks beside":
             noise(root / f"a{i}.png")
             label(root / f"a{i}_mask.png")

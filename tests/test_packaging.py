@@ -286,5 +286,6 @@ def test_the_layer_alone_needs_torch_only(torch_and_wheel, tmp_path):
 
 def test_the_wheel_carries_the_kernels(wheel):
     names = zipfile.ZipFile(wheel).namelist()
+    assert "segtrain/pixels.cpp" in names
     for path in (ROOT / "segtrain/abn/kernels").iterdir():
         assert f"segtrain/abn/kernels/{path.name}" in names

@@ -155,7 +155,17 @@ def by_ending(folder: Path, names: list[str]) -> list[Group]:
         for name in names:
             stem, dot, suffix = name.rpartition(".")
             groups[f"{dot}{suffix}"][stem] = name
+        groups = dict(map(with_common_ending, groups.items()))
     return [(folder, ending, group) for ending, group in groups.items()]
+
+
+def with_common_ending(group: tuple[str, dict[str, str]]) -> tuple[str, dict[str, str]]:
+    """What all names of a group have before their suffix, such as _mask, becomes part of the ending."""
+    suffix, files = group
+    common = os.path.commonprefix([stem[::-1] for stem in files])[::-1]
+    found = re.search(r"[_-][A-Za-z].*$", common)
+    ending = found[0] if found and len(files) > 1 else ""
+    return f"{ending}{suffix}", {stem[: len(stem) - len(ending)]: name for stem, name in files.items()}
 
 
 def kind(root: Path, group: Group) -> str:
