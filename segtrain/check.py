@@ -39,7 +39,11 @@ def check(config: CheckConfig) -> dict[str, Any]:
         return {}
     data = config.dataset
     dataset, table = described(data), label_table(data)
-    say(f"checking    {data.name} in {data.folder()}, {table.num_classes} classes of {table.source}")
+    mixture = isinstance(data, MixtureConfig)
+    if mixture and config.split:
+        raise UsageError(f"split={config.split}: of a mixture each part has its own, dataset.parts.<part>.split")
+    where = "its parts" if mixture else str(data.folder())
+    say(f"checking    {data.name} in {where}, {table.num_classes} classes of {table.source}")
     splits: dict[str, Any] = {}
     findings: list[Finding] = []
     panels: list[np.ndarray] = []
@@ -54,10 +58,10 @@ def check(config: CheckConfig) -> dict[str, Any]:
         required = {config.split} if config.split else {data.train_split, data.val_split}
         check_data_set(data, names, "", splits, findings, panels, required)
     if not any("images" in facts for facts in splits.values()):
-        findings.append(Finding("error", "empty", f"no pictures at all in {data.folder()}"))
+        findings.append(Finding("error", "empty", f"no pictures at all in {where}"))
     findings.sort(key=lambda finding: finding.severity)  # errors first
     errors = [finding for finding in findings if finding.severity == "error"]
-    report = {"dataset": data.name, "root": str(data.folder()), "classes": table.names, "splits": splits,
+    report = {"dataset": data.name, "root": where, "classes": table.names, "splits": splits,
               "findings": [finding._asdict() for finding in findings], "ok": not errors}  # fmt: skip
     print_splits(splits)
     for finding in findings:

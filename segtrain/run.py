@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def is_safe(key: str) -> bool:
-    if key.startswith("dataset.parts.") and key.endswith((".root", ".cache_dir", ".cache")):
+    if key.startswith("dataset.parts.") and key.endswith(".root"):
         return True
     return key in SAFE or key.startswith(tuple(prefix for prefix in SAFE if prefix.endswith(".")))
 

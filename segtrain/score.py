@@ -26,6 +26,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     if config.predictions is None:
         raise UsageError("predictions is not set: give predictions=FOLDER with one label PNG per picture")
     data = config.dataset
+    if data.name == "mixture":
+        raise UsageError("dataset=mixture has no labels of its own to score against: name one of its data sets")
     dataset, table = described(data), label_table(data)
     split = config.split or dataset.scored
     samples = labelled_samples(data, split)

@@ -140,6 +140,22 @@ def test_published_taxonomies_fit_their_source_and_target_only():
     assert taxonomy(vistas, backwards, "vistas_to_cityscapes", "recommended")["construction--flat--road"] == (18,)
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["check", "split=val"], "of a mixture each part has its own"),
+        (["score", "predictions=x"], "name one of its data sets"),
+        (["submit", "predictions=x"], "no server to submit to"),
+    ],
+)
+def test_commands_that_a_mixture_cannot_serve(roots, segtrain, command, words):
+    answer = segtrain(
+        *command, "dataset=mixture", "dataset.target=kitti", f"dataset.parts.kitti.root={roots / 'kitti'}"
+    )
+    assert answer.status == 2
+    assert words in answer.err
+
+
 def test_a_folder_instead_of_options(roots):
     with pytest.raises(UsageError, match=r"dataset\.parts\.kitti=/data is not possible: give options"):
         training_mixture(MixtureConfig(name="mixture", target="kitti", parts={"kitti": "/data"}))
@@ -207,7 +223,8 @@ def test_a_part_of_weight_0_lends_its_classes_only(roots):
         ({"kitti": {"weight": "abc"}}, "weight=abc"),
         ({"kitti": {"weight": float("nan")}}, "weight=nan"),
         ({"kitti": {"weight": float("inf")}}, "weight=inf"),
-        ({"kitti": {"cache": 3}}, r"parts\.kitti\.cache=3 is not possible: none \| decoded"),
+        ({"kitti": {"val_list": 3}}, r"parts\.kitti\.val_list=3 is not possible: published list"),
+        ({"kitti": {"cache": "decoded"}}, r"no option dataset\.parts\.kitti\.cache"),
         ({"kitti": {"taxonomy": "vistas_to_cityscapes"}}, "66 labels of Vistas, but the cityscapes label table has 34"),
         ({"kitti": {"weight": 0}}, "all weights are 0"),
         ({"kitti": {"weight": 1}, "cityscapes": {}}, "only kitti has a weight"),

@@ -23,9 +23,10 @@ PUBLISHED = {
 @functools.cache
 def labels_are_train_ids(root: Path) -> bool:
     """Whether only the converted labels are there, which are not in the download; said aloud."""
-    if any(next(root.glob(f"gt*/*/*/*{ending}"), None) for ending in ("_labelIds.png",)):
-        return False
-    if next(root.glob("gt*/*/*/*_labelTrainIds.png"), None) is None:
+    as_downloaded, converted = (
+        next(root.glob(f"gt*/*/*/*_{kind}.png"), None) for kind in ("labelIds", "labelTrainIds")
+    )
+    if as_downloaded is not None or converted is None:
         return False
     say(f"labels     {root} has *_labelTrainIds.png only, no *_labelIds.png: read as train ids, 255 = ignored")
     return True

@@ -15,6 +15,7 @@ from segtrain.log import say
 
 TURNS = 1000  # positions in which the parts of a mixture have exactly their shares
 OWN = ("dataset", "weight", "split", "taxonomy", "column")  # options of a part; all others are those of its data set
+WHOLE = ("name", "cache", "cache_dir")  # those are the mixture's
 
 
 class Part(NamedTuple):
@@ -39,7 +40,7 @@ def part(config: MixtureConfig, name: str) -> Part:
         kinds = ", ".join(other for other in DATASET_CONFIGS if other != "mixture")
         raise UsageError(f"{key}: {kind} is no data set: name it so, or set {key}.dataset to one of {kinds}")
     schema = DATASET_CONFIGS[kind]
-    known = [field.name for field in fields(schema) if field.name != "name"]
+    known = [field.name for field in fields(schema) if field.name not in WHOLE]
     for option in given:
         if option not in (*OWN, *known):
             near = difflib.get_close_matches(option, [*OWN, *known], 1)
