@@ -106,6 +106,9 @@ def test_a_users_taxonomy_may_say_several_or_nothing(tmp_path):
     assert mapped.to_ids(ids).tolist() == [[0, 0, 0, 7, 0]]
     with pytest.raises(DataError, match="label id 99"):
         mapped.encode(np.full((1, 1), 99, np.uint8), Path())
+    larger = published_table("vistas_v1.2")  # 50 is an id of the target, but not of the source
+    with pytest.raises(DataError, match="label id 50"):
+        MappedTable(table, larger, {}, [], "mine").encode(np.full((1, 1), 50, np.uint8), Path())
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from PIL import Image
 
 from segtrain.data.labels import published_table, read_label
 from segtrain.data.street_layouts import write
-from segtrain.submit import decode_runs, encode_runs
+from segtrain.errors import DataError
+from segtrain.submit import decode_runs, encode_runs, verify_coco
 from tests.conftest import environment, small_run
 
 
@@ -114,6 +115,21 @@ def test_runs_worked_by_hand(mask, counts):
     """Cells below 16 are one character, '0' + n; from the fourth on the difference to the one but two before."""
     expected = "1111" if counts == "1112" else counts
     assert encode_runs(np.array(mask, bool)) == {"size": list(np.shape(mask)), "counts": expected}
+
+
+@pytest.mark.parametrize(("masks", "good"), [([1, 0], True), ([1], False), ([1, 0, 0], False), ([], False)])
+def test_every_pixel_must_have_one_category(tmp_path, masks, good):
+    """Of a picture whose left half is 1: both halves, a hole, the right half twice, nothing."""
+    left = np.zeros((4, 6), bool)
+    left[:, :3] = True
+    segments = [{"image_id": 7, "category_id": 92 + i, "segmentation": encode_runs(left == bool(mask))}
+                for i, mask in enumerate(masks)]  # fmt: skip
+    Image.new("RGB", (6, 4)).save(tmp_path / "7.png")
+    if good:
+        verify_coco(segments, {"000000000007": tmp_path / "7.png"})
+        return
+    with pytest.raises(DataError, match="do not cover its 6x4 pixels once each"):
+        verify_coco(segments, {"000000000007": tmp_path / "7.png"})
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
