@@ -39,6 +39,20 @@ COMMANDS = {
          "segtrain train model=resnext50 dataset=cityscapes dataset.root=/data/cityscapes",
          "segtrain train experiment=toy optimizer.lr=0.02 name=higher_rate"),
     ),
+    "replay": Command(
+        "train", "rebuild the batch of any step of a run, and draw it", config.ReplayConfig,
+        "segtrain.replay:replay", "run",
+        ("segtrain replay runs/toy step=18",
+         "segtrain replay run=runs/toy step=18 output=looked_at",
+         "segtrain replay run=runs/cityscapes_resnext101 step=18204 root=/data/cityscapes"),
+    ),
+    "verify-resume": Command(
+        "train", "prove that a killed run of your configuration goes on exactly", config.VerifyConfig,
+        "segtrain.verify:verify_resume", None,
+        ("segtrain verify-resume experiment=toy output=proof",
+         "segtrain verify-resume dataset=cityscapes model=resnext50 trainer.batch_size=4 device=cuda",
+         "segtrain verify-resume experiment=toy trainer.ema_decay=0.99 optimizer=adamw"),
+    ),
     "evaluate": Command(
         "results", "score a checkpoint on a split", config.EvaluateConfig,
         "segtrain.evaluation:evaluate", "checkpoint",
@@ -97,6 +111,7 @@ PATH_OPTIONS = (
     "model.weights",
     "write_config",
 )
+LENGTHS = ("trainer.max_steps", "trainer.epochs", "trainer.hours")
 MAPPINGS = ("dataset.splits.", "dataset.parts.")  # where users name keys of their own
 
 
@@ -107,6 +122,7 @@ class Arguments:
     overrides: list[str]
     config_dir: str | None = None
     show: bool = False  # --cfg job
+    only: str = ""  # --print-run or --print-slurm, instead of training
     sweep: bool = False  # -m: Hydra itself runs each combination
 
 
@@ -116,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         run(arguments)
     except SegtrainError as error:
-        stop(str(error), error.exit_status)
+        stop(told(error), error.exit_status)
     except KeyboardInterrupt:
         stop("interrupted; nothing was saved since the last checkpoint", 130)
     except BrokenPipeError:
@@ -127,9 +143,20 @@ def main(argv: list[str] | None = None) -> None:
         stop(f"cannot write or read{where}: {error.strerror or error}. What was saved before is untouched.", 1)
 
 
+def told(error: SegtrainError) -> str:
+    """The message; nothing where another process of this run says it."""
+    rank = os.environ.get("RANK") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    if rank is None:
+        return str(error)
+    shared = error.everywhere or isinstance(error, UsageError)  # options are the same for all
+    silent = getattr(error, "quiet", False) or (shared and rank != "0")
+    return "" if silent else f"{error}" if shared else f"rank {rank}: {error}"
+
+
 def stop(text: str, status: int) -> None:
     sys.stdout.flush()
-    print(f"segtrain: {text}", file=sys.stderr, flush=True)
+    if text:
+        print(f"segtrain: {text}", file=sys.stderr, flush=True)
     sys.exit(status)
 
 
@@ -159,7 +186,20 @@ def run(arguments: list[str]) -> None:
 
         print(OmegaConf.to_yaml(composed), end="")
         return
-    start(command, checked(verb, composed, parsed.overrides))
+    options = checked(verb, composed, parsed.overrides)
+    if parsed.only == "--print-run":
+        assert isinstance(options, config.TrainConfig)
+        print(config.run_folder(options))
+        return
+    if parsed.only == "--print-slurm":
+        from segtrain.slurm import script
+
+        print(script(arguments[1:]), end="")
+        return
+    if isinstance(options, config.VerifyConfig):
+        folder = [] if parsed.config_dir is None else ["--config-dir", parsed.config_dir]
+        options.overrides = [*folder, *(word for word in parsed.overrides if not word.startswith("output="))]
+    start(command, options)
 
 
 def start(command: Command, options: config.CommandConfig) -> None:
@@ -186,6 +226,8 @@ def parse(verb: str, command: Command, words: list[str]) -> Arguments:
             if kind != "job":
                 raise UsageError(f"--cfg {kind}: only --cfg job is there, which prints the composed options")
             result.show = True
+        elif verb == "train" and word in ("--print-run", "--print-slurm"):
+            result.only = word
         elif word in ("-m", "--multirun"):
             result.sweep = True
         elif re.match(r"--?[a-zA-Z]", word):
@@ -315,11 +357,18 @@ def compose(verb: str, command: Command, arguments: Arguments) -> Any:
         try:
             chosen = [
                 f"dataset={file_choice(Path(word.partition('=')[2]))}" if is_dataset_file(word) else word
-                for word in arguments.overrides
+                for word in one_length(arguments.overrides)
             ]
             return hydra.compose(verb, [*path, *chosen])
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
             raise UsageError(explain(error, verb, command, arguments.overrides)) from error
+
+
+def one_length(overrides: list[str]) -> list[str]:
+    """A length on the command line is instead of the recipe's, which may be in another unit."""
+    keys = {word.partition("=")[0] for word in overrides}
+    given = [key for key in LENGTHS if key in keys]
+    return overrides if len(given) != 1 else [*(f"{key}=null" for key in LENGTHS if key not in given), *overrides]
 
 
 def refuse_additions(overrides: list[str]) -> None:
@@ -422,7 +471,7 @@ def sweep(verb: str, command: Command, arguments: Arguments) -> None:
         start(command, checked(verb, composed, list(HydraConfig.get().overrides.task)))
 
     path = ["--config-dir", arguments.config_dir] if arguments.config_dir else []
-    sys.argv = ["segtrain", "-m", *path, *arguments.overrides, "hydra/job_logging=none", "hydra/hydra_logging=none"]
+    sys.argv = ["segtrain", "-m", *path, *one_length(arguments.overrides), "hydra/job_logging=none", "hydra/hydra_logging=none"]
     hydra.main(version_base="1.3", config_path=str(CONFIGS.absolute()), config_name=verb)(job)()
 
 

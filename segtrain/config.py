@@ -5,7 +5,7 @@ is refused before anything is built (cli.py), and so is a value or a combination
 """
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +241,7 @@ class OptimizerConfig:
     momentum: float = option(0.9, "momentum of SGD")
     nesterov: bool = option(False, "Nesterov's form of momentum")
     weight_decay: float = option(1e-4, "L2 penalty on every parameter")
+    clip_norm: float | None = option(None, "largest")
 
     def check(self) -> None:
         require(self.lr > 0, "optimizer.lr", self.lr, "give more than 0")
@@ -290,28 +291,50 @@ class SamplingConfig:
 
 @dataclass
 class LoaderConfig:
-    workers: int | None = option(None, "loader processes, 0 = none; default: one per CPU this process may use")
+    workers: int | None = option(
+        None, "loader processes of each process, 0 = none; default: one per CPU, shared by the processes of a machine"
+    )
+    prefetch: int = option(4, "batches that every loader process reads ahead")
 
     def check(self) -> None:
         require(self.workers is None or self.workers >= 0, "loader.workers", self.workers, "give 0 or more")
+        require(self.prefetch >= 1, "loader.prefetch", self.prefetch, "give 1 or more")
 
     def count(self) -> int:
         """Processes to start."""
-        return cpus() if self.workers is None else self.workers
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return max(1, cpus() // here) if self.workers is None else self.workers
 
 
 @dataclass
 class TrainerConfig:
-    batch_size: int = option(16, "pictures per step")
+    batch_size: int = option(16, "pictures per step, over all processes and accumulated parts")
+    accumulation: int = option(1, "parts of a process's share of the batch that go through the network one by one")
     max_steps: int | None = option(None, "length of the training in steps")
     epochs: float | None = option(None, "length of the training in passes over the data, instead of max_steps")
+    hours: float | None = option(None, "length of the training in hours of this machine's clock, instead of max_steps")
+    patience: int | None = option(None, "end early after so many validations without a better mIoU")
+    precision: str = option("fp32", "fp32 | bf16 | fp16: arithmetic of the network; weights and loss stay float32")
+    compile: bool = option(False, "compile the network with torch.compile")
+    deterministic: bool = option(False, "only algorithms that give the same bits every time, where they are slower too")
+    ema_decay: float | None = option(None, "keep averaged weights too, e.g. 0.999; they are validated and used")
+    parallel: str = option("ddp", "several processes: ddp | fsdp, which shares out weights and optimizer (FSDP2)")
+    sync_group: str = option("all", "processes whose statistics are one: all | node | a number of neighbouring ranks")
     seed: int = option(0, "initial weights, order and augmentation follow from it")
     validate_every: int = option(500, "steps between validations; the last step is always followed by one")
     save_every: int = option(200, "steps between checkpoints")
+    keep_last: int = option(2, "checkpoints step_<n>.pt to keep, the newest ones; besides last.pt and best.pt")
     check_data: bool = option(True, "before the first step, check every file and label id")
+    overfit: int | None = option(
+        None, "train and validate on so many training pictures: any network must learn them"
+    )
+    on_bad_step: str = option("stop", "a loss or gradient that is no number: stop | skip the step")
+    spike_factor: float = option(
+        10.0, "report a loss so many times the median of the last 100 (and skip it, if so told); 0 = never"
+    )
 
     def check(self) -> None:
-        for key in ("max_steps", "validate_every", "save_every"):
+        for key in ("accumulation", "max_steps", "validate_every", "save_every", "keep_last", "overfit", "patience"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"trainer.{key}", value, "give 1 or more")
         require(
@@ -319,17 +342,42 @@ class TrainerConfig:
             "give 2 or more: the pooled branch of DeepLabV3 has one value per picture to normalise over",
         )  # fmt: skip
         require(self.seed >= 0, "trainer.seed", self.seed, "give 0 or more")
-        require(self.epochs is None or self.epochs > 0, "trainer.epochs", self.epochs, "give more than 0")
-        lengths = (self.max_steps is not None) + (self.epochs is not None)
-        text = "set one of trainer.max_steps and trainer.epochs, and the other to null"
-        require(lengths == 1, "trainer.max_steps", self.max_steps, f"{text} (trainer.epochs={self.epochs})")
+        for key in ("epochs", "hours"):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"trainer.{key}", value, "give more than 0")
+        lengths = {key: getattr(self, key) for key in ("max_steps", "epochs", "hours")}
+        others = ", ".join(f"trainer.{key}={value}" for key, value in lengths.items() if key != "max_steps")
+        require(
+            sum(value is not None for value in lengths.values()) == 1, "trainer.max_steps", self.max_steps,
+            f"set one of trainer.max_steps, trainer.epochs and trainer.hours, and the others to null ({others})",
+        )  # fmt: skip
+        for key, known in (
+            ("precision", ("fp32", "bf16", "fp16")), ("parallel", ("ddp", "fsdp")), ("on_bad_step", ("stop", "skip")),
+        ):  # fmt: skip
+            require(getattr(self, key) in known, f"trainer.{key}", getattr(self, key), f"choose {', '.join(known)}")
+        require(
+            self.sync_group in ("all", "node") or (self.sync_group.isdigit() and int(self.sync_group) >= 1),
+            "trainer.sync_group", self.sync_group, "choose all, node or a number of ranks, such as 4",
+        )  # fmt: skip
+        require(
+            self.ema_decay is None or 0 < self.ema_decay < 1, "trainer.ema_decay", self.ema_decay,
+            "give more than 0 and less than 1, or null for none",
+        )  # fmt: skip
+        require(
+            self.spike_factor == 0 or self.spike_factor > 1, "trainer.spike_factor", self.spike_factor,
+            "give more than 1, or 0 for never",
+        )  # fmt: skip
+        for key, on in (("ema_decay", self.ema_decay is not None), ("compile", self.compile)):
+            require(
+                not (on and self.parallel == "fsdp"), f"trainer.{key}", getattr(self, key),
+                "with trainer.parallel=fsdp it is not there; choose trainer.parallel=ddp",
+            )  # fmt: skip
 
-    def steps(self, samples: int) -> int:
-        """Length of the training in steps for a data set of that many samples."""
+    def steps(self, samples: int) -> int | None:
+        """Length of the training in steps for a data set of that many samples; None where the clock decides."""
         if self.max_steps is not None:
             return self.max_steps
-        assert self.epochs is not None
-        return max(1, round(self.epochs * samples / self.batch_size))
+        return None if self.epochs is None else max(1, round(self.epochs * samples / self.batch_size))
 
 
 @dataclass
@@ -372,6 +420,8 @@ class CommandConfig:
             group = getattr(self, item.name)
             if hasattr(group, "check"):
                 group.check()
+        weights = getattr(self, "checkpoint_weights", "auto")
+        require(weights in ("auto", "ema", "raw"), "checkpoint_weights", weights, "choose auto, ema or raw")
         device = getattr(self, "device", "auto")
         require(device in ("auto", "cuda", "cpu"), "device", device, "choose auto, cuda or cpu")
         return self
@@ -401,10 +451,36 @@ class TrainConfig(CommandConfig):
     logging: LoggingConfig = group(LoggingConfig)
 
 
+def run_folder(config: TrainConfig) -> Path:
+    return Path(config.run or Path("runs") / (config.name or f"{config.dataset.name}_{config.model.backbone}"))
+
+
+@dataclass
+class VerifyConfig(TrainConfig):
+    """verify-resume: the options of train, and where its two runs go. overrides: as given, for the runs themselves."""
+
+    output: str | None = option(None, "folder of the two runs; default segtrain-out/verify-resume")
+    overrides: list[str] = option([], "")
+
+
+@dataclass
+class ReplayConfig(CommandConfig):
+    run: str | None = option(None, "run folder")
+    step: int = option(1, "step whose batch is rebuilt, counted from 1 as in the lines of the training")
+    root: str | None = option(None, "where the data are now, if they have moved")
+    output: str | None = option(None, "folder for the picture; default <run>/replay")
+
+    def check(self) -> "CommandConfig":
+        require(self.run is not None, "run", self.run, "give the folder of a run")
+        require(self.step >= 1, "step", self.step, "steps are counted from 1")
+        return super().check()
+
+
 @dataclass
 class EvaluateConfig(CommandConfig):
     checkpoint: str | None = option(None, "checkpoint file to evaluate")
     run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
+    checkpoint_weights: str = option("auto", "which of a checkpoint's: auto, the averaged ones if there are any | ema | raw")
     output: str | None = option(None, "folder for the result; default <run>/evaluations/<dataset>-<split>-<inference>")
     split: str | None = option(None, "split to evaluate; default dataset.val_split")
     device: str = option("auto", "auto | cuda | cpu")
@@ -449,6 +525,7 @@ def check_encoding(encoding: str | None, dataset: str) -> None:
 class SubmitConfig(CommandConfig):
     checkpoint: str | None = option(None, "checkpoint file to predict with")
     run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
+    checkpoint_weights: str = option("auto", "which of a checkpoint's: auto, the averaged ones if there are any | ema | raw")
     predictions: str | None = option(None, "instead: folder of label PNGs, searched at any depth")
     predictions_encoding: str | None = option(
         None, "what their pixels are: ids | train_ids | pixelmap (cocostuff: id - 1); default: as the data set's labels"
@@ -469,6 +546,7 @@ class PredictConfig(CommandConfig):
     input: str | None = option(None, "image, or folder of images (searched at any depth)")
     checkpoint: str | None = option(None, "checkpoint file to predict with")
     run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
+    checkpoint_weights: str = option("auto", "which of a checkpoint's: auto, the averaged ones if there are any | ema | raw")
     output: str | None = option(None, "folder for labels/, color/ and overlay/; default segtrain-out/predict")
     device: str = option("auto", "auto | cuda | cpu")
     inference: InferenceConfig = group(InferenceConfig)
@@ -515,3 +593,28 @@ class CheckConfig(CommandConfig):
 class InfoConfig(CommandConfig):
     checkpoint: str | None = option(None, "describe this checkpoint file instead of the machine")
     gpu_test: bool = option(False, "run the In-Place ABN kernels' tests and their benchmark on the CUDA device here")
+
+
+def trained(old: dict[str, Any]) -> TrainConfig:
+    """The same as the object that the training had."""
+    given = with_defaults(old)
+    kinds = {item.name: item.type for item in fields(TrainConfig)} | {"dataset": dataset_schema(given["dataset"])}
+    known = {name: value for name, value in given.items() if name in kinds}
+    return TrainConfig(**{n: kinds[n](**v) if is_dataclass(kinds[n]) else v for n, v in known.items()})  # type: ignore[operator]
+
+
+def dataset_schema(options: dict[str, Any]) -> type[DatasetConfig]:
+    return DATASET_CONFIGS.get(options.get("name", ""), DatasetConfig)
+
+
+def with_defaults(old: dict[str, Any]) -> dict[str, Any]:
+    """A training's configuration out of a checkpoint, with the options that its version did not have yet."""
+    result = dict(old)
+    for item in fields(TrainConfig):
+        if not is_dataclass(item.type):
+            result.setdefault(item.name, item.default if item.default is not MISSING else item.default_factory())  # type: ignore[misc]
+            continue
+        given = result.get(item.name, {})
+        kind = dataset_schema(given) if item.name == "dataset" else item.type
+        result[item.name] = asdict(kind()) | given
+    return result

@@ -161,3 +161,23 @@ def bilinear(size: int, like: Tensor) -> Tensor:
     position = (torch.arange(size, dtype=torch.float64) + 0.5) * (own / size) - 0.5
     distance = position.clamp(0, own - 1)[:, None] - torch.arange(own)
     return (1 - distance.abs()).clamp(min=0).to(like)
+
+
+class Loss:
+    per_batch = False
+
+    def __init__(self, hardest, groups):
+        self.hardest, self.groups = hardest, groups
+
+    def count(self, target):
+        valid = target != IGNORE
+        return float(sum(math.ceil(c * self.hardest) for c in valid.flatten(1).sum(1).tolist()))
+
+    def __call__(self, logits, target):
+        own = max(self.count(target.cpu()), 1)
+        total = upsampled_cross_entropy(logits, target, self.hardest, self.groups) * own
+        return total[None] * torch.ones(len(target)).to(total) / len(target)
+
+
+def build_loss(config, num_classes, groups=()):
+    return Loss(config.hardest, groups)
