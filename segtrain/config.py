@@ -270,6 +270,9 @@ class AugmentationConfig:
     color: float = option(
         0.0, "most change of brightness, contrast and saturation, as a share: 0.2 is 0.8 to 1.2 times"
     )
+    extra: list[Any] = option(
+        [], "transforms of albumentations after that, [{name: GaussianBlur, p: 0.3, blur_limit: [3,7]}, ...]"
+    )
 
     def check(self) -> None:
         require_size("augmentation.crop_size", self.crop_size, 32)
@@ -277,6 +280,10 @@ class AugmentationConfig:
         require(ordered, "augmentation.scale", self.scale, "give [least,most], both positive")
         require(0 <= self.flip <= 1, "augmentation.flip", self.flip, "give a probability")
         require(0 <= self.color < 1, "augmentation.color", self.color, "give a share of 0 or more, less than 1")
+        # Transforms and their arguments are checked where albumentations is known, in data/transforms.py.
+        for entry in self.extra:
+            named = isinstance(entry, dict) and isinstance(entry.get("name"), str)
+            require(named, "augmentation.extra", entry, "give mappings with the name of a transform of albumentations")
 
 
 @dataclass

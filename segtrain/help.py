@@ -40,7 +40,7 @@ def known_options(schema: type, overrides: list[str]) -> dict[str, tuple[str, st
 
 def type_name(kind: Any) -> str:
     """A type in words: 'number or null', 'list of numbers'."""
-    words = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "null"}
+    words = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "null", Any: "value"}
     if kind in words:
         return words[kind]
     inner = get_args(kind)

@@ -43,6 +43,7 @@ def train(config: TrainConfig) -> Path:
         raise UsageError("this version trains in one process: start it without torchrun")
     with torch.device("meta"):  # a name or a combination that does not exist stops here, before any data is touched
         from_config(config.model, num_classes=2)
+    Augmentation(config.augmentation)  # as does a transform
     on = resolve(config.device)
     table = label_table(config.dataset)
     run = Run(config)
