@@ -170,6 +170,7 @@ DATASET_CONFIGS: dict[str, type[DatasetConfig]] = {
 @dataclass
 class ModelConfig:
     backbone: str = option("resnet18", "resnet18 | 34 | 50 | 101, resnext50 | 101, wider_resnet38")
+    backbone_options: dict[str, Any] = option({}, "further arguments of the backbone's builder, {key: value}")
     head: str = option("deeplabv3", "deeplabv3")
     head_channels: int = option(256, "channels of every branch of the head")
     pooling_size: list[int] | None = option(
@@ -388,12 +389,17 @@ def group(kind: type) -> Any:
     return field(default_factory=kind)
 
 
+def plugins() -> Any:
+    return option([], "your own files or modules, [./my_parts.py], which add to BACKBONES, HEADS, LOSSES, DATASETS")
+
+
 @dataclass
 class TrainConfig(CommandConfig):
     experiment: str | None = option(None, "recipe; set by experiment=...")
     name: str | None = option(None, "run folder runs/<name>; default: the recipe and the overrides that change the run")
     run: str | None = option(None, "the run folder itself, instead of runs/<name>")
     restart: bool = option(False, "move an old run aside and begin anew")
+    plugins: list[str] = plugins()
     device: str = option("auto", "auto | cuda | cpu")
     dataset: DatasetConfig = group(DatasetConfig)
     model: ModelConfig = group(ModelConfig)
@@ -414,6 +420,7 @@ class EvaluateConfig(CommandConfig):
     run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
     output: str | None = option(None, "folder for the result; default <run>/evaluations/<dataset>-<split>-<inference>")
     split: str | None = option(None, "split to evaluate; default dataset.val_split")
+    plugins: list[str] = plugins()
     device: str = option("auto", "auto | cuda | cpu")
     boundary: bool = option(False, "also Boundary IoU: classes compared within 2 % of the diagonal from their edges")
     position_prior: bool = option(True, "also score a predictor that knows the pixel's position only")
@@ -436,6 +443,7 @@ class ScoreConfig(CommandConfig):
     output: str | None = option(None, "folder for the result; default segtrain-out/score")
     split: str | None = option(None, "split to score; default: the one that the data set's own script scores")
     boundary: bool = option(False, "also Boundary IoU: classes compared within 2 % of the diagonal from their edges")
+    plugins: list[str] = plugins()
     dataset: DatasetConfig = group(DatasetConfig)
 
     def check(self) -> "CommandConfig":
@@ -462,6 +470,7 @@ class SubmitConfig(CommandConfig):
     )
     output: str | None = option(None, "folder for the archive; default segtrain-out/submit")
     split: str | None = option(None, "split to answer; default test")
+    plugins: list[str] = plugins()
     device: str = option("auto", "auto | cuda | cpu")
     dataset: DatasetConfig = group(DatasetConfig)
     inference: InferenceConfig = group(InferenceConfig)
@@ -477,6 +486,7 @@ class PredictConfig(CommandConfig):
     checkpoint: str | None = option(None, "checkpoint file to predict with")
     run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
     output: str | None = option(None, "folder for labels/, color/ and overlay/; default segtrain-out/predict")
+    plugins: list[str] = plugins()
     device: str = option("auto", "auto | cuda | cpu")
     inference: InferenceConfig = group(InferenceConfig)
 
@@ -510,6 +520,7 @@ class CheckConfig(CommandConfig):
     write_config: str | None = option(
         None, "dataset=folder: guess patterns, ids and colours from the files, and write this YAML file to correct"
     )
+    plugins: list[str] = plugins()
     dataset: DatasetConfig = group(DatasetConfig)
 
     def check(self) -> "CommandConfig":

@@ -20,7 +20,7 @@ from segtrain.errors import DataError, UsageError
 from segtrain.inference import normalise, predict
 from segtrain.log import Progress, say
 from segtrain.metrics import PositionPrior, Scores
-from segtrain.models import Segmenter, from_config
+from segtrain.models import BACKBONES, HEADS, Segmenter, from_config
 from segtrain.protocol import file_hash, print_table, protocol, seen_in_training, summarised, write_result
 
 PRIOR_SAMPLES = 300  # training labels that the position prior is counted from
@@ -63,6 +63,12 @@ def restore(path: Path, on: torch.device) -> tuple[Trained, dict[str, Any]]:
     content = checkpoint.load(path)
     table = LabelTable.from_dict(content["classes"])
     options = ModelConfig(**content["config"]["model"])
+    for part, name, known in (("backbone", options.backbone, BACKBONES), ("head", options.head, HEADS)):
+        if name not in known:
+            raise UsageError(
+                f"{path} was trained with model.{part}={name}, which is not known here: "
+                "give plugins=[FILE] with the file that defines it"
+            )
     network = from_config(options, table.num_classes)
     checkpoint.load_weights(network, content["model"], path)
     return Trained(network.eval().to(on), table, options, on), content

@@ -20,7 +20,8 @@ from segtrain.log import say
 
 # What may differ when a run goes on: it changes where and how fast it runs and what it tells, not what it computes.
 SAFE = ("experiment", "name", "run", "restart", "device", "dataset.root", "dataset.cache", "dataset.cache_dir",
-        "loader.", "logging.", "trainer.save_every", "trainer.validate_every", "trainer.check_data")  # fmt: skip
+        "loader.", "logging.", "plugins", "trainer.save_every", "trainer.validate_every",
+        "trainer.check_data")  # fmt: skip
 
 T = TypeVar("T")
 
