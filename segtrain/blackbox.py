@@ -14,8 +14,8 @@ class BlackBox:
     """<run>/blackbox/rank<r>.jsonl of one process: a line a step, the last KEPT to 2 x KEPT of them.
 
     A line: step (counted from 1), loss of the whole batch, the gradient's norm, lr, skipped, and of each of this
-    process's pictures its position in the run's endless row, name and part of the loss. Positions give back order,
-    crop and augmentation: `segtrain replay`.
+    process's pictures its position in the run's endless row, name, window [top, left, height, width, mirrored?] and
+    part of the loss. The position and the run's seed give back the rest: `segtrain replay`.
     """
 
     def __init__(self, folder: Path, rank: int, start: int) -> None:
@@ -40,11 +40,10 @@ class BlackBox:
 
 
 def entry(outcome: Outcome, loss: float, lr: float) -> dict[str, Any]:
-    names = [name for batch in outcome.batches for name in batch.names]
-    positions = [position for batch in outcome.batches for position in batch.positions]
+    known = [row for part in outcome.batches for row in zip(part.positions, part.names, part.windows, strict=True)]
     samples = [
-        {"position": position, "name": name, "loss": value}
-        for position, name, value in zip(positions, names, outcome.losses, strict=True)
+        {"position": position, "name": name, "window": window, "loss": value}
+        for (position, name, window), value in zip(known, outcome.losses, strict=True)
     ]
     return {"step": outcome.step + 1, "loss": loss, "gradient_norm": outcome.norm, "lr": lr,
             "skipped": outcome.skipped, "samples": samples}  # fmt: skip

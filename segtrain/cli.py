@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from segtrain import __version__, config
+from segtrain import __version__, config, plugins
 from segtrain.errors import SegtrainError, UsageError
 from segtrain.help import CONFIGS, GROUP_FOLDERS, Command, known_options, overview, usage
 
@@ -112,7 +112,8 @@ PATH_OPTIONS = (
     "write_config",
 )
 LENGTHS = ("trainer.max_steps", "trainer.epochs", "trainer.hours")
-MAPPINGS = ("dataset.splits.", "dataset.parts.")  # where users name keys of their own
+# Where users name keys of their own.
+MAPPINGS = ("dataset.splits.", "dataset.parts.", "model.backbone_options.", "model.backbone_options=")
 
 
 @dataclass
@@ -202,6 +203,21 @@ def run(arguments: list[str]) -> None:
     start(command, options)
 
 
+def training_config(*overrides: str, config_dir: str | None = None) -> config.TrainConfig:
+    """`segtrain.compose("experiment=toy", "optimizer.lr=0.1")`: what `segtrain train` makes of these words.
+
+    config_dir: a folder with YAML files of your own. UsageError as on the command line.
+    """
+    command = COMMANDS["train"]
+    arguments = parse("train", command, [*overrides])
+    if arguments.sweep or arguments.show or arguments.config_dir:
+        raise UsageError("segtrain.compose takes key=value words, and config_dir=FOLDER, but no flags")
+    arguments.config_dir = config_dir
+    options = checked("train", compose("train", command, arguments), arguments.overrides)
+    assert isinstance(options, config.TrainConfig)
+    return options
+
+
 def start(command: Command, options: config.CommandConfig) -> None:
     module, function = command.function.split(":")
     getattr(importlib.import_module(module), function)(options)
@@ -249,11 +265,23 @@ def override(verb: str, command: Command, word: str) -> str:
         key, value = command.bare, word
     if key.startswith("dataset.parts.") and key.endswith((".root", ".taxonomy")) and value != "null":
         return f"++{key}={quoted(value)}"
+    if key == "plugins":
+        return f"plugins=[{listed(value)}]"
     if key in PATH_OPTIONS and not (value.startswith("[") and value.endswith("]")) and value != "null":
         return f"{key}={quoted(value)}"
-    if key.startswith(MAPPINGS):
+    if word.startswith(MAPPINGS):
         return f"++{word}"
     return word
+
+
+def listed(value: str) -> str:
+    """The items of a list of paths, or a path alone, quoted; unless they are."""
+    inner = value[1:-1] if value.startswith("[") and value.endswith("]") else None
+    if inner is None:
+        return quoted(value)
+    if "'" in inner or '"' in inner:
+        return inner
+    return ",".join(quoted(item.strip()) for item in inner.split(",") if item.strip())
 
 
 def quoted(value: str) -> str:
@@ -269,11 +297,20 @@ def quoted(value: str) -> str:
 
 
 def register(verb: str, command: Command, overrides: list[str]) -> None:
-    """Tell Hydra the dataclass of the command and of every data set, and what a checkpoint was trained with."""
+    """Tell Hydra the dataclass of the command and of every data set, parts of the user's own, and what a checkpoint
+    was trained with."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     store = ConfigStore.instance()
+    for plugin in given(overrides, "plugins").get("plugins") or []:
+        plugins.load(str(plugin))
+    for group, option, name in plugins.own_parts():
+        node: Any = {option: name}
+        if group == "dataset":
+            schema = config.DATASET_CONFIGS.setdefault(name, config.DatasetConfig)
+            node = OmegaConf.merge(OmegaConf.structured(schema), node)
+        store.store(name=name, group=group, node=node)
     store.store(name=verb, group="schema", node=command.schema, package="_global_")
     for name, schema in config.DATASET_CONFIGS.items():
         store.store(name=name, group="dataset/schema", node=schema, package="dataset")
@@ -284,8 +321,14 @@ def register(verb: str, command: Command, overrides: list[str]) -> None:
         alone = any(word.startswith("predictions=") for word in overrides)  # no network is asked
         trained = {} if alone else trained_with(overrides)
         schemas: dict[str, type] = {"inference": config.InferenceConfig}
-        if verb != "submit":
-            schemas["dataset"] = config.DATASET_CONFIGS[trained["dataset"]["name"]]
+        if "dataset" in names and verb != "submit" and not any(word.startswith("dataset=") for word in overrides):
+            known = trained["dataset"]["name"]
+            if known not in config.DATASET_CONFIGS:
+                raise UsageError(
+                    f"the checkpoint was trained on dataset={known}, which is not known here: give plugins=[FILE] with "
+                    "the file that defines it, or another dataset="
+                )
+            schemas["dataset"] = config.DATASET_CONFIGS[known]
         for group in sorted(names & schemas.keys()):
             node = OmegaConf.merge(OmegaConf.structured(schemas[group]), trained.get(group, {}))
             store.store(name="from_checkpoint", group=group, node=node)
@@ -318,17 +361,22 @@ def read_dataset_file(path: Path) -> Any:
         raise UsageError(f"dataset={path}: {str(error).splitlines()[0]}") from error
 
 
+def given(overrides: list[str], *keys: str) -> dict[str, Any]:
+    """The values of these options, as Hydra reads them, before anything is composed."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    words = [word for word in overrides if word.partition("=")[0] in keys]
+    try:
+        return {word.partition("=")[0]: OverridesParser.create().parse_override(word).value() for word in words}
+    except HydraException as error:
+        raise UsageError(f"{' '.join(words)} cannot be read: {str(error).splitlines()[0]}") from error
+
+
 def trained_with(overrides: list[str]) -> dict[str, Any]:
     """The configuration inside the checkpoint that the overrides name."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parser = OverridesParser.create()
-    given = {
-        word.split("=")[0]: parser.parse_override(word).value()
-        for word in overrides
-        if word.startswith(("checkpoint=", "run="))
-    }
-    path = checkpoint_path(given.get("checkpoint"), given.get("run"))
+    named = given(overrides, "checkpoint", "run")
+    path = checkpoint_path(named.get("checkpoint"), named.get("run"))
     from segtrain.checkpoint import load
 
     trained: dict[str, Any] = load(path)["config"]
@@ -392,7 +440,8 @@ def explain(error: Exception, verb: str, command: Command, overrides: list[str])
         options = [option.strip() for option in match[3].split("\n") if option.strip() not in ("", "from_checkpoint")]
         near = difflib.get_close_matches(match[2], options, 1)
         hint = f"did you mean {match[1]}={near[0]}? " if near else ""
-        return f"{match[1]}={match[2]}: there is none of that name; {hint}There is {', '.join(options)}"
+        own = " (parts of your own: plugins=[FILE])" if match[1] in plugins.PARTS else ""
+        return f"{match[1]}={match[2]}: there is none of that name; {hint}There is {', '.join(options)}{own}"
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(match[1], known)
     if match := re.search(r"Key '(\w+)' (?:not in|is not in struct)[\s\S]*?full_key: ([\w.\[\]]+)", text):
@@ -429,6 +478,8 @@ def checked(verb: str, composed: Any, overrides: list[str]) -> config.CommandCon
 
     options = OmegaConf.to_object(composed)
     assert isinstance(options, config.CommandConfig)
+    for plugin in getattr(options, "plugins", []):  # those that a recipe names; others are there by now
+        plugins.load(plugin)
     if isinstance(options, config.TrainConfig):
         options.experiment = next((w.partition("=")[2] for w in overrides if w.startswith("experiment=")), None)
         options.name = options.name or run_name(options, overrides)
@@ -471,7 +522,14 @@ def sweep(verb: str, command: Command, arguments: Arguments) -> None:
         start(command, checked(verb, composed, list(HydraConfig.get().overrides.task)))
 
     path = ["--config-dir", arguments.config_dir] if arguments.config_dir else []
-    sys.argv = ["segtrain", "-m", *path, *one_length(arguments.overrides), "hydra/job_logging=none", "hydra/hydra_logging=none"]
+    sys.argv = [
+        "segtrain",
+        "-m",
+        *path,
+        *one_length(arguments.overrides),
+        "hydra/job_logging=none",
+        "hydra/hydra_logging=none",
+    ]
     hydra.main(version_base="1.3", config_path=str(CONFIGS.absolute()), config_name=verb)(job)()
 
 

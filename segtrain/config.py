@@ -170,6 +170,7 @@ DATASET_CONFIGS: dict[str, type[DatasetConfig]] = {
 @dataclass
 class ModelConfig:
     backbone: str = option("resnet18", "resnet18 | 34 | 50 | 101, resnext50 | 101, wider_resnet38")
+    backbone_options: dict[str, Any] = option({}, "further arguments of the backbone's builder, {key: value}")
     head: str = option("deeplabv3", "deeplabv3")
     head_channels: int = option(256, "channels of every branch of the head")
     pooling_size: list[int] | None = option(
@@ -271,6 +272,9 @@ class AugmentationConfig:
     color: float = option(
         0.0, "most change of brightness, contrast and saturation, as a share: 0.2 is 0.8 to 1.2 times"
     )
+    extra: list[Any] = option(
+        [], "transforms of albumentations after that, [{name: GaussianBlur, p: 0.3, blur_limit: [3,7]}, ...]"
+    )
 
     def check(self) -> None:
         require_size("augmentation.crop_size", self.crop_size, 32)
@@ -278,6 +282,10 @@ class AugmentationConfig:
         require(ordered, "augmentation.scale", self.scale, "give [least,most], both positive")
         require(0 <= self.flip <= 1, "augmentation.flip", self.flip, "give a probability")
         require(0 <= self.color < 1, "augmentation.color", self.color, "give a share of 0 or more, less than 1")
+        # Transforms and their arguments are checked where albumentations is known, in data/transforms.py.
+        for entry in self.extra:
+            named = isinstance(entry, dict) and isinstance(entry.get("name"), str)
+            require(named, "augmentation.extra", entry, "give mappings with the name of a transform of albumentations")
 
 
 @dataclass
@@ -325,9 +333,7 @@ class TrainerConfig:
     save_every: int = option(200, "steps between checkpoints")
     keep_last: int = option(2, "checkpoints step_<n>.pt to keep, the newest ones; besides last.pt and best.pt")
     check_data: bool = option(True, "before the first step, check every file and label id")
-    overfit: int | None = option(
-        None, "train and validate on so many training pictures: any network must learn them"
-    )
+    overfit: int | None = option(None, "train and validate on so many training pictures: any network must learn them")
     on_bad_step: str = option("stop", "a loss or gradient that is no number: stop | skip the step")
     spike_factor: float = option(
         10.0, "report a loss so many times the median of the last 100 (and skip it, if so told); 0 = never"
@@ -431,12 +437,17 @@ def group(kind: type) -> Any:
     return field(default_factory=kind)
 
 
+def plugins() -> Any:
+    return option([], "your own files or modules, [./my_parts.py], which add to BACKBONES, HEADS, LOSSES, DATASETS")
+
+
 @dataclass
 class TrainConfig(CommandConfig):
     experiment: str | None = option(None, "recipe; set by experiment=...")
     name: str | None = option(None, "run folder runs/<name>; default: the recipe and the overrides that change the run")
     run: str | None = option(None, "the run folder itself, instead of runs/<name>")
     restart: bool = option(False, "move an old run aside and begin anew")
+    plugins: list[str] = plugins()
     device: str = option("auto", "auto | cuda | cpu")
     dataset: DatasetConfig = group(DatasetConfig)
     model: ModelConfig = group(ModelConfig)
@@ -468,6 +479,7 @@ class ReplayConfig(CommandConfig):
     run: str | None = option(None, "run folder")
     step: int = option(1, "step whose batch is rebuilt, counted from 1 as in the lines of the training")
     root: str | None = option(None, "where the data are now, if they have moved")
+    plugins: list[str] = plugins()
     output: str | None = option(None, "folder for the picture; default <run>/replay")
 
     def check(self) -> "CommandConfig":
@@ -480,9 +492,12 @@ class ReplayConfig(CommandConfig):
 class EvaluateConfig(CommandConfig):
     checkpoint: str | None = option(None, "checkpoint file to evaluate")
     run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
-    checkpoint_weights: str = option("auto", "which of a checkpoint's: auto, the averaged ones if there are any | ema | raw")
+    checkpoint_weights: str = option(
+        "auto", "which of a checkpoint's: auto, the averaged ones if there are any | ema | raw"
+    )
     output: str | None = option(None, "folder for the result; default <run>/evaluations/<dataset>-<split>-<inference>")
     split: str | None = option(None, "split to evaluate; default dataset.val_split")
+    plugins: list[str] = plugins()
     device: str = option("auto", "auto | cuda | cpu")
     boundary: bool = option(False, "also Boundary IoU: classes compared within 2 % of the diagonal from their edges")
     position_prior: bool = option(True, "also score a predictor that knows the pixel's position only")
@@ -505,6 +520,7 @@ class ScoreConfig(CommandConfig):
     output: str | None = option(None, "folder for the result; default segtrain-out/score")
     split: str | None = option(None, "split to score; default: the one that the data set's own script scores")
     boundary: bool = option(False, "also Boundary IoU: classes compared within 2 % of the diagonal from their edges")
+    plugins: list[str] = plugins()
     dataset: DatasetConfig = group(DatasetConfig)
 
     def check(self) -> "CommandConfig":
@@ -525,13 +541,16 @@ def check_encoding(encoding: str | None, dataset: str) -> None:
 class SubmitConfig(CommandConfig):
     checkpoint: str | None = option(None, "checkpoint file to predict with")
     run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
-    checkpoint_weights: str = option("auto", "which of a checkpoint's: auto, the averaged ones if there are any | ema | raw")
+    checkpoint_weights: str = option(
+        "auto", "which of a checkpoint's: auto, the averaged ones if there are any | ema | raw"
+    )
     predictions: str | None = option(None, "instead: folder of label PNGs, searched at any depth")
     predictions_encoding: str | None = option(
         None, "what their pixels are: ids | train_ids | pixelmap (cocostuff: id - 1); default: as the data set's labels"
     )
     output: str | None = option(None, "folder for the archive; default segtrain-out/submit")
     split: str | None = option(None, "split to answer; default test")
+    plugins: list[str] = plugins()
     device: str = option("auto", "auto | cuda | cpu")
     dataset: DatasetConfig = group(DatasetConfig)
     inference: InferenceConfig = group(InferenceConfig)
@@ -546,8 +565,11 @@ class PredictConfig(CommandConfig):
     input: str | None = option(None, "image, or folder of images (searched at any depth)")
     checkpoint: str | None = option(None, "checkpoint file to predict with")
     run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
-    checkpoint_weights: str = option("auto", "which of a checkpoint's: auto, the averaged ones if there are any | ema | raw")
+    checkpoint_weights: str = option(
+        "auto", "which of a checkpoint's: auto, the averaged ones if there are any | ema | raw"
+    )
     output: str | None = option(None, "folder for labels/, color/ and overlay/; default segtrain-out/predict")
+    plugins: list[str] = plugins()
     device: str = option("auto", "auto | cuda | cpu")
     inference: InferenceConfig = group(InferenceConfig)
 
@@ -581,6 +603,7 @@ class CheckConfig(CommandConfig):
     write_config: str | None = option(
         None, "dataset=folder: guess patterns, ids and colours from the files, and write this YAML file to correct"
     )
+    plugins: list[str] = plugins()
     dataset: DatasetConfig = group(DatasetConfig)
 
     def check(self) -> "CommandConfig":

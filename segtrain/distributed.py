@@ -95,9 +95,7 @@ class World:
         except RuntimeError as error:
             if self.pulse is not None:
                 self.pulse.raise_if_one_died(patience=5.0)
-            raise PeerDied(
-                f"lost the connection to the other processes of this run ({error})"
-            ) from error
+            raise PeerDied(f"lost the connection to the other processes of this run ({error})") from error
 
     def failed(self, error: BaseException) -> None:
         """Tell the others what this process dies of, if they do not know it or die of it too."""

@@ -20,7 +20,7 @@ from segtrain.errors import DataError, UsageError
 from segtrain.inference import normalise, predict
 from segtrain.log import Progress, say
 from segtrain.metrics import PositionPrior, Scores
-from segtrain.models import Segmenter, from_config
+from segtrain.models import BACKBONES, HEADS, Segmenter, from_config
 from segtrain.protocol import file_hash, print_table, protocol, seen_in_training, summarised, write_result
 
 PRIOR_SAMPLES = 300  # training labels that the position prior is counted from
@@ -66,12 +66,18 @@ def restore(path: Path, on: torch.device, weights: str = "auto") -> tuple[Traine
     """
     content = checkpoint.load(path)
     if weights == "ema" and "ema" not in content:
-        raise UsageError(f"checkpoint_weights=ema: {path} holds no averaged weights; train with trainer.ema_decay=0.999")
+        raise UsageError(f"checkpoint_weights=ema: {path} has no averaged weights; train with trainer.ema_decay=0.999")
     averaged = "ema" in content and weights != "raw"
     if "ema" in content:
-        say(f"weights     the {'averaged weights' if averaged else 'raw weights of the last step'} (checkpoint_weights=)")
+        say(f"weights     {'averaged weights' if averaged else 'raw weights of the last step'} (checkpoint_weights=)")
     table = LabelTable.from_dict(content["classes"])
     options = ModelConfig(**with_defaults(content["config"])["model"])
+    for part, name, known in (("backbone", options.backbone, BACKBONES), ("head", options.head, HEADS)):
+        if name not in known:
+            raise UsageError(
+                f"{path} was trained with model.{part}={name}, which is not known here: "
+                "give plugins=[FILE] with the file that defines it"
+            )
     network = from_config(options, table.num_classes)
     checkpoint.load_weights(network, content["ema" if averaged else "model"], path)
     return Trained(network.eval().to(on), table, options, on), content
@@ -159,7 +165,8 @@ def evaluate_share(config: EvaluateConfig, rank: int, processes: int) -> dict[st
     result = summarised(counted, of_prior) | describe(data.name, split, config.inference, str(path), content["step"])
     averaged = "ema" in content and config.checkpoint_weights != "raw"
     how = {"inference": result["inference"], "precision": "float32", "processes": processes,
-           "weights": "averaged" if averaged else "raw", "checkpoint_sha256": file_hash(path), "step": content["step"]}  # fmt: skip
+           "weights": "averaged" if averaged else "raw", "checkpoint_sha256": file_hash(path),
+           "step": content["step"]}  # fmt: skip
     result["protocol"] = protocol(counted, data, split, samples, warnings, how)
     if rank == 0:
         print_table(result)

@@ -94,7 +94,9 @@ class Learner:
         elif world.size > 1:
             # Running statistics are those of the first process; the others get them when they are used.
             known = inspect.signature(DistributedDataParallel).parameters  # torch 2.14 has a new name for it
-            quiet: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+            quiet: dict[str, Any] = {
+                "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+            }
             self.model = DistributedDataParallel(network, gradient_as_bucket_view=True, **quiet)
         self.optimizer = build_optimizer(network, config.optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")

@@ -9,7 +9,6 @@ from segtrain import checkpoint, pictures
 from segtrain.blackbox import recorded
 from segtrain.config import ReplayConfig, TrainConfig
 from segtrain.data.datasets import label_table, training_mixture
-from segtrain.data.loader import TrainingItem
 from segtrain.errors import DataError
 from segtrain.log import say
 from segtrain.training import training_data
@@ -43,12 +42,13 @@ def replay(config: ReplayConfig) -> Path:
         rank, was = known.get(position, (None, None))
         if isinstance(item, DataError):
             raise DataError(f"position {position} of step {config.step}: {item}")
-        image, target, name, _ = item
+        image, target, name, _, window = item
         if was is not None and was["name"] != name:
             raise DataError(f"position {position} is {name}, and was {was['name']} in the run: the data have changed")
         told = "" if was is None else f"  loss {was['loss']:.4g}  rank {rank}"
         ignored = 100 * float((target >= table.num_classes).mean())
-        say(f"position   {position}  {name}  classes {classes(item, table.num_classes)}  {ignored:.0f} % ignored{told}")
+        seen = classes(target, table.num_classes)
+        say(f"position   {position}  {name}  window {window}  classes {seen}  {ignored:.0f} % ignored{told}")
         rows.append(pictures.beside(image, table.colorize(target), pictures.overlay(image, target, table)))
     output = Path(config.output or folder / "replay")
     path = output / f"step_{config.step:07d}.png"
@@ -57,8 +57,8 @@ def replay(config: ReplayConfig) -> Path:
     return path
 
 
-def classes(item: TrainingItem, num_classes: int) -> str:
-    found = [int(value) for value in np.unique(item[1]) if value < num_classes]
+def classes(target: np.ndarray, num_classes: int) -> str:
+    found = [int(value) for value in np.unique(target) if value < num_classes]
     return ",".join(map(str, found)) or "none"
 
 

@@ -47,6 +47,7 @@ def train(config: TrainConfig) -> Path:
     """
     with torch.device("meta"):  # a name or a combination that does not exist stops here, before any data is touched
         from_config(config.model, num_classes=2)
+    Augmentation(config.augmentation)  # as does a transform
     with joined() as world:
         run = Run(config)
         try:

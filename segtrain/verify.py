@@ -57,7 +57,9 @@ def verify_resume(config: VerifyConfig) -> None:
             say(f"{key:<10} {digest(whole[key])[:16]} {digest(cut.get(key))[:16]}{differs}")
     if differing:
         raise NotProven(f"NOT EXACT: {', '.join(differing)} of the resumed run differ from the uninterrupted one")
-    print(f"EXACT: {steps} steps, killed after {reached}, resumed from {saved}, equal the uninterrupted run bit for bit")
+    print(
+        f"EXACT: {steps} steps, killed after {reached}, resumed from {saved}, equal the uninterrupted run bit for bit"
+    )
 
 
 def schedule(batch_size: int, samples: int) -> tuple[int, int, int]:

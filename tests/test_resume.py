@@ -167,7 +167,9 @@ def test_defaults_of_todays_options_fill_an_older_configuration():
 def test_a_second_process_in_the_same_run_is_refused(segtrain, words):  # noqa: F811
     first = launch(1, *words, "run=r", "trainer.max_steps=100000")
     until(first, "step 1/")
-    refused(segtrain("train", *words, "run=r", "trainer.max_steps=100000"), "another process is training in r", status=1)
+    refused(
+        segtrain("train", *words, "run=r", "trainer.max_steps=100000"), "another process is training in r", status=1
+    )
     first.terminate()
     ended(first, 75)
 
@@ -289,8 +291,8 @@ def test_verify_resume_finds_what_a_checkpoint_lacks(words, what, tmp_path):  # 
     text = {"position": BREAK_POSITION, "random numbers": BREAK_RANDOM}.get(what) or BREAK_STATE % BROKEN[what]
     (tmp_path / "breaks.py").write_text(text)
     more = ["trainer.ema_decay=0.9"] if what == "averaged weights" else []
-    more += ["model.backbone=tiny", "model.backbone_options={dropout:0.5}"] if what == "random numbers" else []
-    answer = proof(*words, "output=proof", "trainer.batch_size=3", "plugins=[./breaks.py]", *more)
+    more += ["model.backbone_options={dropout:0.5}"] if what == "random numbers" else []
+    answer = proof(*words, "output=proof", "trainer.batch_size=3", f"plugins=[{ROOT}/tests/tiny.py,./breaks.py]", *more)
     assert answer.returncode == 1, answer.stdout + answer.stderr
     assert "NOT EXACT" in answer.stderr.splitlines()[-1]
 

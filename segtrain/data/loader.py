@@ -28,13 +28,14 @@ from segtrain.errors import DataError
 
 
 class Batch(NamedTuple):
-    """images: uint8 (N, 3, h, w) RGB. targets: uint8 (N, h, w) train ids or IGNORE. names, positions: of the N samples,
-    the latter in the run's endless row."""
+    """images: uint8 (N, 3, h, w) RGB. targets: uint8 (N, h, w) train ids or IGNORE. names, positions, windows: of the N
+    samples; their places in the run's endless row; [top, left, height, width, mirrored?] of what is shown of them."""
 
     images: Tensor
     targets: Tensor
     names: list[str]
     positions: list[int]
+    windows: list[list[int]]
 
 
 def read_sample(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +86,7 @@ def turn(weights: tuple[float, ...], seed: int, position: int) -> tuple[int, int
 
 
 # An error travels from a loader process as a value: raised there, it would arrive wrapped in a traceback.
-TrainingItem = tuple[np.ndarray, np.ndarray, str, int]
+TrainingItem = tuple[np.ndarray, np.ndarray, str, int, list[int]]
 
 
 def read_pixels(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +96,7 @@ def read_pixels(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
 
 
 class TrainingData(Dataset["TrainingItem | DataError"]):
-    """dataset[position] -> (image uint8 (h, w, 3), target uint8 (h, w), sample name, position), augmented.
+    """dataset[position] -> (image uint8 (h, w, 3), target uint8 (h, w), name, position, window), augmented.
 
     index, class_uniform: this share of the positions shows a class drawn by the index instead of the next picture.
     """
@@ -128,10 +129,11 @@ class TrainingData(Dataset["TrainingItem | DataError"]):
             table = sample.table or self.table
             focus = None if shown is None else random_pixel(table.encode_values(labels), shown, rng)
             encode = functools.partial(table.encode, path=sample.label)
-            shown_window = self.augmentation(image, labels, (self.seed, position), encode, focus)
+            seed = (self.seed, position)
+            augmented = self.augmentation(image, labels, seed, encode, focus)
         except DataError as error:
             return error
-        return (*shown_window, sample.name, position)
+        return (*augmented, sample.name, position, self.augmentation.window(labels.shape, seed, focus))
 
     def order(self, position: int) -> int:
         """The number of the sample at a position: each part of a mixture is shuffled by itself."""
@@ -243,9 +245,9 @@ def collate(items: list[TrainingItem | DataError]) -> Batch | DataError:
     good = [item for item in items if not isinstance(item, DataError)]
     if len(good) < len(items):
         return next(item for item in items if isinstance(item, DataError))
-    pictures, labels, names, positions = zip(*good, strict=True)
+    pictures, labels, names, positions, windows = zip(*good, strict=True)
     images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-    return Batch(images, torch.from_numpy(np.stack(labels)), list(names), list(positions))
+    return Batch(images, torch.from_numpy(np.stack(labels)), list(names), list(positions), list(windows))
 
 
 def quiet_worker(worker: int) -> None:

@@ -1,7 +1,10 @@
 """Backbone, head and classifier put together."""
 
-from collections.abc import Callable
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +19,8 @@ from segtrain.models.resnet import resnet18, resnet34, resnet50, resnet101
 from segtrain.models.resnext import resnext50, resnext101
 from segtrain.models.wider_resnet import wider_resnet38
 
-# name -> builder(norm, output_stride); the module has an `out_channels`
-BACKBONES: dict[str, Callable[[Norm, int], nn.Module]] = {
+# name -> builder(norm, output_stride, **model.backbone_options); the module has an `out_channels`
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "resnet34": resnet34,
     "resnet50": resnet50,
@@ -82,6 +85,7 @@ def build_model(
     norm_variant: str = "one",
     scale: str = "abs",
     recompute: str = "none",
+    backbone_options: Mapping[str, Any] | None = None,
 ) -> Segmenter:
     """A freshly initialised segmentation network; under `torch.device("meta")` only its shapes.
 
@@ -92,15 +96,35 @@ def build_model(
         ("output_stride", output_stride, (8, 16, 32)),
     ):  # fmt: skip
         if value not in known:
-            raise UsageError(f"model.{option}={value} does not exist: choose {', '.join(map(str, known))}")
+            own = " (parts of your own: plugins=[FILE])" if option in ("backbone", "head") else ""
+            raise UsageError(f"model.{option}={value} does not exist: choose {', '.join(map(str, known))}{own}")
     layers = Norm(norm, activation, negative_slope, norm_variant, scale, recompute)
-    body = BACKBONES[backbone](layers, output_stride)
+    options = backbone_options or {}
+    check_options(backbone, options)
+    body = BACKBONES[backbone](layers, output_stride, **options)
+    if not hasattr(body, "out_channels"):
+        raise UsageError(f"model.backbone={backbone}: the module lacks out_channels, the number of its output channels")
     in_channels = int(body.out_channels)  # type: ignore[arg-type]
     top = HEADS[head](in_channels, head_channels, layers, output_stride, pooling_size)
     model = Segmenter(body, top, head_channels, num_classes, recompute)
     with torch.no_grad():
         initialise(model, negative_slope)
     return model
+
+
+def check_options(backbone: str, options: Mapping[str, Any]) -> None:
+    """UsageError for an option that the backbone's builder does not take, and for one that it needs."""
+    taken = list(inspect.signature(BACKBONES[backbone]).parameters.values())[2:]
+    named = {one.name: one for one in taken if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
+    for key in options:
+        if key not in named and not any(one.kind == one.VAR_KEYWORD for one in taken):
+            near = difflib.get_close_matches(key, named, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            there = f"There is {', '.join(named)}" if named else "it takes none"
+            raise UsageError(f"model.backbone_options.{key}: {backbone} has no such option: {hint}{there}")
+    missing = [name for name, one in named.items() if one.default is one.empty and name not in options]
+    if missing:
+        raise UsageError(f"model.backbone={backbone} needs model.backbone_options={{{missing[0]}: ...}}")
 
 
 def from_config(config: ModelConfig, num_classes: int) -> Segmenter:
@@ -129,5 +153,6 @@ def from_config(config: ModelConfig, num_classes: int) -> Segmenter:
         norm_variant=config.norm_variant,
         scale=config.scale,
         recompute=config.recompute,
+        backbone_options=config.backbone_options,
     )
     return model.to(memory_format=torch.channels_last)
