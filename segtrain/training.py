@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,10 @@ from segtrain.errors import DataError, SegtrainError, UsageError
 from segtrain.evaluation import Trained, describe, position_prior, predictions, score
 from segtrain.inference import normalise
 from segtrain.log import RunLog, duration, memory, process_count, say
-from segtrain.losses import upsampled_cross_entropy
+from segtrain.losses import Loss, build_loss
 from segtrain.metrics import Scores
 from segtrain.models import Segmenter, from_config
-from segtrain.optim import build_optimizer, poly
+from segtrain.optim import build_optimizer, learning_rate
 from segtrain.protocol import fingerprints, print_table, protocol, seen_in_training, summarised, write_result
 from segtrain.run import Interruption, Run
 
@@ -49,6 +49,7 @@ def train(config: TrainConfig) -> Path:
     state = run.resume()
     mixture = training_mixture(config.dataset)
     samples = mixture.samples
+    criterion = build_loss(config.loss, table.num_classes, mixture.groups)
     max_steps = config.trainer.steps(len(samples))
     if state is not None and state["step"] >= max_steps and run.evaluation is not None:
         say(f"{run.folder} is finished ({state['step']} steps): nothing to do. restart=true trains it anew.")
@@ -114,12 +115,12 @@ def train(config: TrainConfig) -> Path:
             validate(start)  # the run was stopped between this step and its validation
             progress.restart()
         for step, batch in enumerate(progress.waiting(batches), start):
-            lr = poly(config.optimizer.lr, step, max_steps, config.schedule.power)
+            lr = learning_rate(config.optimizer, config.schedule, step, step / max_steps)
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["lr_factor"]
             # Dropout too is a function of (seed, step): a resumed run draws what an uninterrupted one would.
             torch.manual_seed(int(np.random.SeedSequence((config.trainer.seed, step)).generate_state(1)[0]))
-            loss = train_step(model, batch, optimizer, config, on, mixture.groups)
+            loss = train_step(model, batch, optimizer, config, on, criterion)
             done = step + 1
             progress.step(done, loss, lr, log)
             due = done % config.trainer.validate_every == 0 or done == max_steps
@@ -168,14 +169,14 @@ def training_data(config: TrainConfig, mixture: Mixture, table: LabelTable) -> T
 
 def train_step(
     model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainConfig, on: torch.device,
-    groups: Sequence[Sequence[int]] = (),
+    criterion: Loss,
 ) -> Tensor:  # fmt: skip
-    """One step of gradient descent. Returns the loss, a scalar on the device. groups: as the loss has them."""
+    """One step of gradient descent. Returns the loss, a scalar on the device."""
     model.train()
     images = normalise(batch.images.to(on, non_blocking=True), config.model.mean, config.model.std)
     logits = model(images, upsample=False)
     target = batch.targets.to(on, non_blocking=True).long()
-    loss = upsampled_cross_entropy(logits, target, config.loss.hardest, groups)
+    loss = criterion.mean(logits, target)
     optimizer.zero_grad(set_to_none=True)
     try:
         loss.backward()
@@ -187,6 +188,8 @@ def train_step(
             f"backward needs a tensor that a later operation has overwritten; the output of: {names}. If an In-Place "
             f"ABN layer comes next, give it overwrite=False ({error})"
         ) from error
+    if config.optimizer.clip_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
     optimizer.step()
     return loss.detach()
 
