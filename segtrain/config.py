@@ -5,6 +5,7 @@ is refused before anything is built (cli.py), and so is a value or a combination
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -230,22 +231,91 @@ class ModelConfig:
 
 @dataclass
 class LossConfig:
-    hardest: float = option(1.0, "share of each picture's labelled pixels, the hardest ones, that counts; 1 = all")
+    name: str = option(
+        "cross_entropy", "cross_entropy | bootstrapped | max_pooling | focal | dice | lovasz, or one of a plugin"
+    )
+    hardest: float = option(
+        1.0, "bootstrapped, max_pooling: share of a picture's pixels, the hardest ones, that counts; 1 = all"
+    )
+    normalisation: str = option(
+        "chosen", "bootstrapped: chosen, over the chosen pixels of all pictures, ignored ones not part of the share | "
+        "seamseg, per picture, ignored ones part of it with loss 0",
+    )  # fmt: skip
+    select: str = option("image", "bootstrapped: hardest pixels of each image | of the batch, one process only")
+    p: float = option(1.0, "max_pooling: norm of the pixels' weights, 1 = only the hardest share counts, to .inf = all")
+    gamma: float = option(2.0, "focal: power of 1 - probability that weighs a pixel down")
+    class_weights: list[float] | None = option(
+        None, "cross_entropy, focal: weight of each class, for a weighted mean over the pixels; null: all alike"
+    )
+    label_smoothing: float = option(
+        0.0, "cross_entropy, bootstrapped, max_pooling: share of the target spread evenly over all classes"
+    )
+    options: dict[str, Any] = option({}, "arguments of a plugin's loss")
 
     def check(self) -> None:
+        read = {
+            "cross_entropy": ("class_weights", "label_smoothing"),
+            "bootstrapped": ("hardest", "normalisation", "select", "label_smoothing"),
+            "max_pooling": ("hardest", "p", "label_smoothing"),
+            "focal": ("gamma", "class_weights"),
+            "dice": (),
+            "lovasz": (),
+        }
+        # Names are checked by losses.build_loss: a plugin's loss may read whatever there is.
+        refuse_unread(self, "loss", self.name, read)
         require(0 < self.hardest <= 1, "loss.hardest", self.hardest, "give a share above 0 and at most 1")
+        for key, known in (("normalisation", ("chosen", "seamseg")), ("select", ("image", "batch"))):
+            require(getattr(self, key) in known, f"loss.{key}", getattr(self, key), f"choose {' or '.join(known)}")
+        require(
+            self.select == "image" or self.normalisation == "chosen", "loss.select", self.select,
+            "loss.normalisation=seamseg is a mean per image; choose image",
+        )  # fmt: skip
+        require(self.p >= 1, "loss.p", self.p, "give 1 or more, up to .inf")
+        require(0 <= self.gamma < float("inf"), "loss.gamma", self.gamma, "give 0 or more")
+        require(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "give 0 or more, below 1")
+        if self.class_weights is not None:
+            weights = self.class_weights
+            sound = all(0 <= weight < float("inf") for weight in weights) and any(weights)
+            require(sound, "loss.class_weights", weights, "give one number of 0 or more for each class, not all 0")
+
+
+def refuse_unread(options: Any, group: str, name: str, read: Mapping[str, tuple[str, ...]]) -> None:
+    """UsageError for an option of `group` that was set although the choice `name` does not read it.
+
+    read: choice -> what it reads, of the options that not every choice reads. A name that is not in it may read all.
+    """
+    if name not in read:
+        return
+    for item in fields(options):
+        value, readers = getattr(options, item.name), [other for other, keys in read.items() if item.name in keys]
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        special = readers or item.name == "options"
+        if special and name not in readers and value != default:
+            shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
+            hint = f"it is for {group}={' or '.join(readers)}" if readers else "it is for the parts of plugins"
+            raise UsageError(
+                f"{group}.{item.name}={value} is not possible: {group}.name={name} does not read it ({hint}); "
+                f"leave it at {shown}, or let {group}={name} set them all"
+            )
 
 
 @dataclass
 class OptimizerConfig:
-    lr: float = option(0.0025, "learning rate at step 0")
-    momentum: float = option(0.9, "momentum of SGD")
-    nesterov: bool = option(False, "Nesterov's form of momentum")
-    weight_decay: float = option(1e-4, "L2 penalty on every parameter")
-    clip_norm: float | None = option(None, "largest")
+    name: str = option("sgd", "sgd | adamw")
+    lr: float = option(0.0025, "learning rate at step 0, or after warm-up")
+    momentum: float = option(0.9, "sgd: momentum")
+    nesterov: bool = option(False, "sgd: Nesterov's form of momentum")
+    betas: list[float] = option([0.9, 0.999], "adamw: decay of the means of gradients and of their squares, per step")
+    weight_decay: float = option(1e-4, "sgd: L2 penalty; adamw: decoupled decay, times the learning rate per step")
+    decay_norm_and_bias: bool = option(True, "decay weights and biases of norms and all other biases too, as published")
+    backbone_lr_factor: float = option(1.0, "learning rate of the backbone as a multiple of the others'")
+    fused: bool | None = option(None, "update in one kernel; null: where device and type of the parameters have one")
+    clip_norm: float | None = option(None, "largest norm of the gradient over all parameters; longer ones are scaled")
 
     def check(self) -> None:
-        require(self.lr > 0, "optimizer.lr", self.lr, "give more than 0")
+        require(self.name in ("sgd", "adamw"), "optimizer.name", self.name, "choose sgd or adamw")
+        refuse_unread(self, "optimizer", self.name, {"sgd": ("momentum", "nesterov"), "adamw": ("betas",)})
+        require(0 < self.lr < float("inf"), "optimizer.lr", self.lr, "give more than 0")
         require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "give 0 or more, less than 1")
         require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "give 0 or more")
         require(
@@ -254,14 +324,47 @@ class OptimizerConfig:
             self.nesterov,
             "it needs optimizer.momentum > 0",
         )
+        fits = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        require(fits, "optimizer.betas", self.betas, "give two numbers of 0 or more, less than 1")
+        factor = self.backbone_lr_factor
+        require(0 <= factor < float("inf"), "optimizer.backbone_lr_factor", factor, "give 0 or more")
+        positive = self.clip_norm is None or self.clip_norm > 0
+        require(positive, "optimizer.clip_norm", self.clip_norm, "give more than 0, or null for none")
 
 
 @dataclass
 class ScheduleConfig:
-    power: float = option(0.9, "lr x (1 - step / max_steps) ** power, every step")
+    name: str = option("poly", "poly | linear | step | cosine | constant; every step, over the whole training")
+    power: float = option(0.9, "poly: lr x (1 - share of the training done) ** power")
+    end_factor: float = option(0.0, "linear, cosine: learning rate at the end, as a share of optimizer.lr")
+    milestones: list[float] = option(
+        [], "step: shares of the training after which the rate falls, ascending, with ten digits where they do not end"
+    )
+    factor: float = option(0.1, "step: what the rate is multiplied by at each milestone")
+    warmup_steps: int = option(0, "steps in which the rate rises linearly to what the schedule says; 0: none")
+    warmup_factor: float = option(0.1, "share of the schedule's rate that the first step of a warm-up has")
 
     def check(self) -> None:
+        read = {
+            "poly": ("power",), "linear": ("end_factor",), "step": ("milestones", "factor"), "cosine": ("end_factor",),
+            "constant": (),
+        }  # fmt: skip
+        require(self.name in read, "schedule.name", self.name, f"choose {', '.join(read)}")
+        refuse_unread(self, "schedule", self.name, read)
         require(self.power >= 0, "schedule.power", self.power, "give 0 or more")
+        require(0 <= self.end_factor <= 1, "schedule.end_factor", self.end_factor, "give a share from 0 to 1")
+        ascending = self.milestones == sorted(set(self.milestones)) and all(0 < share < 1 for share in self.milestones)
+        require(
+            ascending and (self.name != "step" or len(self.milestones) > 0), "schedule.milestones", self.milestones,
+            "give shares of the training between 0 and 1, ascending, such as [0.3333333333,0.6666666667]",
+        )  # fmt: skip
+        require(0 < self.factor < 1, "schedule.factor", self.factor, "give more than 0, less than 1")
+        require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "give 0 or more")
+        require(
+            self.warmup_steps > 0 or self.warmup_factor == ScheduleConfig.warmup_factor, "schedule.warmup_factor",
+            self.warmup_factor, "without schedule.warmup_steps nothing reads it; give them, or leave it out",
+        )  # fmt: skip
+        require(0 <= self.warmup_factor <= 1, "schedule.warmup_factor", self.warmup_factor, "give a share from 0 to 1")
 
 
 @dataclass
@@ -633,6 +736,9 @@ def dataset_schema(options: dict[str, Any]) -> type[DatasetConfig]:
 def with_defaults(old: dict[str, Any]) -> dict[str, Any]:
     """A training's configuration out of a checkpoint, with the options that its version did not have yet."""
     result = dict(old)
+    loss = result.get("loss", {})
+    if "hardest" in loss and "name" not in loss:  # format 1 had the share only
+        result["loss"] = loss | {"name": "bootstrapped" if loss["hardest"] < 1 else "cross_entropy"}
     for item in fields(TrainConfig):
         if not is_dataclass(item.type):
             result.setdefault(item.name, item.default if item.default is not MISSING else item.default_factory())  # type: ignore[misc]

@@ -57,7 +57,7 @@ class RunLog:
     that of an uninterrupted one.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, config: object = None, hyperparameters: object = None) -> None:
         # Imported here: it takes longer than everything else in this file.
         from torch.utils.tensorboard import SummaryWriter
 
@@ -79,7 +79,7 @@ class RunLog:
         """RGB uint8 (H, W, 3)."""
         self.writer.add_image(name, picture, step, dataformats="HWC")
 
-    def close(self) -> None:
+    def close(self, final: object = None) -> None:
         self.writer.close()
 
 
