@@ -723,10 +723,13 @@ class InfoConfig(CommandConfig):
 
 def trained(old: dict[str, Any]) -> TrainConfig:
     """The same as the object that the training had."""
-    given = with_defaults(old)
-    kinds = {item.name: item.type for item in fields(TrainConfig)} | {"dataset": dataset_schema(given["dataset"])}
-    known = {name: value for name, value in given.items() if name in kinds}
-    return TrainConfig(**{n: kinds[n](**v) if is_dataclass(kinds[n]) else v for n, v in known.items()})  # type: ignore[operator]
+    given, made = with_defaults(old), TrainConfig()
+    made.dataset = dataset_schema(given["dataset"])()
+    for item in fields(made):
+        value, part = given[item.name], getattr(made, item.name)
+        kind: Any = type(part)
+        setattr(made, item.name, kind(**value) if is_dataclass(part) else value)
+    return made
 
 
 def dataset_schema(options: dict[str, Any]) -> type[DatasetConfig]:
@@ -739,11 +742,8 @@ def with_defaults(old: dict[str, Any]) -> dict[str, Any]:
     loss = result.get("loss", {})
     if "hardest" in loss and "name" not in loss:  # format 1 had the share only
         result["loss"] = loss | {"name": "bootstrapped" if loss["hardest"] < 1 else "cross_entropy"}
-    for item in fields(TrainConfig):
-        if not is_dataclass(item.type):
-            result.setdefault(item.name, item.default if item.default is not MISSING else item.default_factory())  # type: ignore[misc]
-            continue
-        given = result.get(item.name, {})
-        kind = dataset_schema(given) if item.name == "dataset" else item.type
-        result[item.name] = asdict(kind()) | given
-    return result
+    today = asdict(TrainConfig(dataset=dataset_schema(result.get("dataset", {}))()))
+    return {
+        name: value | result.get(name, {}) if isinstance(value, dict) else result.get(name, value)
+        for name, value in today.items()
+    }

@@ -223,6 +223,7 @@ def joined() -> Iterator[World]:
         return
     import torch
     from torch import distributed
+    from torch._C import _distributed_c10d as c10d
 
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -236,8 +237,8 @@ def joined() -> Iterator[World]:
     prefix = f"segtrain/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
     def connect(server: bool) -> Any:
-        store = distributed.TCPStore(host, port, size, server, patience, wait_for_workers=False, multi_tenant=True)
-        return distributed.PrefixStore(prefix, store)
+        store = c10d.TCPStore(host, port, size, server, patience, wait_for_workers=False, multi_tenant=True)
+        return c10d.PrefixStore(prefix, store)
 
     store = connect(hosts)
     world = World(rank, size, local_rank, store)

@@ -199,7 +199,7 @@ def training_batches(
     """
     loader: DataLoader[TrainingItem | DataError] = DataLoader(
         data,
-        batch_sampler=parts,  # type: ignore[arg-type]
+        batch_sampler=parts,
         collate_fn=collate,
         num_workers=workers,
         worker_init_fn=quiet_worker,
