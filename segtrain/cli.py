@@ -429,7 +429,9 @@ def checked(verb: str, composed: Any, overrides: list[str]) -> config.CommandCon
 
     options = OmegaConf.to_object(composed)
     assert isinstance(options, config.CommandConfig)
-    for plugin in getattr(options, "plugins", []):  # those that a recipe names; others are there by now
+    for plugin in (
+        options.plugins if hasattr(options, "plugins") else []
+    ):  # those that a recipe names; others are there by now
         plugins.load(plugin)
     if isinstance(options, config.TrainConfig):
         options.experiment = next((w.partition("=")[2] for w in overrides if w.startswith("experiment=")), None)

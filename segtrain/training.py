@@ -34,7 +34,7 @@ from segtrain.metrics import Scores
 from segtrain.models import Segmenter, from_config
 from segtrain.optim import build_optimizer, poly
 from segtrain.protocol import fingerprints, print_table, protocol, seen_in_training, summarised, write_result
-from segtrain.run import Interruption, Run
+from segtrain.run import Interruption, Run, flat
 
 
 def train(config: TrainConfig) -> Path:
@@ -75,7 +75,7 @@ def train(config: TrainConfig) -> Path:
     data = training_data(config, mixture, table)
     workers = config.loader.count()
     batches = training_batches(data, config.trainer.batch_size, start, max_steps, workers, pin_memory=on.type == "cuda")
-    log = RunLog(run.folder, start)
+    log = RunLog(run.folder, start, config.logging, flat(asdict(config)))
     trained_on = fingerprints(mixture.pictures)
 
     def save(path: Path, step: int) -> None:
@@ -96,6 +96,7 @@ def train(config: TrainConfig) -> Path:
             picture = pictures.sheet(panels, table)
             log.picture(step, "val/image-target-prediction", picture)
             pictures.write(run.pictures / f"val_{step:07d}.png", picture)
+        log.picture(step, "val/confusion", pictures.confusion(counted.evaluated(), table))
         validated = step
         if result["miou"] > best["miou"]:
             best = {"miou": result["miou"], "step": step}
@@ -134,7 +135,7 @@ def train(config: TrainConfig) -> Path:
                 progress.restart()
         result, counted = validate(max_steps)
         write_result(run.folder, result, [], table, counted.evaluated())
-    log.close()
+    log.close({"miou": result["miou"], "pixel_accuracy": result["pixel_accuracy"], "best_miou": best["miou"]})
     print_table(result)
     say(f"checkpoints   {run.last} and best.pt (selected on {config.dataset.val_split}, step {best['step']})")
     say(f"pictures      {run.pictures}")
