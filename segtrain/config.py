@@ -372,7 +372,7 @@ class LoggingConfig:
     every: int = option(20, "steps between lines of progress")
     pictures: int = option(6, "validation pictures drawn (image | target | prediction)")
     wandb: bool = option(False, "also to Weights & Biases; WANDB_MODE=offline keeps it in the run folder")
-    mlflow: bool = option(False, "also to MLflow, where MLFLOW_TRACKING_URI says")
+    mlflow: bool = option(False, "also to MLflow, where MLFLOW_TRACKING_URI says, else in the folder mlruns")
     project: str = option("segtrain", "wandb's project, MLflow's experiment")
 
     def check(self) -> None:

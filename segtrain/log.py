@@ -163,10 +163,13 @@ class Wandb:
 
 
 class MLflow:
-    """A run of MLflow, where MLFLOW_TRACKING_URI says, which may be a folder or a local database."""
+    """A run of MLflow, where MLFLOW_TRACKING_URI says, else in the folder mlruns: all that mlflow-skinny can alone."""
 
     def __init__(self, folder: Path, project: str, hyperparameters: Mapping[str, Any]) -> None:
         self.mlflow = importlib.import_module("mlflow")
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # which newer versions want to hear
+            self.mlflow.set_tracking_uri(Path("mlruns").absolute().as_uri())
         self.mlflow.set_experiment(project)
         path = folder / "mlflow_run"
         known = path.read_text() if path.exists() else None

@@ -111,7 +111,9 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
 class FakeMLflow:
     def __init__(self, monkeypatch):
         self.calls = []
-        names = ("set_experiment", "log_params", "log_metrics", "log_image", "end_run")
+        monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        names = ("set_tracking_uri", "set_experiment", "log_params", "log_metrics", "log_image", "end_run")
         functions = {
             name: lambda *args, _name=name, **options: self.calls.append((_name, args, options)) for name in names
         }
@@ -128,6 +130,11 @@ class FakeMLflow:
 def test_mlflow_goes_on_with_the_same_run(tmp_path, monkeypatch):
     server = FakeMLflow(monkeypatch)
     written(tmp_path / "mine", mlflow=True)
+    assert server.of("set_tracking_uri")[0] == ((f"{(tmp_path / 'mlruns').as_uri()}",), {})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+    RunLog(tmp_path / "mine", 5, LoggingConfig(mlflow=True), {})
+    assert len(server.of("set_tracking_uri")) == 2
+    del server.calls[-2:]
     assert server.of("set_experiment")[0] == (("segtrain",), {})
     assert [args for args, _ in server.of("start_run")] == [(None, "mine"), ("abc", None)]
     assert server.of("log_params") == [((HYPERPARAMETERS,), {})]  # once: they cannot change
