@@ -39,6 +39,11 @@ COMMANDS = {
          "segtrain train model=resnext50 dataset=cityscapes dataset.root=/data/cityscapes",
          "segtrain train experiment=toy optimizer.lr=0.02 name=higher_rate"),
     ),
+    "runs": Command(
+        "train", "list runs: how far, which score, when", config.RunsConfig,
+        "segtrain.runs:runs", "root",
+        ("segtrain runs", "segtrain runs root=/data/runs", "segtrain runs sweeps"),
+    ),
     "evaluate": Command(
         "results", "score a checkpoint on a split", config.EvaluateConfig,
         "segtrain.evaluation:evaluate", "checkpoint",
@@ -90,6 +95,7 @@ PATH_OPTIONS = (
     "run",
     "checkpoint",
     "predictions",
+    "root",
     "name",
     "dataset.root",
     "dataset.cache_dir",

@@ -430,6 +430,11 @@ class TrainConfig(CommandConfig):
 
 
 @dataclass
+class RunsConfig(CommandConfig):
+    root: str = option("runs", "folder that holds the run folders")
+
+
+@dataclass
 class EvaluateConfig(CommandConfig):
     checkpoint: str | None = option(None, "checkpoint file to evaluate")
     run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
