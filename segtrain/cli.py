@@ -53,6 +53,11 @@ COMMANDS = {
          "segtrain verify-resume dataset=cityscapes model=resnext50 trainer.batch_size=4 device=cuda",
          "segtrain verify-resume experiment=toy trainer.ema_decay=0.99 optimizer=adamw"),
     ),
+    "runs": Command(
+        "train", "list runs: how far, which score, when", config.RunsConfig,
+        "segtrain.runs:runs", "root",
+        ("segtrain runs", "segtrain runs root=/data/runs", "segtrain runs sweeps"),
+    ),
     "evaluate": Command(
         "results", "score a checkpoint on a split", config.EvaluateConfig,
         "segtrain.evaluation:evaluate", "checkpoint",
@@ -104,6 +109,7 @@ PATH_OPTIONS = (
     "run",
     "checkpoint",
     "predictions",
+    "root",
     "name",
     "dataset.root",
     "dataset.cache_dir",
@@ -478,7 +484,9 @@ def checked(verb: str, composed: Any, overrides: list[str]) -> config.CommandCon
 
     options = OmegaConf.to_object(composed)
     assert isinstance(options, config.CommandConfig)
-    for plugin in getattr(options, "plugins", []):  # those that a recipe names; others are there by now
+    for plugin in (
+        options.plugins if hasattr(options, "plugins") else []
+    ):  # those that a recipe names; others are there by now
         plugins.load(plugin)
     if isinstance(options, config.TrainConfig):
         options.experiment = next((w.partition("=")[2] for w in overrides if w.startswith("experiment=")), None)

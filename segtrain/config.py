@@ -4,7 +4,9 @@ The YAML files in configs/ choose values for these classes; an override that nam
 is refused before anything is built (cli.py), and so is a value or a combination that cannot work (`check` methods).
 """
 
+import importlib.util
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -27,6 +29,13 @@ def require(allowed: bool, key: str, value: Any, text: str) -> None:
     """UsageError naming key, value and what is allowed."""
     if not allowed:
         raise UsageError(f"{key}={value} is not possible: {text}")
+
+
+def installed(module: str) -> bool:
+    """Whether it can be imported, without doing that."""
+    if module in sys.modules:
+        return sys.modules[module] is not None
+    return importlib.util.find_spec(module) is not None
 
 
 def require_size(key: str, size: list[int], least: int) -> None:
@@ -511,8 +520,14 @@ class InferenceConfig:
 class LoggingConfig:
     every: int = option(20, "steps between lines of progress")
     pictures: int = option(6, "validation pictures drawn (image | target | prediction)")
+    wandb: bool = option(False, "also to Weights & Biases; WANDB_MODE=offline keeps it in the run folder")
+    mlflow: bool = option(False, "also to MLflow, where MLFLOW_TRACKING_URI says, else in the folder mlruns")
+    project: str = option("segtrain", "wandb's project, MLflow's experiment")
 
     def check(self) -> None:
+        for name, package in (("wandb", "wandb"), ("mlflow", "mlflow-skinny")):
+            missing = getattr(self, name) and not installed(name)
+            require(not missing, f"logging.{name}", "true", f"the package is not installed: pip install {package}")
         require(self.every >= 1, "logging.every", self.every, "give 1 or more")
         require(self.pictures >= 0, "logging.pictures", self.pictures, "give 0 or more")
 
@@ -589,6 +604,11 @@ class ReplayConfig(CommandConfig):
         require(self.run is not None, "run", self.run, "give the folder of a run")
         require(self.step >= 1, "step", self.step, "steps are counted from 1")
         return super().check()
+
+
+@dataclass
+class RunsConfig(CommandConfig):
+    root: str = option("runs", "folder that holds the run folders")
 
 
 @dataclass

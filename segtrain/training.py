@@ -37,7 +37,7 @@ from segtrain.metrics import Scores
 from segtrain.models import Segmenter, from_config
 from segtrain.protocol import fingerprints, print_table, protocol, seen_in_training, summarised, table_lines
 from segtrain.protocol import write_result as write_evaluation
-from segtrain.run import REQUEUE, Interrupted, Interruption, Run, environment
+from segtrain.run import REQUEUE, Interrupted, Interruption, Run, environment, flat
 
 
 def train(config: TrainConfig) -> Path:
@@ -112,7 +112,7 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
     workers = config.loader.count()
     share = Parts(options.batch_size, start, length.max_steps, world.rank, world.size, options.accumulation)
     batches = training_batches(data, share, workers, on.type == "cuda", config.loader.prefetch)
-    log = RunLog(run.folder, start, config.logging, asdict(config)) if world.main else None
+    log = RunLog(run.folder, start, config.logging, flat(asdict(config))) if world.main else None
     box = BlackBox(run.folder, world.rank, start)
     progress = TrainingProgress(config, start, length)
     rounds = -(-len(val_samples) // world.size)
