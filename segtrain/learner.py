@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -22,6 +22,7 @@ from segtrain.errors import SegtrainError, UsageError
 from segtrain.inference import normalise
 from segtrain.losses import Loss
 from segtrain.models import Segmenter
+from segtrain.models.segmenter import compiled, sharded
 from segtrain.optim import build_optimizer, learning_rate
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -84,12 +85,10 @@ class Learner:
         options = config.trainer
         self.dtype = PRECISIONS[options.precision]
         self.sharded = options.parallel == "fsdp" and world.size > 1
-        self.model: nn.Module = network
+        self.model: Callable[..., Tensor] = network
         if config.model.norm.endswith("_sync") and world.size > 1:
             set_active_group(network, sync_group(options.sync_group, world))
         if self.sharded:
-            from segtrain.models.segmenter import sharded
-
             sharded(network)
         elif world.size > 1:
             # Running statistics are those of the first process; the others get them when they are used.
@@ -98,6 +97,8 @@ class Learner:
                 "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
             }
             self.model = DistributedDataParallel(network, gradient_as_bucket_view=True, **quiet)
+        elif options.compile:
+            self.model = compiled(network, config.model, device)
         self.optimizer = build_optimizer(network, config.optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
         self.average: AveragedModel | None = None
@@ -119,7 +120,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config.optimizer, self.config.schedule, step, share) * group["lr_factor"]
         before = [t.clone() for t in self.network.buffers()] if options.on_bad_step == "skip" else []
-        self.model.train()
+        self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         sums = []
         for part, batch in enumerate(batches):

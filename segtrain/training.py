@@ -35,6 +35,7 @@ from segtrain.log import RunLog, duration, memory, say
 from segtrain.losses import build_loss
 from segtrain.metrics import Scores
 from segtrain.models import Segmenter, from_config
+from segtrain.models.segmenter import not_compilable
 from segtrain.protocol import fingerprints, print_table, protocol, seen_in_training, summarised, table_lines
 from segtrain.protocol import write_result as write_evaluation
 from segtrain.run import REQUEUE, Interrupted, Interruption, Run, environment, flat
@@ -243,6 +244,8 @@ def device(config: TrainConfig, world: World) -> torch.device:
     on = resolve(config.device)
     if config.trainer.precision == "fp16" and on.type == "cpu":
         raise UsageError("trainer.precision=fp16 is for graphics cards; on the CPU choose bf16 or fp32")
+    if config.trainer.compile and (reason := not_compilable(config.model, on)):
+        raise UsageError(f"trainer.compile=true is not possible: {reason}")
     if on.type == "cuda":
         on = torch.device("cuda", world.local_rank)
         torch.backends.cudnn.benchmark = not config.trainer.deterministic

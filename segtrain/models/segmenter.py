@@ -2,15 +2,21 @@
 
 import difflib
 import inspect
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn import functional as F
 
 from segtrain.abn import ABN, recomputed_outputs, use_backend
+from segtrain.abn.sync import group_or_none
 from segtrain.config import ModelConfig
 from segtrain.errors import UsageError
 from segtrain.models.blocks import KEEP, NORMS, Norm, Stage
@@ -156,3 +162,54 @@ def from_config(config: ModelConfig, num_classes: int) -> Segmenter:
         backbone_options=config.backbone_options,
     )
     return model.to(memory_format=torch.channels_last)
+
+
+# ------------------------------------------------------------------------------------------ other ways to run it
+
+
+def not_compilable(options: ModelConfig, device: torch.device) -> str:
+    """'' if `compiled` can be had here, else the reason and what to do instead."""
+    if device.type != "cpu":
+        return f"it is tested on the CPU only, not on {device.type}: choose device=cpu, or trainer.compile=false"
+    if group_or_none(None) is not None:
+        return "it works in one process, because a graph cannot hold what layers and DDP exchange: start one"
+    if options.recompute != "none":
+        return f"torch.compile plans what backward computes again: model.recompute={options.recompute} must be none"
+    compiler = os.environ.get("CXX") or "g++"  # where torch looks
+    if shutil.which(compiler) is None:
+        return f"torch.compile found no C++ compiler {compiler!r} (Debian and Ubuntu: apt install g++; or set CXX)"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.exists():
+        return f"torch.compile needs {header} (Debian and Ubuntu: apt install python3-dev)"
+    return ""
+
+
+def compiled(model: Segmenter, options: ModelConfig, device: torch.device) -> Callable[..., Tensor]:
+    """`model` as one graph by torch.compile: called as the model, which keeps its state and its keys.
+
+    Numbers are the model's to rounding, dropout included, and In-Place ABN keeps as little for backward. The first
+    call of every mode, precision and shape compiles for about a minute and torch refuses the ninth: train by it, and
+    validate, on pictures of any size, by the model. Raises UsageError where it cannot work, before anything is built.
+    """
+    reason = not_compilable(options, device)
+    if reason:
+        raise UsageError(f"trainer.compile=true is not possible: {reason}")
+    # Random numbers of torch, so that a step draws what it draws without compilation.
+    return torch.compile(model, fullgraph=True, dynamic=False, options={"fallback_random": True})
+
+
+def sharded(model: Segmenter) -> None:
+    """Spreads parameters, gradients and optimizer state over all processes, in place, by FSDP2; a block at a time.
+
+    Before the optimizer is made. Running statistics stay whole. Calls and gradients are those of DDP: averages over
+    the processes, which must run forward and backward together.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(next(model.parameters()).device.type, (dist.get_world_size(),))
+    for stage in model.modules():
+        if isinstance(stage, Stage):
+            for block in stage:
+                fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
