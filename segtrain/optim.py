@@ -13,17 +13,16 @@ from segtrain.config import OptimizerConfig, ScheduleConfig, require
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """SGD or AdamW over all parameters. Every group has "lr_factor", what learning_rate() is multiplied by for it.
 
-    UsageError for a backbone factor where the model has no `body`, and for fused=true where torch has no such kernel.
+    UsageError for a backbone factor where the model has no `body`, and for fused=true where there is no such kernel.
     """
-    groups = parameter_groups(model, config)
-    build = OPTIMIZERS[config.name]
-    if config.fused is not None and not config.fused:
-        return build(groups, config, fused=False)
-    try:
-        return build(groups, config, fused=True)
-    except RuntimeError as error:  # torch's word that it has none for this device or dtype
-        require(config.fused is None, "optimizer.fused", config.fused, f"{error}; give null or false")
-        return build(parameter_groups(model, config), config, fused=False)
+    # Decided here: torch's SGD looks at its first parameter only, and not before its first step.
+    possible = all(p.is_floating_point() and p.device.type in FUSED_DEVICES for p in model.parameters())
+    require(
+        possible or config.fused is not True, "optimizer.fused", config.fused,
+        f"it needs floating-point parameters on {' or '.join(FUSED_DEVICES)}; give null or false",
+    )  # fmt: skip
+    fused = possible if config.fused is None else config.fused
+    return OPTIMIZERS[config.name](parameter_groups(model, config), config, fused)
 
 
 def sgd(groups: list[dict[str, Any]], config: OptimizerConfig, fused: bool) -> torch.optim.Optimizer:
@@ -34,6 +33,7 @@ def adamw(groups: list[dict[str, Any]], config: OptimizerConfig, fused: bool) ->
     return torch.optim.AdamW(groups, config.lr, (config.betas[0], config.betas[1]), fused=fused)
 
 
+FUSED_DEVICES = ("cuda", "cpu")
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": sgd, "adamw": adamw}
 
 

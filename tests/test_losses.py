@@ -540,7 +540,6 @@ def test_losses_that_cannot_be_built(config, groups, words):
 def test_groups_in_other_losses(config):
     """A pixel of a group is that of a network whose members are one class; so is the gradient, by the chain rule."""
     logits, target = drawn(C, (3, 4), (3, 4))
-    value, got = gradient(build_loss(config, C, [(1, 3)]).mean, logits, torch.where(target == 3, C, target) % 6)
 
     def merged(logits, target):
         either = logits[:, [1, 3]].logsumexp(1, keepdim=True)
@@ -554,6 +553,15 @@ def test_groups_in_other_losses(config):
     expected, want = gradient(merged, logits, renamed)
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
     assert off(got, want) < 1e-12
+
+
+@pytest.mark.parametrize("config", [LossConfig("max_pooling", 0.4, p=1.7), LossConfig("focal", gamma=0.5)])
+def test_a_group_of_all_classes_costs_nothing(config):
+    """Its probability may round to more than 1, and a power of what is less than 0 is NaN."""
+    logits = drawn(C, (20, 20), (20, 20), torch.float32)[0]
+    value, got = gradient(build_loss(config, C, [range(C)]).mean, logits, torch.full((2, 20, 20), C))
+    assert 0 <= value < 1e-3
+    assert got.isfinite().all()
 
 
 class Squares(Loss):

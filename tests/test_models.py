@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 
 from segtrain.abn import InPlaceABN
 from segtrain.errors import UsageError
-from segtrain.models import BACKBONES, build_model
+from segtrain.models import BACKBONES, Segmenter, build_model
+from segtrain.models.blocks import IdentityResidualBlock, Norm, ResidualBlock, stage
+from segtrain.models.deeplabv3 import DeepLabV3
 from tests.test_abn import kept_bytes
 
 
@@ -174,3 +177,34 @@ def test_initialisation_is_xavier_with_the_leaky_gain():
 def test_unknown_parts_are_named(options, words):
     with pytest.raises(UsageError, match=words):
         meta(**options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("norm", ["inplace_abn", "inplace_abn_sync", "abn", "batch_norm", "batch_norm_sync"])
+def test_training_under_autocast_follows_float32(norm, dtype):
+    """Activations in half, parameters and statistics in float32, and twenty steps to about the same loss."""
+    losses = {}
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    target = (x.mean(1) > 0).long()
+    for half in (False, True):
+        torch.manual_seed(0)
+        layers = Norm(norm)
+        body = stage(IdentityResidualBlock(3, (8, 8), layers), ResidualBlock(8, (8, 16), layers))
+        model = Segmenter(body, DeepLabV3(16, 8, layers, 8), 8, 2)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        scaler = torch.amp.GradScaler("cpu", enabled=half and dtype == torch.float16)
+        losses[half] = []
+        for _ in range(20):
+            with torch.autocast("cpu", dtype, enabled=half):
+                logits = model(x, upsample=False)
+            assert logits.dtype == (dtype if half else torch.float32)
+            loss = nn.functional.cross_entropy(logits.float(), target)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            losses[half].append(loss.item())
+        assert all(t.dtype == torch.float32 for t in model.state_dict().values() if t.is_floating_point())
+    assert losses[False][-1] < 0.7 * losses[False][0]
+    assert losses[True][0] == pytest.approx(losses[False][0], rel=0.03)
+    assert losses[True][-1] == pytest.approx(losses[False][-1], rel=0.25)

@@ -95,11 +95,13 @@ def test_options_reach_torch(name):
         assert torch.equal(one, parameter)
 
 
-def test_fused_where_there_is_no_kernel():
-    model = Net().to(torch.complex64)
-    assert not build_optimizer(model, OptimizerConfig()).param_groups[0]["fused"]
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_fused_where_there_is_no_kernel(name):
+    model = Net()
+    model.head = nn.Linear(2, 2, device="meta")
+    assert not build_optimizer(model, OptimizerConfig(name)).param_groups[0]["fused"]
     with pytest.raises(UsageError, match=r"optimizer.fused=True is not possible: .*; give null or false"):
-        build_optimizer(model, OptimizerConfig(fused=True))
+        build_optimizer(model, OptimizerConfig(name, fused=True))
 
 
 @pytest.mark.parametrize("decay", [True, False])
