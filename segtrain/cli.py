@@ -174,6 +174,14 @@ def run(arguments: list[str]) -> None:
     if arguments[0] == "--version":
         print(f"segtrain {__version__}")
         return
+    if arguments[0] in ("--completion", "--complete"):
+        from segtrain import completion
+
+        if arguments[0] == "--completion":
+            print(completion.script("".join(arguments[1:2])), end="")
+        else:
+            print("\n".join(completion.complete(arguments[1:], COMMANDS, PATH_OPTIONS)))
+        return
     verb = arguments[0]
     if verb not in COMMANDS:
         near = ALIASES.get(verb) or next(iter(difflib.get_close_matches(verb, COMMANDS, 1, 0.5)), None)

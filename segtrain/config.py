@@ -189,7 +189,9 @@ class ModelConfig:
     output_stride: int = option(8, "pixels per cell of the feature map: 8 | 16 | 32")
     norm: str = option("inplace_abn", "inplace_abn | inplace_abn_sync | abn | batch_norm | batch_norm_sync")
     norm_variant: str = option("one", "one | two: how In-Place ABN finds its gradients (paper, sections 3.2 and 3.3)")
-    scale: str = option("abs", "norm layers multiply with: abs, |weight| + eps as published | signed, the weight")
+    scale: str = option(
+        "abs", "abs | signed: norm layers multiply with |weight| + eps, as published, or with the weight"
+    )
     recompute: str = option(
         "none", "what backward computes again: none | norm | norm_proposed (the paper's checkpointing) | blocks"
     )
