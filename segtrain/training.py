@@ -1,7 +1,9 @@
 """Training: build, loop, validate, save."""
 
+import contextlib
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -26,12 +28,12 @@ from segtrain.data.sample import Sample
 from segtrain.data.sampling import class_index
 from segtrain.data.transforms import Augmentation
 from segtrain.device import describe_device, resolve
-from segtrain.distributed import World, joined
+from segtrain.distributed import PeerDied, World, joined
 from segtrain.errors import DataError, SegtrainError, UsageError
 from segtrain.evaluation import Trained, describe, position_prior, predictions, score
 from segtrain.files import write_atomically
 from segtrain.learner import Learner, Outcome, smallest_part
-from segtrain.log import RunLog, duration, memory, say
+from segtrain.log import Progress, RunLog, duration, memory, peak_memory, say
 from segtrain.losses import build_loss
 from segtrain.metrics import Scores
 from segtrain.models import Segmenter, from_config
@@ -205,7 +207,8 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
                     save(step)
                     raise stop(status, step)
                 break
-            outcome = learner.step(batch, max(divisor, 1.0), step, so_far)
+            with named(step, batch, world, box):
+                outcome = learner.step(batch, max(divisor, 1.0), step, so_far)
             run.step = done = step + 1
             due = done % options.validate_every == 0 or length.over(done)
             if due or done % options.save_every == 0 or done % config.logging.every == 0:
@@ -228,6 +231,7 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
             save(done)
             keeper.settle()
             result = validate(done)
+    progress.close()
     counted = result.pop("confusion")
     if world.main and log is not None:
         write_evaluation(run.folder, result, [], table, counted)
@@ -392,7 +396,9 @@ class TrainingProgress:
         self.norm = self.lr = 0.0
         self.busy = 0.0  # seconds of training so far, and the steps they took: the basis of the time left
         self.steps = 0
+        self.done = start
         self.starved = 0  # lines in a row with much waiting
+        self.bar = None if length.max_steps is None else Progress("training", length.max_steps, terminal_only=True)
         self.restart()
 
     def restart(self) -> None:
@@ -412,6 +418,13 @@ class TrainingProgress:
                 return
             self.since += 1
             yield batch
+            self.done += 1
+            if self.bar is not None:
+                self.bar.show(self.done)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
     def add(self, loss: float, norm: float, lr: float) -> None:
         self.losses.append(loss)
@@ -450,8 +463,8 @@ class TrainingProgress:
             "train/loss": mean, "train/lr": self.lr, "train/images_per_s": rate, "train/data_wait": wait,
             "train/gradient_norm": self.norm if math.isfinite(self.norm) else None,
         }  # fmt: skip
-        if torch.cuda.is_initialized():
-            scalars["train/memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        if (peak := peak_memory()) is not None:
+            scalars["train/memory_gb"] = peak / 1e9
         self.losses = []
         self.restart()
         return scalars
@@ -472,6 +485,27 @@ def worst(found: list[tuple[list[float], list[str]]]) -> str:
     return ", ".join(told) + (
         f" and {len(wrong) - 3} more" if len(wrong) > 3 and not math.isfinite(wrong[3][2]) else ""
     )
+
+
+@contextlib.contextmanager
+def named(step: int, batch: list[Batch], world: World, box: BlackBox) -> Iterator[None]:
+    """Whatever goes wrong inside is told with the step and the pictures of this process."""
+    try:
+        yield
+    except PeerDied:
+        raise
+    except Exception as error:
+        names = ", ".join(name for part in batch for name in part.names)
+        where = f"step {step + 1}, rank {world.rank}, pictures {names}"
+        box.crash(step, batch, f"{type(error).__name__}: {error}")
+        if isinstance(error, torch.OutOfMemoryError):
+            raise SegtrainError(
+                f"out of memory on the card at {where}. The same run goes on with trainer.accumulation={2 * len(batch)} "
+                "or on more cards; another one fits with model.recompute=blocks, trainer.precision=bf16 or a smaller "
+                "augmentation.crop_size"
+            ) from error
+        print(f"segtrain: at {where}:", file=sys.stderr, flush=True)
+        raise
 
 
 def diverged(text: str, config: TrainConfig) -> DataError:
