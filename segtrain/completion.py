@@ -101,7 +101,8 @@ def choices_of_group(group: str, before: list[str]) -> list[str]:
     found = set()
     for folder in (CONFIGS, *own):
         try:
-            found |= {name[:-5] for name in os.listdir(os.path.join(folder, group)) if name.endswith(".yaml")}  # noqa: PTH118, PTH208
+            names = os.listdir(os.path.join(str(folder), group))  # noqa: PTH118, PTH208
+            found |= {name[:-5] for name in names if name.endswith(".yaml")}
         except OSError:
             continue
     return sorted(found)

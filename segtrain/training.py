@@ -111,7 +111,8 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
         learner.load(state)
     run.step, run.max_steps = start, length.max_steps or 0
     introduce(config, run, network, samples, val_samples, table, on, world, start, length)
-    prior = position_prior(samples, table)
+    with world.main_first():
+        prior = position_prior(samples, table)
     workers = config.loader.count()
     share = Parts(options.batch_size, start, length.max_steps, world.rank, world.size, options.accumulation)
     batches = training_batches(data, share, workers, on.type == "cuda", config.loader.prefetch)
@@ -500,8 +501,8 @@ def named(step: int, batch: list[Batch], world: World, box: BlackBox) -> Iterato
         box.crash(step, batch, f"{type(error).__name__}: {error}")
         if isinstance(error, torch.OutOfMemoryError):
             raise SegtrainError(
-                f"out of memory on the card at {where}. The same run goes on with trainer.accumulation={2 * len(batch)} "
-                "or on more cards; another one fits with model.recompute=blocks, trainer.precision=bf16 or a smaller "
+                f"out of memory at {where}. The same run goes on with trainer.accumulation={2 * len(batch)} or on more "
+                "cards; another one fits with model.recompute=blocks, trainer.precision=bf16 or a smaller "
                 "augmentation.crop_size"
             ) from error
         print(f"segtrain: at {where}:", file=sys.stderr, flush=True)
