@@ -60,6 +60,9 @@ def train(config: TrainConfig) -> Path:
                 state = "stopped" if isinstance(error, Interrupted) else "failed"
                 run.tell(state, run.step, run.max_steps, str(error))
             raise
+        finally:
+            torch.use_deterministic_algorithms(False)
+            run.release()
 
 
 def train_share(config: TrainConfig, run: Run, world: World) -> Path:
@@ -247,8 +250,6 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
 def device(config: TrainConfig, world: World) -> torch.device:
     """Where this process computes, with what the options ask of it set up."""
     on = resolve(config.device)
-    if config.trainer.precision == "fp16" and on.type == "cpu":
-        raise UsageError("trainer.precision=fp16 is for graphics cards; on the CPU choose bf16 or fp32")
     if config.trainer.compile and (reason := not_compilable(config.model, on)):
         raise UsageError(f"trainer.compile=true is not possible: {reason}")
     if on.type == "cuda":
@@ -256,7 +257,7 @@ def device(config: TrainConfig, world: World) -> torch.device:
         torch.backends.cudnn.benchmark = not config.trainer.deterministic
     if config.trainer.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.trainer.deterministic)
+        torch.use_deterministic_algorithms(True)
     cards = torch.cuda.device_count() if on.type == "cuda" else 0
     if cards > 1 and world.size == 1:
         torchrun = f"torchrun --standalone --nproc-per-node={cards} -m segtrain train ..."
