@@ -104,7 +104,8 @@ PATH_OPTIONS = (
     "write_config",
 )
 # Where users name keys of their own.
-MAPPINGS = ("dataset.splits.", "dataset.parts.", "model.backbone_options.", "model.backbone_options=")
+MAPPINGS = ("dataset.splits.", "dataset.parts.", "model.backbone_options.", "model.backbone_options=",
+            "loss.options.", "loss.options=")  # fmt: skip
 
 
 @dataclass
