@@ -242,6 +242,7 @@ class Learner:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave, whatever the number of processes was. The shapes are known to fit."""
+        factors = [group["lr_factor"] for group in self.optimizer.param_groups]
         if self.sharded:
             from torch.distributed.checkpoint import state_dict as shared
 
@@ -253,6 +254,8 @@ class Learner:
         else:
             self.network.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+        for group, factor in zip(self.optimizer.param_groups, factors, strict=True):
+            group["lr_factor"] = factor  # which checkpoints of the first format do not have
         self.recent.extend(state.get("recent", []))
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
