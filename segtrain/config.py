@@ -487,7 +487,8 @@ class TrainerConfig:
             self.spike_factor == 0 or self.spike_factor > 1, "trainer.spike_factor", self.spike_factor,
             "give more than 1, or 0 for never",
         )  # fmt: skip
-        for key, on in (("ema_decay", self.ema_decay is not None), ("compile", self.compile)):
+        fp16 = self.precision == "fp16"
+        for key, on in (("ema_decay", self.ema_decay is not None), ("compile", self.compile), ("precision", fp16)):
             require(
                 not (on and self.parallel == "fsdp"), f"trainer.{key}", getattr(self, key),
                 "with trainer.parallel=fsdp it is not there; choose trainer.parallel=ddp",

@@ -97,6 +97,14 @@ class World:
                 self.pulse.raise_if_one_died(patience=5.0)
             raise PeerDied(f"lost the connection to the other processes of this run ({error})") from error
 
+    def raise_if_peer_died(self, error: Exception) -> None:
+        """PeerDied if that is why `error` came: gradients too go round, and their collectives fail like all others."""
+        if self.pulse is None or not isinstance(error, RuntimeError):
+            return
+        self.pulse.raise_if_one_died(patience=5.0)
+        if any(word in str(error) for word in ("Connection", "NCCL", "gloo", "remote process")):
+            raise PeerDied(f"lost the connection to the other processes of this run ({error})") from error
+
     def failed(self, error: BaseException) -> None:
         """Tell the others what this process dies of, if they do not know it or die of it too."""
         if self.pulse is None:

@@ -21,7 +21,7 @@ from segtrain.distributed import World
 from segtrain.errors import SegtrainError, UsageError
 from segtrain.inference import normalise
 from segtrain.losses import Loss
-from segtrain.models import Segmenter
+from segtrain.models import Segmenter, from_config
 from segtrain.models.segmenter import compiled, sharded
 from segtrain.optim import build_optimizer, learning_rate
 
@@ -213,6 +213,12 @@ class Learner:
         Every process then has the running statistics of the first, whose own these are.
         """
         used: Any = self.network if self.average is None else self.average.module
+        if self.sharded:  # whose every call is a collective, and pictures are not divided evenly
+            from torch.distributed.checkpoint import state_dict as shared
+
+            whole = shared.get_model_state_dict(self.network, options=shared.StateDictOptions(full_state_dict=True))
+            used = from_config(self.config.model, self.network.cls.out_channels).to(self.device)
+            used.load_state_dict(whole)
         if self.world.size > 1:
             from torch import distributed
 

@@ -137,6 +137,7 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
         keeper.settle()
         if world.main and status == REQUEUE:
             write_atomically(run.folder / "requeue", f"step {step}\n".encode())
+        world.add(0.0)  # a launcher ends all processes as soon as one has left
         return Interrupted(f"stopped; {run.last} holds step {step}, and the same command goes on from there", status)
 
     def judge(outcome: Outcome) -> None:
@@ -196,7 +197,13 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
 
     keeper = checkpoint.Keeper(run.folder, options.keep_last)
     done, outcome, result = start, None, None
-    with keeper.open(), Interruption() as interruption:
+    final: dict[str, float] | None = None
+    with contextlib.ExitStack() as stack:
+        if log is not None:
+            stack.callback(lambda: log.close(final))
+        stack.callback(progress.close)
+        stack.enter_context(keeper.open())
+        interruption = stack.enter_context(Interruption())
         if start > 0 and validated < start and (length.over(start) or start % options.validate_every == 0):
             result = validate(start)  # the run was stopped between this step and its validation
         for step, batch in enumerate(progress.waiting(batches), start):
@@ -212,7 +219,7 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
                     raise stop(status, step)
                 break
             with named(step, batch, world, box):
-                outcome = learner.step(batch, max(divisor, 1.0), step, so_far)
+                outcome = learner.step(batch, divisor or 1.0, step, so_far)
             run.step = done = step + 1
             due = done % options.validate_every == 0 or length.over(done)
             if due or done % options.save_every == 0 or done % config.logging.every == 0:
@@ -235,12 +242,11 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
             save(done)
             keeper.settle()
             result = validate(done)
-    progress.close()
-    counted = result.pop("confusion")
-    if world.main and log is not None:
-        write_evaluation(run.folder, result, [], table, counted)
-        finish(run, result, best, config, done, length)
-        log.close({"miou": result["miou"], "best_miou": best["miou"], "pixel_accuracy": result["pixel_accuracy"]})
+        counted = result.pop("confusion")
+        if world.main:
+            write_evaluation(run.folder, result, [], table, counted)
+            finish(run, result, best, config, done, length)
+            final = {"miou": result["miou"], "best_miou": best["miou"], "pixel_accuracy": result["pixel_accuracy"]}
     return run.folder
 
 
@@ -497,6 +503,7 @@ def named(step: int, batch: list[Batch], world: World, box: BlackBox) -> Iterato
     except PeerDied:
         raise
     except Exception as error:
+        world.raise_if_peer_died(error)
         names = ", ".join(name for part in batch for name in part.names)
         where = f"step {step + 1}, rank {world.rank}, pictures {names}"
         box.crash(step, batch, f"{type(error).__name__}: {error}")

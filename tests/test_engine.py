@@ -151,10 +151,10 @@ def batch(positions):
     )
 
 
-def three_steps(world, norm, batch_size, accumulation, prepare=lambda network: None):
+def three_steps(world, norm, batch_size, accumulation, prepare=lambda network: None, **trainer):
     """Losses and weights of three steps."""
     options = config.TrainConfig()
-    options.trainer = config.TrainerConfig(batch_size=batch_size, accumulation=accumulation, max_steps=3)
+    options.trainer = config.TrainerConfig(batch_size=batch_size, accumulation=accumulation, max_steps=3, **trainer)
     options.optimizer.lr = 0.05
     options.loss.hardest = 1.0
     options.loss.name = "cross_entropy"
@@ -193,6 +193,10 @@ def sync_of_7(rank, world):
     return three_steps(World(rank, world), "inplace_abn_sync", 7, 1, no_dropout)
 
 
+def groups_of_one(rank, world):
+    return three_steps(World(rank, world), "inplace_abn_sync", 8, 1, sync_group="1")
+
+
 def own_of_8(rank, world):
     return three_steps(World(rank, world), "inplace_abn", 8, 1)
 
@@ -208,8 +212,9 @@ def test_several_processes_are_one_to_float_tolerance(function, world, size, tmp
 def test_processes_and_accumulated_parts_are_the_same(tmp_path):
     """Statistics are those of a part, so that 2 processes equal one with 2 parts; dropout is the same too."""
     accumulated = three_steps(World(), "inplace_abn", 8, 2)
-    for found in processes.run(own_of_8, 2, tmp_path):
-        agree(accumulated, found, 1e-9)
+    for function in (own_of_8, groups_of_one):  # who is synchronised with nobody
+        for found in processes.run(function, 2, tmp_path):
+            agree(accumulated, found, 1e-9)
 
 
 def test_accumulation_equals_the_larger_batch_but_for_statistics():
@@ -470,6 +475,7 @@ def test_what_is_recorded_of_the_machine(segtrain, words):
         (["trainer.ema_decay=1"], ["trainer.ema_decay=1"]),
         (["trainer.parallel=tensor"], ["trainer.parallel=tensor", "ddp, fsdp"]),
         (["trainer.parallel=fsdp", "trainer.ema_decay=0.9"], ["trainer.ema_decay=0.9", "trainer.parallel=ddp"]),
+        (["trainer.parallel=fsdp", "trainer.precision=fp16"], ["trainer.precision=fp16"]),
         (["trainer.sync_group=some"], ["trainer.sync_group=some", "all, node"]),
         (["trainer.on_bad_step=cry"], ["stop, skip"]),
         (["trainer.spike_factor=0.5"], ["trainer.spike_factor=0.5"]),
@@ -580,6 +586,25 @@ def test_an_error_in_one_process_is_told_once(words, folder_data):
     assert "the batch of step " in told[0]
     assert "p2.png: label id 5" in told[0]
     assert told[0].startswith("segtrain: rank ")
+
+
+@pytest.mark.slow
+def test_sharded_weights_train_validate_and_go_on_unsharded(words):
+    """FSDP2 on two processes: the numbers of DDP, a whole checkpoint, three pictures validated on two processes."""
+    options = [*words, "model.norm=inplace_abn_sync", "trainer.max_steps=3", "trainer.batch_size=4"]
+    ended(launch(2, *options, "run=sharded", "trainer.parallel=fsdp"))
+    ended(launch(2, *options, "run=ddp"))
+    one, other = state("sharded/last.pt"), state("ddp/last.pt")
+    assert one["model"].keys() == other["model"].keys()
+    for key, value in one["model"].items():
+        torch.testing.assert_close(value, other["model"][key], rtol=1e-3, atol=1e-4)
+    assert [len(group["params"]) for group in one["optimizer"]["param_groups"]] == [
+        len(list(one["optimizer"]["state"]))
+    ]
+    ended(launch(1, *options, "run=sharded", "trainer.max_steps=4"))
+    assert state("sharded/last.pt")["step"] == 4
+    ended(launch(2, *options, "run=sharded", "trainer.parallel=fsdp", "trainer.max_steps=5"))
+    assert state("sharded/last.pt")["step"] == 5
 
 
 def test_loss_select_over_the_batch_is_refused_with_several(words, segtrain):
