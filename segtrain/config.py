@@ -169,13 +169,21 @@ DATASET_CONFIGS: dict[str, type[DatasetConfig]] = {
 
 @dataclass
 class ModelConfig:
-    backbone: str = option("resnet18", "resnet18 | 34 | 50 | 101, resnext50 | 101, wider_resnet38")
-    head: str = option("deeplabv3", "deeplabv3")
+    backbone: str = option(
+        "resnet18",
+        "resnet18 | 34 | 50 | 101, resnext50 | 101 | 152, wider_resnet38, densenet264; torchvision's resnext50_32x4d | "
+        "101_32x8d; wider_resnet38_pooled (ImageNet form)",
+    )
+    head: str = option("deeplabv3", "deeplabv3 | deeplabv3_torchvision | deeplabv3plus")
     head_channels: int = option(256, "channels of every branch of the head")
     pooling_size: list[int] | None = option(
         None, "[height,width] in pixels that the head pools in eval mode; null: the whole picture"
     )
     output_stride: int = option(8, "pixels per cell of the feature map: 8 | 16 | 32")
+    first_dilation: str = option(
+        "own", "first block of a resnet's module that dilates: own | previous, as the module before (torchvision)"
+    )
+    dropout: str = option("channel", "what the dropout of wider_resnet38 drops: channel | element")
     norm: str = option("inplace_abn", "inplace_abn | inplace_abn_sync | abn | batch_norm | batch_norm_sync")
     norm_variant: str = option("one", "one | two: how In-Place ABN finds its gradients (paper, sections 3.2 and 3.3)")
     scale: str = option("abs", "norm layers multiply with: abs, |weight| + eps as published | signed, the weight")
@@ -197,6 +205,7 @@ class ModelConfig:
         for key, known in (
             ("norm_variant", ("one", "two")), ("scale", ("abs", "signed")),
             ("recompute", ("none", "norm", "norm_proposed", "blocks")), ("backend", ("auto", "cupy", "native", "aten")),
+            ("first_dilation", ("own", "previous")), ("dropout", ("channel", "element")),
         ):  # fmt: skip
             require(getattr(self, key) in known, f"model.{key}", getattr(self, key), f"choose {', '.join(known)}")
         require(
