@@ -31,10 +31,11 @@ from segtrain.inference import normalise
 from segtrain.log import RunLog, duration, memory, process_count, say
 from segtrain.losses import upsampled_cross_entropy
 from segtrain.metrics import Scores
-from segtrain.models import Segmenter, from_config
+from segtrain.models import from_config
 from segtrain.optim import build_optimizer, poly
 from segtrain.protocol import fingerprints, print_table, protocol, seen_in_training, summarised, write_result
 from segtrain.run import Interruption, Run
+from segtrain.weights import load_weights
 
 
 def train(config: TrainConfig) -> Path:
@@ -61,7 +62,8 @@ def train(config: TrainConfig) -> Path:
     torch.manual_seed(config.trainer.seed)
     model = from_config(config.model, table.num_classes).to(on)
     if config.model.weights != "none" and state is None:
-        start_from(Path(config.model.weights), model, table)
+        options = config.model
+        say(str(load_weights(Path(options.weights), model, table, options.weights_match, options.weights_taxonomy)))
     optimizer = build_optimizer(model, config.optimizer)
     start, validated, best = 0, 0, {"miou": -1.0, "step": 0}
     if state is not None:
@@ -139,17 +141,6 @@ def train(config: TrainConfig) -> Path:
     say(f"pictures      {run.pictures}")
     say(f"TensorBoard   tensorboard --logdir {run.folder}")
     return run.folder
-
-
-def start_from(path: Path, model: Segmenter, table: LabelTable) -> None:
-    """The weights of an earlier run of the same network with the same classes."""
-    content = checkpoint.load(path)
-    if content["classes"]["names"] != table.names:
-        raise UsageError(
-            f"model.weights={path} knows {len(content['classes']['names'])} classes, this data has {table.num_classes} "
-            "others: train it on the same classes (dataset=mixture tells one data set in another's)"
-        )
-    checkpoint.load_weights(model, content["model"], path)
 
 
 def training_data(config: TrainConfig, mixture: Mixture, table: LabelTable) -> TrainingData:
