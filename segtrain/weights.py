@@ -253,6 +253,18 @@ class Source:
         return f"{named}{FORMS[self.form].title}"
 
 
+def existing(path: Path) -> Path:
+    """The path of a weights file; UsageError if it is not there, saying where a published one is to be had."""
+    if path.is_file():
+        return path
+    known = known_by_name(path)
+    how = f"\nIt is a published file, to be downloaded by hand:\n{describe_known(known)}" if known else ""
+    raise UsageError(
+        f"no weights file {path}: give one, or model.weights=none to begin with random weights.{how}"
+        + ("" if known else " `segtrain weights` lists the published ones.")
+    )
+
+
 def read(path: Path) -> Source:
     """Read a file of weights, on the CPU; never runs code from it.
 
@@ -260,13 +272,7 @@ def read(path: Path) -> Source:
     `model`; body, head and cls apart or together; with `module.` before all names; with a level `.bn.` or `.0.` more
     at norms. UsageError if it is not there, DataError if it is damaged, holds objects, or has names of no known form.
     """
-    if not path.is_file():
-        known = known_by_name(path)
-        how = f"\nIt is a known file, to be downloaded by hand:\n{describe_known(known)}" if known else ""
-        raise UsageError(
-            f"no weights file {path}: give one, or model.weights=none to begin with random weights.{how}"
-            + ("" if known else " `segtrain weights` lists the published ones.")
-        )
+    existing(path)
     known = known_by_hash(*hashes(path))
     if path.suffix == ".safetensors":
         content, settings = read_safetensors(path)
@@ -647,6 +653,12 @@ def refuse_negative(weights: Mapping[str, ABN], found: Mapping[str, Tensor], sca
 def note_changes(report: Report, model: Network) -> None:
     """What the file's norms and activations become here, and how much that changes the outputs."""
     source = report.source
+    namesake = known_by_name(source.path)
+    if source.known is None and namesake is not None and (namesake["md5"] or namesake.get("sha256")):
+        report.notes.append(f"it has the name of the published {namesake['name']} but not its hash")
+    mean, std = ((source.known or source.model).get(key) for key in ("mean", "std"))
+    if mean and std:
+        report.notes.append(f"it was trained on pictures normalised by model.mean={mean} model.std={std}")
     layers = [layer for layer in norm_layers(model).values() if layer.activation != "identity"]
     here, slope = layers[0].activation, layers[0].activation_param
     kind = scale_kind(layers[0])
