@@ -552,7 +552,13 @@ class ConvertConfig(CommandConfig):
         "names: segtrain (= official) | torchvision | torchvision_deeplabv3 | nvidia_deeplabv3plus | run: a checkpoint",
     )
 
+    input_scale: str | None = option(
+        None, "what norm layers of the input multiply with, where it does not say: abs, |weight| + eps | signed, weight"
+    )
+
     def check(self) -> "CommandConfig":
+        scales = (None, "abs", "signed")
+        require(self.input_scale in scales, "input_scale", self.input_scale, "choose abs or signed")
         forms = ("segtrain", "torchvision", "torchvision_deeplabv3", "nvidia_deeplabv3plus", "run")
         require(self.form in forms, "form", self.form, f"choose {', '.join(forms)}")
         for key in ("input", "output"):

@@ -86,11 +86,12 @@ class Form(NamedTuple):
 
 
 NO_CLASSES = "classes of whole pictures"
-FORMS = {  # the first whose mark is there: NVIDIA's has that of the official one too
+BARE_SUM = "the head reads the sum before this norm"
+FORMS = {  # the first whose mark is there: NVIDIA's have that of the official one too
     "segmenter": Form(
         "segmentation network (body, head, cls)", "body.mod1.conv1.weight",
         (row(r"((?:body|head|cls)\..*)", "{}"),), "leaky_relu", "abs",
-        ((r"body\.bn_out\.", "the head reads the sum before this norm"),),
+        ((r"body\.bn_out\.", BARE_SUM),),
     ),
     "torchvision": Form(
         "ImageNet classifier, torchvision's or timm's names", "layer1.0.conv1.weight",
@@ -134,10 +135,18 @@ FORMS = {  # the first whose mark is there: NVIDIA's has that of the official on
         ),
         "relu", "signed",
     ),
+    "nvidia": Form(
+        "ImageNet classifier, NVIDIA's names", "mod2.block1.bn1.0.weight",
+        (
+            row(rf"body\.(.*\bbn\d|bn_out)\.{LEAVES}", "{}.0.{}"), row(r"body\.(.*)", "{}"),
+            row(r"(classifier\.fc\..*)", "{}"),
+        ),
+        "relu", "signed", ((r"classifier\.fc\.", NO_CLASSES), (r"bn_out\.", BARE_SUM)),
+    ),
     "official": Form(
         "ImageNet classifier, official names", "mod1.conv1.weight",
         (row(r"body\.(.*)", "{}"), row(r"(classifier\.fc\..*)", "{}")), "leaky_relu", "abs",
-        ((r"classifier\.fc\.", NO_CLASSES), (r"bn_out\.", "the head reads the sum before this norm")),
+        ((r"classifier\.fc\.", NO_CLASSES), (r"bn_out\.", BARE_SUM)),
     ),
 }  # fmt: skip
 
@@ -246,11 +255,19 @@ class Source:
     classes: LabelTable | None
     provenance: dict[str, Any]
     model: dict[str, Any] = field(default_factory=dict)  # options of the network, where the file holds them
+    told: bool = False  # the file itself says what its norm layers are
 
     @property
     def title(self) -> str:
         named = f"{self.known['name']}, " if self.known else ""
         return f"{named}{FORMS[self.form].title}"
+
+    def scale_is_assumed(self) -> bool:
+        """Whether nothing says that weights of norm layers are |weight| + eps, and it would make a difference."""
+        if self.known or self.told or self.scale != "abs":
+            return False
+        norms = (key.replace("running_var", "weight") for key in self.tensors if key.endswith(".running_var"))
+        return any(key in self.tensors and bool((self.tensors[key] < 0).any()) for key in norms)
 
 
 def existing(path: Path) -> Path:
@@ -269,8 +286,8 @@ def read(path: Path) -> Source:
     """Read a file of weights, on the CPU; never runs code from it.
 
     A checkpoint of a run, a safetensors file, or what torch.save wrote: a state_dict alone, or under `state_dict` or
-    `model`; body, head and cls apart or together; with `module.` before all names; with a level `.bn.` or `.0.` more
-    at norms. UsageError if it is not there, DataError if it is damaged, holds objects, or has names of no known form.
+    `model`; body, head and cls apart or together; with `module.` before all names; with a level `.bn.` more at norms.
+    UsageError if it is not there, DataError if it is damaged, holds objects, or has names of no known form.
     """
     existing(path)
     known = known_by_hash(*hashes(path))
@@ -294,6 +311,7 @@ def read(path: Path) -> Source:
         classes=labels if isinstance(labels, LabelTable) or labels is None else LabelTable.from_dict(labels),
         provenance=settings.get("provenance") or own_provenance(path, known),
         model=settings.get("model", {}),
+        told="scale" in settings,
     )
 
 
@@ -317,7 +335,7 @@ def read_torch(path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors, and the settings that `write_safetensors` put beside them."""
+    """The tensors, and the settings that `write` put beside them."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -354,10 +372,8 @@ def clean(content: Mapping[str, Any]) -> dict[str, Tensor]:
             flat |= {f"{key}.{name}": tensor for name, tensor in clean(value).items()}
     if flat and all(key.startswith("module.") for key in flat):
         flat = {key.removeprefix("module."): value for key, value in flat.items()}
-    # Norms of the first release were wrapped (bn1.bn.weight), NVIDIA's are sequences (bn1.0.weight); of the latter
-    # DeepLabV3+ files are a form of their own.
-    level = r"bn" if "aspp.features.0.0.weight" in flat else r"(?:bn|0)"
-    return {re.sub(rf"((?:^|\.)\w*bn\w*)\.{level}\.{LEAVES}$", r"\1.\2", key): value for key, value in flat.items()}
+    # Norms of the first release were wrapped: bn1.bn.weight.
+    return {re.sub(rf"((?:^|\.)\w*bn\w*)\.bn\.{LEAVES}$", r"\1.\2", key): value for key, value in flat.items()}
 
 
 def form_of(tensors: Mapping[str, Tensor], path: Path) -> str:
@@ -659,6 +675,11 @@ def note_changes(report: Report, model: Network) -> None:
     mean, std = ((source.known or source.model).get(key) for key in ("mean", "std"))
     if mean and std:
         report.notes.append(f"it was trained on pictures normalised by model.mean={mean} model.std={std}")
+    if source.scale_is_assumed():
+        report.notes.append(
+            "some of its norms' weights are negative, and it does not say what they are: taken as In-Place ABN's, "
+            "|weight| + eps; if they are BatchNorm's, `segtrain convert input_scale=signed` says so"
+        )
     layers = [layer for layer in norm_layers(model).values() if layer.activation != "identity"]
     here, slope = layers[0].activation, layers[0].activation_param
     kind = scale_kind(layers[0])
@@ -824,6 +845,7 @@ def weights(config: WeightsConfig) -> None:
 def convert(config: ConvertConfig) -> Path:
     """`segtrain convert`: the same weights under other names or in another container. Returns the file written."""
     source = read(Path(str(config.input)))
+    source.scale = config.input_scale or source.scale
     path = Path(str(config.output))
     if config.form == "run":
         write_run(source, path)
@@ -855,8 +877,9 @@ def ours(source: Source) -> dict[str, Tensor]:
         }
     options = options_of(source)
     with torch.device("meta"):
-        if source.form == "torchvision":
-            model: Network = build_classifier(options.backbone, len(source.tensors["fc.weight"]))
+        if source.form in ("torchvision", "nvidia"):
+            (fc,) = place(form, "classifier.fc.weight").names  # type: ignore[union-attr]
+            model: Network = build_classifier(options.backbone, len(source.tensors[fc]))
         else:
             count = len(place(form, "cls.weight").take(source.tensors))  # type: ignore[union-attr]
             model = build_model(options.backbone, options.head, count, head_channels=options.head_channels)
@@ -875,7 +898,10 @@ def shown(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def options_of(source: Source) -> ModelConfig:
     """The network that the file's tensors are of, with BatchNorm where the file's is one; UsageError if not known."""
     if source.model:
-        return ModelConfig(**source.model)
+        try:
+            return ModelConfig(**source.model)
+        except TypeError as error:
+            raise DataError(f"{source.path}: its network has options that this version has not: {error}") from error
     backbone = identify(source)
     if backbone is None:
         raise UsageError(f"{source.path}: by its {len(source.tensors)} tensors it is of no backbone of this package")
@@ -923,7 +949,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
 
 def write_run(source: Source, path: Path) -> None:
     """A checkpoint that evaluate, predict and train take."""
-    if source.form in ("official", "torchvision"):
+    if source.form in ("official", "nvidia", "torchvision"):
         raise UsageError(f"form=run is not possible: {source.title} tells whole pictures apart, a run's network pixels")
     if source.classes is None:
         raise UsageError(f"form=run is not possible: what the classes of {source.path} are is not known")

@@ -1,5 +1,6 @@
 """Weights of others: the same outputs as the networks they come from, and nothing taken or left in silence."""
 
+import functools
 import hashlib
 import json
 import re
@@ -29,6 +30,12 @@ RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "
 def meta(build, *arguments, **options):
     with torch.device("meta"):
         return build(*arguments, **options)
+
+
+@functools.cache
+def shapes(backbone):
+    """A classifier of shapes only; not to be changed."""
+    return meta(build_classifier, backbone)
 
 
 def picture(*size):
@@ -61,9 +68,11 @@ def cityscapes():
 # ------------------------------------------------------------------------------------------------ torchvision, timm
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
-@pytest.mark.parametrize("library", ["torchvision", "timm"])
-def test_classifiers_give_the_same_logits(tmp_path, name, library):
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [("torchvision", "resnet18"), ("torchvision", "resnext50_32x4d"), ("timm", "resnet50")],
+)
+def test_classifiers_give_the_same_logits(tmp_path, library, name):
     theirs = getattr(torchvision.models, name)() if library == "torchvision" else timm.create_model(name)
     theirs = lived_in(theirs).float().eval()
     ours = build_classifier(name, **PLAIN)
@@ -78,7 +87,7 @@ def test_classifiers_give_the_same_logits(tmp_path, name, library):
 @pytest.mark.parametrize("build", [lambda name: getattr(torchvision.models, name)(), timm.create_model])
 def test_every_name_and_shape_has_its_place(name, build):
     theirs = {k: t.shape for k, t in meta(build, name).state_dict().items() if "num_batches" not in k}
-    ours = meta(build_classifier, name)
+    ours = shapes(name)
     places = {}
     for key, tensor in module.canonical(ours).items():
         (found,) = place(FORMS["torchvision"], key).names
@@ -168,7 +177,7 @@ def sequence(key):
     return re.sub(rf"(\w*bn\w*)\.{module.LEAVES}$", r"\1.0.\2", key)
 
 
-@pytest.mark.parametrize("renamed", [lambda key: key, old, sequence])
+@pytest.mark.parametrize("renamed", [lambda key: key, old])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_every_naming_of_the_imagenet_files(tmp_path, renamed, prefix):
     torch.manual_seed(0)
@@ -202,10 +211,33 @@ def test_every_naming_of_the_imagenet_files(tmp_path, renamed, prefix):
 
 def test_old_names_of_every_backbone_become_the_new_ones():
     for backbone in BACKBONES:
-        keys = list(meta(build_classifier, backbone).state_dict())
+        keys = list(shapes(backbone).state_dict())
         one = torch.zeros(1)
-        for renamed in (old, sequence):
-            assert list(module.clean({f"module.{renamed(key)}": one for key in keys})) == keys
+        assert list(module.clean({f"module.{old(key)}": one for key in keys})) == keys
+
+
+def test_nvidias_imagenet_file_is_batch_norms(tmp_path):
+    ours = meta(build_classifier, "wider_resnet38_pooled", **PLAIN)
+    state = {f"module.{sequence(key)}": tensor for key, tensor in hollow(ours).items()}
+    report = load_weights(saved(tmp_path / "x.pth.tar", {"state_dict": state}), ours)
+    assert (report.source.form, report.source.scale, report.source.activation) == ("nvidia", "signed", "relu")
+    assert (report.ratio, report.matched, report.notes) == (1, 193, [])
+    plus = load_weights(tmp_path / "x.pth.tar", meta(build_model, "wider_resnet38", "deeplabv3plus", **PLAIN))
+    assert (plus.ratio, plus.matched) == (1, 187)
+
+
+def test_what_norms_are_is_assumed_aloud_and_can_be_said(segtrain, tmp_path):
+    theirs = network(norm="batch_norm").eval()
+    for layer in module.norm_layers(theirs).values():
+        nn.init.uniform_(layer.weight, -1, 1)
+    path = saved(tmp_path / "x.pth", theirs.state_dict())
+    assert "taken as In-Place ABN's" in str(load_weights(path, network()))
+    assert segtrain("convert", "input=x.pth", "output=y.safetensors", "input_scale=signed").status == 0
+    ours = network(norm="batch_norm").eval()
+    report = load_weights(tmp_path / "y.safetensors", ours)
+    assert not report.notes
+    with torch.no_grad():
+        assert torch.equal(ours(picture()), theirs(picture()))
 
 
 def test_the_vistas_file_matches_whole(tmp_path):
@@ -225,9 +257,9 @@ def test_the_vistas_file_matches_whole(tmp_path):
 
 
 def test_imagenet_weights_of_wider_resnet38_go_into_both_forms(tmp_path):
-    path = saved(tmp_path / "x.pth.tar", {"state_dict": hollow(meta(build_classifier, "wider_resnet38_pooled"))})
+    path = saved(tmp_path / "x.pth.tar", {"state_dict": hollow(shapes("wider_resnet38_pooled"))})
     assert load_weights(path, meta(build_model, "wider_resnet38")).matched == 191
-    assert load_weights(path, meta(build_classifier, "wider_resnet38_pooled")).matched == 193
+    assert load_weights(path, shapes("wider_resnet38_pooled")).matched == 193
     plus = load_weights(path, meta(build_model, "wider_resnet38", "deeplabv3plus"))
     assert plus.matched == 187
     assert plus.explained == {"classes of whole pictures": 2, "the head reads the sum before this norm": 4}
@@ -359,9 +391,9 @@ def test_a_part_is_taken_only_when_asked_for(tmp_path):
 def test_backbones_are_known_by_their_numbers():
     found = {}
     for backbone in BACKBONES:
-        body = meta(build_model, backbone, output_stride=32).body
-        parameters = sum(p.numel() for p in body.parameters())
-        found.setdefault((parameters, len([k for k in body.state_dict() if "num_batches" not in k])), backbone)
+        body = {k: t for k, t in module.canonical(shapes(backbone)).items() if k.startswith("body.")}
+        parameters = sum(t.numel() for k, t in body.items() if "running" not in k)
+        found.setdefault((parameters, len(body)), backbone)
     assert found == BODIES
 
 
@@ -494,9 +526,7 @@ def test_listing_and_verifying(segtrain, tmp_path, monkeypatch):
     for known in known_files():
         assert known["name"] in answer.out
     assert "53.42" in answer.out and "CC BY-NC-SA 4.0" in answer.out
-    path = saved(
-        tmp_path / "resnext101_ipabn_lr_512.pth.tar", {"state_dict": hollow(meta(build_classifier, "resnext101"))}
-    )
+    path = saved(tmp_path / "resnext101_ipabn_lr_512.pth.tar", {"state_dict": hollow(shapes("resnext101"))})
     answer = segtrain("weights", f"verify={path}")
     assert answer.status == 1
     assert "has the name of a published file but not its content" in answer.err
@@ -533,7 +563,7 @@ def test_how_the_vistas_model_saw_its_pictures_is_told(tmp_path, monkeypatch):
 
 
 def test_provenance_is_inherited(tmp_path, monkeypatch):
-    path = saved(tmp_path / "x.pth", hollow(meta(build_classifier, "resnet50")))
+    path = saved(tmp_path / "x.pth", hollow(shapes("resnet50")))
     known = next(one for one in known_files() if one["name"] == "resnet50_ipabn-sync_lr_512")
     monkeypatch.setitem(known, "md5", hashlib.md5(path.read_bytes()).hexdigest())
     first = load_weights(path, meta(build_model, "resnet50"))
