@@ -227,13 +227,13 @@ def hashes(path: Path) -> tuple[str, str]:
 
 def describe_known(known: Mapping[str, Any]) -> str:
     """The row of a known file, for a message."""
-    hashed = known["md5"] or (f"sha256 {known['sha256']}..." if known.get("sha256") else "not published")
+    hashed = f"md5 {known['md5']}" if known["md5"] else f"sha256 {known.get('sha256', 'not published')}"
     old = f" (first release {known['md5_old']})" if known["md5_old"] else ""
     head = f" + {known['head']}" if known.get("head") else ""
     return (
         f"{known['name']}: {known['backbone']}{head}, {known['classes']} classes, {known['activation']}\n"
         f"  file       {known['file']}\n  page       {known['page']}\n  link       {known['link']}\n"
-        f"  md5        {hashed}{old}\n  published  {known['published']}\n  licence    {known['licence']}"
+        f"  hash       {hashed}{old}\n  published  {known['published']}\n  licence    {known['licence']}"
     )
 
 
@@ -294,8 +294,10 @@ def read(path: Path) -> Source:
     if path.suffix == ".safetensors":
         content, settings = read_safetensors(path)
     else:
-        content = read_torch(path)
-        settings = run_settings(content) if content.get("kind") == checkpoint.KIND else {}
+        content, settings = read_torch(path), {}
+        if content.get("kind") == checkpoint.KIND:
+            settings = run_settings(content)
+            content = content.get("ema") or content["model"]  # the averaged weights, where the run kept them
     tensors = clean(content)
     form = form_of(tensors, path)
     published = known or {}
@@ -321,6 +323,10 @@ def read_torch(path: Path) -> dict[str, Any]:
     harmless: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     harmless += [np.dtype, type(np.dtype("float64")), type(np.dtype("float32")), type(np.dtype("int64"))]
     try:
+        if zipfile.is_zipfile(path):  # torch itself does not look at the sums that it writes
+            with zipfile.ZipFile(path) as archive:
+                if (wrong := archive.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"{wrong} is not what was written")
         with torch.serialization.safe_globals(harmless):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -429,6 +429,29 @@ def test_damaged_files(tmp_path, name):
         read(path)
 
 
+def test_a_changed_byte_is_noticed(tmp_path):
+    path = saved(tmp_path / "x.pth", network().state_dict())
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="is not what was written"):
+        read(path)
+
+
+def test_averaged_weights_of_a_run_are_preferred(tmp_path, cityscapes):
+    state = network().state_dict()
+    content = {
+        "config": {"model": {"norm": "abn", "activation": "leaky_relu", "negative_slope": 0.1},
+                   "dataset": {"name": "kitti"}},
+        "classes": cityscapes.as_dict(), "model": state, "ema": {key: 0 * t for key, t in state.items()},
+    }  # fmt: skip
+    checkpoint.save(tmp_path / "last.pt", content)
+    source = read(tmp_path / "last.pt")
+    assert not any(tensor.any() for tensor in source.tensors.values())
+    assert (source.scale, source.negative_slope, source.classes.names) == ("abs", 0.1, cityscapes.names)
+    assert source.provenance["noncommercial"] == ["data kitti (CC BY-NC-SA 3.0)"]
+
+
 def test_a_known_file_that_is_missing_is_described():
     with pytest.raises(UsageError) as error:
         read(module.Path("weights/wide_resnet38_ipabn_lr_256.pth.tar"))
