@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from segtrain import abn
 from segtrain.abn import ABN, BatchNormAct, InPlaceABN, RecomputedABN, recomputed_outputs
 from segtrain.abn.benchmark import Clock, Standard, layer_table, medians
-from segtrain.losses import upsampled_cross_entropy
+from segtrain.losses import CrossEntropy
 from segtrain.memory import SAVINGS, Allocations, training_step_bytes
 from segtrain.models.blocks import Norm
 from segtrain.models.deeplabv3 import DeepLabV3
@@ -135,7 +135,7 @@ def train_step(
 ) -> None:
     optimizer.zero_grad(set_to_none=True)
     if our_loss:
-        loss = upsampled_cross_entropy(model(images, upsample=False), target)
+        loss = CrossEntropy().mean(model(images, upsample=False), target)
     else:
         loss = nn.functional.cross_entropy(model(images), target, ignore_index=255)
     loss.backward()

@@ -1,9 +1,12 @@
 #!/usr/bin/env python
-"""The loss from logits at stride 8: segtrain's, strip by strip, over torch's upsampling and cross-entropy.
+"""A loss from logits at stride 8: segtrain's, strip by strip, over torch's upsampling and cross-entropy.
 
-    python scripts/bench_loss.py [--classes 19] [--batch 2] [--size 768] [--hardest 0.25] [--rounds 10] [--device cuda]
+    python scripts/bench_loss.py [--loss bootstrapped] [--hardest 0.25] [--classes 19] [--batch 2] [--size 768]
+                                 [--rounds 10] [--device cuda]
 
-Time: medians of forward + backward, taken in turns. Peak: bytes of the tensors alive at once, beyond logits and target.
+Loss: cross_entropy or bootstrapped, over the same in torch's words; or max_pooling, focal, dice, lovasz, over plain
+cross-entropy, whose gradients differ then. Time: medians of forward + backward, taken in turns. Peak: bytes of the
+tensors alive at once, beyond logits and target.
 """
 
 import argparse
@@ -15,11 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segtrain.abn.benchmark import Clock, medians
-from segtrain.losses import upsampled_cross_entropy
+from segtrain.config import LossConfig
+from segtrain.losses import build_loss
 from segtrain.memory import Allocations
 
 
-def plain(logits: Tensor, target: Tensor, hardest: float = 1.0) -> Tensor:
+def plain(logits: Tensor, target: Tensor, hardest: float) -> Tensor:
     every = F.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)
     if hardest == 1:
         return F.cross_entropy(every, target, ignore_index=255)
@@ -28,15 +32,16 @@ def plain(logits: Tensor, target: Tensor, hardest: float = 1.0) -> Tensor:
     return sum(row.topk(share).values.sum() for row, share in zip(losses, shares, strict=True)) / sum(shares)
 
 
-def run(loss, logits: Tensor, target: Tensor, hardest: float) -> tuple[float]:
+def run(loss, logits: Tensor, target: Tensor) -> tuple[float]:
     logits.grad = None
     with Clock(logits.device.type) as clock:
-        loss(logits, target, hardest).backward()
+        loss(logits, target).backward()
     return (clock.seconds,)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--loss", default="cross_entropy")
     parser.add_argument("--classes", type=int, nargs="+", default=[19, 171])
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--size", type=int, default=768)
@@ -44,26 +49,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
+    config = LossConfig(options.loss, options.hardest, p=1.7 if options.loss == "max_pooling" else 1.0)
+    config.check()
+    hardest = options.hardest if options.loss == "bootstrapped" else 1.0
     for classes in options.classes:
         torch.manual_seed(0)
         shape = options.batch, classes, options.size // 8, options.size // 8
         logits = torch.randn(shape, device=options.device).requires_grad_()
         target = torch.randint(0, classes, (options.batch, options.size, options.size), device=options.device)
         target[:, : options.size // 8] = 255
-        losses = {"plain": plain, "segtrain": upsampled_cross_entropy}
-        times = medians(
-            {name: partial(run, f, logits, target, options.hardest) for name, f in losses.items()}, options.rounds
-        )
+        losses = {"plain": partial(plain, hardest=hardest), "segtrain": build_loss(config, classes).mean}
+        times = medians({name: partial(run, f, logits, target) for name, f in losses.items()}, options.rounds)
         peaks, gradients = {}, {}
         for name, f in losses.items():
             logits.grad = None
             with Allocations() as allocations:
-                f(logits, target, options.hardest).backward()
+                f(logits, target).backward()
             peaks[name], gradients[name] = allocations.peak, logits.grad.double()
         off = (gradients["segtrain"] - gradients["plain"]).norm() / gradients["plain"].norm()
         ratio, smaller = times["segtrain"][0] / times["plain"][0], peaks["segtrain"] / peaks["plain"]
         print(
-            f"{classes} classes, {options.batch} x {options.size}^2, hardest {options.hardest:g}: "
+            f"{options.loss}, {classes} classes, {options.batch} x {options.size}^2, hardest {options.hardest:g}: "
             f"plain {times['plain'][0]:.3f} s, {peaks['plain'] / 2**20:.0f} MiB | segtrain time {ratio:.2f}, peak "
             f"{smaller:.2f} ({peaks['segtrain'] / 2**20:.0f} MiB), gradients differ by {off:.1e}"
         )

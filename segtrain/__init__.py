@@ -10,9 +10,18 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 __version__ = "0.1.0"
 
 
+# What Python users call -> where it is.
+PLACES = {
+    "compose": "segtrain.cli:training_config",
+    "train": "segtrain.training:train",
+    "evaluate": "segtrain.evaluation:evaluate",
+    "load": "segtrain.evaluation:load",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """train, evaluate and load, imported when they are first used: torch takes seconds."""
-    places = {"train": "segtrain.training", "evaluate": "segtrain.evaluation", "load": "segtrain.evaluation"}
-    if name not in places:
+    """Imported when first used: torch takes seconds."""
+    if name not in PLACES:
         raise AttributeError(f"module 'segtrain' has no attribute {name!r}")
-    return getattr(importlib.import_module(places[name]), name)
+    module, function = PLACES[name].split(":")
+    return getattr(importlib.import_module(module), function)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from segtrain import __version__, config
+from segtrain import __version__, config, plugins
 from segtrain.errors import SegtrainError, UsageError
 from segtrain.help import CONFIGS, GROUP_FOLDERS, Command, known_options, overview, usage
 
@@ -38,6 +38,25 @@ COMMANDS = {
         ("segtrain train experiment=toy",
          "segtrain train model=resnext50 dataset=cityscapes dataset.root=/data/cityscapes",
          "segtrain train experiment=toy optimizer.lr=0.02 name=higher_rate"),
+    ),
+    "replay": Command(
+        "train", "rebuild the batch of any step of a run, and draw it", config.ReplayConfig,
+        "segtrain.replay:replay", "run",
+        ("segtrain replay runs/toy step=18",
+         "segtrain replay run=runs/toy step=18 output=looked_at",
+         "segtrain replay run=runs/cityscapes_resnext101 step=18204 root=/data/cityscapes"),
+    ),
+    "verify-resume": Command(
+        "train", "prove that a killed run of your configuration goes on exactly", config.VerifyConfig,
+        "segtrain.verify:verify_resume", None,
+        ("segtrain verify-resume experiment=toy output=proof",
+         "segtrain verify-resume dataset=cityscapes model=resnext50 trainer.batch_size=4 device=cuda",
+         "segtrain verify-resume experiment=toy trainer.ema_decay=0.99 optimizer=adamw"),
+    ),
+    "runs": Command(
+        "train", "list runs: how far, which score, when", config.RunsConfig,
+        "segtrain.runs:runs", "root",
+        ("segtrain runs", "segtrain runs root=/data/runs", "segtrain runs sweeps"),
     ),
     "evaluate": Command(
         "results", "score a checkpoint on a split", config.EvaluateConfig,
@@ -103,6 +122,7 @@ PATH_OPTIONS = (
     "run",
     "checkpoint",
     "predictions",
+    "root",
     "name",
     "dataset.root",
     "dataset.cache_dir",
@@ -112,7 +132,9 @@ PATH_OPTIONS = (
     "verify",
     "write_config",
 )
-MAPPINGS = ("dataset.splits.", "dataset.parts.")  # where users name keys of their own
+LENGTHS = ("trainer.max_steps", "trainer.epochs", "trainer.hours")
+# Where users name keys of their own.
+MAPPINGS = ("dataset.splits.", "dataset.parts.", "model.backbone_options.", "model.backbone_options=")
 
 
 @dataclass
@@ -122,6 +144,7 @@ class Arguments:
     overrides: list[str]
     config_dir: str | None = None
     show: bool = False  # --cfg job
+    only: str = ""  # --print-run or --print-slurm, instead of training
     sweep: bool = False  # -m: Hydra itself runs each combination
 
 
@@ -131,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         run(arguments)
     except SegtrainError as error:
-        stop(str(error), error.exit_status)
+        stop(told(error), error.exit_status)
     except KeyboardInterrupt:
         stop("interrupted; nothing was saved since the last checkpoint", 130)
     except BrokenPipeError:
@@ -142,9 +165,20 @@ def main(argv: list[str] | None = None) -> None:
         stop(f"cannot write or read{where}: {error.strerror or error}. What was saved before is untouched.", 1)
 
 
+def told(error: SegtrainError) -> str:
+    """The message; nothing where another process of this run says it."""
+    rank = os.environ.get("RANK") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    if rank is None:
+        return str(error)
+    shared = error.everywhere or isinstance(error, UsageError)  # options are the same for all
+    silent = getattr(error, "quiet", False) or (shared and rank != "0")
+    return "" if silent else f"{error}" if shared else f"rank {rank}: {error}"
+
+
 def stop(text: str, status: int) -> None:
     sys.stdout.flush()
-    print(f"segtrain: {text}", file=sys.stderr, flush=True)
+    if text:
+        print(f"segtrain: {text}", file=sys.stderr, flush=True)
     sys.exit(status)
 
 
@@ -154,6 +188,14 @@ def run(arguments: list[str]) -> None:
         return
     if arguments[0] == "--version":
         print(f"segtrain {__version__}")
+        return
+    if arguments[0] in ("--completion", "--complete"):
+        from segtrain import completion
+
+        if arguments[0] == "--completion":
+            print(completion.script("".join(arguments[1:2])), end="")
+        else:
+            print("\n".join(completion.complete(arguments[1:], COMMANDS, PATH_OPTIONS)))
         return
     verb = arguments[0]
     if verb not in COMMANDS:
@@ -174,7 +216,35 @@ def run(arguments: list[str]) -> None:
 
         print(OmegaConf.to_yaml(composed), end="")
         return
-    start(command, checked(verb, composed, parsed.overrides))
+    options = checked(verb, composed, parsed.overrides)
+    if parsed.only == "--print-run":
+        assert isinstance(options, config.TrainConfig)
+        print(config.run_folder(options))
+        return
+    if parsed.only == "--print-slurm":
+        from segtrain.slurm import script
+
+        print(script(arguments[1:]), end="")
+        return
+    if isinstance(options, config.VerifyConfig):
+        folder = [] if parsed.config_dir is None else ["--config-dir", parsed.config_dir]
+        options.overrides = [*folder, *(word for word in parsed.overrides if not word.startswith("output="))]
+    start(command, options)
+
+
+def training_config(*overrides: str, config_dir: str | None = None) -> config.TrainConfig:
+    """`segtrain.compose("experiment=toy", "optimizer.lr=0.1")`: what `segtrain train` makes of these words.
+
+    config_dir: a folder with YAML files of your own. UsageError as on the command line.
+    """
+    command = COMMANDS["train"]
+    arguments = parse("train", command, [*overrides])
+    if arguments.sweep or arguments.show or arguments.config_dir:
+        raise UsageError("segtrain.compose takes key=value words, and config_dir=FOLDER, but no flags")
+    arguments.config_dir = config_dir
+    options = checked("train", compose("train", command, arguments), arguments.overrides)
+    assert isinstance(options, config.TrainConfig)
+    return options
 
 
 def start(command: Command, options: config.CommandConfig) -> None:
@@ -201,6 +271,8 @@ def parse(verb: str, command: Command, words: list[str]) -> Arguments:
             if kind != "job":
                 raise UsageError(f"--cfg {kind}: only --cfg job is there, which prints the composed options")
             result.show = True
+        elif verb == "train" and word in ("--print-run", "--print-slurm"):
+            result.only = word
         elif word in ("-m", "--multirun"):
             result.sweep = True
         elif re.match(r"--?[a-zA-Z]", word):
@@ -222,11 +294,23 @@ def override(verb: str, command: Command, word: str) -> str:
         key, value = command.bare, word
     if key.startswith("dataset.parts.") and key.endswith((".root", ".taxonomy")) and value != "null":
         return f"++{key}={quoted(value)}"
+    if key == "plugins":
+        return f"plugins=[{listed(value)}]"
     if key in PATH_OPTIONS and not (value.startswith("[") and value.endswith("]")) and value != "null":
         return f"{key}={quoted(value)}"
-    if key.startswith(MAPPINGS):
+    if word.startswith(MAPPINGS):
         return f"++{word}"
     return word
+
+
+def listed(value: str) -> str:
+    """The items of a list of paths, or a path alone, quoted; unless they are."""
+    inner = value[1:-1] if value.startswith("[") and value.endswith("]") else None
+    if inner is None:
+        return quoted(value)
+    if "'" in inner or '"' in inner:
+        return inner
+    return ",".join(quoted(item.strip()) for item in inner.split(",") if item.strip())
 
 
 def quoted(value: str) -> str:
@@ -242,11 +326,20 @@ def quoted(value: str) -> str:
 
 
 def register(verb: str, command: Command, overrides: list[str]) -> None:
-    """Tell Hydra the dataclass of the command and of every data set, and what a checkpoint was trained with."""
+    """Tell Hydra the dataclass of the command and of every data set, parts of the user's own, and what a checkpoint
+    was trained with."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     store = ConfigStore.instance()
+    for plugin in given(overrides, "plugins").get("plugins") or []:
+        plugins.load(str(plugin))
+    for group, option, name in plugins.own_parts():
+        node: Any = {option: name}
+        if group == "dataset":
+            schema = config.DATASET_CONFIGS.setdefault(name, config.DatasetConfig)
+            node = OmegaConf.merge(OmegaConf.structured(schema), node)
+        store.store(name=name, group=group, node=node)
     store.store(name=verb, group="schema", node=command.schema, package="_global_")
     for name, schema in config.DATASET_CONFIGS.items():
         store.store(name=name, group="dataset/schema", node=schema, package="dataset")
@@ -257,8 +350,14 @@ def register(verb: str, command: Command, overrides: list[str]) -> None:
         alone = any(word.startswith("predictions=") for word in overrides)  # no network is asked
         trained = {} if alone else trained_with(overrides)
         schemas: dict[str, type] = {"inference": config.InferenceConfig}
-        if verb != "submit":
-            schemas["dataset"] = config.DATASET_CONFIGS[trained["dataset"]["name"]]
+        if "dataset" in names and verb != "submit" and not any(word.startswith("dataset=") for word in overrides):
+            known = trained["dataset"]["name"]
+            if known not in config.DATASET_CONFIGS:
+                raise UsageError(
+                    f"the checkpoint was trained on dataset={known}, which is not known here: give plugins=[FILE] with "
+                    "the file that defines it, or another dataset="
+                )
+            schemas["dataset"] = config.DATASET_CONFIGS[known]
         for group in sorted(names & schemas.keys()):
             node = OmegaConf.merge(OmegaConf.structured(schemas[group]), trained.get(group, {}))
             store.store(name="from_checkpoint", group=group, node=node)
@@ -291,17 +390,22 @@ def read_dataset_file(path: Path) -> Any:
         raise UsageError(f"dataset={path}: {str(error).splitlines()[0]}") from error
 
 
+def given(overrides: list[str], *keys: str) -> dict[str, Any]:
+    """The values of these options, as Hydra reads them, before anything is composed."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    words = [word for word in overrides if word.partition("=")[0] in keys]
+    try:
+        return {word.partition("=")[0]: OverridesParser.create().parse_override(word).value() for word in words}
+    except HydraException as error:
+        raise UsageError(f"{' '.join(words)} cannot be read: {str(error).splitlines()[0]}") from error
+
+
 def trained_with(overrides: list[str]) -> dict[str, Any]:
     """The configuration inside the checkpoint that the overrides name."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parser = OverridesParser.create()
-    given = {
-        word.split("=")[0]: parser.parse_override(word).value()
-        for word in overrides
-        if word.startswith(("checkpoint=", "run="))
-    }
-    path = checkpoint_path(given.get("checkpoint"), given.get("run"))
+    named = given(overrides, "checkpoint", "run")
+    path = checkpoint_path(named.get("checkpoint"), named.get("run"))
     from segtrain.checkpoint import load
 
     trained: dict[str, Any] = load(path)["config"]
@@ -330,11 +434,18 @@ def compose(verb: str, command: Command, arguments: Arguments) -> Any:
         try:
             chosen = [
                 f"dataset={file_choice(Path(word.partition('=')[2]))}" if is_dataset_file(word) else word
-                for word in arguments.overrides
+                for word in one_length(arguments.overrides)
             ]
             return hydra.compose(verb, [*path, *chosen])
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
             raise UsageError(explain(error, verb, command, arguments.overrides)) from error
+
+
+def one_length(overrides: list[str]) -> list[str]:
+    """A length on the command line is instead of the recipe's, which may be in another unit."""
+    keys = {word.partition("=")[0] for word in overrides}
+    given = [key for key in LENGTHS if key in keys]
+    return overrides if len(given) != 1 else [*(f"{key}=null" for key in LENGTHS if key not in given), *overrides]
 
 
 def refuse_additions(overrides: list[str]) -> None:
@@ -358,7 +469,8 @@ def explain(error: Exception, verb: str, command: Command, overrides: list[str])
         options = [option.strip() for option in match[3].split("\n") if option.strip() not in ("", "from_checkpoint")]
         near = difflib.get_close_matches(match[2], options, 1)
         hint = f"did you mean {match[1]}={near[0]}? " if near else ""
-        return f"{match[1]}={match[2]}: there is none of that name; {hint}There is {', '.join(options)}"
+        own = " (parts of your own: plugins=[FILE])" if match[1] in plugins.PARTS else ""
+        return f"{match[1]}={match[2]}: there is none of that name; {hint}There is {', '.join(options)}{own}"
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(match[1], known)
     if match := re.search(r"Key '(\w+)' (?:not in|is not in struct)[\s\S]*?full_key: ([\w.\[\]]+)", text):
@@ -395,6 +507,10 @@ def checked(verb: str, composed: Any, overrides: list[str]) -> config.CommandCon
 
     options = OmegaConf.to_object(composed)
     assert isinstance(options, config.CommandConfig)
+    for plugin in (
+        options.plugins if hasattr(options, "plugins") else []
+    ):  # those that a recipe names; others are there by now
+        plugins.load(plugin)
     if isinstance(options, config.TrainConfig):
         options.experiment = next((w.partition("=")[2] for w in overrides if w.startswith("experiment=")), None)
         options.name = options.name or run_name(options, overrides)
@@ -437,7 +553,14 @@ def sweep(verb: str, command: Command, arguments: Arguments) -> None:
         start(command, checked(verb, composed, list(HydraConfig.get().overrides.task)))
 
     path = ["--config-dir", arguments.config_dir] if arguments.config_dir else []
-    sys.argv = ["segtrain", "-m", *path, *arguments.overrides, "hydra/job_logging=none", "hydra/hydra_logging=none"]
+    sys.argv = [
+        "segtrain",
+        "-m",
+        *path,
+        *one_length(arguments.overrides),
+        "hydra/job_logging=none",
+        "hydra/hydra_logging=none",
+    ]
     hydra.main(version_base="1.3", config_path=str(CONFIGS.absolute()), config_name=verb)(job)()
 
 

@@ -4,8 +4,11 @@ The YAML files in configs/ choose values for these classes; an override that nam
 is refused before anything is built (cli.py), and so is a value or a combination that cannot work (`check` methods).
 """
 
+import importlib.util
 import os
-from dataclasses import dataclass, field, fields
+import sys
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,13 @@ def require(allowed: bool, key: str, value: Any, text: str) -> None:
     """UsageError naming key, value and what is allowed."""
     if not allowed:
         raise UsageError(f"{key}={value} is not possible: {text}")
+
+
+def installed(module: str) -> bool:
+    """Whether it can be imported, without doing that."""
+    if module in sys.modules:
+        return sys.modules[module] is not None
+    return importlib.util.find_spec(module) is not None
 
 
 def require_size(key: str, size: list[int], least: int) -> None:
@@ -174,19 +184,18 @@ class ModelConfig:
         "resnet18 | 34 | 50 | 101, resnext50 | 101 | 152, wider_resnet38, densenet264; torchvision's resnext50_32x4d | "
         "101_32x8d; wider_resnet38_pooled (ImageNet form)",
     )
+    backbone_options: dict[str, Any] = option({}, "further arguments of the backbone's builder, {key: value}")
     head: str = option("deeplabv3", "deeplabv3 | deeplabv3_torchvision | deeplabv3plus")
     head_channels: int = option(256, "channels of every branch of the head")
     pooling_size: list[int] | None = option(
         None, "[height,width] in pixels that the head pools in eval mode; null: the whole picture"
     )
     output_stride: int = option(8, "pixels per cell of the feature map: 8 | 16 | 32")
-    first_dilation: str = option(
-        "own", "first block of a resnet's module that dilates: own | previous, as the module before (torchvision)"
-    )
-    dropout: str = option("channel", "what the dropout of wider_resnet38 drops: channel | element")
     norm: str = option("inplace_abn", "inplace_abn | inplace_abn_sync | abn | batch_norm | batch_norm_sync")
     norm_variant: str = option("one", "one | two: how In-Place ABN finds its gradients (paper, sections 3.2 and 3.3)")
-    scale: str = option("abs", "norm layers multiply with: abs, |weight| + eps as published | signed, the weight")
+    scale: str = option(
+        "abs", "abs | signed: norm layers multiply with |weight| + eps, as published, or with the weight"
+    )
     recompute: str = option(
         "none", "what backward computes again: none | norm | norm_proposed (the paper's checkpointing) | blocks"
     )
@@ -211,7 +220,6 @@ class ModelConfig:
         for key, known in (
             ("norm_variant", ("one", "two")), ("scale", ("abs", "signed")),
             ("recompute", ("none", "norm", "norm_proposed", "blocks")), ("backend", ("auto", "cupy", "native", "aten")),
-            ("first_dilation", ("own", "previous")), ("dropout", ("channel", "element")),
         ):  # fmt: skip
             require(getattr(self, key) in known, f"model.{key}", getattr(self, key), f"choose {', '.join(known)}")
         require(
@@ -246,21 +254,91 @@ class ModelConfig:
 
 @dataclass
 class LossConfig:
-    hardest: float = option(1.0, "share of each picture's labelled pixels, the hardest ones, that counts; 1 = all")
+    name: str = option(
+        "cross_entropy", "cross_entropy | bootstrapped | max_pooling | focal | dice | lovasz, or one of a plugin"
+    )
+    hardest: float = option(
+        1.0, "bootstrapped, max_pooling: share of a picture's pixels, the hardest ones, that counts; 1 = all"
+    )
+    normalisation: str = option(
+        "chosen", "bootstrapped: chosen, over the chosen pixels of all pictures, ignored ones not part of the share | "
+        "seamseg, per picture, ignored ones part of it with loss 0",
+    )  # fmt: skip
+    select: str = option("image", "bootstrapped: hardest pixels of each image | of the batch, one process only")
+    p: float = option(1.0, "max_pooling: norm of the pixels' weights, 1 = only the hardest share counts, to .inf = all")
+    gamma: float = option(2.0, "focal: power of 1 - probability that weighs a pixel down")
+    class_weights: list[float] | None = option(
+        None, "cross_entropy, focal: weight of each class, for a weighted mean over the pixels; null: all alike"
+    )
+    label_smoothing: float = option(
+        0.0, "cross_entropy, bootstrapped, max_pooling: share of the target spread evenly over all classes"
+    )
+    options: dict[str, Any] = option({}, "arguments of a plugin's loss")
 
     def check(self) -> None:
+        read = {
+            "cross_entropy": ("class_weights", "label_smoothing"),
+            "bootstrapped": ("hardest", "normalisation", "select", "label_smoothing"),
+            "max_pooling": ("hardest", "p", "label_smoothing"),
+            "focal": ("gamma", "class_weights"),
+            "dice": (),
+            "lovasz": (),
+        }
+        # Names are checked by losses.build_loss: a plugin's loss may read whatever there is.
+        refuse_unread(self, "loss", self.name, read)
         require(0 < self.hardest <= 1, "loss.hardest", self.hardest, "give a share above 0 and at most 1")
+        for key, known in (("normalisation", ("chosen", "seamseg")), ("select", ("image", "batch"))):
+            require(getattr(self, key) in known, f"loss.{key}", getattr(self, key), f"choose {' or '.join(known)}")
+        require(
+            self.select == "image" or self.normalisation == "chosen", "loss.select", self.select,
+            "loss.normalisation=seamseg is a mean per image; choose image",
+        )  # fmt: skip
+        require(self.p >= 1, "loss.p", self.p, "give 1 or more, up to .inf")
+        require(0 <= self.gamma < float("inf"), "loss.gamma", self.gamma, "give 0 or more")
+        require(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "give 0 or more, below 1")
+        if self.class_weights is not None:
+            weights = self.class_weights
+            sound = all(0 <= weight < float("inf") for weight in weights) and any(weights)
+            require(sound, "loss.class_weights", weights, "give one number of 0 or more for each class, not all 0")
+
+
+def refuse_unread(options: Any, group: str, name: str, read: Mapping[str, tuple[str, ...]]) -> None:
+    """UsageError for an option of `group` that was set although the choice `name` does not read it.
+
+    read: choice -> what it reads, of the options that not every choice reads. A name that is not in it may read all.
+    """
+    if name not in read:
+        return
+    for item in fields(options):
+        value, readers = getattr(options, item.name), [other for other, keys in read.items() if item.name in keys]
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        special = readers or item.name == "options"
+        if special and name not in readers and value != default:
+            shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
+            hint = f"it is for {group}={' or '.join(readers)}" if readers else "it is for the parts of plugins"
+            raise UsageError(
+                f"{group}.{item.name}={value} is not possible: {group}.name={name} does not read it ({hint}); "
+                f"leave it at {shown}, or let {group}={name} set them all"
+            )
 
 
 @dataclass
 class OptimizerConfig:
-    lr: float = option(0.0025, "learning rate at step 0")
-    momentum: float = option(0.9, "momentum of SGD")
-    nesterov: bool = option(False, "Nesterov's form of momentum")
-    weight_decay: float = option(1e-4, "L2 penalty on every parameter")
+    name: str = option("sgd", "sgd | adamw")
+    lr: float = option(0.0025, "learning rate at step 0, or after warm-up")
+    momentum: float = option(0.9, "sgd: momentum")
+    nesterov: bool = option(False, "sgd: Nesterov's form of momentum")
+    betas: list[float] = option([0.9, 0.999], "adamw: decay of the means of gradients and of their squares, per step")
+    weight_decay: float = option(1e-4, "sgd: L2 penalty; adamw: decoupled decay, times the learning rate per step")
+    decay_norm_and_bias: bool = option(True, "decay weights and biases of norms and all other biases too, as published")
+    backbone_lr_factor: float = option(1.0, "learning rate of the backbone as a multiple of the others'")
+    fused: bool | None = option(None, "update in one kernel; null: where device and type of the parameters have one")
+    clip_norm: float | None = option(None, "largest norm of the gradient over all parameters; longer ones are scaled")
 
     def check(self) -> None:
-        require(self.lr > 0, "optimizer.lr", self.lr, "give more than 0")
+        require(self.name in ("sgd", "adamw"), "optimizer.name", self.name, "choose sgd or adamw")
+        refuse_unread(self, "optimizer", self.name, {"sgd": ("momentum", "nesterov"), "adamw": ("betas",)})
+        require(0 < self.lr < float("inf"), "optimizer.lr", self.lr, "give more than 0")
         require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "give 0 or more, less than 1")
         require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "give 0 or more")
         require(
@@ -269,14 +347,47 @@ class OptimizerConfig:
             self.nesterov,
             "it needs optimizer.momentum > 0",
         )
+        fits = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        require(fits, "optimizer.betas", self.betas, "give two numbers of 0 or more, less than 1")
+        factor = self.backbone_lr_factor
+        require(0 <= factor < float("inf"), "optimizer.backbone_lr_factor", factor, "give 0 or more")
+        positive = self.clip_norm is None or self.clip_norm > 0
+        require(positive, "optimizer.clip_norm", self.clip_norm, "give more than 0, or null for none")
 
 
 @dataclass
 class ScheduleConfig:
-    power: float = option(0.9, "lr x (1 - step / max_steps) ** power, every step")
+    name: str = option("poly", "poly | linear | step | cosine | constant; every step, over the whole training")
+    power: float = option(0.9, "poly: lr x (1 - share of the training done) ** power")
+    end_factor: float = option(0.0, "linear, cosine: learning rate at the end, as a share of optimizer.lr")
+    milestones: list[float] = option(
+        [], "step: shares of the training after which the rate falls, ascending, with ten digits where they do not end"
+    )
+    factor: float = option(0.1, "step: what the rate is multiplied by at each milestone")
+    warmup_steps: int = option(0, "steps in which the rate rises linearly to what the schedule says; 0: none")
+    warmup_factor: float = option(0.1, "share of the schedule's rate that the first step of a warm-up has")
 
     def check(self) -> None:
+        read = {
+            "poly": ("power",), "linear": ("end_factor",), "step": ("milestones", "factor"), "cosine": ("end_factor",),
+            "constant": (),
+        }  # fmt: skip
+        require(self.name in read, "schedule.name", self.name, f"choose {', '.join(read)}")
+        refuse_unread(self, "schedule", self.name, read)
         require(self.power >= 0, "schedule.power", self.power, "give 0 or more")
+        require(0 <= self.end_factor <= 1, "schedule.end_factor", self.end_factor, "give a share from 0 to 1")
+        ascending = self.milestones == sorted(set(self.milestones)) and all(0 < share < 1 for share in self.milestones)
+        require(
+            ascending and (self.name != "step" or len(self.milestones) > 0), "schedule.milestones", self.milestones,
+            "give shares of the training between 0 and 1, ascending, such as [0.3333333333,0.6666666667]",
+        )  # fmt: skip
+        require(0 < self.factor < 1, "schedule.factor", self.factor, "give more than 0, less than 1")
+        require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "give 0 or more")
+        require(
+            self.warmup_steps > 0 or self.warmup_factor == ScheduleConfig.warmup_factor, "schedule.warmup_factor",
+            self.warmup_factor, "without schedule.warmup_steps nothing reads it; give them, or leave it out",
+        )  # fmt: skip
+        require(0 <= self.warmup_factor <= 1, "schedule.warmup_factor", self.warmup_factor, "give a share from 0 to 1")
 
 
 @dataclass
@@ -287,6 +398,9 @@ class AugmentationConfig:
     color: float = option(
         0.0, "most change of brightness, contrast and saturation, as a share: 0.2 is 0.8 to 1.2 times"
     )
+    extra: list[Any] = option(
+        [], "transforms of albumentations after that, [{name: GaussianBlur, p: 0.3, blur_limit: [3,7]}, ...]"
+    )
 
     def check(self) -> None:
         require_size("augmentation.crop_size", self.crop_size, 32)
@@ -294,6 +408,10 @@ class AugmentationConfig:
         require(ordered, "augmentation.scale", self.scale, "give [least,most], both positive")
         require(0 <= self.flip <= 1, "augmentation.flip", self.flip, "give a probability")
         require(0 <= self.color < 1, "augmentation.color", self.color, "give a share of 0 or more, less than 1")
+        # Transforms and their arguments are checked where albumentations is known, in data/transforms.py.
+        for entry in self.extra:
+            named = isinstance(entry, dict) and isinstance(entry.get("name"), str)
+            require(named, "augmentation.extra", entry, "give mappings with the name of a transform of albumentations")
 
 
 @dataclass
@@ -307,28 +425,48 @@ class SamplingConfig:
 
 @dataclass
 class LoaderConfig:
-    workers: int | None = option(None, "loader processes, 0 = none; default: one per CPU this process may use")
+    workers: int | None = option(
+        None, "loader processes of each process, 0 = none; default: one per CPU, shared by the processes of a machine"
+    )
+    prefetch: int = option(4, "batches that every loader process reads ahead")
 
     def check(self) -> None:
         require(self.workers is None or self.workers >= 0, "loader.workers", self.workers, "give 0 or more")
+        require(self.prefetch >= 1, "loader.prefetch", self.prefetch, "give 1 or more")
 
     def count(self) -> int:
         """Processes to start."""
-        return cpus() if self.workers is None else self.workers
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return max(1, cpus() // here) if self.workers is None else self.workers
 
 
 @dataclass
 class TrainerConfig:
-    batch_size: int = option(16, "pictures per step")
+    batch_size: int = option(16, "pictures per step, over all processes and accumulated parts")
+    accumulation: int = option(1, "parts of a process's share of the batch that go through the network one by one")
     max_steps: int | None = option(None, "length of the training in steps")
     epochs: float | None = option(None, "length of the training in passes over the data, instead of max_steps")
+    hours: float | None = option(None, "length of the training in hours of this machine's clock, instead of max_steps")
+    patience: int | None = option(None, "end early after so many validations without a better mIoU")
+    precision: str = option("fp32", "fp32 | bf16 | fp16: arithmetic of the network; weights and loss stay float32")
+    compile: bool = option(False, "compile the network with torch.compile")
+    deterministic: bool = option(False, "only algorithms that give the same bits every time, where they are slower too")
+    ema_decay: float | None = option(None, "keep averaged weights too, e.g. 0.999; they are validated and used")
+    parallel: str = option("ddp", "several processes: ddp | fsdp, which shares out weights and optimizer (FSDP2)")
+    sync_group: str = option("all", "processes whose statistics are one: all | node | a number of neighbouring ranks")
     seed: int = option(0, "initial weights, order and augmentation follow from it")
     validate_every: int = option(500, "steps between validations; the last step is always followed by one")
     save_every: int = option(200, "steps between checkpoints")
+    keep_last: int = option(2, "checkpoints step_<n>.pt to keep, the newest ones; besides last.pt and best.pt")
     check_data: bool = option(True, "before the first step, check every file and label id")
+    overfit: int | None = option(None, "train and validate on so many training pictures: any network must learn them")
+    on_bad_step: str = option("stop", "a loss or gradient that is no number: stop | skip the step")
+    spike_factor: float = option(
+        10.0, "report a loss so many times the median of the last 100 (and skip it, if so told); 0 = never"
+    )
 
     def check(self) -> None:
-        for key in ("max_steps", "validate_every", "save_every"):
+        for key in ("accumulation", "max_steps", "validate_every", "save_every", "keep_last", "overfit", "patience"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"trainer.{key}", value, "give 1 or more")
         require(
@@ -336,17 +474,42 @@ class TrainerConfig:
             "give 2 or more: the pooled branch of DeepLabV3 has one value per picture to normalise over",
         )  # fmt: skip
         require(self.seed >= 0, "trainer.seed", self.seed, "give 0 or more")
-        require(self.epochs is None or self.epochs > 0, "trainer.epochs", self.epochs, "give more than 0")
-        lengths = (self.max_steps is not None) + (self.epochs is not None)
-        text = "set one of trainer.max_steps and trainer.epochs, and the other to null"
-        require(lengths == 1, "trainer.max_steps", self.max_steps, f"{text} (trainer.epochs={self.epochs})")
+        for key in ("epochs", "hours"):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"trainer.{key}", value, "give more than 0")
+        lengths = {key: getattr(self, key) for key in ("max_steps", "epochs", "hours")}
+        others = ", ".join(f"trainer.{key}={value}" for key, value in lengths.items() if key != "max_steps")
+        require(
+            sum(value is not None for value in lengths.values()) == 1, "trainer.max_steps", self.max_steps,
+            f"set one of trainer.max_steps, trainer.epochs and trainer.hours, and the others to null ({others})",
+        )  # fmt: skip
+        for key, known in (
+            ("precision", ("fp32", "bf16", "fp16")), ("parallel", ("ddp", "fsdp")), ("on_bad_step", ("stop", "skip")),
+        ):  # fmt: skip
+            require(getattr(self, key) in known, f"trainer.{key}", getattr(self, key), f"choose {', '.join(known)}")
+        require(
+            self.sync_group in ("all", "node") or (self.sync_group.isdigit() and int(self.sync_group) >= 1),
+            "trainer.sync_group", self.sync_group, "choose all, node or a number of ranks, such as 4",
+        )  # fmt: skip
+        require(
+            self.ema_decay is None or 0 < self.ema_decay < 1, "trainer.ema_decay", self.ema_decay,
+            "give more than 0 and less than 1, or null for none",
+        )  # fmt: skip
+        require(
+            self.spike_factor == 0 or self.spike_factor > 1, "trainer.spike_factor", self.spike_factor,
+            "give more than 1, or 0 for never",
+        )  # fmt: skip
+        for key, on in (("ema_decay", self.ema_decay is not None), ("compile", self.compile)):
+            require(
+                not (on and self.parallel == "fsdp"), f"trainer.{key}", getattr(self, key),
+                "with trainer.parallel=fsdp it is not there; choose trainer.parallel=ddp",
+            )  # fmt: skip
 
-    def steps(self, samples: int) -> int:
-        """Length of the training in steps for a data set of that many samples."""
+    def steps(self, samples: int) -> int | None:
+        """Length of the training in steps for a data set of that many samples; None where the clock decides."""
         if self.max_steps is not None:
             return self.max_steps
-        assert self.epochs is not None
-        return max(1, round(self.epochs * samples / self.batch_size))
+        return None if self.epochs is None else max(1, round(self.epochs * samples / self.batch_size))
 
 
 @dataclass
@@ -371,8 +534,14 @@ class InferenceConfig:
 class LoggingConfig:
     every: int = option(20, "steps between lines of progress")
     pictures: int = option(6, "validation pictures drawn (image | target | prediction)")
+    wandb: bool = option(False, "also to Weights & Biases; WANDB_MODE=offline keeps it in the run folder")
+    mlflow: bool = option(False, "also to MLflow, where MLFLOW_TRACKING_URI says, else in the folder mlruns")
+    project: str = option("segtrain", "wandb's project, MLflow's experiment")
 
     def check(self) -> None:
+        for name, package in (("wandb", "wandb"), ("mlflow", "mlflow-skinny")):
+            missing = getattr(self, name) and not installed(name)
+            require(not missing, f"logging.{name}", "true", f"the package is not installed: pip install {package}")
         require(self.every >= 1, "logging.every", self.every, "give 1 or more")
         require(self.pictures >= 0, "logging.pictures", self.pictures, "give 0 or more")
 
@@ -389,6 +558,8 @@ class CommandConfig:
             group = getattr(self, item.name)
             if hasattr(group, "check"):
                 group.check()
+        weights = getattr(self, "checkpoint_weights", "auto")
+        require(weights in ("auto", "ema", "raw"), "checkpoint_weights", weights, "choose auto, ema or raw")
         device = getattr(self, "device", "auto")
         require(device in ("auto", "cuda", "cpu"), "device", device, "choose auto, cuda or cpu")
         return self
@@ -398,12 +569,17 @@ def group(kind: type) -> Any:
     return field(default_factory=kind)
 
 
+def plugins() -> Any:
+    return option([], "your own files or modules, [./my_parts.py], which add to BACKBONES, HEADS, LOSSES, DATASETS")
+
+
 @dataclass
 class TrainConfig(CommandConfig):
     experiment: str | None = option(None, "recipe; set by experiment=...")
     name: str | None = option(None, "run folder runs/<name>; default: the recipe and the overrides that change the run")
     run: str | None = option(None, "the run folder itself, instead of runs/<name>")
     restart: bool = option(False, "move an old run aside and begin anew")
+    plugins: list[str] = plugins()
     device: str = option("auto", "auto | cuda | cpu")
     dataset: DatasetConfig = group(DatasetConfig)
     model: ModelConfig = group(ModelConfig)
@@ -418,12 +594,47 @@ class TrainConfig(CommandConfig):
     logging: LoggingConfig = group(LoggingConfig)
 
 
+def run_folder(config: TrainConfig) -> Path:
+    return Path(config.run or Path("runs") / (config.name or f"{config.dataset.name}_{config.model.backbone}"))
+
+
+@dataclass
+class VerifyConfig(TrainConfig):
+    """verify-resume: the options of train, and where its two runs go. overrides: as given, for the runs themselves."""
+
+    output: str | None = option(None, "folder of the two runs; default segtrain-out/verify-resume")
+    overrides: list[str] = option([], "")
+
+
+@dataclass
+class ReplayConfig(CommandConfig):
+    run: str | None = option(None, "run folder")
+    step: int = option(1, "step whose batch is rebuilt, counted from 1 as in the lines of the training")
+    root: str | None = option(None, "where the data are now, if they have moved")
+    plugins: list[str] = plugins()
+    output: str | None = option(None, "folder for the picture; default <run>/replay")
+
+    def check(self) -> "CommandConfig":
+        require(self.run is not None, "run", self.run, "give the folder of a run")
+        require(self.step >= 1, "step", self.step, "steps are counted from 1")
+        return super().check()
+
+
+@dataclass
+class RunsConfig(CommandConfig):
+    root: str = option("runs", "folder that holds the run folders")
+
+
 @dataclass
 class EvaluateConfig(CommandConfig):
     checkpoint: str | None = option(None, "checkpoint file to evaluate")
     run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
+    checkpoint_weights: str = option(
+        "auto", "which of a checkpoint's: auto, the averaged ones if there are any | ema | raw"
+    )
     output: str | None = option(None, "folder for the result; default <run>/evaluations/<dataset>-<split>-<inference>")
     split: str | None = option(None, "split to evaluate; default dataset.val_split")
+    plugins: list[str] = plugins()
     device: str = option("auto", "auto | cuda | cpu")
     boundary: bool = option(False, "also Boundary IoU: classes compared within 2 % of the diagonal from their edges")
     position_prior: bool = option(True, "also score a predictor that knows the pixel's position only")
@@ -446,6 +657,7 @@ class ScoreConfig(CommandConfig):
     output: str | None = option(None, "folder for the result; default segtrain-out/score")
     split: str | None = option(None, "split to score; default: the one that the data set's own script scores")
     boundary: bool = option(False, "also Boundary IoU: classes compared within 2 % of the diagonal from their edges")
+    plugins: list[str] = plugins()
     dataset: DatasetConfig = group(DatasetConfig)
 
     def check(self) -> "CommandConfig":
@@ -466,12 +678,16 @@ def check_encoding(encoding: str | None, dataset: str) -> None:
 class SubmitConfig(CommandConfig):
     checkpoint: str | None = option(None, "checkpoint file to predict with")
     run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
+    checkpoint_weights: str = option(
+        "auto", "which of a checkpoint's: auto, the averaged ones if there are any | ema | raw"
+    )
     predictions: str | None = option(None, "instead: folder of label PNGs, searched at any depth")
     predictions_encoding: str | None = option(
         None, "what their pixels are: ids | train_ids | pixelmap (cocostuff: id - 1); default: as the data set's labels"
     )
     output: str | None = option(None, "folder for the archive; default segtrain-out/submit")
     split: str | None = option(None, "split to answer; default test")
+    plugins: list[str] = plugins()
     device: str = option("auto", "auto | cuda | cpu")
     dataset: DatasetConfig = group(DatasetConfig)
     inference: InferenceConfig = group(InferenceConfig)
@@ -486,7 +702,11 @@ class PredictConfig(CommandConfig):
     input: str | None = option(None, "image, or folder of images (searched at any depth)")
     checkpoint: str | None = option(None, "checkpoint file to predict with")
     run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
+    checkpoint_weights: str = option(
+        "auto", "which of a checkpoint's: auto, the averaged ones if there are any | ema | raw"
+    )
     output: str | None = option(None, "folder for labels/, color/ and overlay/; default segtrain-out/predict")
+    plugins: list[str] = plugins()
     device: str = option("auto", "auto | cuda | cpu")
     inference: InferenceConfig = group(InferenceConfig)
 
@@ -520,6 +740,7 @@ class CheckConfig(CommandConfig):
     write_config: str | None = option(
         None, "dataset=folder: guess patterns, ids and colours from the files, and write this YAML file to correct"
     )
+    plugins: list[str] = plugins()
     dataset: DatasetConfig = group(DatasetConfig)
 
     def check(self) -> "CommandConfig":
@@ -564,3 +785,31 @@ class ConvertConfig(CommandConfig):
         for key in ("input", "output"):
             require(getattr(self, key) is not None, key, None, "give input=FILE and output=FILE")
         return super().check()
+
+
+def trained(old: dict[str, Any]) -> TrainConfig:
+    """The same as the object that the training had."""
+    given, made = with_defaults(old), TrainConfig()
+    made.dataset = dataset_schema(given["dataset"])()
+    for item in fields(made):
+        value, part = given[item.name], getattr(made, item.name)
+        kind: Any = type(part)
+        setattr(made, item.name, kind(**value) if is_dataclass(part) else value)
+    return made
+
+
+def dataset_schema(options: dict[str, Any]) -> type[DatasetConfig]:
+    return DATASET_CONFIGS.get(options.get("name", ""), DatasetConfig)
+
+
+def with_defaults(old: dict[str, Any]) -> dict[str, Any]:
+    """A training's configuration out of a checkpoint, with the options that its version did not have yet."""
+    result = dict(old)
+    loss = result.get("loss", {})
+    if "hardest" in loss and "name" not in loss:  # format 1 had the share only
+        result["loss"] = loss | {"name": "bootstrapped" if loss["hardest"] < 1 else "cross_entropy"}
+    today = asdict(TrainConfig(dataset=dataset_schema(result.get("dataset", {}))()))
+    return {
+        name: value | result.get(name, {}) if isinstance(value, dict) else result.get(name, value)
+        for name, value in today.items()
+    }

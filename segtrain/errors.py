@@ -5,6 +5,7 @@ class SegtrainError(Exception):
     """Something the user can mend. The message says what was expected, what was found, where, and the remedy."""
 
     exit_status = 1
+    everywhere = False  # of several processes all raise it, and the first one says it
 
 
 class DataError(SegtrainError):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from segtrain import checkpoint, pictures
-from segtrain.config import DatasetConfig, EvaluateConfig, InferenceConfig, ModelConfig
+from segtrain.config import DatasetConfig, EvaluateConfig, InferenceConfig, ModelConfig, with_defaults
 from segtrain.data.datasets import described, label_table, split_samples
 from segtrain.data.labels import LabelTable, read_label
 from segtrain.data.loader import EvaluationItem, evaluation_samples
@@ -20,7 +20,7 @@ from segtrain.errors import DataError, UsageError
 from segtrain.inference import normalise, predict
 from segtrain.log import Progress, say
 from segtrain.metrics import PositionPrior, Scores
-from segtrain.models import Segmenter, from_config
+from segtrain.models import BACKBONES, HEADS, Segmenter, from_config
 from segtrain.protocol import file_hash, print_table, protocol, seen_in_training, summarised, write_result
 
 PRIOR_SAMPLES = 300  # training labels that the position prior is counted from
@@ -58,13 +58,28 @@ def load(path: Path | str, device: str = "auto") -> Trained:
     return restore(Path(path), resolve(device))[0]
 
 
-def restore(path: Path, on: torch.device) -> tuple[Trained, dict[str, Any]]:
-    """The network in a checkpoint file, and all that the file holds."""
+def restore(path: Path, on: torch.device, weights: str = "auto") -> tuple[Trained, dict[str, Any]]:
+    """The network in a checkpoint file, and all that the file holds.
+
+    weights: the averaged ones where there are any (auto), those or none (ema), or those of the last step (raw). Says
+    which, where there is a choice.
+    """
     content = checkpoint.load(path)
+    if weights == "ema" and "ema" not in content:
+        raise UsageError(f"checkpoint_weights=ema: {path} has no averaged weights; train with trainer.ema_decay=0.999")
+    averaged = "ema" in content and weights != "raw"
+    if "ema" in content:
+        say(f"weights     {'averaged weights' if averaged else 'raw weights of the last step'} (checkpoint_weights=)")
     table = LabelTable.from_dict(content["classes"])
-    options = ModelConfig(**content["config"]["model"])
+    options = ModelConfig(**with_defaults(content["config"])["model"])
+    for part, name, known in (("backbone", options.backbone, BACKBONES), ("head", options.head, HEADS)):
+        if name not in known:
+            raise UsageError(
+                f"{path} was trained with model.{part}={name}, which is not known here: "
+                "give plugins=[FILE] with the file that defines it"
+            )
     network = from_config(options, table.num_classes)
-    checkpoint.load_weights(network, content["model"], path)
+    checkpoint.load_weights(network, content["ema" if averaged else "model"], path)
     return Trained(network.eval().to(on), table, options, on), content
 
 
@@ -116,15 +131,15 @@ def position_prior(samples: list[Sample], table: LabelTable) -> PositionPrior:
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """`segtrain evaluate`: score a checkpoint, print the table, write evaluation.json. Returns its content."""
-    with joined() as (rank, processes):
-        return evaluate_share(config, rank, processes)
+    with joined() as world:
+        return evaluate_share(config, world.rank, world.size)
 
 
 def evaluate_share(config: EvaluateConfig, rank: int, processes: int) -> dict[str, Any]:
     """Each of several processes counts every n-th picture; the counts are added up, so that each counts once."""
     on = resolve(config.device)
     path = Path(config.checkpoint or "")
-    trained, content = restore(path, on)
+    trained, content = restore(path, on, config.checkpoint_weights)
     data = config.dataset
     split = config.split or data.val_split
     say(f"checkpoint  {path}, step {content['step']}")
@@ -148,8 +163,10 @@ def evaluate_share(config: EvaluateConfig, rank: int, processes: int) -> dict[st
         if scores is not None:
             scores.add_up()
     result = summarised(counted, of_prior) | describe(data.name, split, config.inference, str(path), content["step"])
+    averaged = "ema" in content and config.checkpoint_weights != "raw"
     how = {"inference": result["inference"], "precision": "float32", "processes": processes,
-           "checkpoint_sha256": file_hash(path), "step": content["step"]}  # fmt: skip
+           "weights": "averaged" if averaged else "raw", "checkpoint_sha256": file_hash(path),
+           "step": content["step"]}  # fmt: skip
     result["protocol"] = protocol(counted, data, split, samples, warnings, how)
     if rank == 0:
         print_table(result)

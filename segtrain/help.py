@@ -32,7 +32,7 @@ def known_options(schema: type, overrides: list[str]) -> dict[str, tuple[str, st
             if kind is config.DatasetConfig:
                 kind = config.DATASET_CONFIGS.get(chosen, config.DatasetConfig)
             for inner in fields(kind):
-                result[f"{item.name}.{inner.name}"] = (type_name(inner.type), inner.metadata["help"])
+                result[f"{item.name}.{inner.name}"] = (type_name(inner.type), inner.metadata.get("help", ""))
         else:
             result[item.name] = (type_name(kind), item.metadata["help"])
     return result
@@ -40,7 +40,7 @@ def known_options(schema: type, overrides: list[str]) -> dict[str, tuple[str, st
 
 def type_name(kind: Any) -> str:
     """A type in words: 'number or null', 'list of numbers'."""
-    words = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "null"}
+    words = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "null", Any: "value"}
     if kind in words:
         return words[kind]
     inner = get_args(kind)
@@ -61,6 +61,7 @@ def overview(commands: dict[str, Command]) -> str:
         lines += ["", section]
         lines += [f"  {verb:<10} {command.summary}" for verb, command in commands.items() if command.section == section]
     lines += ["", "segtrain COMMAND --help shows a command's options and examples; segtrain --version the version."]
+    lines += ['eval "$(segtrain --completion bash)" completes commands, options and their values; zsh and fish too.']
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from segtrain.losses import upsampled_cross_entropy
+from segtrain.losses import CrossEntropy
 from segtrain.models import build_model
 from segtrain.models.pooling import MaxPool2d
 
@@ -86,7 +86,7 @@ def training_step_bytes(
 
         def step() -> Tensor:
             if saving.loss:
-                return upsampled_cross_entropy(model(images, upsample=False), target)
+                return CrossEntropy()(model(images, upsample=False), target).sum()
             return F.cross_entropy(model(images), target, ignore_index=255)
 
         return kept_bytes(step)

@@ -1,22 +1,101 @@
-"""Optimizer and learning rate."""
+"""Optimizers, their parameter groups, and the learning rate as a pure function of where training is."""
+
+import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
-from segtrain.config import OptimizerConfig
+from segtrain.config import OptimizerConfig, ScheduleConfig, require
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
-    """SGD over all parameters, weight decay on all of them as in the published recipes."""
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.nesterov,
-    )
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW over all parameters. Every group has "lr_factor", what learning_rate() is multiplied by for it.
+
+    UsageError for a backbone factor where the model has no `body`, and for fused=true where there is no such kernel.
+    """
+    # Decided here: torch's SGD looks at its first parameter only, and not before its first step.
+    possible = all(p.is_floating_point() and p.device.type in FUSED_DEVICES for p in model.parameters())
+    require(
+        possible or config.fused is not True, "optimizer.fused", config.fused,
+        f"it needs floating-point parameters on {' or '.join(FUSED_DEVICES)}; give null or false",
+    )  # fmt: skip
+    fused = possible if config.fused is None else config.fused
+    return OPTIMIZERS[config.name](parameter_groups(model, config), config, fused)
 
 
-def poly(lr: float, step: int, max_steps: int, power: float) -> float:
-    """Learning rate of step 0 .. max_steps - 1: lr * (1 - step / max_steps) ** power (paper, section 4.2)."""
-    return float(lr * (1 - step / max_steps) ** power)
+def sgd(groups: list[dict[str, Any]], config: OptimizerConfig, fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.nesterov, fused=fused)
+
+
+def adamw(groups: list[dict[str, Any]], config: OptimizerConfig, fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, config.lr, (config.betas[0], config.betas[1]), fused=fused)
+
+
+FUSED_DEVICES = ("cuda", "cpu")
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": sgd, "adamw": adamw}
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Every parameter once, in the model's order; one group where the options treat all alike."""
+    body = getattr(model, "body", None)
+    require(
+        body is not None or config.backbone_lr_factor == 1, "optimizer.backbone_lr_factor", config.backbone_lr_factor,
+        "this model has no `body`; give 1",
+    )  # fmt: skip
+    backbone = set() if body is None else {id(parameter) for parameter in body.parameters()}
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for parameter in model.parameters():
+        factor = config.backbone_lr_factor if id(parameter) in backbone else 1.0
+        vector = parameter.dim() <= 1  # norm weights and all biases
+        decay = 0.0 if vector and not config.decay_norm_and_bias else config.weight_decay
+        empty = {"params": [], "lr": config.lr * factor, "lr_factor": factor, "weight_decay": decay}
+        groups.setdefault((factor, decay), empty)["params"].append(parameter)
+    return list(groups.values())
+
+
+def learning_rate(optimizer: OptimizerConfig, schedule: ScheduleConfig, step: int, share: float) -> float:
+    """Learning rate of a step, before a group's lr_factor.
+
+    step: steps done before this one. share: share of the whole training done before it, 0 <= share < 1. During
+    warm-up the schedule's rate is multiplied by a factor that rises linearly to 1, so that nothing jumps at its end.
+    """
+    lr = optimizer.lr * SCHEDULES[schedule.name](schedule, share)
+    if step < schedule.warmup_steps:
+        lr *= schedule.warmup_factor + (1 - schedule.warmup_factor) * step / schedule.warmup_steps
+    return lr
+
+
+def poly(config: ScheduleConfig, share: float) -> float:
+    """In-Place ABN paper, section 4.2: (1 - share) ** 0.9."""
+    return float((1 - share) ** config.power)
+
+
+def linear(config: ScheduleConfig, share: float) -> float:
+    """In-Place ABN's ImageNet recipe: from 0.1 to 1e-6, end_factor 1e-5."""
+    return 1 - (1 - config.end_factor) * share
+
+
+def step(config: ScheduleConfig, share: float) -> float:
+    # The tolerance lets a share written with ten digits, 0.6666666667, meet its step; a step is longer.
+    return float(config.factor ** sum(share >= milestone - 1e-9 for milestone in config.milestones))
+
+
+def cosine(config: ScheduleConfig, share: float) -> float:
+    """Half a period, as Loshchilov and Hutter, SGDR, 2017, without restarts."""
+    return config.end_factor + (1 - config.end_factor) * (1 + math.cos(math.pi * share)) / 2
+
+
+def constant(config: ScheduleConfig, share: float) -> float:
+    return 1.0
+
+
+# Name -> rate as a share of optimizer.lr, from the share of the training that is done.
+SCHEDULES: dict[str, Callable[[ScheduleConfig, float], float]] = {
+    "poly": poly,
+    "linear": linear,
+    "step": step,
+    "cosine": cosine,
+    "constant": constant,
+}

@@ -24,7 +24,7 @@ def predict(config: PredictConfig) -> Path:
     files = find_images(source)
     names = output_names(source, files)
     on = resolve(config.device)
-    trained, content = restore(Path(config.checkpoint or ""), on)
+    trained, content = restore(Path(config.checkpoint or ""), on, config.checkpoint_weights)
     say(f"checkpoint  {config.checkpoint}, step {content['step']}")
     say(f"predicting  {len(files)} pictures, inference {config.inference.name}, on {describe_device(on)}")
     output = Path(config.output or "segtrain-out/predict")

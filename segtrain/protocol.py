@@ -115,26 +115,32 @@ def summarised(counted: Scores, of_prior: Scores | None) -> dict[str, Any]:
 
 def print_table(result: dict[str, Any]) -> None:
     """Per-class IoU in percent, then the summary lines and the warnings."""
+    print("\n".join(table_lines(result)), flush=True)
+
+
+def table_lines(result: dict[str, Any]) -> list[str]:
+    """What `print_table` prints."""
     width = max(len(name) for name in result["per_class"])
     objects = result.get("per_class_iiou") or {}
-    print(f"\n{'class':<{width}}   IoU %{'  iIoU %' if objects else ''}")
+    lines = ["", f"{'class':<{width}}   IoU %{'  iIoU %' if objects else ''}"]
     for name, value in result["per_class"].items():
-        print(f"{name:<{width}}   {percent(value)}{f'   {percent(objects[name])}' if name in objects else ''}")
+        lines.append(f"{name:<{width}}   {percent(value)}{f'   {percent(objects[name])}' if name in objects else ''}")
     classes = f"{result['classes_averaged']} classes ({result['classes_in_ground_truth']} occur in the ground truth)"
-    print(f"\nmIoU            {percent(result['miou'])} %  over {classes}, {result['images']} images")
+    lines += ["", f"mIoU            {percent(result['miou'])} %  over {classes}, {result['images']} images"]
     for key, name in (
         ("iiou", "iIoU"), ("category_miou", "category mIoU"), ("category_iiou", "category iIoU"),
         ("pixel_accuracy", "pixel accuracy"), ("mean_accuracy", "mean accuracy"), ("boundary_miou", "boundary mIoU"),
     ):  # fmt: skip
         if result.get(key) is not None:
-            print(f"{name:<14}  {percent(result[key])} %")
+            lines.append(f"{name:<14}  {percent(result[key])} %")
     prior = result.get("position_prior_miou")
     if prior:
         ratio = f"the model has {result['miou'] / prior:.2f} times that"
-        print(f"position prior  {percent(prior)} %  mIoU of a predictor that knows a pixel's place only; {ratio}")
-    for text in result.get("protocol", {}).get("warnings", []):
-        print(f"warning         {text}")
-    print(flush=True)
+        lines.append(
+            f"position prior  {percent(prior)} %  mIoU of a predictor that knows a pixel's place only; {ratio}"
+        )
+    lines += [f"warning         {text}" for text in result.get("protocol", {}).get("warnings", [])]
+    return [*lines, ""]
 
 
 def percent(value: float | None) -> str:

@@ -78,7 +78,7 @@ def predicted(config: SubmitConfig, images: dict[str, Path], table: LabelTable, 
     """Label pictures by the network in the checkpoint; those of an interrupted call are kept."""
     path = Path(config.checkpoint or "")
     on = resolve(config.device)
-    trained: Trained = restore(path, on)[0]
+    trained: Trained = restore(path, on, config.checkpoint_weights)[0]
     refuse_other_classes(trained, table, path, config.dataset.name)
     recipe = f"{file_hash(path)[:12]}-{config.inference.name}"
     folder = output / f"labels-{recipe}"

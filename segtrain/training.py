@@ -1,146 +1,274 @@
 """Training: build, loop, validate, save."""
 
 import math
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from segtrain import checkpoint, pictures
 from segtrain.abn import describe_backend
-from segtrain.abn.diagnosis import is_overwritten_error, overwritten_outputs
-from segtrain.config import MixtureConfig, TrainConfig
+from segtrain.blackbox import BlackBox
+from segtrain.config import MixtureConfig, TrainConfig, TrainerConfig
 from segtrain.data.cache import Decoded
 from segtrain.data.check import Seen, check_samples
 from segtrain.data.datasets import described, label_table, split_samples, training_mixture
 from segtrain.data.labels import LabelTable
-from segtrain.data.loader import Batch, TrainingData, read_pixels, training_batches
+from segtrain.data.loader import Batch, Parts, TrainingData, read_pixels, training_batches
 from segtrain.data.mixture import Mixture, parts
 from segtrain.data.sample import Sample
 from segtrain.data.sampling import class_index
 from segtrain.data.transforms import Augmentation
 from segtrain.device import describe_device, resolve
+from segtrain.distributed import World, joined
 from segtrain.errors import DataError, SegtrainError, UsageError
 from segtrain.evaluation import Trained, describe, position_prior, predictions, score
-from segtrain.inference import normalise
-from segtrain.log import RunLog, duration, memory, process_count, say
-from segtrain.losses import upsampled_cross_entropy
+from segtrain.files import write_atomically
+from segtrain.learner import Learner, Outcome, smallest_part
+from segtrain.log import RunLog, duration, memory, say
+from segtrain.losses import build_loss
 from segtrain.metrics import Scores
 from segtrain.models import from_config
-from segtrain.optim import build_optimizer, poly
-from segtrain.protocol import fingerprints, print_table, protocol, seen_in_training, summarised, write_result
-from segtrain.run import Interruption, Run
+from segtrain.models.segmenter import not_compilable
+from segtrain.protocol import fingerprints, print_table, protocol, seen_in_training, summarised, table_lines
+from segtrain.protocol import write_result as write_evaluation
+from segtrain.run import REQUEUE, Interrupted, Interruption, Run, environment, flat
 from segtrain.weights import load_weights
 
 
 def train(config: TrainConfig) -> Path:
-    """Train as the configuration says, or go on where the same run stopped. Returns the run folder."""
-    if process_count() > 1:
-        raise UsageError("this version trains in one process: start it without torchrun")
+    """Train as the configuration says, or go on where the same run stopped. Returns the run folder.
+
+    Started by torchrun, each process does its share of every batch, and the first one writes.
+    """
     with torch.device("meta"):  # a name or a combination that does not exist stops here, before any data is touched
         from_config(config.model, num_classes=2)
-    on = resolve(config.device)
+    Augmentation(config.augmentation)  # as does a transform
+    with joined() as world:
+        run = Run(config)
+        try:
+            return train_share(config, run, world)
+        except SegtrainError as error:
+            if world.main and run.lock is not None:
+                state = "stopped" if isinstance(error, Interrupted) else "failed"
+                run.tell(state, run.step, run.max_steps, str(error))
+            raise
+
+
+def train_share(config: TrainConfig, run: Run, world: World) -> Path:
+    """What one process of a training does."""
+    on = device(config, world)
+    options = config.trainer
     table = label_table(config.dataset)
-    run = Run(config)
-    state = run.resume()
-    mixture = training_mixture(config.dataset)
+    with world.main_first():
+        if world.main and config.restart:
+            run.move_aside()
+        state = run.resume()
+        mixture = training_mixture(config.dataset)  # draws the street scenes where they are missing
+        val_samples = split_samples(config.dataset, config.dataset.val_split)
+    if len(set(steps := world.gather(0 if state is None else state["step"]))) > 1:
+        raise DataError(
+            f"the processes find different checkpoints in {run.folder} (steps {steps}): it must be one disk"
+        )
     samples = mixture.samples
-    max_steps = config.trainer.steps(len(samples))
-    if state is not None and state["step"] >= max_steps and run.evaluation is not None:
+    if options.overfit is not None:
+        samples = samples[: options.overfit]
+        val_samples, mixture = samples, Mixture(samples, mixture.pictures[: options.overfit], None, mixture.groups)
+    length = Length(options, len(samples), 0.0 if state is None else state.get("elapsed", 0.0))
+    if state is not None and run.evaluation is not None and length.reached(state):
         say(f"{run.folder} is finished ({state['step']} steps): nothing to do. restart=true trains it anew.")
         print_table(run.evaluation)
         return run.folder
-    val_samples = split_samples(config.dataset, config.dataset.val_split)
-    check_data(config, samples, val_samples, table)
-    run.begin()
-
-    torch.manual_seed(config.trainer.seed)
-    model = from_config(config.model, table.num_classes).to(on)
-    if config.model.weights != "none" and state is None:
-        options = config.model
-        say(str(load_weights(Path(options.weights), model, table, options.weights_match, options.weights_taxonomy)))
-    optimizer = build_optimizer(model, config.optimizer)
-    start, validated, best = 0, 0, {"miou": -1.0, "step": 0}
-    if state is not None:
-        checkpoint.load_weights(model, state["model"], run.last)
-        optimizer.load_state_dict(state["optimizer"])
-        start, validated, best = state["step"], state["validated"], state["best"]
-    introduce(config, run, model, samples, val_samples, table, on, start, max_steps)
-    trained = Trained(model, table, config.model, on)
-    prior = position_prior(samples, table)
-    data = training_data(config, mixture, table)
-    workers = config.loader.count()
-    batches = training_batches(data, config.trainer.batch_size, start, max_steps, workers, pin_memory=on.type == "cuda")
-    log = RunLog(run.folder, start)
+    loss = build_loss(config.loss, table.num_classes, mixture.groups)
+    smallest_part(config, world, loss)
     trained_on = fingerprints(mixture.pictures)
+    if state is not None:
+        refuse_other_pictures(state, trained_on, run)
+    with world.main_first():
+        check_data(config, samples, val_samples, table)
+        data = training_data(config, mixture, table)  # fills the cache
+    if world.main:
+        run.claim()
+        run.begin(environment(world) | {"seed": options.seed})
 
-    def save(path: Path, step: int) -> None:
-        content = {"config": asdict(config), "classes": table.as_dict(), "step": step, "trained_on": trained_on}
-        content |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        checkpoint.save(path, content | {"validated": validated, "best": best})
+    torch.manual_seed(options.seed)
+    network = from_config(config.model, table.num_classes).to(on)
+    if config.model.weights != "none" and state is None:
+        chosen = config.model
+        say(str(load_weights(Path(chosen.weights), network, table, chosen.weights_match, chosen.weights_taxonomy)))
+    start, validated, best = 0, 0, {"miou": -1.0, "step": 0, "since": 0}
+    if state is not None:
+        checkpoint.load_weights(network, state["model"], run.last)
+        start, validated, best = state["step"], state["validated"], {"since": 0} | state["best"]
+    learner = Learner(network, loss, config, world, on)
+    if state is not None:
+        learner.load(state)
+    run.step, run.max_steps = start, length.max_steps or 0
+    introduce(config, run, network, samples, val_samples, table, on, world, start, length)
+    prior = position_prior(samples, table)
+    workers = config.loader.count()
+    share = Parts(options.batch_size, start, length.max_steps, world.rank, world.size, options.accumulation)
+    batches = training_batches(data, share, workers, on.type == "cuda", config.loader.prefetch)
+    log = RunLog(run.folder, start, config.logging, flat(asdict(config))) if world.main else None
+    box = BlackBox(run.folder, world.rank, start)
+    progress = TrainingProgress(config, start, length)
+    rounds = -(-len(val_samples) // world.size)
 
-    def validate(step: int) -> tuple[dict[str, Any], Scores]:
+    def save(step: int, is_best: bool = False) -> None:
+        content = learner.state() if world.main or learner.sharded else {}
+        if world.main:
+            content |= {"config": asdict(config), "classes": table.as_dict(), "step": step, "trained_on": trained_on}
+            content |= {"validated": validated, "best": best, "elapsed": length.elapsed()}
+            content |= {"environment": environment(world)}
+            keeper.save(content, is_best)
+
+    def stop(status: int, step: int) -> Interrupted:
+        """Everything is saved: the error that ends this session."""
+        keeper.settle()
+        if world.main and status == REQUEUE:
+            write_atomically(run.folder / "requeue", f"step {step}\n".encode())
+        return Interrupted(f"stopped; {run.last} holds step {step}, and the same command goes on from there", status)
+
+    def judge(outcome: Outcome) -> None:
+        """What all processes found in a step: into the log and the black box. DataError for one that is no number."""
+        total = world.add(outcome.loss)[0]
+        rate = learner.optimizer.param_groups[0]["lr"]
+        box.add(outcome, total, rate)
+        wrong = learner.bad(total, outcome.norm)
+        if wrong:
+            where = worst(world.gather((outcome.losses, [n for b in outcome.batches for n in b.names])))
+            text = (
+                f"{wrong} at step {outcome.step + 1} ({where}); "
+                f"`segtrain replay run={run.folder} step={outcome.step + 1}` shows the batch"
+            )
+            if not outcome.skipped and not (math.isfinite(total) and math.isfinite(outcome.norm)):
+                raise diverged(text, config)
+            say(f"WARNING    {text}{'. The step is skipped.' if outcome.skipped else ''}")
+        if not outcome.skipped:
+            learner.recent.append(total)
+        progress.add(total, outcome.norm, rate)
+
+    def validate(step: int) -> dict[str, Any]:
         nonlocal validated, best
-        answers = predictions(trained, val_samples, config.inference, min(workers, len(val_samples)))
-        watched = interruption.watch(answers, run.last, step)
+        used = Trained(learner.used(), table, config.model, on)
+        mine = val_samples[world.rank :: world.size]
+        answers = predictions(used, mine, config.inference, min(workers, len(mine)))
+        watched = interruption.watch(answers, rounds, world, lambda status: stop(status, step))
         counted = Scores(table, described(config.dataset).rules)
-        of_prior, panels = score(watched, len(val_samples), counted, prior, config.logging.pictures)
+        of_prior, panels = score(watched, len(mine), counted, prior, config.logging.pictures if world.main else 0)
+        for scores in (counted, of_prior):
+            if scores is not None:
+                scores.add_up()
         result = summarised(counted, of_prior)
-        per_class = {f"val_iou/{name}": value for name, value in result["per_class"].items()}
-        log.scalars(step, {"val/miou": result["miou"], "val/pixel_accuracy": result["pixel_accuracy"], **per_class})
-        if panels:
-            picture = pictures.sheet(panels, table)
-            log.picture(step, "val/image-target-prediction", picture)
-            pictures.write(run.pictures / f"val_{step:07d}.png", picture)
         validated = step
-        if result["miou"] > best["miou"]:
-            best = {"miou": result["miou"], "step": step}
-            save(run.folder / "best.pt", step)
-        save(run.last, step)  # now with what was found
+        is_best = result["miou"] > best["miou"]
+        best = {"miou": result["miou"], "step": step, "since": 0} if is_best else best | {"since": best["since"] + 1}
+        save(step, is_best)  # now with what was found
+        if log is not None:
+            per_class = {f"val_iou/{name}": value for name, value in result["per_class"].items()}
+            log.scalars(step, {"val/miou": result["miou"], "val/pixel_accuracy": result["pixel_accuracy"], **per_class})
+            log.picture(step, "val/confusion", pictures.confusion(counted.evaluated(), table))
+            if panels:
+                picture = pictures.sheet(panels, table)
+                log.picture(step, "val/image-target-prediction", picture)
+                pictures.write(run.pictures / f"val_{step:07d}.png", picture)
         found, top = 100 * result["miou"], 100 * best["miou"]
         say(f"validation at step {step}: mIoU {found:.1f} %, best {top:.1f} % (step {best['step']})")
-        data, split = config.dataset, config.dataset.val_split
-        result |= describe(data.name, split, config.inference, str(run.last), step)
-        how = {"inference": result["inference"], "precision": "float32", "step": step}
-        warnings = seen_in_training(trained_on, data, val_samples)
-        return result | {"protocol": protocol(counted, data, split, val_samples, warnings, how)}, counted
+        split = "train" if options.overfit is not None else config.dataset.val_split
+        result |= describe(config.dataset.name, split, config.inference, str(run.last), step)
+        how = {"inference": result["inference"], "precision": "float32", "step": step,
+               "weights": "averaged" if learner.average is not None else "raw"}  # fmt: skip
+        warnings = seen_in_training(trained_on, config.dataset, val_samples)
+        result["protocol"] = protocol(counted, config.dataset, split, val_samples, warnings, how)
+        result["confusion"] = counted.evaluated()
+        progress.restart()
+        return result
 
-    progress = TrainingProgress(config, start, max_steps)
-    with Interruption() as interruption:
-        if 0 < start < max_steps and start % config.trainer.validate_every == 0 and validated < start:
-            validate(start)  # the run was stopped between this step and its validation
-            progress.restart()
+    keeper = checkpoint.Keeper(run.folder, options.keep_last)
+    done, outcome, result = start, None, None
+    with keeper.open(), Interruption() as interruption:
+        if start > 0 and validated < start and (length.over(start) or start % options.validate_every == 0):
+            result = validate(start)  # the run was stopped between this step and its validation
         for step, batch in enumerate(progress.waiting(batches), start):
-            lr = poly(config.optimizer.lr, step, max_steps, config.schedule.power)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            # Dropout too is a function of (seed, step): a resumed run draws what an uninterrupted one would.
-            torch.manual_seed(int(np.random.SeedSequence((config.trainer.seed, step)).generate_state(1)[0]))
-            loss = train_step(model, batch, optimizer, config, on, mixture.groups)
-            done = step + 1
-            progress.step(done, loss, lr, log)
-            due = done % config.trainer.validate_every == 0 or done == max_steps
-            if due or done % config.trainer.save_every == 0 or interruption.status:
-                check_finite(loss.item(), done, config)
-                save(run.last, done)
-            if interruption.status:
-                raise interruption.error(run.last, done)
-            if due and done < max_steps:
-                validate(done)
-                progress.restart()
-        result, counted = validate(max_steps)
-        write_result(run.folder, result, [], table, counted.evaluated())
-    log.close()
-    print_table(result)
-    say(f"checkpoints   {run.last} and best.pt (selected on {config.dataset.val_split}, step {best['step']})")
-    say(f"pictures      {run.pictures}")
-    say(f"TensorBoard   tensorboard --logdir {run.folder}")
+            result = None
+            if outcome is not None:
+                judge(outcome)
+            divisor = math.fsum(loss.count(part.targets) for part in batch)
+            divisor, so_far = world.add(divisor, length.share(step) if world.main else 0.0)
+            status = interruption.agreed(world)
+            if status or so_far >= 1:
+                if status:
+                    save(step)
+                    raise stop(status, step)
+                break
+            outcome = learner.step(batch, max(divisor, 1.0), step, so_far)
+            run.step = done = step + 1
+            due = done % options.validate_every == 0 or length.over(done)
+            if due or done % options.save_every == 0 or done % config.logging.every == 0:
+                judge(outcome)
+                outcome = None
+            if log is not None and progress.due(done):
+                log.scalars(done, progress.line(done))
+                run.tell("running", done, length.max_steps or 0)
+            if due or done % options.save_every == 0:
+                save(done)
+            if due:
+                keeper.settle()  # a validation starts processes, which must not inherit a half-written file
+                result = validate(done)
+                if options.patience is not None and best["since"] >= options.patience:
+                    say(f"ending early: {best['since']} validations no better than that of step {best['step']}")
+                    break
+        if result is None:
+            if outcome is not None:
+                judge(outcome)
+            save(done)
+            keeper.settle()
+            result = validate(done)
+    counted = result.pop("confusion")
+    if world.main and log is not None:
+        write_evaluation(run.folder, result, [], table, counted)
+        finish(run, result, best, config, done, length)
+        log.close({"miou": result["miou"], "best_miou": best["miou"], "pixel_accuracy": result["pixel_accuracy"]})
     return run.folder
+
+
+# ------------------------------------------------------------------------------------------------ before the first step
+
+
+def device(config: TrainConfig, world: World) -> torch.device:
+    """Where this process computes, with what the options ask of it set up."""
+    on = resolve(config.device)
+    if config.trainer.precision == "fp16" and on.type == "cpu":
+        raise UsageError("trainer.precision=fp16 is for graphics cards; on the CPU choose bf16 or fp32")
+    if config.trainer.compile and (reason := not_compilable(config.model, on)):
+        raise UsageError(f"trainer.compile=true is not possible: {reason}")
+    if on.type == "cuda":
+        on = torch.device("cuda", world.local_rank)
+        torch.backends.cudnn.benchmark = not config.trainer.deterministic
+    if config.trainer.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.trainer.deterministic)
+    cards = torch.cuda.device_count() if on.type == "cuda" else 0
+    if cards > 1 and world.size == 1:
+        torchrun = f"torchrun --standalone --nproc-per-node={cards} -m segtrain train ..."
+        say(f"cards      one of {cards} is used; all of them: {torchrun}")
+    return on
+
+
+def refuse_other_pictures(state: dict[str, Any], trained_on: torch.Tensor, run: Run) -> None:
+    """DataError if the training pictures are not those that the run began with: order and crops would be others."""
+    before = state.get("trained_on")
+    if before is not None and not torch.equal(before, trained_on):
+        raise DataError(
+            f"{run.folder} was trained on {len(before)} pictures, and these are {len(trained_on)} others: the run "
+            "cannot go on with them. Give dataset.root of the same data, or name=ANOTHER_NAME for a run of its own"
+        )
 
 
 def training_data(config: TrainConfig, mixture: Mixture, table: LabelTable) -> TrainingData:
@@ -155,40 +283,6 @@ def training_data(config: TrainConfig, mixture: Mixture, table: LabelTable) -> T
     index = class_index(samples, table, seen) if share > 0 else None
     augmentation = Augmentation(config.augmentation)
     return TrainingData(samples, table, augmentation, config.trainer.seed, read, index, share, mixture.weights)
-
-
-def train_step(
-    model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainConfig, on: torch.device,
-    groups: Sequence[Sequence[int]] = (),
-) -> Tensor:  # fmt: skip
-    """One step of gradient descent. Returns the loss, a scalar on the device. groups: as the loss has them."""
-    model.train()
-    images = normalise(batch.images.to(on, non_blocking=True), config.model.mean, config.model.std)
-    logits = model(images, upsample=False)
-    target = batch.targets.to(on, non_blocking=True).long()
-    loss = upsampled_cross_entropy(logits, target, config.loss.hardest, groups)
-    optimizer.zero_grad(set_to_none=True)
-    try:
-        loss.backward()
-    except RuntimeError as error:
-        if not is_overwritten_error(error):
-            raise
-        names = ", ".join(overwritten_outputs(model, images)) or "no module's (a tensor made between modules)"
-        raise SegtrainError(
-            f"backward needs a tensor that a later operation has overwritten; the output of: {names}. If an In-Place "
-            f"ABN layer comes next, give it overwrite=False ({error})"
-        ) from error
-    optimizer.step()
-    return loss.detach()
-
-
-def check_finite(loss: float, step: int, config: TrainConfig) -> None:
-    """Stops a run that has diverged, before its checkpoint is overwritten."""
-    if not math.isfinite(loss):
-        raise DataError(
-            f"the loss is {loss} at step {step}: training has diverged; the last checkpoint is from before. "
-            f"Begin again with a lower optimizer.lr (now {config.optimizer.lr}) and restart=true"
-        )
 
 
 def check_data(config: TrainConfig, samples: list[Sample], val_samples: list[Sample], table: LabelTable) -> None:
@@ -221,31 +315,75 @@ def check_data(config: TrainConfig, samples: list[Sample], val_samples: list[Sam
 
 def introduce(
     config: TrainConfig, run: Run, model: nn.Module, samples: list[Sample], val_samples: list[Sample],
-    table: LabelTable, on: torch.device, start: int, max_steps: int,
+    table: LabelTable, on: torch.device, world: World, start: int, length: "Length",
 ) -> None:  # fmt: skip
     """Says once what was chosen."""
-    options = config.model
+    options, how = config.model, config.trainer
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     backend = f" (kernels: {describe_backend(on.type)})" if options.norm.startswith("inplace_abn") else ""
+    chosen = [name for name, on_ in (("compiled", how.compile), ("deterministic", how.deterministic)) if on_]
+    chosen += [f"averaged weights {how.ema_decay}"] if how.ema_decay is not None else []
     say(f"run        {run.folder}" + (f", going on at step {start}" if start else ""))
-    say(f"device     {describe_device(on)}, float32")
+    say(f"device     {describe_device(on)}, {', '.join([how.precision.replace('fp32', 'float32'), *chosen])}")
+    if world.size > 1:
+        shared = f"statistics over {how.sync_group}" if options.norm.endswith("_sync") else "statistics of each its own"
+        say(f"processes  {world.size}, {how.parallel}, {shared}")
     say(f"model      {options.backbone} + {options.head}, stride {options.output_stride}, {options.norm}{backend}, "
         f"{parameters:.1f} M parameters, initial weights {options.weights.replace('none', 'random')}")  # fmt: skip
     say(f"data       {config.dataset.name}: {len(samples)} {config.dataset.train_split} and {len(val_samples)} "
         f"{config.dataset.val_split} pictures, {table.num_classes} classes")  # fmt: skip
-    say(f"training   {max_steps} steps of {config.trainer.batch_size} crops {config.augmentation.crop_size}, "
-        f"seed {config.trainer.seed}, {config.loader.count()} loader processes")  # fmt: skip
+    share = (
+        f" ({how.batch_size / world.size / how.accumulation:g} at a time x {how.accumulation} in each of {world.size})"
+    )
+    say(f"training   {length} of {how.batch_size} crops{share if world.size * how.accumulation > 1 else ''} "
+        f"{config.augmentation.crop_size}, seed {how.seed}, {config.loader.count()} loader processes")  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ how far it is
+
+
+class Length:
+    """How long a training is, in steps or by the clock. max_steps: None where the clock decides."""
+
+    def __init__(self, options: TrainerConfig, samples: int, elapsed: float) -> None:
+        """elapsed: seconds of earlier sessions."""
+        self.max_steps = options.steps(samples)
+        self.seconds = None if options.hours is None else 3600 * options.hours
+        self.patience = options.patience
+        self.before = elapsed
+        self.began = time.monotonic()
+
+    def __str__(self) -> str:
+        return f"{self.max_steps} steps" if self.seconds is None else f"{self.seconds / 3600:g} hours in steps"
+
+    def elapsed(self) -> float:
+        """Seconds of this run, all sessions together."""
+        return self.before + time.monotonic() - self.began
+
+    def share(self, step: int) -> float:
+        """Which share of the training is done after `step` steps; from 1 on it is over."""
+        return step / self.max_steps if self.max_steps is not None else self.elapsed() / (self.seconds or 1)
+
+    def over(self, step: int) -> bool:
+        return self.max_steps is not None and step >= self.max_steps
+
+    def reached(self, state: dict[str, Any]) -> bool:
+        """Whether a checkpoint is the end of its training."""
+        stalled = self.patience is not None and state["best"].get("since", 0) >= self.patience
+        return stalled or self.over(state["step"]) or (self.seconds is not None and self.before >= self.seconds)
 
 
 class TrainingProgress:
     """A line every `logging.every` steps: loss (mean since the last line), rate, speed, wait for data, time left."""
 
-    def __init__(self, config: TrainConfig, start: int, max_steps: int) -> None:
+    def __init__(self, config: TrainConfig, start: int, length: Length) -> None:
         self.config = config
-        self.max_steps = max_steps
-        self.losses: list[Tensor] = []
+        self.length = length
+        self.losses: list[float] = []
+        self.norm = self.lr = 0.0
         self.busy = 0.0  # seconds of training so far, and the steps they took: the basis of the time left
         self.steps = 0
+        self.starved = 0  # lines in a row with much waiting
         self.restart()
 
     def restart(self) -> None:
@@ -254,7 +392,7 @@ class TrainingProgress:
         self.waited = 0.0
         self.since = 0
 
-    def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def waiting(self, batches: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
         """The batches, with the time spent waiting for them noted."""
         iterator = iter(batches)
         while True:
@@ -263,25 +401,92 @@ class TrainingProgress:
             self.waited += time.monotonic() - began
             if batch is None:
                 return
+            self.since += 1
             yield batch
 
-    def step(self, done: int, loss: Tensor, lr: float, log: RunLog) -> None:
+    def add(self, loss: float, norm: float, lr: float) -> None:
         self.losses.append(loss)
-        self.since += 1
-        if done % self.config.logging.every and done != self.max_steps:
-            return
-        mean = torch.stack(self.losses).mean().item()
-        check_finite(mean, done, self.config)
-        spent = time.monotonic() - self.told
+        self.norm, self.lr = norm, lr
+
+    def due(self, done: int) -> bool:
+        return done % self.config.logging.every == 0 or self.length.over(done)
+
+    def line(self, done: int) -> dict[str, float | None]:
+        """Says the line, and returns its figures for the log."""
+        spent = max(time.monotonic() - self.told, 1e-9)
         self.busy += spent
         self.steps += self.since
         rate = self.since * self.config.trainer.batch_size / spent
-        left = duration(self.busy / self.steps * (self.max_steps - done))
         wait = self.waited / spent
+        mean = math.fsum(self.losses) / len(self.losses)
+        if self.length.max_steps is not None:
+            left = self.busy / self.steps * (self.length.max_steps - done)
+            of = f"/{self.length.max_steps}"
+        else:
+            left = max((self.length.seconds or 0) - self.length.elapsed(), 0)
+            of = ""
+        end = time.strftime("%H:%M" if left < 20 * 3600 else "%d %b %H:%M", time.localtime(time.time() + left))
         say(
-            f"step {done}/{self.max_steps}  loss {mean:.4f}  lr {lr:.2g}  {rate:.1f} images/s  "
-            f"waiting for data {100 * wait:.0f} %  {memory()}  {left} left"
+            f"step {done}{of}  loss {mean:.4f}  lr {self.lr:.2g}  {rate:.1f} images/s  "
+            f"waiting for data {100 * wait:.0f} %  {memory()}  {duration(left)} left, until {end}"
         )
-        log.scalars(done, {"train/loss": mean, "train/lr": lr, "train/images_per_s": rate, "train/data_wait": wait})
+        self.starved = self.starved + 1 if wait > 0.3 else 0
+        if self.starved == 3:
+            loader = self.config.loader
+            say(
+                f"hint       the network waits for data: give more loader.workers (now {loader.count()}), "
+                "dataset.cache=decoded, or pictures of less than full size"
+            )
+        scalars: dict[str, float | None] = {
+            "train/loss": mean, "train/lr": self.lr, "train/images_per_s": rate, "train/data_wait": wait,
+            "train/gradient_norm": self.norm if math.isfinite(self.norm) else None,
+        }  # fmt: skip
+        if torch.cuda.is_initialized():
+            scalars["train/memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         self.losses = []
         self.restart()
+        return scalars
+
+
+# ------------------------------------------------------------------------------------------------ what went wrong
+
+
+def worst(found: list[tuple[list[float], list[str]]]) -> str:
+    """'rank 1: a.png nan, b.png nan': the pictures whose loss is no number, else those of the highest loss."""
+    rows = [
+        (rank, name, value)
+        for rank, (losses, names) in enumerate(found)
+        for name, value in zip(names, losses, strict=True)
+    ]
+    wrong = [row for row in rows if not math.isfinite(row[2])] or sorted(rows, key=lambda row: -row[2])
+    told = [f"rank {rank}: {name} {value:.4g}" for rank, name, value in wrong[:3]]
+    return ", ".join(told) + (
+        f" and {len(wrong) - 3} more" if len(wrong) > 3 and not math.isfinite(wrong[3][2]) else ""
+    )
+
+
+def diverged(text: str, config: TrainConfig) -> DataError:
+    """Stops a run before its checkpoint is overwritten."""
+    error = DataError(
+        f"{text}. Training has diverged; the last checkpoint is from before. Go on with trainer.on_bad_step=skip, or "
+        f"begin again with a lower optimizer.lr (now {config.optimizer.lr}) and restart=true"
+    )
+    error.everywhere = True
+    return error
+
+
+def finish(
+    run: Run, result: dict[str, Any], best: dict[str, Any], config: TrainConfig, done: int, length: Length
+) -> None:
+    """The last words of a run, on the screen and in summary.txt."""
+    lines = [
+        *table_lines(result),
+        f"training      {done} steps in {duration(length.elapsed())}, seed {config.trainer.seed}",
+        f"checkpoints   {run.last} and best.pt (selected on {config.dataset.val_split}, step {best['step']})",
+        f"pictures      {run.pictures}",
+        f"TensorBoard   tensorboard --logdir {run.folder}",
+    ]
+    for line in lines:
+        say(line)
+    write_atomically(run.folder / "summary.txt", "\n".join([*lines, ""]).encode())
+    run.tell("finished", done, length.max_steps or done)

@@ -916,7 +916,7 @@ def options_of(source: Source) -> ModelConfig:
     options.norm = "inplace_abn" if source.scale == "abs" else "batch_norm"
     options.activation, options.negative_slope = source.activation, source.negative_slope
     if source.form == "torchvision_deeplabv3":
-        options.first_dilation = "previous"
+        options.backbone_options = {"first_dilation": "previous"}
     where = place(FORMS[source.form], "head.red_conv.weight")
     if where is not None and where.names[0] in source.tensors:
         options.head_channels = len(source.tensors[where.names[0]])

@@ -125,6 +125,26 @@ def folder_data(tmp_path):
     return root, overrides
 
 
+@pytest.fixture
+def ponds(tmp_path):
+    """Overrides for a training of two steps on pictures as my_dataset.py expects them."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        folder = tmp_path / "ponds" / split
+        folder.mkdir(parents=True)
+        for i in range(count):
+            label = np.zeros((64, 96), np.uint8)
+            label[:, 30 + 5 * i :] = 1
+            image = np.where(label[..., None] == 1, (20, 60, 200), (90, 70, 30)) + rng.integers(0, 30, (64, 96, 3))
+            Image.fromarray(image.astype(np.uint8)).save(folder / f"{i}.jpg")
+            Image.fromarray(label).save(folder / f"{i}.png")
+    return [
+        f"dataset.root={tmp_path / 'ponds'}", "augmentation.crop_size=[32,48]", "augmentation.scale=[0.9,1.1]",
+        "model.output_stride=16", "model.head_channels=8", "trainer.batch_size=2", "trainer.epochs=null",
+        "trainer.max_steps=2", "loader.workers=0", "device=cpu",
+    ]  # fmt: skip
+
+
 def environment() -> dict[str, str]:
     """For a subprocess that runs this checkout's segtrain."""
     return {**os.environ, "PYTHONPATH": str(ROOT)}

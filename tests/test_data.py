@@ -17,7 +17,7 @@ from segtrain.data.cache import Decoded
 from segtrain.data.check import Seen, check_samples
 from segtrain.data.datasets import label_table, split_samples
 from segtrain.data.labels import IGNORE, published_table, read_json_table
-from segtrain.data.loader import TrainingData, evaluation_samples, read_pixels, read_sample, training_batches
+from segtrain.data.loader import Parts, TrainingData, evaluation_samples, read_pixels, read_sample, training_batches
 from segtrain.data.sample import Sample
 from segtrain.data.sampling import class_index, random_pixel
 from segtrain.data.street_layouts import write
@@ -476,8 +476,8 @@ def training_data(scenes, seed=0):
 
 def steps(data, start, stop, workers):
     return [
-        (batch.names, batch.images.numpy().tobytes(), batch.targets.numpy().tobytes())
-        for batch in training_batches(data, 4, start, stop, workers, pin_memory=False)
+        (batch.names, batch.images.contiguous().numpy().tobytes(), batch.targets.numpy().tobytes())
+        for (batch,) in training_batches(data, Parts(4, start, stop), workers, pin_memory=False)
     ]
 
 
@@ -487,6 +487,21 @@ def test_batches_depend_on_seed_and_step_only(scenes):
     assert steps(data, 0, 5, workers=2) == alone
     assert steps(data, 3, 5, workers=1) == alone[3:]
     assert steps(training_data(scenes, seed=1), 0, 5, workers=0) != alone
+
+
+@pytest.mark.parametrize(("size", "accumulation"), [(4, 1), (2, 2), (1, 4), (3, 1)])
+def test_pixels_do_not_depend_on_how_many_processes_read_them(scenes, size, accumulation):
+    """1x4 = 2x2 = 4x1, and three processes for a batch of four."""
+    data = training_data(scenes)
+    parts = [
+        list(training_batches(data, Parts(4, 1, 3, rank, size, accumulation), rank % 2, pin_memory=False))
+        for rank in range(size)
+    ]
+    for step, (names, images, targets) in enumerate(steps(data, 1, 3, workers=0)):
+        pieces = [parts[rank][step][part] for part in range(accumulation) for rank in range(size)]
+        assert [name for piece in pieces for name in piece.names] == names
+        assert b"".join(piece.images.contiguous().numpy().tobytes() for piece in pieces) == images
+        assert b"".join(piece.targets.numpy().tobytes() for piece in pieces) == targets
 
 
 def test_every_sample_comes_once_per_pass(scenes):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from segtrain.config import AugmentationConfig, KittiConfig, MixtureConfig
+from segtrain.config import AugmentationConfig, KittiConfig, LossConfig, MixtureConfig
 from segtrain.data.datasets import described, label_table, split_samples, training_mixture
 from segtrain.data.labels import IGNORE, LabelTable, published_table, read_json_table, read_label
 from segtrain.data.loader import TrainingData, read_sample, turn
@@ -19,7 +19,7 @@ from segtrain.data.street_layouts import write
 from segtrain.data.taxonomy import MappedTable, taxonomy
 from segtrain.data.transforms import Augmentation
 from segtrain.errors import DataError, UsageError
-from segtrain.losses import upsampled_cross_entropy
+from segtrain.losses import build_loss
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +258,7 @@ def test_a_group_costs_the_sum_of_its_probabilities(hardest):
     logits = torch.randn(2, 5, 6, 7, dtype=torch.float64, requires_grad=True)
     target = torch.randint(0, 7, (2, 12, 14))
     target[0, :2] = IGNORE
-    loss = upsampled_cross_entropy(logits, target, hardest, groups)
+    loss = build_loss(LossConfig("bootstrapped", hardest), 5, groups).mean(logits, target)
     (gradient,) = torch.autograd.grad(loss, logits)
 
     p = F.interpolate(logits, size=(12, 14), mode="bilinear").softmax(1)
@@ -277,7 +277,7 @@ def test_a_group_costs_the_sum_of_its_probabilities(hardest):
 
 def test_a_group_of_hopeless_classes_has_a_finite_gradient():
     logits = torch.tensor([500.0, -500.0, -499.0]).view(1, 3, 1, 1).requires_grad_()
-    loss = upsampled_cross_entropy(logits, torch.full((1, 1, 1), 3), groups=[(1, 2)])
+    loss = build_loss(LossConfig(), 3, [(1, 2)]).mean(logits, torch.full((1, 1, 1), 3))
     (gradient,) = torch.autograd.grad(loss, logits)
     share = torch.tensor([-500.0, -499.0]).softmax(0)
     torch.testing.assert_close(gradient.flatten(), torch.cat([torch.ones(1), -share]))

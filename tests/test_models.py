@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from segtrain.abn import ABN, InPlaceABN
 from segtrain.errors import UsageError
 from segtrain.models import BACKBONES, Segmenter, build_classifier, build_model
-from segtrain.models.blocks import NORMS, Norm
+from segtrain.models.blocks import NORMS, IdentityResidualBlock, Norm, ResidualBlock, stage
+from segtrain.models.deeplabv3 import DeepLabV3
 from segtrain.models.densenet import DenseNet
 from tests.test_abn import kept_bytes
 
@@ -172,7 +174,7 @@ def test_dilations_of_densenet_and_where_it_halves():
 
 def test_torchvision_dilates_a_module_from_its_second_block_on():
     own = dilations(meta("resnet50", output_stride=8).body)
-    previous = dilations(meta("resnet50", output_stride=8, first_dilation="previous").body)
+    previous = dilations(meta("resnet50", output_stride=8, backbone_options={"first_dilation": "previous"}).body)
     assert own["mod4"] == [2] * 6 and own["mod5"] == [4] * 3
     assert previous["mod4"] == [1] + [2] * 5 and previous["mod5"] == [2, 4, 4]
 
@@ -186,7 +188,7 @@ def test_both_wider_resnets_have_the_same_keys_and_shapes():
     assert not any(isinstance(m, torch.nn.Dropout2d) for m in pooled.body.modules())
     drops = {n: m.p for n, m in a2.body.named_modules() if isinstance(m, torch.nn.Dropout2d)}
     assert drops == {"mod6.block1.convs.dropout": 0.3, "mod7.block1.convs.dropout": 0.5}
-    element = meta("wider_resnet38", dropout="element").body
+    element = meta("wider_resnet38", backbone_options={"drops": "element"}).body
     assert [type(element.mod6.block1.convs.dropout), element.mod6.block1.convs.dropout.p] == [torch.nn.Dropout, 0.3]
 
 
@@ -208,6 +210,16 @@ def test_densenet_is_the_same_in_place_and_recomputed(recompute):
     found = gradients("inplace_abn" if recompute in ("none", "blocks") else "abn", recompute)
     for a, b in zip(found, expected, strict=True):
         assert (a - b).norm() <= 1e-8 * b.norm()
+
+
+def test_densenet_keeps_less_where_its_layers_are_made_again():
+    x = torch.randn(2, 3, 64, 64)
+    kept = {}
+    for recompute in ("none", "blocks"):
+        body = DenseNet((4, 4, 4, 4), Norm("abn"), 8, growth=8)
+        model = Segmenter(body, nn.Identity(), body.out_channels, 3, recompute)
+        kept[recompute] = kept_bytes(lambda model=model: model(x))
+    assert kept["blocks"] < 0.6 * kept["none"]
 
 
 def small_segmenter(body, recompute):
@@ -290,7 +302,7 @@ def test_deeplabv3plus_takes_the_early_map_and_the_bare_sum():
     assert model.head.conv1.weight.shape == (256, 304, 3, 3)
     resnet = meta("resnet50", head="deeplabv3plus", output_stride=16)
     assert resnet(torch.zeros(2, 3, 64, 96, device="meta"), upsample=False).shape == (2, 19, 16, 24)
-    with pytest.raises(UsageError, match="overwritten by a later layer"):
+    with pytest.raises(UsageError, match="a later layer overwrites it"):
         meta("densenet264", head="deeplabv3plus")
 
 
@@ -332,10 +344,42 @@ def test_initialisation_is_xavier_with_the_leaky_gain():
         ({"backbone": "resnet18", "output_stride": 4}, "8, 16, 32"),
         ({"backbone": "resnet18", "norm": "group"}, "inplace_abn, inplace_abn_sync, abn, batch_norm, batch_norm_sync"),
         ({"backbone": "resnet18", "head": "fcn"}, "deeplabv3"),
-        ({"backbone": "resnext50", "first_dilation": "previous"}, "choose own, or one of resnet18"),
-        ({"backbone": "resnet18", "dropout": "element"}, "no dropout"),
+        ({"backbone": "resnext50", "backbone_options": {"first_dilation": "previous"}}, "resnext50 has no such option"),
+        ({"backbone": "resnet18", "backbone_options": {"first_dilation": "last"}}, "choose own or previous"),
+        ({"backbone": "wider_resnet38", "backbone_options": {"drops": "all"}}, "choose channel or element"),
     ],
 )
 def test_unknown_parts_are_named(options, words):
     with pytest.raises(UsageError, match=words):
         meta(**options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("norm", ["inplace_abn", "inplace_abn_sync", "abn", "batch_norm", "batch_norm_sync"])
+def test_training_under_autocast_follows_float32(norm, dtype):
+    """Activations in half, parameters and statistics in float32, and twenty steps to about the same loss."""
+    losses = {}
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    target = (x.mean(1) > 0).long()
+    for half in (False, True):
+        torch.manual_seed(0)
+        layers = Norm(norm)
+        body = stage(IdentityResidualBlock(3, (8, 8), layers), ResidualBlock(8, (8, 16), layers))
+        model = Segmenter(body, DeepLabV3(16, 8, layers, 8), 8, 2)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        scaler = torch.amp.GradScaler("cpu", enabled=half and dtype == torch.float16)
+        losses[half] = []
+        for _ in range(20):
+            with torch.autocast("cpu", dtype, enabled=half):
+                logits = model(x, upsample=False)
+            assert logits.dtype == (dtype if half else torch.float32)
+            loss = nn.functional.cross_entropy(logits.float(), target)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            losses[half].append(loss.item())
+        assert all(t.dtype == torch.float32 for t in model.state_dict().values() if t.is_floating_point())
+    assert losses[False][-1] < 0.7 * losses[False][0]
+    assert losses[True][0] == pytest.approx(losses[False][0], rel=0.03)
+    assert losses[True][-1] == pytest.approx(losses[False][-1], rel=0.25)

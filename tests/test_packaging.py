@@ -10,10 +10,12 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 
 from segtrain import cli, device
 from segtrain.errors import UsageError
 from tests.conftest import ROOT, small_run
+from tests.test_plugins import OWN_PARTS, PLUGINS
 
 BIN = Path(sys.executable).parent
 
@@ -45,20 +47,38 @@ def test_the_wheel_carries_configs_and_tables(wheel):
     assert not [name for name in names if name.startswith(("tests", "scripts"))]
 
 
-def test_the_installed_wheel_trains_outside_the_checkout(wheel, tmp_path, scenes):
-    """Its own folder comes first on the path, and the checkout is nowhere on it."""
-    site = tmp_path / "site"
+@pytest.fixture(scope="session")
+def installed(wheel, tmp_path_factory):
+    """installed(folder, *words): the finished process of the wheel's `segtrain`, started in a folder. The wheel's own
+    folder comes first on the path, and the checkout is nowhere on it."""
+    site = tmp_path_factory.mktemp("installed")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PYTHONPATH": str(site)}
-    program = "import segtrain, sys; from segtrain.cli import main; print(segtrain.__file__); main(sys.argv[1:])"
-    result = subprocess.run(
-        [sys.executable, "-c", program, "train", *small_run(scenes, "trainer.max_steps=1", "name=wheel")],
-        cwd=tmp_path, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[0] == str(site / "segtrain" / "__init__.py")
+
+    def call(folder, *words):
+        program = "import segtrain, sys; from segtrain.cli import main; print(segtrain.__file__); main(sys.argv[1:])"
+        result = subprocess.run(
+            [sys.executable, "-c", program, *words],
+            cwd=folder, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.splitlines()[0] == str(site / "segtrain" / "__init__.py")
+
+    return call
+
+
+def test_the_installed_wheel_trains_outside_the_checkout(installed, tmp_path, scenes):
+    installed(tmp_path, "train", *small_run(scenes, "trainer.max_steps=1", "name=wheel"))
     assert (tmp_path / "runs/wheel/evaluation.json").exists()
+
+
+def test_the_installed_wheel_takes_parts_of_ones_own(installed, tmp_path, ponds):
+    files = [shutil.copy(path, tmp_path) for path in PLUGINS]
+    installed(tmp_path, "train", f"plugins=[{','.join(files)}]", *OWN_PARTS, *ponds, "name=own")
+    trained = yaml.safe_load((tmp_path / "runs/own/config.yaml").read_text())
+    assert trained["model"]["backbone"] == "plain"
+    assert trained["dataset"]["name"] == "ponds"
+    assert (tmp_path / "runs/own/evaluation.json").exists()
 
 
 def pyproject():

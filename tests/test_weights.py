@@ -99,7 +99,12 @@ def test_deeplabv3_gives_the_same_logits(tmp_path):
     theirs = lived_in(torchvision.models.segmentation.deeplabv3_resnet50(
         weights=None, weights_backbone=None, aux_loss=True)).float().eval()  # fmt: skip
     ours = build_model(
-        "resnet50", "deeplabv3_torchvision", 21, output_stride=8, first_dilation="previous", **PLAIN
+        "resnet50",
+        "deeplabv3_torchvision",
+        21,
+        output_stride=8,
+        backbone_options={"first_dilation": "previous"},
+        **PLAIN,
     ).eval()
     report = load_weights(saved(tmp_path / "x.pth", theirs.state_dict()), ours)
     assert report.ratio == 1
@@ -111,7 +116,15 @@ def test_deeplabv3_gives_the_same_logits(tmp_path):
 
 def test_deeplabv3_of_resnet101_matches_whole(tmp_path):
     theirs = meta(torchvision.models.segmentation.deeplabv3_resnet101, weights=None, weights_backbone=None)
-    ours = meta(build_model, "resnet101", "deeplabv3_torchvision", 21, 8, first_dilation="previous", **PLAIN)
+    ours = meta(
+        build_model,
+        "resnet101",
+        "deeplabv3_torchvision",
+        21,
+        8,
+        backbone_options={"first_dilation": "previous"},
+        **PLAIN,
+    )
     assert load_weights(saved(tmp_path / "x.pth", hollow(theirs)), ours).ratio == 1
 
 

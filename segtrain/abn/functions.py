@@ -359,6 +359,9 @@ def call(
     follows = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, shortcut))
     if group is not None:
         options = options._replace(group=group, backward_follows=follows)
+    if torch.compiler.is_compiling() and not follows:  # what dynamo inlines, and knows no mark_dirty in
+        gamma, beta = affine(x, weight, bias, options.eps, options.scale)
+        return normalise(x, gamma, beta, running_mean, running_var, shortcut, options)[0]
     try:
         z: Tensor = InPlaceABNFunction.apply(x, weight, bias, shortcut, running_mean, running_var, options)
     except RuntimeError as error:

@@ -1,10 +1,13 @@
-"""Which sample comes when. Order and augmentation follow from (seed, position), never from workers or restarts.
+"""Which sample comes when. Order and augmentation follow from (seed, position), never from workers, processes or
+restarts.
 
 A training run reads one endless row of positions: position p belongs to step p // batch_size, and is the (p % n)-th
-sample of the (p // n)-th shuffling of the n samples. Starting at any step is therefore free.
+sample of the (p // n)-th shuffling of the n samples. Starting at any step is therefore free, and so is dividing a batch
+among any number of processes and parts.
 """
 
 import functools
+import itertools
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -20,15 +23,19 @@ from segtrain.data.mixture import TURNS
 from segtrain.data.sample import Sample, different_sizes, read_labels
 from segtrain.data.sampling import ClassIndex, random_pixel
 from segtrain.data.transforms import Augmentation
+from segtrain.distributed import chunks
 from segtrain.errors import DataError
 
 
 class Batch(NamedTuple):
-    """images: uint8 (N, 3, h, w) RGB. targets: uint8 (N, h, w) train ids or IGNORE. names: of the N samples."""
+    """images: uint8 (N, 3, h, w) RGB. targets: uint8 (N, h, w) train ids or IGNORE. names, positions, windows: of the N
+    samples; their places in the run's endless row; [top, left, height, width, mirrored?] of what is shown of them."""
 
     images: Tensor
     targets: Tensor
     names: list[str]
+    positions: list[int]
+    windows: list[list[int]]
 
 
 def read_sample(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +86,7 @@ def turn(weights: tuple[float, ...], seed: int, position: int) -> tuple[int, int
 
 
 # An error travels from a loader process as a value: raised there, it would arrive wrapped in a traceback.
-TrainingItem = tuple[np.ndarray, np.ndarray, str]
+TrainingItem = tuple[np.ndarray, np.ndarray, str, int, list[int]]
 
 
 def read_pixels(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +96,7 @@ def read_pixels(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
 
 
 class TrainingData(Dataset["TrainingItem | DataError"]):
-    """dataset[position] -> (image uint8 (h, w, 3), target uint8 (h, w), sample name), augmented.
+    """dataset[position] -> (image uint8 (h, w, 3), target uint8 (h, w), name, position, window), augmented.
 
     index, class_uniform: this share of the positions shows a class drawn by the index instead of the next picture.
     """
@@ -122,10 +129,11 @@ class TrainingData(Dataset["TrainingItem | DataError"]):
             table = sample.table or self.table
             focus = None if shown is None else random_pixel(table.encode_values(labels), shown, rng)
             encode = functools.partial(table.encode, path=sample.label)
-            shown_window = self.augmentation(image, labels, (self.seed, position), encode, focus)
+            seed = (self.seed, position)
+            augmented = self.augmentation(image, labels, seed, encode, focus)
         except DataError as error:
             return error
-        return (*shown_window, sample.name)
+        return (*augmented, sample.name, position, self.augmentation.window(labels.shape, seed, focus))
 
     def order(self, position: int) -> int:
         """The number of the sample at a position: each part of a mixture is shuffled by itself."""
@@ -160,21 +168,53 @@ class EvaluationData(Dataset["EvaluationItem | DataError"]):
         return len(self.samples)
 
 
+class Parts:
+    """The positions that one of `size` processes reads, part by part: `accumulation` lists of them for every step.
+
+    A batch is divided in order and as evenly as possible into size x accumulation pieces; the first `size` of them, one
+    for each process, are everybody's first part. stop: step before which to end, None: never.
+    """
+
+    def __init__(
+        self, batch_size: int, start: int, stop: int | None, rank: int = 0, size: int = 1, accumulation: int = 1
+    ) -> None:
+        pieces = chunks(batch_size, size * accumulation)
+        self.mine = [pieces[part * size + rank] for part in range(accumulation)]
+        self.batch_size = batch_size
+        self.steps = (start, stop)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        start, stop = self.steps
+        for step in itertools.count(start) if stop is None else range(start, stop):
+            for piece in self.mine:
+                yield [step * self.batch_size + place for place in piece]
+
+
 def training_batches(
-    data: TrainingData, batch_size: int, start: int, stop: int, workers: int, pin_memory: bool
-) -> Iterator[Batch]:
-    """The batches of steps start .. stop - 1. DataError for a sample that cannot be read."""
-    steps = [range(step * batch_size, (step + 1) * batch_size) for step in range(start, stop)]
+    data: TrainingData, parts: Parts, workers: int, pin_memory: bool, prefetch: int = 4
+) -> Iterator[list[Batch]]:
+    """One list of parts for every step. DataError, naming the step, for a sample that cannot be read.
+
+    prefetch: parts that every loader process reads ahead.
+    """
     loader: DataLoader[TrainingItem | DataError] = DataLoader(
         data,
-        batch_sampler=steps,  # type: ignore[arg-type]
+        batch_sampler=parts,
         collate_fn=collate,
         num_workers=workers,
         worker_init_fn=quiet_worker,
         pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=prefetch if workers else None,
     )
-    return raised(loader)
+    items = iter(loader)
+    for step in itertools.count(parts.steps[0] + 1):
+        found = list(itertools.islice(items, len(parts.mine)))
+        for item in found:
+            if isinstance(item, DataError):
+                raise DataError(f"the batch of step {step}: {item}")
+        if not found:
+            return
+        yield found
 
 
 def evaluation_samples(samples: list[Sample], table: LabelTable, workers: int) -> Iterator[EvaluationItem]:
@@ -205,14 +245,16 @@ def collate(items: list[TrainingItem | DataError]) -> Batch | DataError:
     good = [item for item in items if not isinstance(item, DataError)]
     if len(good) < len(items):
         return next(item for item in items if isinstance(item, DataError))
-    images = torch.from_numpy(np.stack([image for image, _, _ in good])).permute(0, 3, 1, 2)
-    targets = torch.from_numpy(np.stack([target for _, target, _ in good]))
-    return Batch(images, targets, [name for _, _, name in good])
+    pictures, labels, names, positions, windows = zip(*good, strict=True)
+    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    return Batch(images, torch.from_numpy(np.stack(labels)), list(names), list(positions), list(windows))
 
 
 def quiet_worker(worker: int) -> None:
     """Keep to one core, and leave Ctrl-C and termination to the main process, which saves before it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

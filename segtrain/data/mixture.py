@@ -51,7 +51,9 @@ def part(config: MixtureConfig, name: str) -> Part:
         allowed = get_args(field.type) or (field.type,)
         plain = tuple(get_origin(one) or one for one in allowed)
         if field.name in given and not isinstance(given[field.name], plain):
-            raise UsageError(f"{key}.{field.name}={given[field.name]} is not possible: {field.metadata['help']}")
+            raise UsageError(
+                f"{key}.{field.name}={given[field.name]} is not possible: {field.metadata.get('help', '')}"
+            )
     made = schema(name=kind, **options)
     made.check()
     weight = given.get("weight")

@@ -90,6 +90,7 @@ class IdentityResidualBlock(nn.Module):
         dilation: int = 1,
         groups: int = 1,
         dropout: float = 0.0,
+        drops: str = "channel",
     ) -> None:
         super().__init__()
         self.bn1 = norm.first(in_channels)
@@ -109,7 +110,7 @@ class IdentityResidualBlock(nn.Module):
                 ("conv3", conv(channels[1], channels[2], 1)),
             ]
         if dropout:
-            layers.insert(-1, ("dropout", nn.Dropout2d(dropout)))
+            layers.insert(-1, ("dropout", nn.Dropout(dropout) if drops == "element" else nn.Dropout2d(dropout)))
         self.convs = nn.Sequential(OrderedDict(layers))
         changes = stride != 1 or in_channels != channels[-1]
         self.proj_conv = conv(in_channels, channels[-1], 1, stride) if changes else None

@@ -1,13 +1,15 @@
 """Backbone, global average pool and linear classifier: what the published ImageNet weights are of."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from segtrain.abn import recomputed_outputs
-from segtrain.models.blocks import KEEP, NORMS, Backbone, Norm
+from segtrain.models.blocks import KEEP, NORMS, Norm
 from segtrain.models.segmenter import build_backbone, initialise, recompute_blocks, refuse_unknown
 
 
@@ -25,13 +27,12 @@ class Classifier(nn.Sequential):
     files, and with `body.` before them those of a Segmenter.
     """
 
-    def __init__(self, body: Backbone, num_classes: int, recompute: str = "none") -> None:
+    def __init__(self, body: nn.Module, num_classes: int, recompute: str = "none") -> None:
         super().__init__(OrderedDict(body.named_children()))
         self.recompute = recompute
         recompute_blocks(self, recompute)
-        self.classifier = nn.Sequential(
-            OrderedDict(avg_pool=GlobalAvgPool2d(), fc=nn.Linear(body.out_channels, num_classes))
-        )
+        fc = nn.Linear(body.out_channels, num_classes)  # type: ignore[arg-type]
+        self.classifier = nn.Sequential(OrderedDict(avg_pool=GlobalAvgPool2d(), fc=fc))
 
     def forward(self, x: Tensor) -> Tensor:
         with recomputed_outputs() if self.recompute in KEEP else nullcontext():
@@ -49,8 +50,7 @@ def build_classifier(
     norm_variant: str = "one",
     scale: str = "abs",
     recompute: str = "none",
-    first_dilation: str = "own",
-    dropout: str = "channel",
+    backbone_options: Mapping[str, Any] | None = None,
 ) -> Classifier:
     """A freshly initialised classification network; under `torch.device("meta")` only its shapes.
 
@@ -59,7 +59,8 @@ def build_classifier(
     """
     refuse_unknown("norm", norm, NORMS)
     layers = Norm(norm, activation, negative_slope, norm_variant, scale, recompute)
-    model = Classifier(build_backbone(backbone, layers, output_stride, first_dilation, dropout), num_classes, recompute)
+    body = build_backbone(backbone, layers, output_stride, backbone_options or {})
+    model = Classifier(body, num_classes, recompute)
     with torch.no_grad():
         initialise(model, negative_slope)
     return model

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segtrain.errors import UsageError
-from segtrain.models.blocks import Backbone, Norm, conv
+from segtrain.models.blocks import Norm, conv
 
 # Dilations of the three 3x3 branches, in cells of the feature map: the same reach in pixels at either stride.
 ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
@@ -95,15 +94,17 @@ class DeepLabV3Plus(DeepLabV3):
     """
 
     classifier_bias = False
+    takes_early_map = True
 
     def __init__(
         self,
         in_channels: int,
-        low_channels: int,
         channels: int,
         norm: Norm,
         output_stride: int,
         pooling_size: tuple[int, int] | None = None,
+        *,
+        low_channels: int,
     ) -> None:
         super().__init__(in_channels, channels, norm, output_stride, pooling_size)
         del self.red_bn
@@ -118,30 +119,3 @@ class DeepLabV3Plus(DeepLabV3):
         coarse = F.interpolate(self.reduced(x), size=low.shape[2:], mode="bilinear", align_corners=True)
         out: Tensor = self.conv2(self.bn1(self.conv1(torch.cat([self.fine_conv(low), coarse], dim=1))))
         return self.bn2(out)
-
-
-def deeplabv3(
-    body: Backbone, channels: int, norm: Norm, output_stride: int, pooling_size: tuple[int, int] | None
-) -> DeepLabV3:
-    return DeepLabV3(body.out_channels, channels, norm, output_stride, pooling_size)
-
-
-def deeplabv3_torchvision(
-    body: Backbone, channels: int, norm: Norm, output_stride: int, pooling_size: tuple[int, int] | None
-) -> DeepLabV3:
-    return TorchvisionDeepLabV3(body.out_channels, channels, norm, output_stride, pooling_size)
-
-
-def deeplabv3plus(
-    body: Backbone, channels: int, norm: Norm, output_stride: int, pooling_size: tuple[int, int] | None
-) -> DeepLabV3:
-    """Asks the backbone for its early map too, and takes its last norm off: the official code reads the bare sum."""
-    if body.low_level is None:
-        raise UsageError(
-            "model.head=deeplabv3plus is not possible with this backbone: the map that its decoder needs is "
-            "overwritten by a later layer; choose a resnet, resnext or wider_resnet38, or model.head=deeplabv3"
-        )
-    body.keeps = body.low_level
-    if hasattr(body, "bn_out"):
-        del body.bn_out
-    return DeepLabV3Plus(body.out_channels, body.low_channels, channels, norm, output_stride, pooling_size)

@@ -1,10 +1,10 @@
 """ResNet v1 (post-activation), layout of the official In-Place ABN repository, and torchvision's ResNeXts in it."""
 
 from collections import OrderedDict
-from typing import Any
 
 from torch import nn
 
+from segtrain.errors import UsageError
 from segtrain.models.blocks import Backbone, Norm, ResidualBlock, stage
 from segtrain.models.pooling import MaxPool2d
 
@@ -34,6 +34,8 @@ class ResNet(Backbone):
         first_dilation: str = "own",
     ) -> None:
         super().__init__()
+        if first_dilation not in ("own", "previous"):
+            raise UsageError(f"model.backbone_options.first_dilation={first_dilation}: choose own or previous")
         self.mod1 = nn.Sequential(
             OrderedDict(conv1=nn.Conv2d(3, 64, 7, 2, 3, bias=False), bn1=norm(64), pool1=MaxPool2d(3, 2, 1))
         )
@@ -54,25 +56,25 @@ class ResNet(Backbone):
         self.out_channels = channels
 
 
-def resnet18(norm: Norm, output_stride: int, **options: Any) -> Backbone:
-    return ResNet((2, 2, 2, 2), False, norm, output_stride, **options)
+def resnet18(norm: Norm, output_stride: int, first_dilation: str = "own") -> Backbone:
+    return ResNet((2, 2, 2, 2), False, norm, output_stride, first_dilation=first_dilation)
 
 
-def resnet34(norm: Norm, output_stride: int, **options: Any) -> Backbone:
-    return ResNet((3, 4, 6, 3), False, norm, output_stride, **options)
+def resnet34(norm: Norm, output_stride: int, first_dilation: str = "own") -> Backbone:
+    return ResNet((3, 4, 6, 3), False, norm, output_stride, first_dilation=first_dilation)
 
 
-def resnet50(norm: Norm, output_stride: int, **options: Any) -> Backbone:
-    return ResNet((3, 4, 6, 3), True, norm, output_stride, **options)
+def resnet50(norm: Norm, output_stride: int, first_dilation: str = "own") -> Backbone:
+    return ResNet((3, 4, 6, 3), True, norm, output_stride, first_dilation=first_dilation)
 
 
-def resnet101(norm: Norm, output_stride: int, **options: Any) -> Backbone:
-    return ResNet((3, 4, 23, 3), True, norm, output_stride, **options)
+def resnet101(norm: Norm, output_stride: int, first_dilation: str = "own") -> Backbone:
+    return ResNet((3, 4, 23, 3), True, norm, output_stride, first_dilation=first_dilation)
 
 
-def resnext50_32x4d(norm: Norm, output_stride: int, **options: Any) -> Backbone:
-    return ResNet((3, 4, 6, 3), True, norm, output_stride, groups=32, width=128, **options)
+def resnext50_32x4d(norm: Norm, output_stride: int, first_dilation: str = "own") -> Backbone:
+    return ResNet((3, 4, 6, 3), True, norm, output_stride, groups=32, width=128, first_dilation=first_dilation)
 
 
-def resnext101_32x8d(norm: Norm, output_stride: int, **options: Any) -> Backbone:
-    return ResNet((3, 4, 23, 3), True, norm, output_stride, groups=32, width=256, **options)
+def resnext101_32x8d(norm: Norm, output_stride: int, first_dilation: str = "own") -> Backbone:
+    return ResNet((3, 4, 23, 3), True, norm, output_stride, groups=32, width=256, first_dilation=first_dilation)

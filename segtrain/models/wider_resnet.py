@@ -20,10 +20,15 @@ STRIDES_DILATIONS = {
 
 
 class WiderResNet38(Backbone):
-    """Output (N, 4096, H / output_stride, W / output_stride). pooled: max-pools before mod2..mod6 and no dropout."""
+    """Output (N, 4096, H / output_stride, W / output_stride). pooled: max-pools before mod2..mod6 and no dropout.
 
-    def __init__(self, norm: Norm, output_stride: int, pooled: bool = False) -> None:
+    drops: what the dropout of mod6 and mod7 drops, "channel"s (official code) or "element"s.
+    """
+
+    def __init__(self, norm: Norm, output_stride: int, pooled: bool = False, drops: str = "channel") -> None:
         super().__init__()
+        if drops not in ("channel", "element"):
+            raise UsageError(f"model.backbone_options.drops={drops}: choose channel or element")
         self.mod1 = nn.Sequential()
         self.mod1.add_module("conv1", conv(3, 64, 3))
         strides, dilations = ((1,) * 6, (1,) * 6) if pooled else STRIDES_DILATIONS[output_stride]
@@ -36,15 +41,17 @@ class WiderResNet38(Backbone):
             made = []
             for block in range(blocks):
                 block_stride = stride if block == 0 else 1
-                made.append(IdentityResidualBlock(channels, widths, norm, block_stride, dilation, dropout=dropout))
+                made.append(
+                    IdentityResidualBlock(channels, widths, norm, block_stride, dilation, dropout=dropout, drops=drops)
+                )
                 channels = widths[-1]
             self.add_module(f"mod{i}", stage(*made))
         self.bn_out = norm(channels)
         self.out_channels, self.low_channels = channels, CHANNELS[0][-1]
 
 
-def wider_resnet38(norm: Norm, output_stride: int) -> Backbone:
-    return WiderResNet38(norm, output_stride)
+def wider_resnet38(norm: Norm, output_stride: int, drops: str = "channel") -> Backbone:
+    return WiderResNet38(norm, output_stride, drops=drops)
 
 
 def wider_resnet38_pooled(norm: Norm, output_stride: int) -> Backbone:

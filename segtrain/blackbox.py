@@ -1,0 +1,75 @@
+"""What the last steps of a run were, kilobytes on disk: for whoever asks afterwards which picture it was."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from segtrain.files import write_atomically
+from segtrain.learner import Outcome
+
+KEPT = 500  # steps
+
+
+class BlackBox:
+    """<run>/blackbox/rank<r>.jsonl of one process: a line a step, the last KEPT to 2 x KEPT of them.
+
+    A line: step (counted from 1), loss of the whole batch, the gradient's norm, lr, skipped, and of each of this
+    process's pictures its position in the run's endless row, name, window [top, left, height, width, mirrored?] and
+    part of the loss. The position and the run's seed give back the rest: `segtrain replay`.
+    """
+
+    def __init__(self, folder: Path, rank: int, start: int) -> None:
+        """start: steps of the run so far; later lines are of a session that was not saved, and go."""
+        self.path = folder / "blackbox" / f"rank{rank}.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.lines = [line for line in read_lines(self.path) if json.loads(line)["step"] <= start]
+        self.rewrite()
+
+    def rewrite(self) -> None:
+        self.lines = self.lines[-KEPT:]
+        write_atomically(self.path, "".join(f"{line}\n" for line in self.lines).encode())
+
+    def add(self, outcome: Outcome, loss: float, lr: float) -> None:
+        line = json.dumps(entry(outcome, loss, lr))
+        self.lines.append(line)
+        if len(self.lines) >= 2 * KEPT:
+            self.rewrite()
+        else:
+            with self.path.open("a") as file:
+                file.write(f"{line}\n")
+
+
+def entry(outcome: Outcome, loss: float, lr: float) -> dict[str, Any]:
+    known = [row for part in outcome.batches for row in zip(part.positions, part.names, part.windows, strict=True)]
+    samples = [
+        {"position": position, "name": name, "window": window, "loss": value}
+        for (position, name, window), value in zip(known, outcome.losses, strict=True)
+    ]
+    return {"step": outcome.step + 1, "loss": loss, "gradient_norm": outcome.norm, "lr": lr,
+            "skipped": outcome.skipped, "samples": samples}  # fmt: skip
+
+
+def read_lines(path: Path) -> list[str]:
+    """The whole lines; a last one that was cut short is left out."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            json.loads(line)
+        except ValueError:
+            continue
+        found.append(line)
+    return found
+
+
+def recorded(folder: Path, step: int) -> list[tuple[int, dict[str, Any]]]:
+    """(rank, line) of that step from every process of the run that has it."""
+    found = []
+    for path in sorted((folder / "blackbox").glob("rank*.jsonl")):
+        rank = int(path.stem.removeprefix("rank"))
+        for line in read_lines(path):
+            content = json.loads(line)
+            if content["step"] == step:
+                found.append((rank, content))
+    return found

@@ -1,0 +1,79 @@
+"""`segtrain replay`: the batch of any step of a run, as it was given to the network."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segtrain import checkpoint, pictures
+from segtrain.blackbox import recorded
+from segtrain.config import ReplayConfig, TrainConfig
+from segtrain.data.datasets import label_table, training_mixture
+from segtrain.errors import DataError
+from segtrain.log import say
+from segtrain.training import training_data
+
+
+def replay(config: ReplayConfig) -> Path:
+    """Rebuild a step's batch from the run's configuration and draw it (image | labels, a row a picture).
+
+    Order and augmentation are functions of (seed, position), so any step can be rebuilt, whether it is recorded or yet
+    to come; what the black box has of it is printed, and must name the same pictures (DataError otherwise). Returns the
+    picture's path.
+    """
+    folder = Path(config.run or "")
+    trained = training_config(folder, config)
+    table = label_table(trained.dataset)
+    mixture = training_mixture(trained.dataset)
+    if trained.trainer.overfit is not None:
+        mixture = mixture._replace(samples=mixture.samples[: trained.trainer.overfit], weights=None)
+    data = training_data(trained, mixture, table)
+    size = trained.trainer.batch_size
+    known = {
+        sample["position"]: (rank, sample) for rank, line in recorded(folder, config.step) for sample in line["samples"]
+    }
+    for _, line in recorded(folder, config.step)[:1]:
+        skipped = ", skipped" if line["skipped"] else ""
+        loss, norm, lr = line["loss"], line["gradient_norm"], line["lr"]
+        say(f"recorded   loss {loss:.6g}, gradient norm {norm:.4g}, lr {lr:.3g}{skipped}")
+    rows = []
+    for position in range((config.step - 1) * size, config.step * size):
+        item = data[position]
+        rank, was = known.get(position, (None, None))
+        if isinstance(item, DataError):
+            raise DataError(f"position {position} of step {config.step}: {item}")
+        image, target, name, _, window = item
+        if was is not None and was["name"] != name:
+            raise DataError(f"position {position} is {name}, and was {was['name']} in the run: the data have changed")
+        told = "" if was is None else f"  loss {was['loss']:.4g}  rank {rank}"
+        ignored = 100 * float((target >= table.num_classes).mean())
+        seen = classes(target, table.num_classes)
+        say(f"position   {position}  {name}  window {window}  classes {seen}  {ignored:.0f} % ignored{told}")
+        rows.append(pictures.beside(image, table.colorize(target), pictures.overlay(image, target, table)))
+    output = Path(config.output or folder / "replay")
+    path = output / f"step_{config.step:07d}.png"
+    pictures.write(path, pictures.sheet(rows, table))
+    print(path)
+    return path
+
+
+def classes(target: np.ndarray, num_classes: int) -> str:
+    found = [int(value) for value in np.unique(target) if value < num_classes]
+    return ",".join(map(str, found)) or "none"
+
+
+def training_config(folder: Path, config: ReplayConfig) -> TrainConfig:
+    """The configuration that a run was started with, from its newest checkpoint or its config.yaml."""
+    import yaml
+
+    from segtrain.config import trained
+
+    state = checkpoint.newest(folder)
+    path = folder / "config.yaml"
+    if state is None and not path.exists():
+        raise DataError(f"{folder} is no run: it has neither last.pt nor config.yaml")
+    content: dict[str, Any] = state["config"] if state is not None else yaml.safe_load(path.read_text())
+    found = trained(content)
+    if config.root is not None:
+        found.dataset.root = config.root
+    return found

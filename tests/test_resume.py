@@ -1,0 +1,384 @@
+"""Checkpoints that survive anything, and runs that go on from them exactly: killed, preempted, moved."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from segtrain import checkpoint, verify
+from segtrain.config import with_defaults
+from segtrain.errors import DataError, SegtrainError, UsageError
+from segtrain.slurm import script
+from tests.conftest import ROOT, environment
+from tests.test_cli import refused
+from tests.test_engine import black_box, ended, launch, until, words  # noqa: F401
+from tests.test_training import same, state
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def kept(folder):
+    return sorted(path.name for path in folder.iterdir() if path.suffix == ".pt")
+
+
+def test_the_newest_are_kept_and_the_best(tmp_path):
+    keeper = checkpoint.Keeper(tmp_path, keep=2)
+    with keeper.open():
+        for step in (1, 2, 3, 4):
+            keeper.save({"step": step}, best=step == 2)
+    assert kept(tmp_path) == ["best.pt", "last.pt", "step_0000003.pt", "step_0000004.pt"]
+    assert checkpoint.load(tmp_path / "best.pt")["step"] == 2
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 4
+    assert (tmp_path / "last.pt").stat().st_ino == (tmp_path / "step_0000004.pt").stat().st_ino  # no second copy
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "missing"])
+def test_a_torn_checkpoint_is_replaced_by_the_one_before(tmp_path, damage, capsys):
+    keeper = checkpoint.Keeper(tmp_path, keep=2)
+    with keeper.open():
+        for step in (10, 20):
+            keeper.save({"step": step, "weights": torch.arange(10000.0) + step})
+    last = tmp_path / "last.pt"
+    content = bytearray(last.read_bytes())
+    if damage == "missing":
+        last.unlink()
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        last.write_bytes(content)  # the same inode as step_20: both are damaged
+    else:
+        last.write_bytes(content[:-100] if damage == "cut" else b"")
+    found = checkpoint.newest(tmp_path)
+    assert found["step"] == (20 if damage == "missing" else 10)
+    assert torch.equal(found["weights"], torch.arange(10000.0) + found["step"])
+    if damage != "missing":
+        assert "damaged" in capsys.readouterr().out
+
+
+def test_none_that_can_be_read_is_an_error(tmp_path):
+    (tmp_path / "last.pt").write_bytes(b"PK\x03\x04 no more")
+    (tmp_path / "step_0000001.pt").write_bytes(b"")
+    with pytest.raises(checkpoint.Damaged, match=r"last\.pt"):
+        checkpoint.newest(tmp_path)
+    assert checkpoint.newest(tmp_path / "empty") is None
+
+
+def test_what_is_saved_is_the_state_at_that_moment(tmp_path, monkeypatch):
+    """Training goes on while the file is written, and must not get into it."""
+    going = threading.Event()
+    write = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda *arguments: (going.wait(10), write(*arguments)))
+    weights = torch.zeros(5)
+    keeper = checkpoint.Keeper(tmp_path, keep=1)
+    with keeper.open():
+        keeper.save({"step": 1, "model": {"w": weights}, "list": [weights]})
+        assert not (tmp_path / "last.pt").exists()  # nobody waited
+        weights += 1
+        going.set()
+    content = checkpoint.load(tmp_path / "last.pt")
+    assert torch.equal(content["model"]["w"], torch.zeros(5))
+    assert torch.equal(content["list"][0], torch.zeros(5))
+
+
+def test_a_full_disk_in_the_middle_is_told_and_the_training_goes_on(tmp_path, monkeypatch, capsys):
+    keeper = checkpoint.Keeper(tmp_path, keep=1)
+    full = True
+    write = checkpoint.write_atomically
+
+    def maybe(path, data):
+        if full:
+            raise OSError(28, "No space left on device")
+        write(path, data)
+
+    with keeper.open():
+        keeper.save({"step": 1})
+        keeper.wait()
+        monkeypatch.setattr(checkpoint, "write_atomically", maybe)
+        keeper.save({"step": 2})
+        keeper.save({"step": 3})  # says that 2 was not written
+        assert "cannot write the checkpoint" in capsys.readouterr().out
+        with pytest.raises(SegtrainError, match="No space left on device. What was saved before is untouched"):
+            keeper.settle()
+        assert checkpoint.load(tmp_path / "last.pt")["step"] == 1
+        full = False
+        keeper.save({"step": 4})
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 4
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_files_of_a_killed_writer_go(tmp_path):
+    (tmp_path / ".last.pt.123.tmp").write_bytes(b"half")
+    checkpoint.Keeper(tmp_path, keep=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_formats_of_other_versions(tmp_path):
+    newer = {"kind": checkpoint.KIND, "format": checkpoint.FORMAT + 1, "environment": {"segtrain": "9.1"}}
+    torch.save(newer, tmp_path / "newer.pt")
+    with pytest.raises(DataError, match=r"format 3 \(written by segtrain 9\.1\).*update segtrain"):
+        checkpoint.load(tmp_path / "newer.pt")
+    torch.save({"kind": checkpoint.KIND, "format": 1, "step": 5}, tmp_path / "older.pt")
+    assert checkpoint.load(tmp_path / "older.pt")["step"] == 5
+
+
+def test_a_run_of_the_first_format_goes_on(segtrain, words):  # noqa: F811
+    """As 0.1.0 wrote it: without the options, averages and histories that came later."""
+    assert segtrain("train", *words, "run=r", "trainer.max_steps=2").status == 0
+    content = state("r/last.pt") | {"format": 1}
+    for key in ("recent", "scaler", "elapsed", "environment"):
+        del content[key]
+    del content["best"]["since"]
+    options = content["config"]
+    for key in ("accumulation", "hours", "patience", "precision", "compile", "deterministic", "ema_decay", "parallel",
+                "sync_group", "keep_last", "overfit", "on_bad_step", "spike_factor"):  # fmt: skip
+        del options["trainer"][key]
+    options["loss"] = {"hardest": options["loss"]["hardest"]}
+    options["schedule"] = {"power": options["schedule"]["power"]}
+    options["optimizer"] = {key: options["optimizer"][key] for key in ("lr", "momentum", "nesterov", "weight_decay")}
+    options["augmentation"] = {key: options["augmentation"][key] for key in ("crop_size", "scale", "flip", "color")}
+    shutil.rmtree("r")
+    Path("r").mkdir()
+    torch.save(content, "r/last.pt")
+    answer = segtrain("train", *words, "run=r", "trainer.max_steps=3")
+    assert answer.status == 0, answer
+    assert "going on at step 2" in answer.out
+    assert segtrain("evaluate", "run=r", "device=cpu", "output=o").status == 0
+
+
+def test_defaults_of_todays_options_fill_an_older_configuration():
+    full = with_defaults({"dataset": {"name": "kitti"}, "trainer": {"seed": 3}})
+    assert full["trainer"]["seed"] == 3
+    assert full["trainer"]["on_bad_step"] == "stop"
+    assert full["dataset"]["val_list"] == "mseg_150_50"
+
+
+# ------------------------------------------------------------------------------------------------ going on
+
+
+def test_a_second_process_in_the_same_run_is_refused(segtrain, words):  # noqa: F811
+    first = launch(1, *words, "run=r", "trainer.max_steps=100000")
+    until(first, "step 1/")
+    refused(
+        segtrain("train", *words, "run=r", "trainer.max_steps=100000"), "another process is training in r", status=1
+    )
+    first.terminate()
+    ended(first, 75)
+
+
+def test_other_pictures_are_refused_and_a_moved_run_is_not(segtrain, words, folder_data):  # noqa: F811
+    assert segtrain("train", *words, "run=r", "trainer.max_steps=2").status == 0
+    shutil.move("r", "elsewhere")
+    assert "going on at step 2" in segtrain("train", *words, "run=elsewhere", "trainer.max_steps=3").out
+    for path in (folder_data[0] / "train/images/p3.png", folder_data[0] / "train/labels/p3.png"):
+        path.unlink()
+    refused(segtrain("train", *words, "run=elsewhere", "trainer.max_steps=4"), "trained on 4 pictures", status=1)
+
+
+def test_resuming_takes_no_longer_however_far_the_run_is(words, segtrain):  # noqa: F811
+    """No sample before the first one is read."""
+    from segtrain.data import loader
+
+    read = []
+
+    class Data(loader.TrainingData):
+        def __getitem__(self, position):
+            read.append(position)
+            return loader.TrainingItem  # never collated
+
+    data = Data.__new__(Data)
+    parts = loader.Parts(4, 10**9, 10**9 + 1)
+    iterator = iter(loader.DataLoader(data, batch_sampler=parts, collate_fn=len))
+    next(iterator)
+    assert read == [4 * 10**9 + place for place in range(4)]
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_any_moment_lose_no_more_than_a_save_interval(words):  # noqa: F811
+    """Also while files are written, and while the run starts."""
+    options = [*words, "run=r", "trainer.max_steps=60", "trainer.save_every=3", "trainer.validate_every=20"]
+    rng = random.Random(0)
+    reached = 0
+    for _ in range(20):
+        process = launch(1, *options)
+        if rng.random() < 0.8:  # most of them while it trains
+            for line in process.stdout:
+                if line.startswith("step "):
+                    break
+        time.sleep(rng.random() * 1.5)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        done = [line["step"] for line in black_box("r")] if Path("r/blackbox/rank0.jsonl").exists() else [0]
+        state_now = checkpoint.newest(Path("r"))
+        saved = 0 if state_now is None else state_now["step"]
+        assert saved >= reached  # nothing that was saved is lost
+        assert max(done, default=0) - saved <= 2 * 3  # one interval, and the save that was under way
+        reached = saved
+    out, err = ended(launch(1, *options))
+    ended(launch(1, *[word for word in options if word != "run=r"], "run=whole"))
+    for key in ("model", "optimizer", "best", "recent"):
+        assert same(state("r/last.pt")[key], state("whole/last.pt")[key]), key
+
+
+# ------------------------------------------------------------------------------------------------ verify-resume
+
+
+def proof(*options, program=None):
+    command = [sys.executable, "-m", "segtrain", "verify-resume", *options]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True)
+
+
+def test_verify_resume_proves_it(words):  # noqa: F811
+    answer = proof(*words, "output=proof", "trainer.batch_size=3", "trainer.ema_decay=0.9", "loader.workers=1")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert answer.stdout.splitlines()[-1].startswith("EXACT: ")
+    again = proof(*words, "output=proof")
+    assert again.returncode == 2
+    assert "holds runs already" in again.stderr
+
+
+BROKEN = {
+    "optimizer": "content['optimizer']['state'] = {}",
+    "running statistics": "[t.zero_() for k, t in content['model'].items() if 'running_' in k]",
+    "averaged weights": "content['ema'] = {k: v.clone() for k, v in content['model'].items()}",
+}
+BREAK_STATE = """
+from segtrain import learner
+state = learner.Learner.state
+def broken(self):
+    content = {key: value for key, value in state(self).items()}
+    content = __import__('segtrain.checkpoint', fromlist=['copied']).copied(content)
+    %s
+    return content
+learner.Learner.state = broken
+"""
+BREAK_POSITION = """
+from segtrain.data import loader
+start = loader.Parts.__init__
+def from_the_beginning(self, batch_size, begin, *more):
+    start(self, batch_size, begin, *more)
+    self.shift = begin
+def positions(self):
+    for step, piece in enumerate(whole(self)):
+        yield [position - self.shift * self.batch_size for position in piece]
+whole = loader.Parts.__iter__
+loader.Parts.__init__, loader.Parts.__iter__ = from_the_beginning, positions
+"""
+BREAK_RANDOM = """
+import torch
+from segtrain import learner
+seed = torch.manual_seed
+began = []
+def once(number):
+    if not began or number < 1000:
+        began.append(number)
+        return seed(number)
+torch.manual_seed = once
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", [*BROKEN, "position", "random numbers"])
+def test_verify_resume_finds_what_a_checkpoint_lacks(words, what, tmp_path):  # noqa: F811
+    text = {"position": BREAK_POSITION, "random numbers": BREAK_RANDOM}.get(what) or BREAK_STATE % BROKEN[what]
+    (tmp_path / "breaks.py").write_text(text)
+    more = ["trainer.ema_decay=0.9"] if what == "averaged weights" else []
+    more += ["model.backbone_options={dropout:0.5}"] if what == "random numbers" else []
+    answer = proof(*words, "output=proof", "trainer.batch_size=3", f"plugins=[{ROOT}/tests/tiny.py,./breaks.py]", *more)
+    assert answer.returncode == 1, answer.stdout + answer.stderr
+    assert "NOT EXACT" in answer.stderr.splitlines()[-1]
+
+
+def test_the_kill_comes_inside_an_epoch_and_between_two_saves():
+    for batch, samples in ((4, 24), (3, 4), (16, 2975), (5, 7), (2, 6)):
+        every, killed, steps = verify.schedule(batch, samples)
+        assert every < killed < 2 * every < steps
+        assert every * batch % samples
+        assert killed * batch % samples
+    with pytest.raises(UsageError, match="whole epochs"):
+        verify.schedule(8, 4)
+
+
+def test_digests_tell_bits_apart():
+    value = {"a": torch.tensor([0.0]), "b": [1, {"c": torch.ones(2)}]}
+    assert verify.digest(value) == verify.digest(checkpoint.copied(value))
+    assert verify.digest(value) != verify.digest(value | {"a": torch.tensor([-0.0])})
+    assert verify.digest(torch.zeros(2)) != verify.digest(torch.zeros(2, dtype=torch.int32))
+
+
+# ------------------------------------------------------------------------------------------------ preemption
+
+
+def test_usr1_saves_within_a_step_and_asks_to_be_requeued(words):  # noqa: F811
+    process = launch(1, *words, "run=r", "trainer.max_steps=100000", "trainer.save_every=100000")
+    until(process, "step 2/")
+    began = time.monotonic()
+    process.send_signal(signal.SIGUSR1)
+    _, err = ended(process, 75)
+    assert time.monotonic() - began < 20
+    assert "the same command goes on" in err
+    assert Path("r/requeue").exists()
+    assert state("r/last.pt")["step"] == black_box("r")[-1]["step"]
+    assert json.loads(Path("r/state.json").read_text())["state"] == "stopped"
+
+
+def test_slurm_script_is_what_the_command_prints(segtrain):
+    assert (ROOT / "scripts/slurm.sh").read_text() == script([], "scripts/slurm.sh")
+    assert os.access(ROOT / "scripts/slurm.sh", os.X_OK)
+    answer = segtrain("train", "--print-slurm", "experiment=toy", "name=it's")
+    assert "options=(experiment=toy 'name=it'\"'\"'s' \"$@\")" in answer.out
+    assert subprocess.run(["bash", "-n"], input=answer.out, text=True).returncode == 0
+    refused(segtrain("train", "--print-slurm", "experiment=tio"), "experiment=tio")
+    assert segtrain("train", "--print-run", "experiment=toy", "optimizer.lr=1").out == "runs/toy-optimizer.lr=1\n"
+
+
+def test_a_job_that_is_preempted_goes_on_by_itself(words, tmp_path):  # noqa: F811
+    """The job script with srun and scontrol played by scripts: warned before its time is up, requeued, finished."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    programs = {
+        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
+        "scontrol": 'if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> requeued; fi',
+        "torchrun": f'exec "{sys.executable}" -m torch.distributed.run "$@"',
+        "segtrain": f'exec "{sys.executable}" -m segtrain "$@"',
+    }
+    for name, body in programs.items():
+        (tools / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tools / name).chmod(0o755)
+    job = {**environment(), "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "77", "SLURM_NNODES": "1",
+           "SLURM_JOB_NODELIST": "here", "SLURM_GPUS_ON_NODE": "2", "OMP_NUM_THREADS": "1"}  # fmt: skip
+    options = [*words, "run=r", "model.norm=inplace_abn_sync", "trainer.max_steps=8"]
+
+    def submit():
+        command = ["bash", str(ROOT / "scripts/slurm.sh"), *options]
+        return subprocess.Popen(command, env=job, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    first = submit()
+    until(first, "step 2/")
+    first.send_signal(signal.SIGUSR1)  # what --signal=B:USR1@120 does
+    ended(first)
+    assert Path("requeued").read_text() == "requeue 77\n"
+    cut = state("r/last.pt")["step"]
+    assert 2 <= cut < 8
+    out, _ = ended(submit())
+    assert f"going on at step {cut}" in out
+    assert Path("requeued").read_text() == "requeue 77\n"
+    assert state("r/last.pt")["step"] == 8
+
+
+def test_a_full_disk_at_the_end_is_an_error(words):  # noqa: F811
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))  # noqa: E731
+    command = [sys.executable, "-m", "segtrain", "train", *words, "run=r", "trainer.max_steps=1"]
+    answer = subprocess.run(command, env=environment(), capture_output=True, text=True, preexec_fn=limit)
+    assert answer.returncode == 1
+    assert "cannot write" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not list(Path("r").glob("*.pt"))
