@@ -184,7 +184,11 @@ class ModelConfig:
         "resnet18 | 34 | 50 | 101, resnext50 | 101 | 152, wider_resnet38, densenet264; torchvision's resnext50_32x4d | "
         "101_32x8d; wider_resnet38_pooled (ImageNet form)",
     )
-    backbone_options: dict[str, Any] = option({}, "further arguments of the backbone's builder, {key: value}")
+    backbone_options: dict[str, Any] = option(
+        {},
+        "further arguments of the backbone's builder, {key: value}: of resnets first_dilation, own | previous (as "
+        "torchvision), of wider_resnet38 drops, channel | element",
+    )
     head: str = option("deeplabv3", "deeplabv3 | deeplabv3_torchvision | deeplabv3plus")
     head_channels: int = option(256, "channels of every branch of the head")
     pooling_size: list[int] | None = option(

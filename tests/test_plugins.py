@@ -180,7 +180,11 @@ def test_options_are_checked_against_the_signature(segtrain, monkeypatch):
     monkeypatch.setitem(BACKBONES, "mine", lambda norm, output_stride: nn.Identity())
     with pytest.raises(UsageError, match="model.backbone=mine: the module lacks out_channels"):
         build_model("mine")
-    refused(segtrain("train", "model.backbone_options.depth=1"), "model.backbone_options.depth", "it takes none")
+    refused(
+        segtrain("train", "model=resnext50", "model.backbone_options.depth=1"),
+        "model.backbone_options.depth",
+        "it takes none",
+    )
 
 
 def test_options_from_the_command_line(monkeypatch):
