@@ -1,9 +1,11 @@
 """What the last steps of a run were, kilobytes on disk: for whoever asks afterwards which picture it was."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from segtrain.data.loader import Batch
 from segtrain.files import write_atomically
 from segtrain.learner import Outcome
 
@@ -13,9 +15,10 @@ KEPT = 500  # steps
 class BlackBox:
     """<run>/blackbox/rank<r>.jsonl of one process: a line a step, the last KEPT to 2 x KEPT of them.
 
-    A line: step (counted from 1), loss of the whole batch, the gradient's norm, lr, skipped, and of each of this
-    process's pictures its position in the run's endless row, name, window [top, left, height, width, mirrored?] and
-    part of the loss. The position and the run's seed give back the rest: `segtrain replay`.
+    A line: step (counted from 1), loss of the whole batch, the gradient's norm, lr, skipped (or the error that it
+    ended in), and of each of this process's pictures its position in the run's endless row, name, window [top, left,
+    height, width, mirrored?] and part of the loss. The position and the run's seed give back the rest: `segtrain
+    replay`.
     """
 
     def __init__(self, folder: Path, rank: int, start: int) -> None:
@@ -30,23 +33,27 @@ class BlackBox:
         write_atomically(self.path, "".join(f"{line}\n" for line in self.lines).encode())
 
     def add(self, outcome: Outcome, loss: float, lr: float) -> None:
-        line = json.dumps(entry(outcome, loss, lr))
+        """What a step gave."""
+        found = {"loss": loss, "gradient_norm": outcome.norm, "lr": lr, "skipped": outcome.skipped}
+        self.write(outcome.step, outcome.batches, found, outcome.losses)
+
+    def crash(self, step: int, batches: Sequence[Batch], error: str) -> None:
+        """What a step ended in."""
+        self.write(step, batches, {"error": error}, [None] * sum(len(batch.names) for batch in batches))
+
+    def write(self, step: int, batches: Sequence[Batch], found: dict[str, Any], losses: Sequence[float | None]) -> None:
+        known = [row for part in batches for row in zip(part.positions, part.names, part.windows, strict=True)]
+        samples = [
+            {"position": position, "name": name, "window": window, "loss": value}
+            for (position, name, window), value in zip(known, losses, strict=True)
+        ]
+        line = json.dumps({"step": step + 1, **found, "samples": samples})
         self.lines.append(line)
         if len(self.lines) >= 2 * KEPT:
             self.rewrite()
         else:
             with self.path.open("a") as file:
                 file.write(f"{line}\n")
-
-
-def entry(outcome: Outcome, loss: float, lr: float) -> dict[str, Any]:
-    known = [row for part in outcome.batches for row in zip(part.positions, part.names, part.windows, strict=True)]
-    samples = [
-        {"position": position, "name": name, "window": window, "loss": value}
-        for (position, name, window), value in zip(known, outcome.losses, strict=True)
-    ]
-    return {"step": outcome.step + 1, "loss": loss, "gradient_norm": outcome.norm, "lr": lr,
-            "skipped": outcome.skipped, "samples": samples}  # fmt: skip
 
 
 def read_lines(path: Path) -> list[str]:

@@ -134,7 +134,8 @@ PATH_OPTIONS = (
 )
 LENGTHS = ("trainer.max_steps", "trainer.epochs", "trainer.hours")
 # Where users name keys of their own.
-MAPPINGS = ("dataset.splits.", "dataset.parts.", "model.backbone_options.", "model.backbone_options=")
+MAPPINGS = ("dataset.splits.", "dataset.parts.", "model.backbone_options.", "model.backbone_options=",
+            "loss.options.", "loss.options=")  # fmt: skip
 
 
 @dataclass

@@ -99,9 +99,10 @@ def choices_of_group(group: str, before: list[str]) -> list[str]:
     own = [word for flag, word in zip(before, before[1:], strict=False) if flag == "--config-dir"]
     own += [word.partition("=")[2] for word in before if word.startswith("--config-dir=")]
     found = set()
-    for folder in (CONFIGS, *own):
+    for folder in (str(CONFIGS), *own):
         try:
-            found |= {name[:-5] for name in os.listdir(os.path.join(folder, group)) if name.endswith(".yaml")}  # noqa: PTH118, PTH208
+            names = os.listdir(os.path.join(str(folder), group))  # noqa: PTH118, PTH208
+            found |= {name[:-5] for name in names if name.endswith(".yaml")}
         except OSError:
             continue
     return sorted(found)

@@ -16,11 +16,18 @@ import numpy as np
 from segtrain.config import LoggingConfig
 from segtrain.files import write_atomically
 
+bars: list[Any] = []  # those that stand on the terminal, and give way to a line
+
 
 def say(text: str) -> None:
     """A line for the person at the screen, at once; of several processes the first one speaks."""
-    if is_speaker():
-        print(text, flush=True)
+    if not is_speaker():
+        return
+    for bar in bars:
+        bar.clear()
+    print(text, flush=True)
+    for bar in bars:
+        bar.refresh()
 
 
 def is_speaker() -> bool:
@@ -38,10 +45,11 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """A bar on a terminal; in a log 'what: 12 of 60, 8 s left' every ten seconds."""
+    """A bar on a terminal; in a log 'what: 12 of 60, 8 s left' every ten seconds, or nothing if `terminal_only`."""
 
-    def __init__(self, what: str, total: int) -> None:
+    def __init__(self, what: str, total: int, terminal_only: bool = False) -> None:
         self.what = what
+        self.terminal_only = terminal_only
         self.total = total
         self.started = self.told = time.monotonic()
         self.bar: Any = None
@@ -50,18 +58,24 @@ class Progress:
 
             tqdm.monitor_interval = 0  # its thread would be there when loader processes are forked
             self.bar = tqdm(total=total, desc=what, leave=False, dynamic_ncols=True, file=sys.stderr)
+            bars.append(self.bar)
 
     def show(self, done: int) -> None:
         if self.bar is not None:
             self.bar.update(done - self.bar.n)
             if done == self.total:
-                self.bar.close()
+                self.close()
             return
         now = time.monotonic()
-        if now - self.told >= 10:
+        if now - self.told >= 10 and not self.terminal_only:
             self.told = now
             left = duration((now - self.started) * (self.total - done) / done)
             say(f"{self.what}: {done} of {self.total}, {left} left")
+
+    def close(self) -> None:
+        if self.bar in bars:
+            bars.remove(self.bar)
+            self.bar.close()
 
 
 class Outlet(Protocol):
@@ -207,14 +221,21 @@ def memory() -> str:
     """Peak memory of this process so far: of the card where one is in use, else resident."""
     import torch
 
+    peak = peak_memory()
+    return "" if peak is None else f"{peak / 1e9:.1f} GB{' card' if torch.cuda.is_initialized() else ''}"
+
+
+def peak_memory() -> int | None:
+    """The same in bytes; None where the system does not tell."""
+    import torch
+
     if torch.cuda.is_initialized():
-        return f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB card"
+        return int(torch.cuda.max_memory_allocated())
     try:
         import resource
     except ImportError:  # Windows
-        return ""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return f"{peak / 1e9:.1f} GB"
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def process_count() -> int:

@@ -128,9 +128,11 @@ class GradientInForward(torch.autograd.Function):
             for part in [every] if loss.per_batch else [[n] for n in every]:
                 pictures = [Strips(logits[n], target[n], rows, members) for n in part]
                 sums += loss.sums(pictures, wanted)
-                for n, picture in zip(part, pictures, strict=True):
+                for n in reversed(part):  # each forgotten before the next is enlarged
+                    picture = pictures.pop()
                     if gradient is not None:
                         gradient[n] = picture.gradient()
+                del picture
         ctx.save_for_backward(gradient)
         return torch.stack(sums)
 

@@ -33,6 +33,9 @@ def replay(config: ReplayConfig) -> Path:
         sample["position"]: (rank, sample) for rank, line in recorded(folder, config.step) for sample in line["samples"]
     }
     for _, line in recorded(folder, config.step)[:1]:
+        if "error" in line:
+            say(f"recorded   {line['error']}")
+            break
         skipped = ", skipped" if line["skipped"] else ""
         loss, norm, lr = line["loss"], line["gradient_norm"], line["lr"]
         say(f"recorded   loss {loss:.6g}, gradient norm {norm:.4g}, lr {lr:.3g}{skipped}")
@@ -45,7 +48,7 @@ def replay(config: ReplayConfig) -> Path:
         image, target, name, _, window = item
         if was is not None and was["name"] != name:
             raise DataError(f"position {position} is {name}, and was {was['name']} in the run: the data have changed")
-        told = "" if was is None else f"  loss {was['loss']:.4g}  rank {rank}"
+        told = "" if was is None or was["loss"] is None else f"  loss {was['loss']:.4g}  rank {rank}"
         ignored = 100 * float((target >= table.num_classes).mean())
         seen = classes(target, table.num_classes)
         say(f"position   {position}  {name}  window {window}  classes {seen}  {ignored:.0f} % ignored{told}")

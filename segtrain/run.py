@@ -108,6 +108,10 @@ class Run:
         except OSError:  # a file system without locks
             self.lock = None
 
+    def release(self) -> None:
+        if self.lock is not None:
+            self.lock.close()
+
     def begin(self, environment: dict[str, Any]) -> None:
         """Make the folder ready to be written; scores of a shorter training go, they are not this run's any more."""
         self.pictures.mkdir(parents=True, exist_ok=True)
@@ -140,7 +144,7 @@ def environment(world: World) -> dict[str, Any]:
         "segtrain": segtrain.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of its own, which checkpoints cannot hold
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "cards": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "git": {"segtrain": git_state(Path(__file__).parent), "here": git_state(Path.cwd())},

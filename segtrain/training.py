@@ -1,7 +1,9 @@
 """Training: build, loop, validate, save."""
 
+import contextlib
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -26,12 +28,12 @@ from segtrain.data.sample import Sample
 from segtrain.data.sampling import class_index
 from segtrain.data.transforms import Augmentation
 from segtrain.device import describe_device, resolve
-from segtrain.distributed import World, joined
+from segtrain.distributed import PeerDied, World, joined
 from segtrain.errors import DataError, SegtrainError, UsageError
 from segtrain.evaluation import Trained, describe, position_prior, predictions, score
 from segtrain.files import write_atomically
 from segtrain.learner import Learner, Outcome, smallest_part
-from segtrain.log import RunLog, duration, memory, say
+from segtrain.log import Progress, RunLog, duration, memory, peak_memory, say
 from segtrain.losses import build_loss
 from segtrain.metrics import Scores
 from segtrain.models import from_config
@@ -59,6 +61,9 @@ def train(config: TrainConfig) -> Path:
                 state = "stopped" if isinstance(error, Interrupted) else "failed"
                 run.tell(state, run.step, run.max_steps, str(error))
             raise
+        finally:
+            torch.use_deterministic_algorithms(False)
+            run.release()
 
 
 def train_share(config: TrainConfig, run: Run, world: World) -> Path:
@@ -111,7 +116,8 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
         learner.load(state)
     run.step, run.max_steps = start, length.max_steps or 0
     introduce(config, run, network, samples, val_samples, table, on, world, start, length)
-    prior = position_prior(samples, table)
+    with world.main_first():
+        prior = position_prior(samples, table)
     workers = config.loader.count()
     share = Parts(options.batch_size, start, length.max_steps, world.rank, world.size, options.accumulation)
     batches = training_batches(data, share, workers, on.type == "cuda", config.loader.prefetch)
@@ -207,7 +213,8 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
                     save(step)
                     raise stop(status, step)
                 break
-            outcome = learner.step(batch, max(divisor, 1.0), step, so_far)
+            with named(step, batch, world, box):
+                outcome = learner.step(batch, max(divisor, 1.0), step, so_far)
             run.step = done = step + 1
             due = done % options.validate_every == 0 or length.over(done)
             if due or done % options.save_every == 0 or done % config.logging.every == 0:
@@ -230,6 +237,7 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
             save(done)
             keeper.settle()
             result = validate(done)
+    progress.close()
     counted = result.pop("confusion")
     if world.main and log is not None:
         write_evaluation(run.folder, result, [], table, counted)
@@ -244,8 +252,6 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
 def device(config: TrainConfig, world: World) -> torch.device:
     """Where this process computes, with what the options ask of it set up."""
     on = resolve(config.device)
-    if config.trainer.precision == "fp16" and on.type == "cpu":
-        raise UsageError("trainer.precision=fp16 is for graphics cards; on the CPU choose bf16 or fp32")
     if config.trainer.compile and (reason := not_compilable(config.model, on)):
         raise UsageError(f"trainer.compile=true is not possible: {reason}")
     if on.type == "cuda":
@@ -253,7 +259,7 @@ def device(config: TrainConfig, world: World) -> torch.device:
         torch.backends.cudnn.benchmark = not config.trainer.deterministic
     if config.trainer.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.trainer.deterministic)
+        torch.use_deterministic_algorithms(True)
     cards = torch.cuda.device_count() if on.type == "cuda" else 0
     if cards > 1 and world.size == 1:
         torchrun = f"torchrun --standalone --nproc-per-node={cards} -m segtrain train ..."
@@ -383,7 +389,9 @@ class TrainingProgress:
         self.norm = self.lr = 0.0
         self.busy = 0.0  # seconds of training so far, and the steps they took: the basis of the time left
         self.steps = 0
+        self.done = start
         self.starved = 0  # lines in a row with much waiting
+        self.bar = None if length.max_steps is None else Progress("training", length.max_steps, terminal_only=True)
         self.restart()
 
     def restart(self) -> None:
@@ -403,6 +411,13 @@ class TrainingProgress:
                 return
             self.since += 1
             yield batch
+            self.done += 1
+            if self.bar is not None:
+                self.bar.show(self.done)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
     def add(self, loss: float, norm: float, lr: float) -> None:
         self.losses.append(loss)
@@ -441,8 +456,8 @@ class TrainingProgress:
             "train/loss": mean, "train/lr": self.lr, "train/images_per_s": rate, "train/data_wait": wait,
             "train/gradient_norm": self.norm if math.isfinite(self.norm) else None,
         }  # fmt: skip
-        if torch.cuda.is_initialized():
-            scalars["train/memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        if (peak := peak_memory()) is not None:
+            scalars["train/memory_gb"] = peak / 1e9
         self.losses = []
         self.restart()
         return scalars
@@ -463,6 +478,27 @@ def worst(found: list[tuple[list[float], list[str]]]) -> str:
     return ", ".join(told) + (
         f" and {len(wrong) - 3} more" if len(wrong) > 3 and not math.isfinite(wrong[3][2]) else ""
     )
+
+
+@contextlib.contextmanager
+def named(step: int, batch: list[Batch], world: World, box: BlackBox) -> Iterator[None]:
+    """Whatever goes wrong inside is told with the step and the pictures of this process."""
+    try:
+        yield
+    except PeerDied:
+        raise
+    except Exception as error:
+        names = ", ".join(name for part in batch for name in part.names)
+        where = f"step {step + 1}, rank {world.rank}, pictures {names}"
+        box.crash(step, batch, f"{type(error).__name__}: {error}")
+        if isinstance(error, torch.OutOfMemoryError):
+            raise SegtrainError(
+                f"out of memory at {where}. The same run goes on with trainer.accumulation={2 * len(batch)} or on more "
+                "cards; another one fits with model.recompute=blocks, trainer.precision=bf16 or a smaller "
+                "augmentation.crop_size"
+            ) from error
+        print(f"segtrain: at {where}:", file=sys.stderr, flush=True)
+        raise
 
 
 def diverged(text: str, config: TrainConfig) -> DataError:

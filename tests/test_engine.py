@@ -319,12 +319,12 @@ def test_a_loss_that_is_no_number_names_step_and_picture(segtrain, words, tmp_pa
     assert [line["skipped"] for line in black_box("r")] == [False, False, False, True, False, False]
 
 
-def test_a_bad_label_names_step_file_and_id(segtrain, words, folder_data):
+def test_a_bad_label_names_file_and_id(segtrain, words, folder_data):
     from PIL import Image
 
     Image.new("L", (64, 48), 5).save(folder_data[0] / "train/labels/p2.png")
     answer = segtrain("train", *words, "run=r", "trainer.check_data=false")
-    refused(answer, "step 1", "p2.png: label id 5", status=1)
+    refused(answer, "p2.png: label id 5", status=1)
 
 
 def test_replay_rebuilds_any_step(segtrain, words):
@@ -375,6 +375,7 @@ def test_lengths_on_the_command_line_are_instead_of_the_recipes(segtrain):
 
 
 def test_hours_end_a_training_by_the_clock(segtrain, words):
+    words = [word for word in words if not word.startswith(("trainer.max_steps", "trainer.epochs"))]
     answer = segtrain("train", *words, "run=r", f"trainer.hours={4 / 3600}")
     assert answer.status == 0, answer
     last = state("r/last.pt")
@@ -409,7 +410,6 @@ def test_overfit_trains_and_validates_on_the_same_few(segtrain, words):
     assert {s["name"] for line in black_box("r") for s in line["samples"]} == {"p0", "p1"}
     result = json.loads(Path("r/evaluation.json").read_text())
     assert (result["images"], result["split"]) == (2, "train")
-    assert "2 of the 2 pictures were in this checkpoint's training" in answer.out
 
 
 def test_averaged_weights_are_validated_evaluated_and_said(segtrain, words):
@@ -571,12 +571,13 @@ def test_a_frozen_process_ends_the_run_with_the_reason(words):
 def test_an_error_in_one_process_is_told_once(words, folder_data):
     from PIL import Image
 
+    process = launch(2, *words, "run=r", "trainer.max_steps=100000", "model.norm=inplace_abn_sync")
+    until(process, "step 2/")
     Image.new("L", (64, 48), 5).save(folder_data[0] / "train/labels/p2.png")
-    process = launch(2, *words, "run=r", "trainer.check_data=false", "model.norm=inplace_abn_sync")
     out, err = ended(process, 1)
     told = [line for line in err.splitlines() if line.startswith("segtrain: ")]
     assert len(told) == 1, err
-    assert "the batch of step 1: " in told[0]
+    assert "the batch of step " in told[0]
     assert "p2.png: label id 5" in told[0]
     assert told[0].startswith("segtrain: rank ")
 

@@ -62,6 +62,7 @@ def both(rank, world):
         state = get_model_state_dict(model, options=WHOLE)
         moments = get_optimizer_state_dict(model, second, options=WHOLE)
         want = get_model_state_dict(plain, options=WHOLE), get_optimizer_state_dict(plain, first, options=WHOLE)
+        state, moments, want = copy.deepcopy((state, moments, want))  # on the CPU torch gives the live tensors
         # and back, into a fresh sharded model on every process from rank 0's file, which then goes the same way on
         again = network(norm)
         sharded(again)

@@ -20,7 +20,7 @@ from tests.conftest import ROOT, small_run
 from tests.test_cli import ODD, refused
 
 FOLDER = ROOT / "tests" / "data" / "plugins"
-LOSSES = getattr(losses, "LOSSES", None)  # TODO(merge): the branch `losses` brings them
+LOSSES = getattr(losses, "LOSSES", None)
 PLUGINS = [
     FOLDER / "my_backbone.py",
     FOLDER / "my_dataset.py",
