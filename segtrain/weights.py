@@ -330,8 +330,9 @@ def read_torch(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(harmless):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = re.sub(r"\s+", " ", str(error))[:200]
-        raise DataError(f"{path} holds objects that could run code, which are never loaded ({reason})") from error
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f" ({named[1]})" if named else ""
+        raise DataError(f"{path} holds objects that could run code, which are never loaded{reason}") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = str(error).partition("\n")[0] or "it ends too early"
         raise DataError(f"{path} is damaged or cut short ({reason}): use another copy") from error
