@@ -86,6 +86,19 @@ COMMANDS = {
          "segtrain predict run=runs/toy input=photos output=answers",
          "segtrain predict run=runs/toy input=photos inference=tiled"),
     ),
+    "convert": Command(
+        "use", "the same weights under other names or in another container", config.ConvertConfig,
+        "segtrain.weights:convert", "input",
+        ("segtrain convert input=runs/toy/last.pt output=toy.safetensors",
+         "segtrain convert input=resnet50-11ad3fa6.pth output=resnet50.safetensors",
+         "segtrain convert input=wide_resnet38_deeplab_vistas.pth.tar output=vistas.pt form=run"),
+    ),
+    "weights": Command(
+        "use", "published files of weights: where they are, md5, licence, accuracy", config.WeightsConfig,
+        "segtrain.weights:weights", "verify",
+        ("segtrain weights", "segtrain weights verify=wide_resnet38_ipabn_lr_256.pth.tar",
+         "segtrain weights resnext101_ipabn_lr_512.pth.tar"),
+    ),
     "info": Command(
         "use", "driver, torch and kernels of this machine, or what a checkpoint holds", config.InfoConfig,
         "segtrain.info:info", "checkpoint",
@@ -115,6 +128,8 @@ PATH_OPTIONS = (
     "dataset.cache_dir",
     "dataset.classes",
     "model.weights",
+    "model.weights_taxonomy",
+    "verify",
     "write_config",
 )
 LENGTHS = ("trainer.max_steps", "trainer.epochs", "trainer.hours")

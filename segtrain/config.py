@@ -179,9 +179,17 @@ DATASET_CONFIGS: dict[str, type[DatasetConfig]] = {
 
 @dataclass
 class ModelConfig:
-    backbone: str = option("resnet18", "resnet18 | 34 | 50 | 101, resnext50 | 101, wider_resnet38")
-    backbone_options: dict[str, Any] = option({}, "further arguments of the backbone's builder, {key: value}")
-    head: str = option("deeplabv3", "deeplabv3")
+    backbone: str = option(
+        "resnet18",
+        "resnet18 | 34 | 50 | 101, resnext50 | 101 | 152, wider_resnet38, densenet264; torchvision's resnext50_32x4d | "
+        "101_32x8d; wider_resnet38_pooled (ImageNet form)",
+    )
+    backbone_options: dict[str, Any] = option(
+        {},
+        "further arguments of the backbone's builder, {key: value}: of resnets first_dilation, own | previous (as "
+        "torchvision), of wider_resnet38 drops, channel | element",
+    )
+    head: str = option("deeplabv3", "deeplabv3 | deeplabv3_torchvision | deeplabv3plus")
     head_channels: int = option(256, "channels of every branch of the head")
     pooling_size: list[int] | None = option(
         None, "[height,width] in pixels that the head pools in eval mode; null: the whole picture"
@@ -195,7 +203,13 @@ class ModelConfig:
     recompute: str = option(
         "none", "what backward computes again: none | norm | norm_proposed (the paper's checkpointing) | blocks"
     )
-    weights: str = option("none", "checkpoint of a run with the same classes, to start from | none: random")
+    weights: str = option(
+        "none", "file to start from: checkpoint of a run, published weights, torchvision's, timm's | none: random"
+    )
+    weights_match: float = option(1.0, "least share of tensors that must match, of those that such a file has")
+    weights_taxonomy: str | None = option(
+        None, "how the file's classes are told in the data's: vistas_to_cityscapes or a YAML file; default: by name"
+    )
     backend: str = option("auto", "In-Place ABN kernels: auto | cupy (CUDA) | native (compiled, CPU) | aten (anywhere)")
     activation: str = option("leaky_relu", "leaky_relu | elu | identity (in place), and relu with abn or batch_norm")
     negative_slope: float = option(0.01, "slope of leaky_relu below zero, or alpha of elu")
@@ -233,6 +247,8 @@ class ModelConfig:
             self.negative_slope > 0 or not in_place or self.activation == "identity",
             "model.negative_slope", self.negative_slope, "In-Place ABN divides by it; give more than 0",
         )  # fmt: skip
+        share = 0 < self.weights_match <= 1
+        require(share, "model.weights_match", self.weights_match, "give a share above 0 and at most 1")
         require(self.head_channels >= 1, "model.head_channels", self.head_channels, "give 1 or more")
         require(len(self.mean) == 3, "model.mean", self.mean, "give three numbers, [red,green,blue]")
         require(len(self.std) == 3 and min(self.std) > 0, "model.std", self.std, "give three positive numbers")
@@ -742,6 +758,38 @@ class CheckConfig(CommandConfig):
 class InfoConfig(CommandConfig):
     checkpoint: str | None = option(None, "describe this checkpoint file instead of the machine")
     gpu_test: bool = option(False, "run the In-Place ABN kernels' tests and their benchmark on the CUDA device here")
+
+
+@dataclass
+class WeightsConfig(CommandConfig):
+    verify: str | None = option(None, "say which of the published files this one is, by hash and by its tensors")
+
+
+@dataclass
+class ConvertConfig(CommandConfig):
+    input: str | None = option(
+        None, "file of weights: published, torchvision's, timm's, safetensors, checkpoint of a run"
+    )
+    output: str | None = option(
+        None, "file to write: .safetensors (classes, licences and norms go along), .pth, .pth.tar"
+    )
+    form: str = option(
+        "segtrain",
+        "names: segtrain (= official) | torchvision | torchvision_deeplabv3 | nvidia_deeplabv3plus | run: a checkpoint",
+    )
+
+    input_scale: str | None = option(
+        None, "what norm layers of the input multiply with, where it does not say: abs, |weight| + eps | signed, weight"
+    )
+
+    def check(self) -> "CommandConfig":
+        scales = (None, "abs", "signed")
+        require(self.input_scale in scales, "input_scale", self.input_scale, "choose abs or signed")
+        forms = ("segtrain", "torchvision", "torchvision_deeplabv3", "nvidia_deeplabv3plus", "run")
+        require(self.form in forms, "form", self.form, f"choose {', '.join(forms)}")
+        for key in ("input", "output"):
+            require(getattr(self, key) is not None, key, None, "give input=FILE and output=FILE")
+        return super().check()
 
 
 def trained(old: dict[str, Any]) -> TrainConfig:

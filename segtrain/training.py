@@ -36,11 +36,12 @@ from segtrain.learner import Learner, Outcome, smallest_part
 from segtrain.log import Progress, RunLog, duration, memory, peak_memory, say
 from segtrain.losses import build_loss
 from segtrain.metrics import Scores
-from segtrain.models import Segmenter, from_config
+from segtrain.models import from_config
 from segtrain.models.segmenter import not_compilable
 from segtrain.protocol import fingerprints, print_table, protocol, seen_in_training, summarised, table_lines
 from segtrain.protocol import write_result as write_evaluation
 from segtrain.run import REQUEUE, Interrupted, Interruption, Run, environment, flat
+from segtrain.weights import load_weights
 
 
 def train(config: TrainConfig) -> Path:
@@ -104,7 +105,8 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
     torch.manual_seed(options.seed)
     network = from_config(config.model, table.num_classes).to(on)
     if config.model.weights != "none" and state is None:
-        start_from(Path(config.model.weights), network, table)
+        chosen = config.model
+        say(str(load_weights(Path(chosen.weights), network, table, chosen.weights_match, chosen.weights_taxonomy)))
     start, validated, best = 0, 0, {"miou": -1.0, "step": 0, "since": 0}
     if state is not None:
         checkpoint.load_weights(network, state["model"], run.last)
@@ -269,17 +271,6 @@ def device(config: TrainConfig, world: World) -> torch.device:
         torchrun = f"torchrun --standalone --nproc-per-node={cards} -m segtrain train ..."
         say(f"cards      one of {cards} is used; all of them: {torchrun}")
     return on
-
-
-def start_from(path: Path, model: Segmenter, table: LabelTable) -> None:
-    """The weights of an earlier run of the same network with the same classes."""
-    content = checkpoint.load(path)
-    if content["classes"]["names"] != table.names:
-        raise UsageError(
-            f"model.weights={path} knows {len(content['classes']['names'])} classes, this data has {table.num_classes} "
-            "others: train it on the same classes (dataset=mixture tells one data set in another's)"
-        )
-    checkpoint.load_weights(model, content.get("ema", content["model"]), path)
 
 
 def refuse_other_pictures(state: dict[str, Any], trained_on: torch.Tensor, run: Run) -> None:

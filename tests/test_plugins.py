@@ -173,14 +173,18 @@ def test_options_are_checked_against_the_signature(segtrain, monkeypatch):
             build_model("mine", backbone_options=options)
         for word in words:
             assert word in str(caught.value)
-    with pytest.raises(UsageError, match=r"backbone_options\.depth: resnet18 has no such option: it takes none"):
-        build_model("resnet18", backbone_options={"depth": 1})
+    with pytest.raises(UsageError, match=r"backbone_options\.depth: resnext50 has no such option: it takes none"):
+        build_model("resnext50", backbone_options={"depth": 1})
     monkeypatch.setitem(BACKBONES, "mine", lambda norm, output_stride, **rest: Mine(norm, output_stride, **rest))
     assert build_model("mine", backbone_options={"depth": 1}).body.out_channels == 4
     monkeypatch.setitem(BACKBONES, "mine", lambda norm, output_stride: nn.Identity())
     with pytest.raises(UsageError, match="model.backbone=mine: the module lacks out_channels"):
         build_model("mine")
-    refused(segtrain("train", "model.backbone_options.depth=1"), "model.backbone_options.depth", "it takes none")
+    refused(
+        segtrain("train", "model=resnext50", "model.backbone_options.depth=1"),
+        "model.backbone_options.depth",
+        "it takes none",
+    )
 
 
 def test_options_from_the_command_line(monkeypatch):

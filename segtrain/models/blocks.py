@@ -90,6 +90,7 @@ class IdentityResidualBlock(nn.Module):
         dilation: int = 1,
         groups: int = 1,
         dropout: float = 0.0,
+        drops: str = "channel",
     ) -> None:
         super().__init__()
         self.bn1 = norm.first(in_channels)
@@ -109,7 +110,7 @@ class IdentityResidualBlock(nn.Module):
                 ("conv3", conv(channels[1], channels[2], 1)),
             ]
         if dropout:
-            layers.insert(-1, ("dropout", nn.Dropout2d(dropout)))
+            layers.insert(-1, ("dropout", nn.Dropout(dropout) if drops == "element" else nn.Dropout2d(dropout)))
         self.convs = nn.Sequential(OrderedDict(layers))
         changes = stride != 1 or in_channels != channels[-1]
         self.proj_conv = conv(in_channels, channels[-1], 1, stride) if changes else None
@@ -126,17 +127,25 @@ class ResidualBlock(nn.Module):
 
     The last norm adds the shortcut and activates the sum, which in place is one operation that keeps its output only:
     the normalised branch is the output's inverse less the shortcut. channels, input and output as in
-    IdentityResidualBlock.
+    IdentityResidualBlock. first_dilation: of the first 3x3 convolution, where it differs.
     """
 
     def __init__(
-        self, in_channels: int, channels: Sequence[int], norm: Norm, stride: int = 1, dilation: int = 1
+        self,
+        in_channels: int,
+        channels: Sequence[int],
+        norm: Norm,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        first_dilation: int | None = None,
     ) -> None:
         super().__init__()
+        first = first_dilation or dilation
         layers: list[tuple[str, nn.Module]]
         if len(channels) == 2:
             layers = [
-                ("conv1", conv(in_channels, channels[0], 3, stride, dilation)),
+                ("conv1", conv(in_channels, channels[0], 3, stride, first)),
                 ("bn1", norm(channels[0])),
                 ("conv2", conv(channels[0], channels[1], 3, 1, dilation)),
                 ("bn2", norm(channels[1])),
@@ -145,7 +154,7 @@ class ResidualBlock(nn.Module):
             layers = [
                 ("conv1", conv(in_channels, channels[0], 1)),
                 ("bn1", norm(channels[0])),
-                ("conv2", conv(channels[0], channels[1], 3, stride, dilation)),
+                ("conv2", conv(channels[0], channels[1], 3, stride, first, groups)),
                 ("bn2", norm(channels[1])),
                 ("conv3", conv(channels[1], channels[2], 1)),
                 ("bn3", norm(channels[2])),
@@ -181,3 +190,26 @@ class Stage(nn.Sequential):
 def stage(*blocks: nn.Module) -> Stage:
     """Blocks in a row under the published names block1, block2, ..."""
     return Stage(OrderedDict((f"block{i}", block) for i, block in enumerate(blocks, 1)))
+
+
+class Backbone(nn.Sequential):
+    """Modules in a row: (N, 3, H, W) -> (N, out_channels, H / output_stride, W / output_stride).
+
+    low_level: name of the module whose output, of low_channels channels, a decoder may take too; None where a later
+    layer overwrites it. With `keeps` set to it, forward gives both, the output first.
+    """
+
+    out_channels: int
+    low_level: str | None = "mod2"
+    low_channels: int
+    keeps: str | None = None
+
+    def forward(self, x: Tensor) -> Any:
+        if self.keeps is None:
+            return super().forward(x)
+        low = x
+        for name, module in self.named_children():
+            x = module(x)
+            if name == self.keeps:
+                low = x
+        return x, low

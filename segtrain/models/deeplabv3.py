@@ -1,4 +1,5 @@
-"""DeepLabV3 head as used by the In-Place ABN paper (section 4.2), key names of the released Vistas model."""
+"""DeepLabV3 head as used by the In-Place ABN paper (section 4.2), key names of the released Vistas model, and two
+that others' published weights need: torchvision's, and the DeepLabV3+ of Zhu et al. (arXiv 1812.01593)."""
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from segtrain.models.blocks import Norm, conv
 
 # Dilations of the three 3x3 branches, in cells of the feature map: the same reach in pixels at either stride.
 ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
+FINE_CHANNELS = 48  # to which DeepLabV3+ reduces the early map
 
 
 class DeepLabV3(nn.Module):
@@ -16,6 +18,8 @@ class DeepLabV3(nn.Module):
     pooling_size: None pools the whole map; (height, width) in cells pools, in eval mode, over a sliding window of that
     extent with replicated borders, so that a large test picture is pooled over what a training crop showed.
     """
+
+    classifier_bias = True  # whether the classifier behind the head has one
 
     def __init__(
         self,
@@ -39,10 +43,15 @@ class DeepLabV3(nn.Module):
         self.red_bn = norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.red_bn(self.reduced(x))
+
+    def reduced(self, x: Tensor) -> Tensor:
+        """All branches, reduced to (N, channels, h, w), before the last norm."""
         branches = self.map_bn(torch.cat([branch(x) for branch in self.map_convs], dim=1))
         pooled = self.pool_red_conv(self.global_pooling_bn(self.global_pooling_conv(self.pool(x))))
         # A whole-map mean is one cell, which the addition spreads over the map.
-        return self.red_bn(self.red_conv(branches) + pooled)
+        out: Tensor = self.red_conv(branches) + pooled
+        return out
 
     def pool(self, x: Tensor) -> Tensor:
         """(N, C, 1, 1), or (N, C, h, w) where eval mode pools over a window."""
@@ -52,3 +61,61 @@ class DeepLabV3(nn.Module):
         pooled = F.avg_pool2d(x, (height, width), stride=1)
         left, top = (width - 1) // 2, (height - 1) // 2
         return F.pad(pooled, (left, width - 1 - left, top, height - 1 - top), mode="replicate")
+
+
+class TorchvisionDeepLabV3(DeepLabV3):
+    """The head of torchvision's deeplabv3_resnet50 and 101: dropout and a 3x3 convolution more before the classifier.
+
+    torchvision reduces one concatenation of all five branches; the sum of two reductions is the same.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        norm: Norm,
+        output_stride: int,
+        pooling_size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(in_channels, channels, norm, output_stride, pooling_size)
+        self.dropout = nn.Dropout(0.5)
+        self.refine_conv = conv(channels, channels, 3)
+        self.refine_bn = norm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.refine_bn(self.refine_conv(self.dropout(super().forward(x))))
+        return out
+
+
+class DeepLabV3Plus(DeepLabV3):
+    """The reduced branches, without norm, beside an early map's: ((N, C, h, w), (N, low, H, W)) -> (N, channels, H, W).
+
+    Corners are aligned in the enlargement to (H, W), and the classifier has no bias, as in the official code.
+    """
+
+    classifier_bias = False
+    takes_early_map = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        norm: Norm,
+        output_stride: int,
+        pooling_size: tuple[int, int] | None = None,
+        *,
+        low_channels: int,
+    ) -> None:
+        super().__init__(in_channels, channels, norm, output_stride, pooling_size)
+        del self.red_bn
+        self.fine_conv = conv(low_channels, FINE_CHANNELS, 1)
+        self.conv1 = conv(FINE_CHANNELS + channels, channels, 3)
+        self.bn1 = norm(channels)
+        self.conv2 = conv(channels, channels, 3)
+        self.bn2 = norm(channels)
+
+    def forward(self, maps: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
+        x, low = maps
+        coarse = F.interpolate(self.reduced(x), size=low.shape[2:], mode="bilinear", align_corners=True)
+        out: Tensor = self.conv2(self.bn1(self.conv1(torch.cat([self.fine_conv(low), coarse], dim=1))))
+        return self.bn2(out)

@@ -1,10 +1,11 @@
-"""ResNet v1 (post-activation), layout of the official In-Place ABN repository."""
+"""ResNet v1 (post-activation), layout of the official In-Place ABN repository, and torchvision's ResNeXts in it."""
 
 from collections import OrderedDict
 
 from torch import nn
 
-from segtrain.models.blocks import Norm, ResidualBlock, stage
+from segtrain.errors import UsageError
+from segtrain.models.blocks import Backbone, Norm, ResidualBlock, stage
 from segtrain.models.pooling import MaxPool2d
 
 # First block strides and dilations of mod2..mod5 by output stride: what no longer strides dilates instead.
@@ -15,37 +16,65 @@ STRIDES_DILATIONS = {
 }
 
 
-class ResNet(nn.Sequential):
-    """(N, 3, H, W) -> (N, out_channels, H / output_stride, W / output_stride)."""
+class ResNet(Backbone):
+    """groups, width: of the 3x3 convolutions of the first bottlenecks, doubled with every module.
 
-    def __init__(self, structure: tuple[int, ...], bottleneck: bool, norm: Norm, output_stride: int) -> None:
+    first_dilation: "own", the first block of a module that dilates does it as the others (official code); "previous",
+    it dilates as the module before (torchvision, timm).
+    """
+
+    def __init__(
+        self,
+        structure: tuple[int, ...],
+        bottleneck: bool,
+        norm: Norm,
+        output_stride: int,
+        groups: int = 1,
+        width: int = 64,
+        first_dilation: str = "own",
+    ) -> None:
         super().__init__()
+        if first_dilation not in ("own", "previous"):
+            raise UsageError(f"model.backbone_options.first_dilation={first_dilation}: choose own or previous")
         self.mod1 = nn.Sequential(
             OrderedDict(conv1=nn.Conv2d(3, 64, 7, 2, 3, bias=False), bn1=norm(64), pool1=MaxPool2d(3, 2, 1))
         )
-        channels = 64
+        channels, previous = 64, 1
         for i, (blocks, stride, dilation) in enumerate(zip(structure, *STRIDES_DILATIONS[output_stride], strict=True)):
-            width = 64 * 2**i
-            widths = (width, width, 4 * width) if bottleneck else (width, width)
+            inner, outer = width * 2**i, 64 * 2**i
+            widths = (inner, inner, 4 * outer) if bottleneck else (outer, outer)
             made = []
             for block in range(blocks):
-                made.append(ResidualBlock(channels, widths, norm, stride if block == 0 else 1, dilation))
+                first = previous if block == 0 and first_dilation == "previous" else dilation
+                block_stride = stride if block == 0 else 1
+                made.append(ResidualBlock(channels, widths, norm, block_stride, dilation, groups, first))
                 channels = widths[-1]
             self.add_module(f"mod{i + 2}", stage(*made))
+            previous = dilation
+            if i == 0:
+                self.low_channels = channels
         self.out_channels = channels
 
 
-def resnet18(norm: Norm, output_stride: int) -> nn.Module:
-    return ResNet((2, 2, 2, 2), False, norm, output_stride)
+def resnet18(norm: Norm, output_stride: int, first_dilation: str = "own") -> Backbone:
+    return ResNet((2, 2, 2, 2), False, norm, output_stride, first_dilation=first_dilation)
 
 
-def resnet34(norm: Norm, output_stride: int) -> nn.Module:
-    return ResNet((3, 4, 6, 3), False, norm, output_stride)
+def resnet34(norm: Norm, output_stride: int, first_dilation: str = "own") -> Backbone:
+    return ResNet((3, 4, 6, 3), False, norm, output_stride, first_dilation=first_dilation)
 
 
-def resnet50(norm: Norm, output_stride: int) -> nn.Module:
-    return ResNet((3, 4, 6, 3), True, norm, output_stride)
+def resnet50(norm: Norm, output_stride: int, first_dilation: str = "own") -> Backbone:
+    return ResNet((3, 4, 6, 3), True, norm, output_stride, first_dilation=first_dilation)
 
 
-def resnet101(norm: Norm, output_stride: int) -> nn.Module:
-    return ResNet((3, 4, 23, 3), True, norm, output_stride)
+def resnet101(norm: Norm, output_stride: int, first_dilation: str = "own") -> Backbone:
+    return ResNet((3, 4, 23, 3), True, norm, output_stride, first_dilation=first_dilation)
+
+
+def resnext50_32x4d(norm: Norm, output_stride: int, first_dilation: str = "own") -> Backbone:
+    return ResNet((3, 4, 6, 3), True, norm, output_stride, groups=32, width=128, first_dilation=first_dilation)
+
+
+def resnext101_32x8d(norm: Norm, output_stride: int, first_dilation: str = "own") -> Backbone:
+    return ResNet((3, 4, 23, 3), True, norm, output_stride, groups=32, width=256, first_dilation=first_dilation)

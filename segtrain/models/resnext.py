@@ -4,23 +4,30 @@ from collections import OrderedDict
 
 from torch import nn
 
-from segtrain.models.blocks import IdentityResidualBlock, Norm, conv, stage
+from segtrain.models.blocks import Backbone, IdentityResidualBlock, Norm, conv, stage
 from segtrain.models.pooling import MaxPool2d
 from segtrain.models.resnet import STRIDES_DILATIONS
 
 
-class ResNeXt(nn.Sequential):
-    """(N, 3, H, W) -> (N, 2048, H / output_stride, W / output_stride). Three 3x3 convolutions in the stem."""
+def stem(channels: int, norm: Norm) -> nn.Sequential:
+    """Three 3x3 convolutions, (N, 3, H, W) -> (N, channels, H / 4, W / 4): `input_3x3` of the official code.
+
+    No norm behind conv3: the first one of the first block does it.
+    """
+    return nn.Sequential(
+        OrderedDict(
+            conv1=conv(3, channels, 3, stride=2), bn1=norm(channels), conv2=conv(channels, channels, 3),
+            bn2=norm(channels), conv3=conv(channels, channels, 3), pool=MaxPool2d(3, 2, 1),
+        )
+    )  # fmt: skip
+
+
+class ResNeXt(Backbone):
+    """Output (N, 2048, H / output_stride, W / output_stride). Three 3x3 convolutions in the stem."""
 
     def __init__(self, structure: tuple[int, ...], norm: Norm, output_stride: int) -> None:
         super().__init__()
-        # No norm behind conv3: the first one of the first block does it.
-        self.mod1 = nn.Sequential(
-            OrderedDict(
-                conv1=conv(3, 64, 3, stride=2), bn1=norm(64), conv2=conv(64, 64, 3), bn2=norm(64),
-                conv3=conv(64, 64, 3), pool=MaxPool2d(3, 2, 1),
-            )
-        )  # fmt: skip
+        self.mod1 = stem(64, norm)
         channels = 64
         for i, (blocks, stride, dilation) in enumerate(zip(structure, *STRIDES_DILATIONS[output_stride], strict=True)):
             widths = (128 * 2**i, 128 * 2**i, 256 * 2**i)
@@ -31,12 +38,16 @@ class ResNeXt(nn.Sequential):
                 channels = widths[-1]
             self.add_module(f"mod{i + 2}", stage(*made))
         self.bn_out = norm(channels)
-        self.out_channels = channels
+        self.out_channels, self.low_channels = channels, 256
 
 
-def resnext50(norm: Norm, output_stride: int) -> nn.Module:
+def resnext50(norm: Norm, output_stride: int) -> Backbone:
     return ResNeXt((3, 4, 6, 3), norm, output_stride)
 
 
-def resnext101(norm: Norm, output_stride: int) -> nn.Module:
+def resnext101(norm: Norm, output_stride: int) -> Backbone:
     return ResNeXt((3, 4, 23, 3), norm, output_stride)
+
+
+def resnext152(norm: Norm, output_stride: int) -> Backbone:
+    return ResNeXt((3, 8, 36, 3), norm, output_stride)

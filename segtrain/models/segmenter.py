@@ -5,7 +5,7 @@ import inspect
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from segtrain.abn import ABN, recomputed_outputs, use_backend
 from segtrain.abn.sync import group_or_none
 from segtrain.config import ModelConfig
 from segtrain.errors import UsageError
-from segtrain.models.blocks import KEEP, NORMS, Norm, Stage
-from segtrain.models.deeplabv3 import DeepLabV3
-from segtrain.models.resnet import resnet18, resnet34, resnet50, resnet101
-from segtrain.models.resnext import resnext50, resnext101
-from segtrain.models.wider_resnet import wider_resnet38
+from segtrain.models.blocks import KEEP, NORMS, Backbone, Norm, Stage
+from segtrain.models.deeplabv3 import DeepLabV3, DeepLabV3Plus, TorchvisionDeepLabV3
+from segtrain.models.densenet import DenseModule, densenet264
+from segtrain.models.resnet import resnet18, resnet34, resnet50, resnet101, resnext50_32x4d, resnext101_32x8d
+from segtrain.models.resnext import resnext50, resnext101, resnext152
+from segtrain.models.wider_resnet import wider_resnet38, wider_resnet38_pooled
 
 # name -> builder(norm, output_stride, **model.backbone_options); the module has an `out_channels`
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
@@ -33,10 +34,19 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "resnet101": resnet101,
     "resnext50": resnext50,
     "resnext101": resnext101,
+    "resnext152": resnext152,
+    "resnext50_32x4d": resnext50_32x4d,
+    "resnext101_32x8d": resnext101_32x8d,
     "wider_resnet38": wider_resnet38,
+    "wider_resnet38_pooled": wider_resnet38_pooled,
+    "densenet264": densenet264,
 }
 # name -> builder(in_channels, channels, norm, output_stride, pooling_size)
-HEADS: dict[str, Callable[..., nn.Module]] = {"deeplabv3": DeepLabV3}
+HEADS: dict[str, Callable[..., nn.Module]] = {
+    "deeplabv3": DeepLabV3,
+    "deeplabv3_torchvision": TorchvisionDeepLabV3,
+    "deeplabv3plus": DeepLabV3Plus,
+}
 
 
 class Segmenter(nn.Module):
@@ -51,12 +61,10 @@ class Segmenter(nn.Module):
     ) -> None:
         super().__init__()
         self.recompute = recompute
-        for stage in body.modules():
-            if isinstance(stage, Stage):
-                stage.recompute = recompute == "blocks"
+        recompute_blocks(body, recompute)
         self.body = body
         self.head = head
-        self.cls = nn.Conv2d(head_channels, num_classes, 1)
+        self.cls = nn.Conv2d(head_channels, num_classes, 1, bias=getattr(head, "classifier_bias", True))
 
     def forward(self, x: Tensor, upsample: bool = True) -> Tensor:
         with recomputed_outputs() if self.recompute in KEEP else nullcontext():
@@ -66,14 +74,24 @@ class Segmenter(nn.Module):
         return F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
 
 
+def recompute_blocks(body: nn.Module, recompute: str) -> None:
+    for part in body.modules():
+        if isinstance(part, Stage | DenseModule):
+            part.recompute = recompute == "blocks"
+
+
 def initialise(model: nn.Module, negative_slope: float) -> None:
-    """The published initialisation: Xavier normal with the activation's gain; norm layers 1 and 0; bias 0."""
+    """The published initialisation: convolutions Xavier normal with the activation's gain, linear layers Xavier uniform
+    with gain 0.1; norm layers 1 and 0; bias 0."""
     gain = nn.init.calculate_gain("leaky_relu", negative_slope)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.xavier_normal_(module.weight, gain)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight, 0.1)
+            nn.init.zeros_(module.bias)
         elif isinstance(module, ABN):
             module.reset_parameters()
 
@@ -97,25 +115,51 @@ def build_model(
 
     Raises UsageError (a ValueError) for a name or an output stride (8, 16, 32) that does not exist.
     """
-    for option, value, known in (
-        ("backbone", backbone, BACKBONES), ("head", head, HEADS), ("norm", norm, NORMS),
-        ("output_stride", output_stride, (8, 16, 32)),
-    ):  # fmt: skip
-        if value not in known:
-            own = " (parts of your own: plugins=[FILE])" if option in ("backbone", "head") else ""
-            raise UsageError(f"model.{option}={value} does not exist: choose {', '.join(map(str, known))}{own}")
+    refuse_unknown("head", head, HEADS)
+    refuse_unknown("norm", norm, NORMS)
     layers = Norm(norm, activation, negative_slope, norm_variant, scale, recompute)
-    options = backbone_options or {}
-    check_options(backbone, options)
-    body = BACKBONES[backbone](layers, output_stride, **options)
-    if not hasattr(body, "out_channels"):
-        raise UsageError(f"model.backbone={backbone}: the module lacks out_channels, the number of its output channels")
+    body = build_backbone(backbone, layers, output_stride, backbone_options or {})
+    build = HEADS[head]
+    more = {"low_channels": early_map(body, backbone, head)} if getattr(build, "takes_early_map", False) else {}
     in_channels = int(body.out_channels)  # type: ignore[arg-type]
-    top = HEADS[head](in_channels, head_channels, layers, output_stride, pooling_size)
+    top = build(in_channels, head_channels, layers, output_stride, pooling_size, **more)
     model = Segmenter(body, top, head_channels, num_classes, recompute)
     with torch.no_grad():
         initialise(model, negative_slope)
     return model
+
+
+def build_backbone(backbone: str, norm: Norm, output_stride: int, options: Mapping[str, Any]) -> nn.Module:
+    """UsageError (a ValueError) for a name, an output stride or an option that the backbone does not have."""
+    refuse_unknown("backbone", backbone, BACKBONES)
+    refuse_unknown("output_stride", output_stride, (8, 16, 32))
+    check_options(backbone, options)
+    body = BACKBONES[backbone](norm, output_stride, **options)
+    if not hasattr(body, "out_channels"):
+        raise UsageError(f"model.backbone={backbone}: the module lacks out_channels, the number of its output channels")
+    return body
+
+
+def refuse_unknown(option: str, value: object, known: Collection[object]) -> None:
+    if value not in known:
+        own = " (parts of your own: plugins=[FILE])" if option in ("backbone", "head") else ""
+        raise UsageError(f"model.{option}={value} does not exist: choose {', '.join(map(str, known))}{own}")
+
+
+def early_map(body: nn.Module, backbone: str, head: str) -> int:
+    """Makes the backbone give its early map too, without its last norm: the official code reads the bare sum.
+
+    Returns the early map's channels; UsageError where there is none to be had.
+    """
+    if not isinstance(body, Backbone) or body.low_level is None:
+        raise UsageError(
+            f"model.head={head} is not possible with {backbone}, which has no early map for its decoder (densenet264: "
+            "a later layer overwrites it): choose a resnet, resnext or wider_resnet38, or model.head=deeplabv3"
+        )
+    body.keeps = body.low_level
+    if hasattr(body, "bn_out"):
+        del body.bn_out
+    return body.low_channels
 
 
 def check_options(backbone: str, options: Mapping[str, Any]) -> None:

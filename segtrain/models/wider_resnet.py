@@ -1,8 +1,10 @@
-"""WideResNet-38 in its segmentation form ("A2"), layout of the official In-Place ABN repository."""
+"""WideResNet-38, layout of the official In-Place ABN repository, in two forms that take each other's weights:
+"A2", for segmentation, and the one that the published ImageNet weights were trained in, which only max-pools."""
 
 from torch import nn
 
-from segtrain.models.blocks import IdentityResidualBlock, Norm, conv, stage
+from segtrain.errors import UsageError
+from segtrain.models.blocks import Backbone, IdentityResidualBlock, Norm, conv, stage
 from segtrain.models.pooling import MaxPool2d
 
 STRUCTURE = (3, 3, 6, 3, 1, 1)
@@ -17,27 +19,46 @@ STRIDES_DILATIONS = {
 }
 
 
-class WiderResNet38(nn.Sequential):
-    """(N, 3, H, W) -> (N, 4096, H / output_stride, W / output_stride)."""
+class WiderResNet38(Backbone):
+    """Output (N, 4096, H / output_stride, W / output_stride). pooled: max-pools before mod2..mod6 and no dropout.
 
-    def __init__(self, norm: Norm, output_stride: int) -> None:
+    drops: what the dropout of mod6 and mod7 drops, "channel"s (official code) or "element"s.
+    """
+
+    def __init__(self, norm: Norm, output_stride: int, pooled: bool = False, drops: str = "channel") -> None:
         super().__init__()
+        if drops not in ("channel", "element"):
+            raise UsageError(f"model.backbone_options.drops={drops}: choose channel or element")
         self.mod1 = nn.Sequential()
         self.mod1.add_module("conv1", conv(3, 64, 3))
+        strides, dilations = ((1,) * 6, (1,) * 6) if pooled else STRIDES_DILATIONS[output_stride]
+        dropouts = (0.0,) * 6 if pooled else DROPOUT
         channels = 64
-        rows = zip(STRUCTURE, CHANNELS, DROPOUT, *STRIDES_DILATIONS[output_stride], strict=True)
+        rows = zip(STRUCTURE, CHANNELS, dropouts, strides, dilations, strict=True)
         for i, (blocks, widths, dropout, stride, dilation) in enumerate(rows, 2):
-            if i <= 3:
+            if i <= (6 if pooled else 3):
                 self.add_module(f"pool{i}", MaxPool2d(3, 2, 1))
             made = []
             for block in range(blocks):
                 block_stride = stride if block == 0 else 1
-                made.append(IdentityResidualBlock(channels, widths, norm, block_stride, dilation, dropout=dropout))
+                made.append(
+                    IdentityResidualBlock(channels, widths, norm, block_stride, dilation, dropout=dropout, drops=drops)
+                )
                 channels = widths[-1]
             self.add_module(f"mod{i}", stage(*made))
         self.bn_out = norm(channels)
-        self.out_channels = channels
+        self.out_channels, self.low_channels = channels, CHANNELS[0][-1]
 
 
-def wider_resnet38(norm: Norm, output_stride: int) -> nn.Module:
-    return WiderResNet38(norm, output_stride)
+def wider_resnet38(norm: Norm, output_stride: int, drops: str = "channel") -> Backbone:
+    return WiderResNet38(norm, output_stride, drops=drops)
+
+
+def wider_resnet38_pooled(norm: Norm, output_stride: int) -> Backbone:
+    if output_stride != 32:
+        raise UsageError(
+            f"model.output_stride={output_stride} is not possible: wider_resnet38_pooled, the ImageNet form, halves "
+            "by max-pools between its modules, which cannot dilate instead: choose 32, or model.backbone="
+            "wider_resnet38, which takes the same weights"
+        )
+    return WiderResNet38(norm, output_stride, pooled=True)

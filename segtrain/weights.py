@@ -1,0 +1,982 @@
+"""Weights in files of others and of our own: which file it is, whose names its tensors have, what a network takes.
+
+    report = load_weights(Path("resnet50-0676ba61.pth"), model, table)
+    print(report)  # what matched, what did not and why, what the change of norm and activation does
+
+Everything in between has one naming, that of a Segmenter's state_dict: body. head. cls. and, for whole pictures,
+classifier.fc. A form says where each of these tensors lies in somebody's file (`places`).
+"""
+
+import copy
+import hashlib
+import io
+import json
+import math
+import pickle
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from segtrain import checkpoint
+from segtrain.abn import ABN, BatchNormAct
+from segtrain.abn.functions import effective_scale
+from segtrain.config import DATASET_CONFIGS, ConvertConfig, ModelConfig, TrainConfig, WeightsConfig
+from segtrain.data.labels import LabelTable, published_table, read_json_table
+from segtrain.data.taxonomy import RECOMMENDED, taxonomy
+from segtrain.errors import DataError, UsageError
+from segtrain.files import write_atomically
+from segtrain.log import say
+from segtrain.models import Classifier, Segmenter, build_classifier, build_model, from_config
+
+Network = Segmenter | Classifier
+TABLES = ("cityscapes", "vistas_v1.2", "vistas_v2.0", "cocostuff")
+LEAVES = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
+
+# ------------------------------------------------------------------------------------------------- whose names
+
+
+class Row(NamedTuple):
+    """Our names that fit `ours` lie under `theirs`, whose {} are the groups of `ours`, numbers less `minus`.
+
+    Several of theirs are joined along the first dimension. fifths: of a reduction of five branches, which columns.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    minus: tuple[int, ...] = ()
+    fifths: tuple[int, int] = (0, 5)
+
+
+def row(ours: str, *theirs: str, minus: tuple[int, ...] = (), fifths: tuple[int, int] = (0, 5)) -> Row:
+    return Row(ours, theirs, minus, fifths)
+
+
+def resnet_rows(prefix: str) -> tuple[Row, ...]:
+    """A ResNet as torchvision and timm name it: stem, layer1.0.conv1, downsample.0 (convolution) and .1 (norm)."""
+    block = prefix + "layer{}.{}."
+    return (
+        row(r"body\.mod1\.(\w+)\.(\w+)", prefix + "{}.{}"),
+        row(r"body\.mod(\d)\.block(\d+)\.convs\.(\w+)\.(\w+)", block + "{}.{}", minus=(1, 1)),
+        row(r"body\.mod(\d)\.block(\d+)\.proj_conv\.(\w+)", block + "downsample.0.{}", minus=(1, 1)),
+        row(r"body\.mod(\d)\.block(\d+)\.proj_bn\.(\w+)", block + "downsample.1.{}", minus=(1, 1)),
+    )
+
+
+class Form(NamedTuple):
+    """mark: a tensor that only this form has. explained: tensors that have no place here, and why."""
+
+    title: str
+    mark: str
+    rows: tuple[Row, ...]
+    activation: str
+    scale: str
+    explained: tuple[tuple[str, str], ...] = ()
+
+
+NO_CLASSES = "classes of whole pictures"
+BARE_SUM = "the head reads the sum before this norm"
+FORMS = {  # the first whose mark is there: NVIDIA's have that of the official one too
+    "segmenter": Form(
+        "segmentation network (body, head, cls)", "body.mod1.conv1.weight",
+        (row(r"((?:body|head|cls)\..*)", "{}"),), "leaky_relu", "abs",
+        ((r"body\.bn_out\.", BARE_SUM),),
+    ),
+    "torchvision": Form(
+        "ImageNet classifier, torchvision's or timm's names", "layer1.0.conv1.weight",
+        (*resnet_rows(""), row(r"classifier\.fc\.(\w+)", "fc.{}")), "relu", "signed", ((r"fc\.", NO_CLASSES),),
+    ),
+    "torchvision_deeplabv3": Form(
+        "torchvision's DeepLabV3", "backbone.layer1.0.conv1.weight",
+        (
+            *resnet_rows("backbone."),
+            row(r"head\.map_convs\.0\.(\w+)", "classifier.0.convs.0.0.{}"),
+            row(r"head\.map_convs\.([123])\.(\w+)", "classifier.0.convs.{}.0.{}"),
+            row(r"head\.map_bn\.(\w+)", *(f"classifier.0.convs.{i}.1.{{}}" for i in range(4))),
+            row(r"head\.global_pooling_conv\.(\w+)", "classifier.0.convs.4.1.{}"),
+            row(r"head\.global_pooling_bn\.(\w+)", "classifier.0.convs.4.2.{}"),
+            row(r"head\.red_conv\.(\w+)", "classifier.0.project.0.{}", fifths=(0, 4)),
+            row(r"head\.pool_red_conv\.(\w+)", "classifier.0.project.0.{}", fifths=(4, 5)),
+            row(r"head\.red_bn\.(\w+)", "classifier.0.project.1.{}"),
+            row(r"head\.refine_conv\.(\w+)", "classifier.1.{}"),
+            row(r"head\.refine_bn\.(\w+)", "classifier.2.{}"),
+            row(r"cls\.(\w+)", "classifier.4.{}"),
+        ),
+        "relu", "signed", ((r"aux_classifier\.", "a second head, used in training only"),),
+    ),
+    "nvidia_deeplabv3plus": Form(
+        "NVIDIA's WideResNet-38 DeepLabV3+", "aspp.features.0.0.weight",
+        (
+            row(rf"body\.(.*\bbn\d)\.{LEAVES}", "{}.0.{}"),
+            row(r"body\.(.*)", "{}"),
+            row(r"head\.map_convs\.(\d)\.(\w+)", "aspp.features.{}.0.{}"),
+            row(r"head\.map_bn\.(\w+)", *(f"aspp.features.{i}.1.{{}}" for i in range(4))),
+            row(r"head\.global_pooling_conv\.(\w+)", "aspp.img_conv.0.{}"),
+            row(r"head\.global_pooling_bn\.(\w+)", "aspp.img_conv.1.{}"),
+            row(r"head\.pool_red_conv\.(\w+)", "bot_aspp.{}", fifths=(0, 1)),
+            row(r"head\.red_conv\.(\w+)", "bot_aspp.{}", fifths=(1, 5)),
+            row(r"head\.fine_conv\.(\w+)", "bot_fine.{}"),
+            row(r"head\.conv1\.(\w+)", "final.0.{}"),
+            row(r"head\.bn1\.(\w+)", "final.1.{}"),
+            row(r"head\.conv2\.(\w+)", "final.3.{}"),
+            row(r"head\.bn2\.(\w+)", "final.4.{}"),
+            row(r"cls\.(\w+)", "final.6.{}"),
+        ),
+        "relu", "signed",
+    ),
+    "nvidia": Form(
+        "ImageNet classifier, NVIDIA's names", "mod2.block1.bn1.0.weight",
+        (
+            row(rf"body\.(.*\bbn\d|bn_out)\.{LEAVES}", "{}.0.{}"), row(r"body\.(.*)", "{}"),
+            row(r"(classifier\.fc\..*)", "{}"),
+        ),
+        "relu", "signed", ((r"classifier\.fc\.", NO_CLASSES), (r"bn_out\.", BARE_SUM)),
+    ),
+    "official": Form(
+        "ImageNet classifier, official names", "mod1.conv1.weight",
+        (row(r"body\.(.*)", "{}"), row(r"(classifier\.fc\..*)", "{}")), "leaky_relu", "abs",
+        ((r"classifier\.fc\.", NO_CLASSES), (r"bn_out\.", BARE_SUM)),
+    ),
+}  # fmt: skip
+
+
+class Place(NamedTuple):
+    names: tuple[str, ...]
+    fifths: tuple[int, int]
+
+    def take(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        parts = [tensors[name] for name in self.names]
+        whole = parts[0] if len(parts) == 1 or parts[0].dim() == 0 else torch.cat(parts)
+        if self.fifths == (0, 5):
+            return whole
+        first, last = (whole.shape[1] * n // 5 for n in self.fifths)
+        return whole[:, first:last]
+
+
+def place(form: Form, key: str) -> Place | None:
+    """Where our tensor `key` lies in a file of that form; None if files of that form have no such tensor."""
+    for one in form.rows:
+        if match := re.fullmatch(one.ours, key):
+            groups = [
+                str(int(group) - minus) if minus else group
+                for group, minus in zip_longest(match.groups(), one.minus, fillvalue=0)
+            ]
+            return Place(tuple(theirs.format(*groups) for theirs in one.theirs), one.fifths)
+    return None
+
+
+def named(form: Form, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under the names of a form: what `place` takes apart is put together again."""
+    found: dict[str, list[tuple[int, Tensor]]] = {}
+    for key, tensor in tensors.items():
+        where = place(form, key)
+        if where is None:
+            raise UsageError(f"a file of {form.title} has no place for {key}: choose form=segtrain")
+        parts = [tensor] * len(where.names) if tensor.dim() == 0 else tensor.chunk(len(where.names))
+        for name, part in zip(where.names, parts, strict=True):
+            found.setdefault(name, []).append((where.fifths[0], part))
+    return {
+        name: torch.cat([part for _, part in sorted(parts, key=lambda item: item[0])], dim=1 if len(parts) > 1 else 0)
+        if parts[0][1].dim()
+        else parts[0][1]
+        for name, parts in found.items()
+    }
+
+
+# ---------------------------------------------------------------------------------------------- the known files
+
+
+@cache
+def known_files() -> list[dict[str, Any]]:
+    """segtrain/data/tables/weights.json, a dict for each file."""
+    files: list[dict[str, Any]] = read_json_table("weights")["files"]
+    return files
+
+
+def known_by_name(path: Path) -> dict[str, Any] | None:
+    return next((known for known in known_files() if path.name in (known["file"], known["name"])), None)
+
+
+def known_by_hash(md5: str, sha256: str) -> dict[str, Any] | None:
+    for known in known_files():
+        if md5 in (known["md5"], known["md5_old"]) or (known.get("sha256") and sha256.startswith(known["sha256"])):
+            return known
+    return None
+
+
+def hashes(path: Path) -> tuple[str, str]:
+    """md5 and sha256 of a file, in one reading."""
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            md5.update(block)
+            sha256.update(block)
+    return md5.hexdigest(), sha256.hexdigest()
+
+
+def describe_known(known: Mapping[str, Any]) -> str:
+    """The row of a known file, for a message."""
+    hashed = f"md5 {known['md5']}" if known["md5"] else f"sha256 {known.get('sha256', 'not published')}"
+    old = f" (first release {known['md5_old']})" if known["md5_old"] else ""
+    head = f" + {known['head']}" if known.get("head") else ""
+    return (
+        f"{known['name']}: {known['backbone']}{head}, {known['classes']} classes, {known['activation']}\n"
+        f"  file       {known['file']}\n  page       {known['page']}\n  link       {known['link']}\n"
+        f"  hash       {hashed}{old}\n  published  {known['published']}\n  licence    {known['licence']}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+@dataclass
+class Source:
+    """The weights in a file. tensors: under its own names, without wrappers. scale: what its norm layers multiply
+    with, "abs" or "signed". classes: what its last layer tells apart, where that is known."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    form: str
+    known: dict[str, Any] | None
+    activation: str
+    negative_slope: float
+    scale: str
+    classes: LabelTable | None
+    provenance: dict[str, Any]
+    model: dict[str, Any] = field(default_factory=dict)  # options of the network, where the file holds them
+    told: bool = False  # the file itself says what its norm layers are
+
+    @property
+    def title(self) -> str:
+        named = f"{self.known['name']}, " if self.known else ""
+        return f"{named}{FORMS[self.form].title}"
+
+    def scale_is_assumed(self) -> bool:
+        """Whether nothing says that weights of norm layers are |weight| + eps, and it would make a difference."""
+        if self.known or self.told or self.scale != "abs":
+            return False
+        norms = (key.replace("running_var", "weight") for key in self.tensors if key.endswith(".running_var"))
+        return any(key in self.tensors and bool((self.tensors[key] < 0).any()) for key in norms)
+
+
+def existing(path: Path) -> Path:
+    """The path of a weights file; UsageError if it is not there, saying where a published one is to be had."""
+    if path.is_file():
+        return path
+    known = known_by_name(path)
+    how = f"\nIt is a published file, to be downloaded by hand:\n{describe_known(known)}" if known else ""
+    raise UsageError(
+        f"no weights file {path}: give one, or model.weights=none to begin with random weights.{how}"
+        + ("" if known else " `segtrain weights` lists the published ones.")
+    )
+
+
+def read(path: Path) -> Source:
+    """Read a file of weights, on the CPU; never runs code from it.
+
+    A checkpoint of a run, a safetensors file, or what torch.save wrote: a state_dict alone, or under `state_dict` or
+    `model`; body, head and cls apart or together; with `module.` before all names; with a level `.bn.` more at norms.
+    UsageError if it is not there, DataError if it is damaged, holds objects, or has names of no known form.
+    """
+    existing(path)
+    known = known_by_hash(*hashes(path))
+    if path.suffix == ".safetensors":
+        content, settings = read_safetensors(path)
+    else:
+        content, settings = read_torch(path), {}
+        if content.get("kind") == checkpoint.KIND:
+            settings = run_settings(content)
+            content = content.get("ema") or content["model"]  # the averaged weights, where the run kept them
+    tensors = clean(content)
+    form = form_of(tensors, path)
+    published = known or {}
+    labels = settings.get("classes") or classes_of(published, tensors, form)
+    return Source(
+        path,
+        tensors,
+        form,
+        known,
+        activation=settings.get("activation") or published.get("activation") or FORMS[form].activation,
+        negative_slope=settings.get("negative_slope", 0.01),
+        scale=settings.get("scale") or published.get("scale") or FORMS[form].scale,
+        classes=labels if isinstance(labels, LabelTable) or labels is None else LabelTable.from_dict(labels),
+        provenance=settings.get("provenance") or own_provenance(path, known),
+        model=settings.get("model", {}),
+        told="scale" in settings,
+    )
+
+
+def read_torch(path: Path) -> dict[str, Any]:
+    """What torch.save wrote, of tensors, numbers, text and containers; numpy's numbers too (a stored score)."""
+    scalar: Any = np.float64(0).__reduce__()[0]
+    harmless: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    harmless += [np.dtype, type(np.dtype("float64")), type(np.dtype("float32")), type(np.dtype("int64"))]
+    try:
+        if zipfile.is_zipfile(path):  # torch itself does not look at the sums that it writes
+            with zipfile.ZipFile(path) as archive:
+                if (wrong := archive.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"{wrong} is not what was written")
+        with torch.serialization.safe_globals(harmless):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f" ({named[1]})" if named else ""
+        raise DataError(f"{path} holds objects that could run code, which are never loaded{reason}") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).partition("\n")[0] or "it ends too early"
+        raise DataError(f"{path} is damaged or cut short ({reason}): use another copy") from error
+    if not isinstance(content, Mapping):
+        raise DataError(f"{path} holds no named tensors but a {type(content).__name__}")
+    return dict(content)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors, and the settings that `write` put beside them."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        settings: dict[str, Any] = json.loads(metadata.get("segtrain", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged or no safetensors file ({error}): use another copy") from error
+    return tensors, settings
+
+
+def run_settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's checkpoint says about its weights."""
+    model, data = content["config"]["model"], content["config"]["dataset"]
+    return {
+        "activation": model["activation"],
+        "negative_slope": model["negative_slope"],
+        "scale": "signed" if model["norm"].startswith("batch_norm") else model.get("scale", "abs"),
+        "classes": content["classes"],
+        "provenance": content.get("provenance") or provenance(data_names(data), None),
+        "model": model,
+    }
+
+
+def clean(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The named tensors in what was read, without wrappers."""
+    for key in ("state_dict", "model"):
+        if isinstance(content.get(key), Mapping):
+            return clean(content[key])
+    flat: dict[str, Tensor] = {}
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            flat[key] = value
+        elif isinstance(value, Mapping) and key in ("body", "head", "cls"):
+            flat |= {f"{key}.{name}": tensor for name, tensor in clean(value).items()}
+    if flat and all(key.startswith("module.") for key in flat):
+        flat = {key.removeprefix("module."): value for key, value in flat.items()}
+    # Norms of the first release were wrapped: bn1.bn.weight.
+    return {re.sub(rf"((?:^|\.)\w*bn\w*)\.bn\.{LEAVES}$", r"\1.\2", key): value for key, value in flat.items()}
+
+
+def form_of(tensors: Mapping[str, Tensor], path: Path) -> str:
+    for name, form in FORMS.items():
+        if form.mark in tensors:
+            return name
+    some = ", ".join(list(tensors)[:4]) or "no tensors at all"
+    known = "; ".join(f"{form.title} ({form.mark})" for form in FORMS.values())
+    raise DataError(f"{path}: its tensors have names of no known form ({some}, ...). Known are: {known}")
+
+
+def classes_of(known: Mapping[str, Any], tensors: Mapping[str, Tensor], form: str) -> LabelTable | None:
+    """What the rows of a published segmentation classifier stand for; None where nobody has said."""
+    where = place(FORMS[form], "cls.weight")
+    if where is None or where.names[0] not in tensors:
+        return None
+    count = len(tensors[where.names[0]])
+    if known.get("labels") == "voc" or (form == "torchvision_deeplabv3" and count == 21):
+        names = read_json_table("weights")["voc"]
+        return LabelTable(
+            [{"name": name, "id": i, "color": [0, 0, 0], "train_id": i} for i, name in enumerate(names)], "VOC"
+        )
+    # The one segmenter of the official repository, also where its file was written anew and has another md5.
+    labels = "vistas_v1.2" if form == "segmenter" and count == 65 and not known else known.get("labels")
+    if labels is None and form == "nvidia_deeplabv3plus" and count == 19:
+        labels = "cityscapes"
+    return published_table(labels) if labels else None
+
+
+# ------------------------------------------------------------------------------------------------- provenance
+
+
+def data_names(data: Mapping[str, Any]) -> list[str]:
+    """The data sets behind the options of one, those in a mixture by name."""
+    if data["name"] != "mixture":
+        return [data["name"]]
+    return [part.get("dataset", name) for name, part in data["parts"].items() if part.get("weight") != 0]
+
+
+def own_provenance(path: Path, known: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Of a file that nothing but its name and hash speaks for."""
+    licence = known["licence"] if known else "not known"
+    entry = {"file": path.name, "known": known["name"] if known else None, "licence": licence}
+    entry["noncommercial"] = known["noncommercial"] if known else None
+    return summed([entry], known["data"] if known else [])
+
+
+def provenance(trained_on: Iterable[str], start: "Report | None") -> dict[str, Any]:
+    """What a network comes from, for its checkpoints: plain lists and dicts.
+
+    trained_on: names of data sets. start: the report of the weights it began with, whose own provenance it inherits.
+    weights: files with licence; data: names -> licence; noncommercial: what of these may not be used commercially.
+    """
+    before = start.provenance if start is not None else {"weights": [], "data": {}}
+    return summed(before["weights"], [*before["data"], *trained_on])
+
+
+def summed(weights: list[dict[str, Any]], data: Iterable[str]) -> dict[str, Any]:
+    terms = read_json_table("weights")["data"]
+    unknown = {"licence": "not known", "noncommercial": None}
+    used = {name: terms.get(name, unknown) for name in dict.fromkeys(data)}
+    parts = [f"weights {entry['file']} ({entry['licence']})" for entry in weights if entry["noncommercial"]]
+    parts += [f"data {name} ({entry['licence']})" for name, entry in used.items() if entry["noncommercial"]]
+    return {
+        "weights": [dict(entry) for entry in weights],
+        "data": {name: entry["licence"] for name, entry in used.items()},
+        "noncommercial": parts,
+    }
+
+
+# ------------------------------------------------------------------------------------------------- into a network
+
+
+@dataclass
+class Report:
+    """What became of every tensor. Numbers are of tensors; num_batches_tracked is not counted.
+
+    missing, other_shape: of the network; left: of the file, with no place and no reason for it; explained: the same
+    with one. rows: what the classifier's rows are, by class. rounding, as_published: the largest |difference| of
+    outputs on a probe, relative to the largest output, against the file's weights under torch's BatchNorm with the
+    network's activation, and with the activation of the file.
+    """
+
+    source: Source
+    matched: int = 0
+    missing: list[str] = field(default_factory=list)
+    other_shape: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    explained: dict[str, int] = field(default_factory=dict)
+    rows: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    rounding: float | None = None
+    as_published: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """Share of all that should have matched."""
+        total = self.matched + len(self.missing) + len(self.other_shape) + len(self.left)
+        return self.matched / total if total else 0.0
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return self.source.provenance
+
+    def mismatches(self) -> list[str]:
+        kinds = (
+            ("not in the file", self.missing), ("of another shape", self.other_shape), ("without a place", self.left),
+        )  # fmt: skip
+        return [f"{len(some)} {kind} ({', '.join(some[:3])})" for kind, some in kinds if some]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.source.path}: {self.source.title}",
+            f"{self.matched} tensors matched ({100 * self.ratio:.0f} %)",
+        ]
+        lines += self.mismatches()
+        lines += [f"{count} not taken: {reason}" for reason, count in self.explained.items()]
+        lines += [*self.rows, *self.notes]
+        if self.rounding is not None and self.as_published is not None:
+            lines.append(
+                f"outputs on a probe differ by {self.rounding:.1e} (relative) from the file's weights under BatchNorm "
+                f"with this network's activation, and by {self.as_published:.1e} from the file's as published"
+            )
+        lines += [f"not for commercial use: {part}" for part in self.provenance["noncommercial"]]
+        return "\n".join(lines)
+
+
+def load_weights(
+    path: Path,
+    model: Network,
+    table: LabelTable | None = None,
+    least: float = 1.0,
+    mapping: str | None = None,
+    column: str = RECOMMENDED,
+) -> Report:
+    """Copy what the file and the network share into the network. Returns what happened, to be printed and kept.
+
+    table: the classes that the network is to tell apart. Where the file's are others, the rows of its classifier that
+    `mapping` (a published taxonomy or a YAML file; default: the published one that fits, else equal names) leads to a
+    class are kept, and the other classes' rows stay as initialised. Of an ImageNet classifier only the body is taken.
+    least: share of the tensors that must match, 1 = all: neither may the network lack one, nor the file have one more.
+    Raises DataError below that, and if the layers of the network cannot represent the weights (model.scale=abs and
+    negative ones); UsageError if there is no such file.
+    """
+    source = read(path)
+    found, report = gather(source, model)
+    classifier = "cls." if isinstance(model, Segmenter) else "classifier.fc."
+    rows = {key: found.pop(key) for key in list(found) if key.startswith(classifier)}
+    if report.ratio < least:
+        raise DataError(refusal(report, model, least))
+    own = canonical(model)
+    fill(model, found, source.scale)
+    if rows and not same_classes(source, rows[f"{classifier}weight"], own[f"{classifier}weight"], table):
+        report.rows = fine_tuned(rows, own, source.classes, table, classifier, mapping, column)
+    elif rows:
+        with torch.no_grad():
+            for key, value in rows.items():
+                own[key].copy_(value)
+    note_changes(report, model)
+    return report
+
+
+def canonical(model: Network) -> dict[str, Tensor]:
+    """The network's own tensors under the one naming; num_batches_tracked left out."""
+    tensors = {k: t for k, t in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    if isinstance(model, Segmenter):
+        return tensors
+    return {key if key.startswith("classifier.") else f"body.{key}": tensor for key, tensor in tensors.items()}
+
+
+def gather(source: Source, model: Network) -> tuple[dict[str, Tensor], Report]:
+    """The file's tensors by our names, and what of network and file has no partner. The classifier's rows may be of
+    another number; they count as matched."""
+    form = FORMS[source.form]
+    report = Report(source)
+    found: dict[str, Tensor] = {}
+    used = set()
+    for key, own in canonical(model).items():
+        where = place(form, key)
+        if where is None:
+            continue  # no file of this form has it
+        used |= set(where.names)
+        if not all(name in source.tensors for name in where.names):
+            report.missing.append(key)
+            continue
+        value = where.take(source.tensors)
+        last = key.startswith(("cls.", "classifier.fc."))
+        if value.shape == own.shape or (last and value.shape[1:] == own.shape[1:]):
+            found[key] = value
+            report.matched += 1
+        else:
+            report.other_shape.append(f"{key} is {tuple(value.shape)} there, {tuple(own.shape)} here")
+    reasons: Counter[str] = Counter()
+    for name in source.tensors:
+        if name in used or name.endswith("num_batches_tracked"):
+            continue
+        bare = "bn_out" in name and hasattr(model, "body") and not hasattr(model.body, "bn_out")
+        reason = next((why for pattern, why in form.explained if re.match(pattern, name)), None)
+        if reason is None or ("bn_out" in name and not bare):
+            report.left.append(name)
+        else:
+            reasons[reason] += 1
+    report.explained = dict(reasons)
+    return found, report
+
+
+def refusal(report: Report, model: Network, least: float) -> str:
+    source = report.source
+    likely = identify(source)
+    hint = f" By its tensors it is a {likely}: model.backbone={likely}." if likely else ""
+    head = source.known.get("head") if source.known else None
+    hint += f" Its head is model.head={head}." if head and isinstance(model, Segmenter) else ""
+    return (
+        f"{source.path} ({source.title}) does not fit this network: {report.matched} tensors match, "
+        f"{100 * report.ratio:.0f} %, where {100 * least:.0f} % are asked for; {'; '.join(report.mismatches())}.{hint} "
+        "model.weights_match=SHARE takes what matches"
+    )
+
+
+# Parameters and tensors (running statistics counted among these only) of the bodies, as published.
+BODIES = {
+    (11_176_512, 100): "resnet18", (21_284_672, 180): "resnet34", (23_508_032, 265): "resnet50",
+    (42_500_160, 520): "resnet101", (22_331_200, 259): "resnext50", (40_853_312, 514): "resnext101",
+    (56_110_912, 769): "resnext152", (22_979_904, 265): "resnext50_32x4d", (86_742_336, 520): "resnext101_32x8d",
+    (105_070_912, 191): "wider_resnet38", (30_714_880, 1330): "densenet264",
+}  # fmt: skip
+
+
+def identify(source: Source) -> str | None:
+    """The backbone by the number of its parameters and tensors, or None."""
+    other = ("head.", "cls.", "classifier.", "fc.", "aux_classifier.", "aspp.", "bot_", "final.")
+    body = {
+        key: tensor
+        for key, tensor in source.tensors.items()
+        if not key.startswith(other) and not key.endswith("num_batches_tracked")
+    }
+    count = sum(tensor.numel() for key, tensor in body.items() if not key.rpartition(".")[2].startswith("running_"))
+    bare = 2 * 4096 if source.form == "nvidia_deeplabv3plus" else 0  # it has no bn_out
+    return BODIES.get((count + bare, len(body) + (4 if bare else 0)))
+
+
+# ------------------------------------------------------------------------------------------------- norms
+
+
+def norm_layers(model: nn.Module) -> dict[str, ABN]:
+    """By canonical name."""
+    prefix = "" if isinstance(model, Segmenter) else "body."
+    return {f"{prefix}{name}": module for name, module in model.named_modules() if isinstance(module, ABN)}
+
+
+def scale_kind(layer: ABN) -> str:
+    return "signed" if isinstance(layer, BatchNormAct) else layer.scale
+
+
+def fill(model: Network, found: Mapping[str, Tensor], scale: str) -> None:
+    """Copy tensors in; the weights of norm layers so that these multiply with what the source multiplied with."""
+    layers = norm_layers(model)
+    weights = {f"{name}.weight": layer for name, layer in layers.items()}
+    refuse_negative(weights, found, scale)
+    own = canonical(model)
+    with torch.no_grad():
+        for key, value in found.items():
+            if key in weights:
+                value = converted(value, weights[key], scale)
+            own[key].copy_(value)
+        for layer in layers.values():
+            if layer.num_batches_tracked is not None:
+                layer.num_batches_tracked.zero_()
+
+
+def converted(weight: Tensor, layer: ABN, scale: str) -> Tensor:
+    kind = scale_kind(layer)
+    if kind == scale:
+        return weight
+    return effective_scale(weight, layer.eps, "abs") if kind == "signed" else weight - layer.eps
+
+
+def refuse_negative(weights: Mapping[str, ABN], found: Mapping[str, Tensor], scale: str) -> None:
+    """DataError where a BatchNorm's weights would have to be |weight| + eps and are not."""
+    bad = {
+        key: int((found[key] < layer.eps).sum())
+        for key, layer in weights.items()
+        if key in found and scale == "signed" and scale_kind(layer) == "abs"
+    }
+    listed = [f"{key} ({count} of {len(found[key])})" for key, count in bad.items() if count]
+    if listed:
+        raise DataError(
+            f"BatchNorm's weights of this file are negative or 0 in {len(listed)} layers ({', '.join(listed[:3])}); "
+            "layers with model.scale=abs multiply with |weight| + eps: add model.scale=signed, which takes any weight"
+        )
+
+
+def note_changes(report: Report, model: Network) -> None:
+    """What the file's norms and activations become here, and how much that changes the outputs."""
+    source = report.source
+    namesake = known_by_name(source.path)
+    if source.known is None and namesake is not None and (namesake["md5"] or namesake.get("sha256")):
+        report.notes.append(f"it has the name of the published {namesake['name']} but not its hash")
+    mean, std = ((source.known or source.model).get(key) for key in ("mean", "std"))
+    if mean and std:
+        report.notes.append(f"it was trained on pictures normalised by model.mean={mean} model.std={std}")
+    if source.scale_is_assumed():
+        report.notes.append(
+            "some of its norms' weights are negative, and it does not say what they are: taken as In-Place ABN's, "
+            "|weight| + eps; if they are BatchNorm's, `segtrain convert input_scale=signed` says so"
+        )
+    layers = [layer for layer in norm_layers(model).values() if layer.activation != "identity"]
+    here, slope = layers[0].activation, layers[0].activation_param
+    kind = scale_kind(layers[0])
+    same = here == source.activation and (here in ("relu", "identity") or slope == source.negative_slope)
+    if kind != source.scale:
+        words = {"abs": "|weight| + eps", "signed": "the weight"}
+        report.notes.append(f"norm layers multiplied with {words[source.scale]}, here with {words[kind]}: converted")
+    if not same:
+        ours = f"{here}({slope:g})" if here in ("leaky_relu", "elu") else here
+        report.notes.append(
+            f"its activation {source.activation} is {ours} here, a real change: train or evaluate again"
+        )
+    if not same or kind != source.scale:
+        report.rounding, report.as_published = differences(model, source, here, slope)
+
+
+def differences(model: Network, source: Source, activation: str, slope: float) -> tuple[float, float]:
+    """How far the network's outputs on one random picture are from those of the file's weights under torch's
+    BatchNorm: with the network's own activation, and with the file's. Largest |difference| over largest |output|."""
+    found, _ = gather(source, model)
+    rows = [key for key in found if key.startswith(("cls.", "classifier.fc."))]
+    for key in rows:
+        del found[key]
+    device = next(model.parameters()).device
+    probe = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)).to(device)
+    mode = model.training
+    outputs = [probed(model, probe, bool(rows))]
+    model.train(mode)
+    for kind, param in ((activation, slope), (source.activation, source.negative_slope)):
+        outputs.append(probed(plain(model, found, source.scale, kind, param), probe, bool(rows)))
+    largest = max(t.abs().max().item() for t in outputs[0]) or 1.0
+    return tuple(  # type: ignore[return-value]
+        max((a - b).abs().max().item() for a, b in zip(outputs[0], other, strict=True)) / largest
+        for other in outputs[1:]
+    )
+
+
+@torch.no_grad()
+def probed(model: Network, probe: Tensor, through_head: bool) -> list[Tensor]:
+    """Outputs in eval mode: of the head if the file has one, else of the backbone."""
+    model.eval()
+    if isinstance(model, Classifier):
+        return [model(probe)]
+    out = model.body(probe)
+    if through_head:
+        out = model.head(out)
+    return list(out) if isinstance(out, tuple) else [out]
+
+
+def plain(model: Network, found: Mapping[str, Tensor], scale: str, activation: str, slope: float) -> Network:
+    """A copy of the network whose norms are torch's BatchNorm with an activation, filled from the file anew."""
+    twin = copy.deepcopy(model)
+    if isinstance(twin, Segmenter):
+        twin.recompute = "none"
+    for parent in list(twin.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, ABN):
+                kept = "identity" if layer.activation == "identity" else activation
+                norm = BatchNormAct(layer.num_features, layer.eps, layer.momentum, activation=kept)
+                norm.activation_param = slope
+                setattr(parent, name, norm.to(next(model.parameters()).device))
+    fill(twin, found, scale)
+    return twin
+
+
+# ------------------------------------------------------------------------------------------------- other classes
+
+
+def same_classes(source: Source, theirs: Tensor, own: Tensor, table: LabelTable | None) -> bool:
+    if theirs.shape != own.shape:
+        return False
+    if table is None:
+        return True
+    return source.classes is not None and source.classes.names == table.names
+
+
+def fine_tuned(
+    rows: Mapping[str, Tensor], own: Mapping[str, Tensor], classes: LabelTable | None, table: LabelTable | None,
+    classifier: str, mapping: str | None, column: str,
+) -> list[str]:  # fmt: skip
+    """Give each of our classes the classifier rows of the file's classes that it is told from. Returns what was done.
+
+    Of several, the one of the same name is taken, else their mean.
+    """
+    count, theirs = len(own[f"{classifier}weight"]), len(rows[f"{classifier}weight"])
+    if classes is None or table is None:
+        return [f"the classifier's {count} rows start anew: what the file's {theirs} rows stand for is not known"]
+    told = told_by(classes, table, mapping, column)
+    kept: list[str] = []
+    means: list[str] = []
+    anew: list[str] = []
+    with torch.no_grad():
+        for train_id, name in enumerate(table.names):
+            sources = [i for i, own_name in enumerate(classes.names) if told.get(own_name) == (train_id,)]
+            equal = [i for i in sources if plain_name(classes.names[i]) == plain_name(name)]
+            taken = equal[:1] or sources
+            for key, value in rows.items():
+                if taken and key in own:
+                    own[key][train_id] = value[taken].mean(0)
+            (kept if len(taken) == 1 else means if taken else anew).append(name)
+    lines = [f"{theirs} classes in the file, {count} here: {len(kept)} rows of the classifier kept"]
+    if means:
+        lines[0] += f", {len(means)} the mean of several ({', '.join(means)})"
+    if anew:
+        lines[0] += f", {len(anew)} start anew ({', '.join(anew[:8])}{', ...' if len(anew) > 8 else ''})"
+    return lines
+
+
+def plain_name(name: str) -> str:
+    """construction--flat--road and Road are one name."""
+    return name.rpartition("--")[2].replace("-", " ").replace("_", " ").lower()
+
+
+def told_by(classes: LabelTable, table: LabelTable, mapping: str | None, column: str) -> Mapping[str, tuple[int, ...]]:
+    """Name of a class of the file -> train ids here."""
+    source = next((found for found in map(published_table, TABLES) if found.names == classes.names), classes)
+    cityscapes = published_table("cityscapes").names
+    if mapping is None and set(cityscapes) <= set(table.names):
+        if source.names == published_table("vistas_v1.2").names:
+            mapping = "vistas_to_cityscapes"
+        elif source.names == published_table("vistas_v2.0").names:
+            mapping = "vistas_v2.0_to_cityscapes"
+    if mapping is not None:
+        return taxonomy(source, table, mapping, column)
+    ours = {plain_name(name): train_id for train_id, name in enumerate(table.names)}
+    return {name: (ours[plain_name(name)],) for name in source.names if plain_name(name) in ours}
+
+
+# ------------------------------------------------------------------------------------------------- the commands
+
+
+def weights(config: WeightsConfig) -> None:
+    """`segtrain weights`: list the published files, or say which of them a file is.
+
+    DataError for a file that has the name of a published one but not its hash.
+    """
+    if config.verify is None:
+        for known in known_files():
+            say(describe_known(known))
+        say(f"{len(known_files())} files; segtrain weights verify=FILE says which of them a file is")
+        return
+    path = Path(config.verify)
+    source = read(path)
+    md5, sha256 = hashes(path)
+    likely = identify(source) or "no backbone of this package"
+    say(f"{path}: md5 {md5}, sha256 {sha256}")
+    say(f"tensors    {len(source.tensors)}, {FORMS[source.form].title}, by their number {likely}")
+    namesake = known_by_name(path)
+    if source.known is not None:
+        edition = " (first release)" if md5 == source.known["md5_old"] else ""
+        say(f"published  {describe_known(source.known)}{edition}")
+    elif namesake is not None and (namesake["md5"] or namesake.get("sha256")):
+        raise DataError(
+            f"{path} has the name of a published file but not its content: damaged, or written anew. Published is\n"
+            f"{describe_known(namesake)}"
+        )
+    else:
+        say("published  by its hash, it is none of the files that `segtrain weights` lists with one")
+    if source.provenance["noncommercial"]:
+        say("not for commercial use: " + "; ".join(source.provenance["noncommercial"]))
+
+
+def convert(config: ConvertConfig) -> Path:
+    """`segtrain convert`: the same weights under other names or in another container. Returns the file written."""
+    source = read(Path(str(config.input)))
+    source.scale = config.input_scale or source.scale
+    path = Path(str(config.output))
+    if config.form == "run":
+        write_run(source, path)
+    else:
+        tensors, scale = ours(source), source.scale
+        names = FORMS.get(config.form)
+        if names is not None and names.scale == "signed" and scale == "abs":
+            # Such files are BatchNorm's, which multiplies with the weight.
+            norms = {key.removesuffix("running_var") + "weight" for key in tensors if key.endswith("running_var")}
+            tensors = {k: effective_scale(t, 1e-5, "abs") if k in norms else t for k, t in tensors.items()}
+            scale = "signed"
+            say(f"norm layers  |weight| + eps written as BatchNorm's weight; the activation stays {source.activation}")
+        write(path, shown(tensors) if names is None else named(names, tensors), settings_of(source, scale))
+    say(f"read         {source.path}: {source.title}, {len(source.tensors)} tensors")
+    for part in source.provenance["noncommercial"]:
+        say(f"not for commercial use: {part}")
+    say(str(path))
+    return path
+
+
+def ours(source: Source) -> dict[str, Tensor]:
+    """All of the file by our names; DataError for tensors without one."""
+    form = FORMS[source.form]
+    if source.form in ("segmenter", "official"):
+        return {
+            key if source.form == "segmenter" or key.startswith("classifier.") else f"body.{key}": tensor
+            for key, tensor in source.tensors.items()
+            if not key.endswith("num_batches_tracked")
+        }
+    options = options_of(source)
+    with torch.device("meta"):
+        if source.form in ("torchvision", "nvidia"):
+            (fc,) = place(form, "classifier.fc.weight").names  # type: ignore[union-attr]
+            model: Network = build_classifier(options.backbone, len(source.tensors[fc]))
+        else:
+            count = len(place(form, "cls.weight").take(source.tensors))  # type: ignore[union-attr]
+            model = build_model(options.backbone, options.head, count, head_channels=options.head_channels)
+    found, report = gather(source, model)
+    if report.ratio < 1:
+        raise DataError(refusal(report, model, 1.0))
+    return found
+
+
+def shown(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names as our networks have them: those of a classifier without `body.`."""
+    whole = any(key.startswith("classifier.") for key in tensors)
+    return {key.removeprefix("body.") if whole else key: tensor for key, tensor in tensors.items()}
+
+
+def options_of(source: Source) -> ModelConfig:
+    """The network that the file's tensors are of, with BatchNorm where the file's is one; UsageError if not known."""
+    if source.model:
+        try:
+            return ModelConfig(**source.model)
+        except TypeError as error:
+            raise DataError(f"{source.path}: its network has options that this version has not: {error}") from error
+    backbone = identify(source)
+    if backbone is None:
+        raise UsageError(f"{source.path}: by its {len(source.tensors)} tensors it is of no backbone of this package")
+    heads = {"torchvision_deeplabv3": "deeplabv3_torchvision", "nvidia_deeplabv3plus": "deeplabv3plus"}
+    options = ModelConfig(backbone=backbone, head=heads.get(source.form, "deeplabv3"))
+    options.norm = "inplace_abn" if source.scale == "abs" else "batch_norm"
+    options.activation, options.negative_slope = source.activation, source.negative_slope
+    if source.form == "torchvision_deeplabv3":
+        options.backbone_options = {"first_dilation": "previous"}
+    where = place(FORMS[source.form], "head.red_conv.weight")
+    if where is not None and where.names[0] in source.tensors:
+        options.head_channels = len(source.tensors[where.names[0]])
+    if source.known is not None:
+        options.mean = source.known.get("mean", options.mean)
+        options.std = source.known.get("std", options.std)
+        if source.known["name"] == "wide_resnet38_deeplab_vistas":
+            options.pooling_size = [672, 672]  # 84 cells of stride 8, as in the official test script
+    return options
+
+
+def settings_of(source: Source, scale: str) -> dict[str, Any]:
+    """What `read` needs to know beside the tensors."""
+    return {
+        "activation": source.activation,
+        "negative_slope": source.negative_slope,
+        "scale": scale,
+        "classes": source.classes.as_dict() if source.classes is not None else None,
+        "provenance": source.provenance,
+        "model": source.model,
+    }
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+    """A safetensors file with the settings beside the tensors, or what torch.save makes of the official layout."""
+    ready = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+    if path.suffix == ".safetensors":
+        write_atomically(path, safetensors_bytes(ready, {"format": "pt", "segtrain": json.dumps(settings)}))
+        return
+    if path.suffix not in (".pth", ".pt", ".tar"):
+        raise UsageError(f"output={path} is not possible: end the name in .safetensors, .pth or .pth.tar")
+    buffer = io.BytesIO()
+    torch.save({"state_dict": ready}, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def write_run(source: Source, path: Path) -> None:
+    """A checkpoint that evaluate, predict and train take."""
+    if source.form in ("official", "nvidia", "torchvision"):
+        raise UsageError(f"form=run is not possible: {source.title} tells whole pictures apart, a run's network pixels")
+    if source.classes is None:
+        raise UsageError(f"form=run is not possible: what the classes of {source.path} are is not known")
+    options = options_of(source)
+    model = from_config(options, source.classes.num_classes)
+    report = load_weights(source.path, model, source.classes)
+    say(str(report))
+    names = source.classes.names
+    data = next(
+        (name for name, tables in DATA_OF.items() if any(published_table(t).names == names for t in tables)), "folder"
+    )
+    config = TrainConfig(dataset=DATASET_CONFIGS[data](name=data), model=options)
+    checkpoint.save(
+        path,
+        {
+            "config": asdict(config), "classes": source.classes.as_dict(), "step": 0, "trained_on": None,
+            "model": model.state_dict(), "optimizer": {}, "validated": 0, "best": {"miou": math.nan, "step": 0},
+            "provenance": source.provenance,
+        },
+    )  # fmt: skip
+
+
+DATA_OF = {"cityscapes": ("cityscapes",), "vistas": ("vistas_v1.2",), "cocostuff": ("cocostuff",)}
