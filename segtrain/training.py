@@ -41,7 +41,7 @@ from segtrain.models.segmenter import not_compilable
 from segtrain.protocol import fingerprints, print_table, protocol, seen_in_training, summarised, table_lines
 from segtrain.protocol import write_result as write_evaluation
 from segtrain.run import REQUEUE, Interrupted, Interruption, Run, environment, flat
-from segtrain.weights import load_weights
+from segtrain.weights import data_names, existing, load_weights, provenance
 
 
 def train(config: TrainConfig) -> Path:
@@ -51,6 +51,8 @@ def train(config: TrainConfig) -> Path:
     """
     with torch.device("meta"):  # a name or a combination that does not exist stops here, before any data is touched
         from_config(config.model, num_classes=2)
+    if config.model.weights != "none":
+        existing(Path(config.model.weights))
     Augmentation(config.augmentation)  # as does a transform
     with joined() as world:
         run = Run(config)
@@ -104,13 +106,17 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
 
     torch.manual_seed(options.seed)
     network = from_config(config.model, table.num_classes).to(on)
+    began_with = None
     if config.model.weights != "none" and state is None:
         chosen = config.model
-        say(str(load_weights(Path(chosen.weights), network, table, chosen.weights_match, chosen.weights_taxonomy)))
+        began_with = load_weights(Path(chosen.weights), network, table, chosen.weights_match, chosen.weights_taxonomy)
+        say(str(began_with))
+    origin = provenance(data_names(asdict(config.dataset)), began_with)
     start, validated, best = 0, 0, {"miou": -1.0, "step": 0, "since": 0}
     if state is not None:
         checkpoint.load_weights(network, state["model"], run.last)
         start, validated, best = state["step"], state["validated"], {"since": 0} | state["best"]
+        origin = state.get("provenance", origin)
     learner = Learner(network, loss, config, world, on)
     if state is not None:
         learner.load(state)
@@ -131,7 +137,7 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
         if world.main:
             content |= {"config": asdict(config), "classes": table.as_dict(), "step": step, "trained_on": trained_on}
             content |= {"validated": validated, "best": best, "elapsed": length.elapsed()}
-            content |= {"environment": environment(world)}
+            content |= {"environment": environment(world), "provenance": origin}
             keeper.save(content, is_best)
 
     def stop(status: int, step: int) -> Interrupted:
