@@ -14,7 +14,13 @@
 set -u
 options=("$@")
 
+warned=
+training=
+# SLURM warns the batch shell; the training saves itself within a step.
+trap 'warned=1; [ -z "$training" ] || kill -USR1 "$training"' USR1
+trap '[ -z "$training" ] || kill -USR1 "$training"' TERM
 run=$(segtrain train --print-run "${options[@]}") || exit
+rm -f "$run/requeue" # of the session before
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
 
@@ -24,7 +30,6 @@ srun --kill-on-bad-exit=1 torchrun \
   --signals-to-handle=SIGTERM,SIGINT,SIGUSR1 --shutdown-timeout=100 \
   -m segtrain train "${options[@]}" &
 training=$!
-trap 'kill -USR1 "$training"' USR1 TERM
 status=1
 while kill -0 "$training" 2>/dev/null; do # a trapped signal ends `wait` before the training ends
   wait "$training"
@@ -32,7 +37,7 @@ while kill -0 "$training" 2>/dev/null; do # a trapped signal ends `wait` before 
 done
 
 # torchrun has one exit status for everything; the run itself says whether it wants to go on.
-if [ -e "$run/requeue" ]; then
+if [ -e "$run/requeue" ] || { [ -n "$warned" ] && [ "$status" -ne 0 ]; }; then
   echo "$run is saved and goes on later"
   exec scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -8,8 +8,10 @@ from typing import Any
 from segtrain.data.loader import Batch
 from segtrain.files import write_atomically
 from segtrain.learner import Outcome
+from segtrain.log import say
 
 KEPT = 500  # steps
+FILES = "blackbox/rank*.jsonl"
 
 
 class BlackBox:
@@ -21,10 +23,15 @@ class BlackBox:
     replay`.
     """
 
-    def __init__(self, folder: Path, rank: int, start: int) -> None:
-        """start: steps of the run so far; later lines are of a session that was not saved, and go."""
+    def __init__(self, folder: Path, rank: int, size: int, start: int) -> None:
+        """start: steps of the run so far; later lines are of a session that was not saved, and go. size: processes;
+        the first one cuts the files of those that are there no more, too."""
+        for number in range(size, 1 + max((rank_of(path) for path in folder.glob(FILES)), default=-1)):
+            if rank == 0:
+                BlackBox(folder, number, number + 1, start)
         self.path = folder / "blackbox" / f"rank{rank}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.told = False
         self.lines = [line for line in read_lines(self.path) if json.loads(line)["step"] <= start]
         self.rewrite()
 
@@ -52,8 +59,17 @@ class BlackBox:
         if len(self.lines) >= 2 * KEPT:
             self.rewrite()
         else:
-            with self.path.open("a") as file:
-                file.write(f"{line}\n")
+            try:
+                with self.path.open("a") as file:
+                    file.write(f"{line}\n")
+            except OSError as error:  # a full disk must not end a training
+                if not self.told:
+                    say(f"WARNING    cannot write {self.path}: {error.strerror}")
+                self.told = True
+
+
+def rank_of(path: Path) -> int:
+    return int(path.stem.removeprefix("rank"))
 
 
 def read_lines(path: Path) -> list[str]:
@@ -73,8 +89,8 @@ def read_lines(path: Path) -> list[str]:
 def recorded(folder: Path, step: int) -> list[tuple[int, dict[str, Any]]]:
     """(rank, line) of that step from every process of the run that has it."""
     found = []
-    for path in sorted((folder / "blackbox").glob("rank*.jsonl")):
-        rank = int(path.stem.removeprefix("rank"))
+    for path in sorted(folder.glob(FILES)):
+        rank = rank_of(path)
         for line in read_lines(path):
             content = json.loads(line)
             if content["step"] == step:

@@ -1,6 +1,7 @@
 """Checkpoints: everything that a run needs to go on, or a result needs to be used, in one file of plain tensors."""
 
 import contextlib
+import errno
 import io
 import os
 import pickle
@@ -50,6 +51,8 @@ def load(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise DataError(f"{other}: it holds objects that could run code, which are never loaded") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EIO, errno.EINVAL):
+            raise  # the disk's trouble of the moment, not the file's
         reason = str(error).partition("\n")[0] or "it ends too early"
         raise Damaged(f"{path} is damaged or cut short ({reason}): use another copy") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
@@ -130,16 +133,11 @@ class Keeper:
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[None] | None = None
         self.told = False
-        for torn in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-            torn.unlink(missing_ok=True)
 
     def save(self, content: dict[str, Any], best: bool = False) -> None:
         """content["step"] names the file. best: it is the best one too."""
         began = time.monotonic()
-        try:
-            self.wait()
-        except OSError as error:
-            say(f"WARNING    {unwritten(self.folder, error)} Trying again now.")
+        self.wait_or_warn()
         waited = time.monotonic() - began
         content = copied(content)
         if not self.told:
@@ -155,7 +153,8 @@ class Keeper:
         link(last, own)
         if best:
             link(last, self.folder / "best.pt")
-        for old in numbered(self.folder)[self.keep :]:
+        older = [path for path in numbered(self.folder) if path.name < own.name]
+        for old in older[self.keep - 1 :]:
             old.unlink(missing_ok=True)
 
     def wait(self) -> None:
@@ -163,6 +162,13 @@ class Keeper:
         writing, self.writing = self.writing, None
         if writing is not None:
             writing.result()
+
+    def wait_or_warn(self) -> None:
+        """As `wait`, where training goes on and will save again: what could not be written is told."""
+        try:
+            self.wait()
+        except OSError as error:
+            say(f"WARNING    {unwritten(self.folder, error)} It is tried again with the next one.")
 
     def settle(self) -> None:
         """As `wait`, where nothing is saved afterwards: what could not be written is an error."""

@@ -172,7 +172,8 @@ def told(error: SegtrainError) -> str:
     if rank is None:
         return str(error)
     shared = error.everywhere or isinstance(error, UsageError)  # options are the same for all
-    silent = getattr(error, "quiet", False) or (shared and rank != "0")
+    first = (rank if error.everywhere else os.environ.get("LOCAL_RANK", rank)) == "0"  # options: once a machine
+    silent = getattr(error, "quiet", False) or (shared and not first)
     return "" if silent else f"{error}" if shared else f"rank {rank}: {error}"
 
 
@@ -551,7 +552,9 @@ def sweep(verb: str, command: Command, arguments: Arguments) -> None:
     register(verb, command, arguments.overrides)
 
     def job(composed: Any) -> None:
-        start(command, checked(verb, composed, list(HydraConfig.get().overrides.task)))
+        added = [f"{key}=null" for key in LENGTHS]
+        words = [word for word in HydraConfig.get().overrides.task if word not in added]
+        start(command, checked(verb, composed, words))
 
     path = ["--config-dir", arguments.config_dir] if arguments.config_dir else []
     sys.argv = [

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import itertools
 import os
 import sys
 import threading
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     pass
 
 BEAT = 2.0  # seconds between signs of life
+meetings = itertools.count()  # of the processes of one launch: a sweep trains several times
 SILENCE = 30.0  # seconds without one after which a process counts as dead; a stopped collective never ends by itself
 
 
@@ -95,15 +97,16 @@ class World:
         except RuntimeError as error:
             if self.pulse is not None:
                 self.pulse.raise_if_one_died(patience=5.0)
-            raise PeerDied(f"lost the connection to the other processes of this run ({error})") from error
+            raise lost(error) from error
 
     def raise_if_peer_died(self, error: Exception) -> None:
         """PeerDied if that is why `error` came: gradients too go round, and their collectives fail like all others."""
         if self.pulse is None or not isinstance(error, RuntimeError):
             return
         self.pulse.raise_if_one_died(patience=5.0)
-        if any(word in str(error) for word in ("Connection", "NCCL", "gloo", "remote process")):
-            raise PeerDied(f"lost the connection to the other processes of this run ({error})") from error
+        signs = ("onnection closed", "onnection reset", "remote process", "gloo/transport")
+        if any(sign in str(error) for sign in signs):
+            raise lost(error) from error
 
     def failed(self, error: BaseException) -> None:
         """Tell the others what this process dies of, if they do not know it or die of it too."""
@@ -117,6 +120,13 @@ class World:
             status = getattr(error, "exit_status", 1)
             text = str(error) if isinstance(error, SegtrainError) else f"{type(error).__name__}: {error}"
             self.pulse.last_words(status, text)
+
+
+def lost(error: Exception) -> PeerDied:
+    return PeerDied(
+        f"lost the connection to the other processes of this run ({error}); the same command goes on from the last "
+        "checkpoint"
+    )
 
 
 class Pulse(threading.Thread):
@@ -134,6 +144,7 @@ class Pulse(threading.Thread):
         self.seen = [(b"", time.monotonic())] * world.size
         self.beats = 0
         self.dead: PeerDied | None = None
+        self.looked = self.turned = time.monotonic()
         self.beat()
 
     def key(self, rank: int) -> str:
@@ -159,8 +170,24 @@ class Pulse(threading.Thread):
         if self.is_alive() and threading.current_thread() is not self:
             self.join(timeout=5)
 
+    def start(self) -> None:
+        super().start()
+        threading.Thread(target=self.watch_the_store, name="pulse-store", daemon=True).start()
+
+    def watch_the_store(self) -> None:
+        """A store on a machine that has lost its power answers neither yes nor no."""
+        before = time.monotonic()
+        while not self.stop.wait(BEAT):
+            now = time.monotonic()
+            if now - before > SILENCE / 2:  # this process was stopped
+                self.turned = now
+            before = now
+            if now - self.turned > SILENCE:
+                self.leave(PeerDied("the machine of this run's first process does not answer any more"))
+
     def run(self) -> None:
         while not self.stop.wait(BEAT):
+            self.turned = time.monotonic()
             try:
                 with self.lock:
                     self.beat()
@@ -175,6 +202,9 @@ class Pulse(threading.Thread):
     def look(self) -> PeerDied | None:
         """The first process found dead. Its own death is told by the lowest rank that lives."""
         now = time.monotonic()
+        if now - self.looked > SILENCE / 2:  # this process itself was stopped: nobody can be judged by that time
+            self.seen = [(value, now) for value, _ in self.seen]
+        self.looked = now
         keys = [self.key(rank) for rank in range(self.world.size)]
         if not self.store.check(keys):
             return None  # somebody is still starting, for which the launcher has its own time limit
@@ -187,7 +217,10 @@ class Pulse(threading.Thread):
             quiet = self.world.rank != (1 if rank == 0 else 0)
             if text.startswith("failed "):
                 _, status, reason = text.split(" ", 2)
-                return PeerDied(f"rank {rank} has ended, and with it the run: {reason}", int(status), quiet=True)
+                # What is wrong with options (2) is the same everywhere, and told by the first process only.
+                told = int(status) != 2 or rank % int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 0
+                text = f"rank {rank} has ended, and with it the run: {reason}"
+                return PeerDied(text, int(status), quiet=told or self.world.rank != 0)
             silent = now - self.seen[rank][1]
             if silent > SILENCE:
                 return PeerDied(
@@ -200,9 +233,12 @@ class Pulse(threading.Thread):
         """PeerDied if a process is known to be dead, or says so within `patience` seconds."""
         until = time.monotonic() + patience
         while True:
-            with contextlib.suppress(RuntimeError), self.lock:
-                self.dead = self.dead or self.look()
+            if self.lock.acquire(timeout=patience + 1):
+                with contextlib.suppress(RuntimeError):
+                    self.dead = self.dead or self.look()
+                self.lock.release()
             if self.dead is not None:
+                self.stop.set()  # this thread leaves by itself, and may have a checkpoint to finish
                 raise self.dead
             if time.monotonic() >= until:
                 return
@@ -236,13 +272,13 @@ def joined() -> Iterator[World]:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     cards = torch.cuda.is_available()
-    if cards:
+    if cards and local_rank < torch.cuda.device_count():
         torch.cuda.set_device(local_rank)
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     patience = datetime.timedelta(minutes=5)
     # Every start of torchrun has a store of its own, a restart of its workers has not.
-    prefix = f"segtrain/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    prefix = f"segtrain/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(meetings)}"
 
     def connect(server: bool) -> Any:
         store = c10d.TCPStore(host, port, size, server, patience, wait_for_workers=False, multi_tenant=True)

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -107,6 +108,8 @@ class Learner:
                 network, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay), use_buffers=True
             )
         self.recent: deque[float] = deque(maxlen=RECENT)
+        self.skipped = 0  # bad steps in a row
+        self.rate = 0.0  # learning rate of the last step, before a group's factor
 
     # -------------------------------------------------------------------------------------------------- one step
 
@@ -117,14 +120,15 @@ class Learner:
         training, were done before this one.
         """
         options = self.config.trainer
+        self.rate = learning_rate(self.config.optimizer, self.config.schedule, step, share)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config.optimizer, self.config.schedule, step, share) * group["lr_factor"]
+            group["lr"] = self.rate * group["lr_factor"]
         before = [t.clone() for t in self.network.buffers()] if options.on_bad_step == "skip" else []
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         sums = []
         for part, batch in enumerate(batches):
-            # Dropout too is a function of (seed, step, place in the batch), however many processes share it.
+            # Dropout too is a function of (seed, step, part), whichever process has the part.
             place = part * self.world.size + self.world.rank
             torch.manual_seed(int(np.random.SeedSequence((options.seed, step, place)).generate_state(1)[0]))
             with self.without_exchange(last=part == len(batches) - 1):
@@ -201,7 +205,7 @@ class Learner:
         factor = self.config.trainer.spike_factor
         if factor and len(self.recent) >= RECENT // 5:
             usual = float(np.median(self.recent))
-            if loss > factor * usual:
+            if 0 < factor * usual < loss:
                 return f"the loss is {loss:.4g}, {loss / usual:.0f} times the median of the last {len(self.recent)}"
         return ""
 
@@ -293,19 +297,23 @@ def sync_group(which: str, world: World) -> Any:
 
     UsageError where the processes cannot be divided so. Every process calls it at the same point.
     """
-    import os
-
     from torch import distributed
 
     if which == "all":
         return None
-    size = int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) if which == "node" else int(which)
+    size = group_size(which, world)
     if world.size % size:
         raise UsageError(
             f"trainer.sync_group={which} is not possible: {world.size} processes are no multiple of {size}"
         )
     groups = [distributed.new_group(list(range(first, first + size))) for first in range(0, world.size, size)]
     return groups[world.rank // size]
+
+
+def group_size(which: str, world: World) -> int:
+    if which == "all":
+        return world.size
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) if which == "node" else int(which)
 
 
 def smallest_part(config: TrainConfig, world: World, loss: Loss) -> int:
@@ -317,7 +325,13 @@ def smallest_part(config: TrainConfig, world: World, loss: Loss) -> int:
     key = f"trainer.batch_size={options.batch_size} is not possible"
     if least == 0:
         raise UsageError(f"{key}: {how} need a picture each; give {parts} or more")
-    together = least * world.size if config.model.norm.endswith("_sync") else least
+    synchronised = config.model.norm.endswith("_sync")
+    if options.sync_group != "all" and not synchronised:
+        raise UsageError(
+            f"trainer.sync_group={options.sync_group} is not possible: model.norm={config.model.norm} has statistics "
+            "of its own in every process; choose model.norm=inplace_abn_sync, or sync_group=all"
+        )
+    together = least * group_size(options.sync_group, world) if synchronised else least
     if together < 2:
         raise UsageError(
             f"{key}: divided by {how}, a part is one picture, and the pooled branch of DeepLabV3 has one value per "

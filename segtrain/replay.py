@@ -71,10 +71,10 @@ def training_config(folder: Path, config: ReplayConfig) -> TrainConfig:
 
     from segtrain.config import trained
 
-    state = checkpoint.newest(folder)
     path = folder / "config.yaml"
+    state = None if path.exists() else checkpoint.newest(folder)
     if state is None and not path.exists():
-        raise DataError(f"{folder} is no run: it has neither last.pt nor config.yaml")
+        raise DataError(f"{folder} is no run: it has neither config.yaml nor last.pt")
     content: dict[str, Any] = state["config"] if state is not None else yaml.safe_load(path.read_text())
     found = trained(content)
     if config.root is not None:

@@ -27,7 +27,7 @@ from segtrain.files import write_atomically
 from segtrain.log import process_count, say
 
 # What may differ when a run goes on: where and how fast it runs, what it tells, when it stops. Not what it computes.
-SAFE = ("experiment", "name", "run", "restart", "device", "plugins", "dataset.root", "dataset.cache",
+SAFE = ("experiment", "name", "run", "restart", "device", "plugins", "model.backend", "dataset.root", "dataset.cache",
         "dataset.cache_dir", "loader.", "logging.", "trainer.save_every", "trainer.validate_every",
         "trainer.check_data", "trainer.keep_last", "trainer.patience", "trainer.accumulation", "trainer.parallel",
         "trainer.on_bad_step", "trainer.spike_factor")  # fmt: skip
@@ -52,6 +52,8 @@ class Run:
         self.pictures = self.folder / "pictures"
         self.config = config
         self.lock: Any = None
+        self.mine = False  # claimed by this process
+        self.changed = modified(self.last)
         self.step = self.max_steps = 0  # how far it is, for state.json
         self.told = 0.0
 
@@ -64,6 +66,7 @@ class Run:
 
     def resume(self) -> dict[str, Any] | None:
         """The newest checkpoint if this very run began earlier; DataError if the folder is another run's."""
+        self.changed = modified(self.last)
         state = checkpoint.newest(self.folder)
         if state is None:
             return None
@@ -85,6 +88,8 @@ class Run:
     def move_aside(self) -> None:
         if not self.folder.exists():
             return
+        self.claim()  # never under a process that trains in it
+        self.release()
         number = 1
         while (aside := self.folder.with_name(f"{self.folder.name}.old-{number}")).exists():
             number += 1
@@ -94,26 +99,34 @@ class Run:
     def claim(self) -> None:
         """DataError if another process trains in this folder at this moment."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.changed != modified(self.last):
+            raise DataError(f"{self.folder} has been trained on meanwhile: start again, to go on from there")
         try:
             import fcntl
         except ImportError:  # Windows
+            self.mine = True
             return
-        self.lock = (self.folder / ".lock").open("a")
+        lock = (self.folder / ".lock").open("a")
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which loader processes would inherit
+        except (BlockingIOError, PermissionError) as error:
+            lock.close()
             raise DataError(
                 f"another process is training in {self.folder}: wait for it, or take another name=... for this run"
             ) from error
-        except OSError:  # a file system without locks
-            self.lock = None
+        except OSError as error:
+            say(f"WARNING    {self.folder} has no file locks ({error.strerror}): never start the same run twice")
+        self.lock, self.mine = lock, True
 
     def release(self) -> None:
         if self.lock is not None:
             self.lock.close()
+        self.lock, self.mine = None, False
 
     def begin(self, environment: dict[str, Any]) -> None:
         """Make the folder ready to be written; scores of a shorter training go, they are not this run's any more."""
+        for torn in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            torn.unlink(missing_ok=True)
         self.pictures.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False).encode())
         for name in ("evaluation.json", "requeue"):
@@ -130,6 +143,11 @@ class Run:
         self.told = now
         content = {"state": state, "step": step, "max_steps": max_steps, "reason": reason, "heartbeat": now}
         write_atomically(self.folder / "state.json", json.dumps(content).encode() + b"\n")
+
+
+def modified(path: Path) -> int | None:
+    """When a file was written, in ns."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def environment(world: World) -> dict[str, Any]:
@@ -188,25 +206,27 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any
 class Interrupted(SegtrainError):
     """The run was asked to stop and has saved itself."""
 
-    everywhere = True
-
-    def __init__(self, text: str, exit_status: int) -> None:
+    def __init__(self, text: str, exit_status: int, everywhere: bool = True) -> None:
         super().__init__(text)
         self.exit_status = exit_status
+        self.everywhere = everywhere
+        self.quiet = not everywhere and os.environ.get("RANK", "0") != "0"
 
 
 REQUEUE = 75  # exit status: saved, start me again
-AGAIN = 2.0  # seconds within which a launcher repeats the signal that a terminal or scheduler has sent to all
+AGAIN = 2.0  # seconds within which a launcher repeats the Ctrl-C that a terminal has sent to all
 
 
 class Interruption:
     """Turns Ctrl-C (exit status 130) and SIGTERM or SIGUSR1 (75: requeue me) into a stop at the end of the step.
 
-    `status` is 0 until then. A later signal stops at once. The handlers of before come back at the end.
+    `status` is 0 until then. A later Ctrl-C stops at once, and so does any signal while `stepping` is not set: before
+    the first step there is nothing to save. The handlers of before come back at the end.
     """
 
     def __init__(self) -> None:
         self.status = 0
+        self.stepping = False
         self.since = 0.0
         self.before: dict[int, Any] = {}
 
@@ -224,13 +244,16 @@ class Interruption:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         if self.status:
-            if process_count() > 1 and time.monotonic() - self.since < AGAIN:
+            # A scheduler's second signal only hurries; a person's stops at once.
+            if number != signal.SIGINT or (process_count() > 1 and time.monotonic() - self.since < AGAIN):
                 return
             raise KeyboardInterrupt
         self.since = time.monotonic()
         self.status = 130 if number == signal.SIGINT else REQUEUE
+        if not self.stepping:
+            raise Interrupted("stopped before the first step; what was saved is untouched", self.status, False)
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            os.write(2, b"\nstopping at the end of this step; once more stops at once, without saving\n")
+            os.write(2, b"\nstopping at the end of this step; Ctrl-C once more stops at once, without saving\n")
 
     def agreed(self, world: World) -> int:
         """The status that any process was asked for; the same everywhere, Ctrl-C before requeueing."""

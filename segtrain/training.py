@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -43,6 +43,10 @@ from segtrain.protocol import write_result as write_evaluation
 from segtrain.run import REQUEUE, Interrupted, Interruption, Run, environment, flat
 from segtrain.weights import data_names, existing, load_weights, provenance
 
+SKIPPED_AT_MOST = 100  # bad steps in a row, after which nothing is learnt any more
+RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+T = TypeVar("T")
+
 
 def train(config: TrainConfig) -> Path:
     """Train as the configuration says, or go on where the same run stopped. Returns the run folder.
@@ -51,37 +55,43 @@ def train(config: TrainConfig) -> Path:
     """
     with torch.device("meta"):  # a name or a combination that does not exist stops here, before any data is touched
         from_config(config.model, num_classes=2)
-    if config.model.weights != "none":
-        existing(Path(config.model.weights))
     Augmentation(config.augmentation)  # as does a transform
-    with joined() as world:
+    with Interruption() as interruption, joined() as world:
         run = Run(config)
         try:
-            return train_share(config, run, world)
-        except SegtrainError as error:
-            if world.main and run.lock is not None:
+            return train_share(config, run, world, interruption)
+        except Exception as error:
+            if world.main and run.mine:
                 state = "stopped" if isinstance(error, Interrupted) else "failed"
-                run.tell(state, run.step, run.max_steps, str(error))
+                run.tell(state, run.step, run.max_steps, str(error) or type(error).__name__)
+            if world.main and getattr(error, "exit_status", 1) == REQUEUE and run.folder.is_dir():
+                write_atomically(run.folder / "requeue", f"step {run.step}\n".encode())
+            if getattr(error, "everywhere", False):
+                world.add(0.0)  # a launcher ends all processes as soon as one has left
             raise
         finally:
             torch.use_deterministic_algorithms(False)
             run.release()
 
 
-def train_share(config: TrainConfig, run: Run, world: World) -> Path:
+def train_share(config: TrainConfig, run: Run, world: World, interruption: Interruption) -> Path:
     """What one process of a training does."""
     on = device(config, world)
     options = config.trainer
     table = label_table(config.dataset)
     with world.main_first():
         if world.main and config.restart:
-            run.move_aside()
+            if any(int(os.environ.get(count) or 0) for count in RESTARTS):
+                say("restart=true is of the first start of this job; a requeued one goes on")
+            else:
+                run.move_aside()
         state = run.resume()
         mixture = training_mixture(config.dataset)  # draws the street scenes where they are missing
         val_samples = split_samples(config.dataset, config.dataset.val_split)
     if len(set(steps := world.gather(0 if state is None else state["step"]))) > 1:
         raise DataError(
-            f"the processes find different checkpoints in {run.folder} (steps {steps}): it must be one disk"
+            f"the processes find different checkpoints in {run.folder} (steps {steps}): give run=FOLDER on a disk that "
+            "all machines share"
         )
     samples = mixture.samples
     if options.overfit is not None:
@@ -92,17 +102,21 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
         say(f"{run.folder} is finished ({state['step']} steps): nothing to do. restart=true trains it anew.")
         print_table(run.evaluation)
         return run.folder
+    ended = state is not None and length.reached(state)
     loss = build_loss(config.loss, table.num_classes, mixture.groups)
     smallest_part(config, world, loss)
     trained_on = fingerprints(mixture.pictures)
     if state is not None:
         refuse_other_pictures(state, trained_on, run)
+    elif config.model.weights != "none":
+        existing(Path(config.model.weights))
     with world.main_first():
         check_data(config, samples, val_samples, table)
         data = training_data(config, mixture, table)  # fills the cache
+    here = environment(world) | {"seed": options.seed, "accumulation": options.accumulation}
     if world.main:
         run.claim()
-        run.begin(environment(world) | {"seed": options.seed})
+        run.begin(here)
 
     torch.manual_seed(options.seed)
     network = from_config(config.model, table.num_classes).to(on)
@@ -120,15 +134,16 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
     learner = Learner(network, loss, config, world, on)
     if state is not None:
         learner.load(state)
+        say_other_parts(state.get("environment", {}), here, config)
+        state = None  # it is as large as the weights
     run.step, run.max_steps = start, length.max_steps or 0
     introduce(config, run, network, samples, val_samples, table, on, world, start, length)
-    with world.main_first():
-        prior = position_prior(samples, table)
+    prior = position_prior(samples, table)
     workers = config.loader.count()
     share = Parts(options.batch_size, start, length.max_steps, world.rank, world.size, options.accumulation)
     batches = training_batches(data, share, workers, on.type == "cuda", config.loader.prefetch)
     log = RunLog(run.folder, start, config.logging, flat(asdict(config))) if world.main else None
-    box = BlackBox(run.folder, world.rank, start)
+    box = BlackBox(run.folder, world.rank, world.size, start)
     progress = TrainingProgress(config, start, length)
     rounds = -(-len(val_samples) // world.size)
 
@@ -137,22 +152,18 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
         if world.main:
             content |= {"config": asdict(config), "classes": table.as_dict(), "step": step, "trained_on": trained_on}
             content |= {"validated": validated, "best": best, "elapsed": length.elapsed()}
-            content |= {"environment": environment(world), "provenance": origin}
+            content |= {"environment": here, "provenance": origin}
             keeper.save(content, is_best)
 
     def stop(status: int, step: int) -> Interrupted:
         """Everything is saved: the error that ends this session."""
         keeper.settle()
-        if world.main and status == REQUEUE:
-            write_atomically(run.folder / "requeue", f"step {step}\n".encode())
-        world.add(0.0)  # a launcher ends all processes as soon as one has left
         return Interrupted(f"stopped; {run.last} holds step {step}, and the same command goes on from there", status)
 
     def judge(outcome: Outcome) -> None:
         """What all processes found in a step: into the log and the black box. DataError for one that is no number."""
         total = world.add(outcome.loss)[0]
-        rate = learner.optimizer.param_groups[0]["lr"]
-        box.add(outcome, total, rate)
+        box.add(outcome, total, learner.rate)
         wrong = learner.bad(total, outcome.norm)
         if wrong:
             where = worst(world.gather((outcome.losses, [n for b in outcome.batches for n in b.names])))
@@ -160,28 +171,40 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
                 f"{wrong} at step {outcome.step + 1} ({where}); "
                 f"`segtrain replay run={run.folder} step={outcome.step + 1}` shows the batch"
             )
-            if not outcome.skipped and not (math.isfinite(total) and math.isfinite(outcome.norm)):
+            scaled = learner.scaler.is_enabled()  # an infinite gradient was its trial, and was not applied
+            if not outcome.skipped and not (math.isfinite(total) and (scaled or math.isfinite(outcome.norm))):
                 raise diverged(text, config)
             say(f"WARNING    {text}{'. The step is skipped.' if outcome.skipped else ''}")
+        learner.skipped = learner.skipped + 1 if outcome.skipped else 0
+        if learner.skipped >= SKIPPED_AT_MOST:
+            raise diverged(f"{learner.skipped} steps in a row were skipped", config)
         if not outcome.skipped:
             learner.recent.append(total)
-        progress.add(total, outcome.norm, rate)
+        if world.main:
+            progress.add(None if outcome.skipped else total, outcome.norm, learner.rate)
+
+    def alive(items: Iterator[T]) -> Iterator[T]:
+        for item in items:
+            if world.main:
+                run.tell("running", run.step, run.max_steps)
+            yield item
 
     def validate(step: int) -> dict[str, Any]:
         nonlocal validated, best
         used = Trained(learner.used(), table, config.model, on)
         mine = val_samples[world.rank :: world.size]
         answers = predictions(used, mine, config.inference, min(workers, len(mine)))
-        watched = interruption.watch(answers, rounds, world, lambda status: stop(status, step))
+        watched = interruption.watch(alive(answers), rounds, world, lambda status: stop(status, step))
         counted = Scores(table, described(config.dataset).rules)
         of_prior, panels = score(watched, len(mine), counted, prior, config.logging.pictures if world.main else 0)
         for scores in (counted, of_prior):
             if scores is not None:
                 scores.add_up()
         result = summarised(counted, of_prior)
-        validated = step
+        again, validated = validated == step, step
         is_best = result["miou"] > best["miou"]
-        best = {"miou": result["miou"], "step": step, "since": 0} if is_best else best | {"since": best["since"] + 1}
+        worse = best | {"since": best["since"] + (not again)}
+        best = {"miou": result["miou"], "step": step, "since": 0} if is_best else worse
         save(step, is_best)  # now with what was found
         if log is not None:
             per_class = {f"val_iou/{name}": value for name, value in result["per_class"].items()}
@@ -204,49 +227,55 @@ def train_share(config: TrainConfig, run: Run, world: World) -> Path:
         return result
 
     keeper = checkpoint.Keeper(run.folder, options.keep_last)
-    done, outcome, result = start, None, None
+    done, status = start, 0
+    outcome: Outcome | None = None
+    result: dict[str, Any] | None = None
     final: dict[str, float] | None = None
     with contextlib.ExitStack() as stack:
         if log is not None:
             stack.callback(lambda: log.close(final))
         stack.callback(progress.close)
         stack.enter_context(keeper.open())
-        interruption = stack.enter_context(Interruption())
+        interruption.stepping = True
         if start > 0 and validated < start and (length.over(start) or start % options.validate_every == 0):
             result = validate(start)  # the run was stopped between this step and its validation
-        for step, batch in enumerate(progress.waiting(batches), start):
+        for step, batch in enumerate(() if ended else progress.waiting(batches), start):
             result = None
-            if outcome is not None:
-                judge(outcome)
             divisor = math.fsum(loss.count(part.targets) for part in batch)
             divisor, so_far = world.add(divisor, length.share(step) if world.main else 0.0)
             status = interruption.agreed(world)
             if status or so_far >= 1:
-                if status:
-                    save(step)
-                    raise stop(status, step)
                 break
+            previous = outcome
             with named(step, batch, world, box):
                 outcome = learner.step(batch, divisor or 1.0, step, so_far)
+            if previous is not None:
+                judge(previous)  # only now, so that a card always has work
             run.step = done = step + 1
             due = done % options.validate_every == 0 or length.over(done)
-            if due or done % options.save_every == 0 or done % config.logging.every == 0:
+            saving = due or done % options.save_every == 0
+            if saving or done % config.logging.every == 0 or options.on_bad_step == "skip":
                 judge(outcome)
                 outcome = None
-            if log is not None and progress.due(done):
-                log.scalars(done, progress.line(done))
-                run.tell("running", done, length.max_steps or 0)
-            if due or done % options.save_every == 0:
+            if log is not None:
+                with beside_training():
+                    if progress.due(done):
+                        log.scalars(done, progress.line(done))
+                    run.tell("running", done, run.max_steps)
+            if saving:
                 save(done)
             if due:
-                keeper.settle()  # a validation starts processes, which must not inherit a half-written file
+                keeper.wait_or_warn()  # a validation starts processes, which must not inherit a half-written file
                 result = validate(done)
                 if options.patience is not None and best["since"] >= options.patience:
                     say(f"ending early: {best['since']} validations no better than that of step {best['step']}")
                     break
+        if outcome is not None:
+            judge(outcome)
+        if status:
+            save(done)
+            raise stop(status, done)
         if result is None:
-            if outcome is not None:
-                judge(outcome)
             save(done)
             keeper.settle()
             result = validate(done)
@@ -267,6 +296,9 @@ def device(config: TrainConfig, world: World) -> torch.device:
     if config.trainer.compile and (reason := not_compilable(config.model, on)):
         raise UsageError(f"trainer.compile=true is not possible: {reason}")
     if on.type == "cuda":
+        here, count = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if here > count:
+            raise UsageError(f"{here} processes on this machine, which has {count} cards: --nproc-per-node={count}")
         on = torch.device("cuda", world.local_rank)
         torch.backends.cudnn.benchmark = not config.trainer.deterministic
     if config.trainer.deterministic:
@@ -277,6 +309,16 @@ def device(config: TrainConfig, world: World) -> torch.device:
         torchrun = f"torchrun --standalone --nproc-per-node={cards} -m segtrain train ..."
         say(f"cards      one of {cards} is used; all of them: {torchrun}")
     return on
+
+
+def say_other_parts(before: dict[str, Any], now: dict[str, Any], config: TrainConfig) -> None:
+    """Statistics are those of a part of the batch, so that other parts are other statistics."""
+    if "accumulation" not in before or config.model.norm.endswith("_sync"):
+        return
+    was, parts_now = (where["processes"] * where["accumulation"] for where in (before, now))
+    if was != parts_now:
+        size = config.trainer.batch_size
+        say(f"WARNING    norms see {size / parts_now:g} crops at a time from here on, and saw {size / was:g} before")
 
 
 def refuse_other_pictures(state: dict[str, Any], trained_on: torch.Tensor, run: Run) -> None:
@@ -431,8 +473,10 @@ class TrainingProgress:
         if self.bar is not None:
             self.bar.close()
 
-    def add(self, loss: float, norm: float, lr: float) -> None:
-        self.losses.append(loss)
+    def add(self, loss: float | None, norm: float, lr: float) -> None:
+        """loss: None for a step that was skipped."""
+        if loss is not None:
+            self.losses.append(loss)
         self.norm, self.lr = norm, lr
 
     def due(self, done: int) -> bool:
@@ -445,7 +489,7 @@ class TrainingProgress:
         self.steps += self.since
         rate = self.since * self.config.trainer.batch_size / spent
         wait = self.waited / spent
-        mean = math.fsum(self.losses) / len(self.losses)
+        mean = math.fsum(self.losses) / len(self.losses) if self.losses else None
         if self.length.max_steps is not None:
             left = self.busy / self.steps * (self.length.max_steps - done)
             of = f"/{self.length.max_steps}"
@@ -453,8 +497,9 @@ class TrainingProgress:
             left = max((self.length.seconds or 0) - self.length.elapsed(), 0)
             of = ""
         end = time.strftime("%H:%M" if left < 20 * 3600 else "%d %b %H:%M", time.localtime(time.time() + left))
+        shown = "none" if mean is None else f"{mean:.4f}"
         say(
-            f"step {done}{of}  loss {mean:.4f}  lr {self.lr:.2g}  {rate:.1f} images/s  "
+            f"step {done}{of}  loss {shown}  lr {self.lr:.2g}  {rate:.1f} images/s  "
             f"waiting for data {100 * wait:.0f} %  {memory()}  {duration(left)} left, until {end}"
         )
         self.starved = self.starved + 1 if wait > 0.3 else 0
@@ -468,6 +513,8 @@ class TrainingProgress:
             "train/loss": mean, "train/lr": self.lr, "train/images_per_s": rate, "train/data_wait": wait,
             "train/gradient_norm": self.norm if math.isfinite(self.norm) else None,
         }  # fmt: skip
+        if (factor := self.config.optimizer.backbone_lr_factor) != 1:
+            scalars["train/lr_backbone"] = self.lr * factor
         if (peak := peak_memory()) is not None:
             scalars["train/memory_gb"] = peak / 1e9
         self.losses = []
@@ -476,6 +523,15 @@ class TrainingProgress:
 
 
 # ------------------------------------------------------------------------------------------------ what went wrong
+
+
+@contextlib.contextmanager
+def beside_training() -> Iterator[None]:
+    """What is told beside the training does not end it: a full disk is said."""
+    try:
+        yield
+    except OSError as error:
+        say(f"WARNING    cannot write {error.filename or 'the log'}: {error.strerror or error}")
 
 
 def worst(found: list[tuple[list[float], list[str]]]) -> str:

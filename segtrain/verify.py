@@ -1,11 +1,14 @@
 """`segtrain verify-resume`: proof, for one's own configuration, that a killed run goes on as if nothing had been."""
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from segtrain.blackbox import read_lines
 from segtrain.config import VerifyConfig
 from segtrain.data.datasets import training_mixture
 from segtrain.errors import DataError, SegtrainError, UsageError
-from segtrain.log import say
+from segtrain.log import process_count, say
 
 EXPECTED = ("model", "ema", "ema_updates", "optimizer", "scaler", "recent", "best", "validated", "step")
 
@@ -31,21 +34,23 @@ def verify_resume(config: VerifyConfig) -> None:
     output = Path(config.output or "segtrain-out/verify-resume")
     if any(output.glob("*/last.pt")):
         raise UsageError(f"output={output} holds runs already: give another folder")
-    samples = len(training_mixture(config.dataset).samples)
-    every, killed, steps = schedule(config.trainer.batch_size, samples)
-    say(f"plan       {steps} steps, saved every {every}, killed after step {killed}: "
-        f"{killed * config.trainer.batch_size} of {samples} pictures an epoch")  # fmt: skip
+    if process_count() > 1:
+        raise UsageError("verify-resume starts its runs itself, each in one process: start it without torchrun")
+    samples = config.trainer.overfit or len(training_mixture(config.dataset).samples)
+    batch = config.trainer.batch_size
+    every, steps = schedule(batch, samples)
+    say(f"plan       {steps} steps of {batch} of {samples} pictures, saved every {every}, killed between two saves")
     words = [*config.overrides, "trainer.epochs=null", "trainer.hours=null", f"trainer.max_steps={steps}"]
     words += [f"trainer.save_every={every}", f"trainer.validate_every={steps}", "logging.every=1", "restart=false"]
     say("training   without interruption")
     finish(train(words, output / "whole"), "the uninterrupted run")
     say("training   until it is killed")
-    reached = kill_after(killed, words, output / "cut")
+    reached = kill_between(every, steps, lambda step: step * batch % samples != 0, words, output / "cut")
     state = checkpoint.newest(output / "cut")
     saved = 0 if state is None else int(state["step"])
     say(f"killed     after step {reached}, the newest checkpoint is of step {saved}")
-    between = 0 < saved < reached < steps and (saved * config.trainer.batch_size) % samples
-    if not between or (reached * config.trainer.batch_size) % samples == 0:
+    between = 0 < saved < reached < steps and reached % every and saved * batch % samples and reached * batch % samples
+    if not between:
         raise NotProven(f"nothing proven: the kill came at step {reached}, not in an epoch and between two saves")
     say("training   again, from there")
     finish(train(words, output / "cut"), "the resumed run")
@@ -62,12 +67,12 @@ def verify_resume(config: VerifyConfig) -> None:
     )
 
 
-def schedule(batch_size: int, samples: int) -> tuple[int, int, int]:
-    """(save_every, step after which to kill, steps): save and kill inside an epoch, the kill between two saves."""
-    for every in range(3, 50):
-        for killed in range(every + 1, 2 * every):
-            if every * batch_size % samples and killed * batch_size % samples:
-                return every, killed, 2 * every + 1
+def schedule(batch_size: int, samples: int) -> tuple[int, int]:
+    """(save_every, steps): saves inside an epoch (the second one where possible), and steps enough."""
+    for saves in ((1, 2), (1,)):
+        for every in range(4, 50):
+            if all(save * every * batch_size % samples for save in saves):
+                return every, 3 * every
     raise UsageError(
         f"trainer.batch_size={batch_size} takes the {samples} pictures in whole epochs, so that no step lies "
         "inside one: choose another batch size"
@@ -82,24 +87,39 @@ def train(words: list[str], run: Path) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], what: str) -> None:
-    lines = list(process.stdout or [])
-    if process.wait() != 0:
+    try:
+        lines = list(process.stdout or [])
+        process.wait()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode != 0:
         raise DataError(f"{what} ended with exit status {process.returncode}:\n{''.join(lines[-15:])}")
 
 
-def kill_after(step: int, words: list[str], run: Path) -> int:
-    """Kills the whole process group when it says that the step is done. Returns the last step that it recorded."""
+def kill_between(every: int, steps: int, inside: Callable[[int], bool], words: list[str], run: Path) -> int:
+    """Kills the run after a step between two saves and inside an epoch, the first one after a checkpoint is written.
+
+    Returns the last step that it recorded.
+    """
     process = train(words, run)
     lines = []
-    for line in process.stdout or []:
-        lines.append(line)
-        if line.startswith(f"step {step}/"):
+    try:
+        for line in process.stdout or []:
+            lines.append(line)
+            step = re.match(r"step (\d+)/", line)
+            number = int(step[1]) if step else 0
+            if number % every and inside(number) and number < steps - 1 and any(run.glob("step_*.pt")):
+                break
+        else:
+            told = "".join(lines[-15:])
+            raise DataError(
+                f"the run to be killed ended before a step between two saves, each of them written:\n{told}"
+            )
+    finally:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-            break
-    else:
         process.wait()
-        raise DataError(f"the run to be killed ended before step {step}:\n{''.join(lines[-15:])}")
-    process.wait()
     recorded = read_lines(run / "blackbox" / "rank0.jsonl")
     return int(json.loads(recorded[-1])["step"]) if recorded else 0
 

@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from segtrain import checkpoint, config
+from segtrain import checkpoint, cli, config
 from segtrain.data.labels import IGNORE
 from segtrain.data.loader import Batch, Parts
 from segtrain.distributed import World, chunks
+from segtrain.errors import DataError, UsageError
 from segtrain.learner import Learner
 from segtrain.losses import build_loss
 from segtrain.models.blocks import IdentityResidualBlock, Norm, conv
@@ -280,6 +281,35 @@ def test_a_skipped_step_leaves_no_trace():
     assert same(before, checkpoint.copied(after))
 
 
+def test_a_spike_that_overflows_the_scale_is_no_divergence(segtrain, words, monkeypatch):
+    """Half precision tries its scale out: an infinite gradient is skipped by the scaler, whatever else is said."""
+    from segtrain import learner
+
+    forward_backward = learner.Learner.forward_backward
+
+    def spike(self, part, divisor):
+        if min(part.positions) == 4 * 24:
+            self.scaler._scale.fill_(1e30)
+            return forward_backward(self, part, divisor) * 1000
+        return forward_backward(self, part, divisor)
+
+    monkeypatch.setattr(learner.Learner, "forward_backward", spike)
+    answer = segtrain("train", *words, "run=r", "trainer.precision=fp16", "trainer.max_steps=26")
+    assert answer.status == 0, answer
+    assert "times the median of the last 24 at step 25" in answer.out
+
+
+def test_steps_that_are_skipped_for_ever_end_the_run(segtrain, words, monkeypatch):
+    from segtrain import learner, training
+
+    monkeypatch.setattr(training, "SKIPPED_AT_MOST", 3)
+    forward_backward = learner.Learner.forward_backward
+    monkeypatch.setattr(learner.Learner, "forward_backward", lambda *a: forward_backward(*a) * math.nan)
+    answer = segtrain("train", *words, "run=r", "trainer.on_bad_step=skip")
+    refused(answer, "3 steps in a row were skipped", status=1)
+    assert "NaN" not in Path("r/metrics.jsonl").read_text()
+
+
 def test_a_spike_is_measured_by_the_median():
     options = config.TrainConfig()
     learner = Learner(small_network(None), build_loss(options.loss, 3), options, World(), torch.device("cpu"))
@@ -514,14 +544,13 @@ def test_two_processes_keep_one_run_folder_and_go_on_as_any_number(words, tmp_pa
     assert "6 steps" in out
     assert not Path("r/requeue").exists()
     ended(launch(1, *options[:-4], "run=whole", *options[-3:]))
-    expected = {line["step"]: [s["name"] for s in line["samples"]] for line in black_box("whole")}
+    where = ("position", "name", "window")
+    expected = {line["step"]: [[s[key] for key in where] for s in line["samples"]] for line in black_box("whole")}
+    found = {step: [] for step in expected}
     for rank in range(3):
         for line in black_box("r", rank):
-            assert {s["name"] for s in line["samples"]} <= set(expected[line["step"]])
-    first = [line for line in black_box("r", 0) if line["step"] == 1] + [
-        line for line in black_box("r", 1) if line["step"] == 1
-    ]
-    assert [s["name"] for line in first for s in line["samples"]] == expected[1]
+            found[line["step"]] += [[s[key] for key in where] for s in line["samples"]]
+    assert {step: sorted(some) for step, some in found.items()} == expected
     environments = json.loads(Path("r/environment.json").read_text())
     assert [session["processes"] for session in environments] == [2, 3, 1]
     lines = [json.loads(line)["step"] for line in Path("r/metrics.jsonl").read_text().splitlines()]
@@ -605,6 +634,18 @@ def test_sharded_weights_train_validate_and_go_on_unsharded(words):
     assert state("sharded/last.pt")["step"] == 4
     ended(launch(2, *options, "run=sharded", "trainer.parallel=fsdp", "trainer.max_steps=5"))
     assert state("sharded/last.pt")["step"] == 5
+
+
+@pytest.mark.parametrize(("rank", "local", "told"), [("0", "0", True), ("1", "1", False), ("8", "0", True)])
+def test_wrong_options_are_told_once_a_machine(monkeypatch, rank, local, told):
+    for name, value in (("WORLD_SIZE", "16"), ("RANK", rank), ("LOCAL_RANK", local)):
+        monkeypatch.setenv(name, value)
+    assert bool(cli.told(UsageError("no such file"))) == told
+    assert cli.told(DataError("of this process alone")) == f"rank {rank}: of this process alone"
+
+
+def test_groups_of_statistics_are_refused_where_there_are_none(segtrain, words):
+    refused(segtrain("train", *words, "trainer.sync_group=node"), "trainer.sync_group=node", "inplace_abn_sync")
 
 
 def test_loss_select_over_the_batch_is_refused_with_several(words, segtrain):

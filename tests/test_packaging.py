@@ -236,6 +236,8 @@ def test_the_readme_commands_exist():
         assert line in cli.COMMANDS, line
     for path in re.findall(r"\]\(([^)#]+)\)", text):
         assert path.startswith("http") or (ROOT / path).exists(), path
+    for path in sorted((ROOT / "tests/data/plugins").glob("*.py")):
+        assert path.read_text().strip() in text, path
     assert "not measured" in text
     assert "linted" in text
 

@@ -115,10 +115,19 @@ def test_a_full_disk_in_the_middle_is_told_and_the_training_goes_on(tmp_path, mo
     assert not list(tmp_path.glob(".*"))
 
 
-def test_files_of_a_killed_writer_go(tmp_path):
-    (tmp_path / ".last.pt.123.tmp").write_bytes(b"half")
-    checkpoint.Keeper(tmp_path, keep=1)
-    assert not list(tmp_path.iterdir())
+def test_files_of_a_killed_writer_go(segtrain, words):  # noqa: F811
+    Path("r").mkdir()
+    Path("r/.last.pt.123.tmp").write_bytes(b"half")
+    assert segtrain("train", *words, "run=r", "trainer.max_steps=1").status == 0
+    assert not list(Path("r").glob(".*.tmp"))
+
+
+def test_a_newer_file_that_is_damaged_does_not_push_out_the_one_it_went_back_to(tmp_path):
+    (tmp_path / "step_0000009.pt").write_bytes(b"damaged")
+    keeper = checkpoint.Keeper(tmp_path, keep=1)
+    with keeper.open():
+        keeper.save({"step": 3})
+    assert checkpoint.load(tmp_path / "step_0000003.pt")["step"] == 3
 
 
 def test_formats_of_other_versions(tmp_path):
@@ -174,6 +183,55 @@ def test_a_second_process_in_the_same_run_is_refused(segtrain, words):  # noqa: 
     ended(first, 75)
 
 
+def test_restart_does_not_move_a_run_away_under_its_process(segtrain, words):  # noqa: F811
+    first = launch(1, *words, "run=r", "trainer.max_steps=100000")
+    until(first, "step 1/")
+    refused(segtrain("train", *words, "run=r", "restart=true"), "another process is training in r", status=1)
+    assert json.loads(Path("r/state.json").read_text())["state"] == "running"
+    assert not Path("r.old-1").exists()
+    first.terminate()
+    ended(first, 75)
+
+
+def test_restart_is_of_the_first_start_of_a_job(segtrain, words, monkeypatch):  # noqa: F811
+    assert segtrain("train", *words, "run=r", "trainer.max_steps=2").status == 0
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    answer = segtrain("train", *words, "run=r", "trainer.max_steps=3", "restart=true")
+    assert "a requeued one goes on" in answer.out
+    assert "going on at step 2" in answer.out
+
+
+def test_a_run_that_was_trained_on_meanwhile_is_not_overwritten(segtrain, words, monkeypatch):  # noqa: F811
+    """Another process saved, and ended, between our reading of last.pt and our claim of the folder."""
+    from segtrain import run, training
+
+    assert segtrain("train", *words, "run=r", "trainer.max_steps=2").status == 0
+    check = training.check_data
+    monkeypatch.setattr(training, "check_data", lambda *some: (os.utime("r/last.pt"), check(*some)))
+    refused(segtrain("train", *words, "run=r", "trainer.max_steps=3"), "trained on meanwhile", status=1)
+    assert run.modified(Path("r/none.pt")) is None
+
+
+def test_an_early_end_without_its_evaluation_is_not_trained_on(segtrain, words):  # noqa: F811
+    """Killed between the last save and the table."""
+    options = [
+        *words,
+        "run=r",
+        "trainer.max_steps=40",
+        "trainer.validate_every=1",
+        "trainer.patience=2",
+        "optimizer.lr=1e-9",
+    ]
+    assert segtrain("train", *options).status == 0
+    before = state("r/last.pt")
+    Path("r/evaluation.json").unlink()
+    assert segtrain("train", *options).status == 0
+    after = state("r/last.pt")
+    for key in ("step", "best", "model", "recent"):
+        assert same(before[key], after[key]), key
+    assert Path("r/evaluation.json").exists()
+
+
 def test_other_pictures_are_refused_and_a_moved_run_is_not(segtrain, words, folder_data):  # noqa: F811
     assert segtrain("train", *words, "run=r", "trainer.max_steps=2").status == 0
     shutil.move("r", "elsewhere")
@@ -203,10 +261,11 @@ def test_resuming_takes_no_longer_however_far_the_run_is(words, segtrain):  # no
 
 @pytest.mark.slow
 def test_twenty_kills_at_any_moment_lose_no_more_than_a_save_interval(words):  # noqa: F811
-    """Also while files are written, and while the run starts."""
-    options = [*words, "run=r", "trainer.max_steps=60", "trainer.save_every=3", "trainer.validate_every=20"]
+    """Also while files are written, and while the run starts. A constant rate, for the length is not known."""
+    options = [*words, "run=r", "trainer.max_steps=2000", "trainer.save_every=3", "trainer.validate_every=500"]
+    options += ["loader.workers=1", "schedule=constant"]
     rng = random.Random(0)
-    reached = 0
+    reached = killed = 0
     for _ in range(20):
         process = launch(1, *options)
         if rng.random() < 0.8:  # most of them while it trains
@@ -216,14 +275,17 @@ def test_twenty_kills_at_any_moment_lose_no_more_than_a_save_interval(words):  #
         time.sleep(rng.random() * 1.5)
         process.send_signal(signal.SIGKILL)
         process.communicate()
+        killed += process.returncode == -signal.SIGKILL
         done = [line["step"] for line in black_box("r")] if Path("r/blackbox/rank0.jsonl").exists() else [0]
         state_now = checkpoint.newest(Path("r"))
         saved = 0 if state_now is None else state_now["step"]
         assert saved >= reached  # nothing that was saved is lost
         assert max(done, default=0) - saved <= 2 * 3  # one interval, and the save that was under way
         reached = saved
-    out, err = ended(launch(1, *options))
-    ended(launch(1, *[word for word in options if word != "run=r"], "run=whole"))
+    assert killed == 20
+    end = [f"trainer.max_steps={reached + 7}"]  # longer runs have other rates, so that all rates must be one
+    ended(launch(1, *options, *end))
+    ended(launch(1, *[word for word in options if word != "run=r"], "run=whole", *end))
     for key in ("model", "optimizer", "best", "recent"):
         assert same(state("r/last.pt")[key], state("whole/last.pt")[key]), key
 
@@ -298,11 +360,12 @@ def test_verify_resume_finds_what_a_checkpoint_lacks(words, what, tmp_path):  # 
 
 
 def test_the_kill_comes_inside_an_epoch_and_between_two_saves():
-    for batch, samples in ((4, 24), (3, 4), (16, 2975), (5, 7), (2, 6)):
-        every, killed, steps = verify.schedule(batch, samples)
-        assert every < killed < 2 * every < steps
+    for batch, samples in ((4, 24), (3, 4), (16, 2975), (5, 7), (2, 6), (2, 4)):
+        every, steps = verify.schedule(batch, samples)
         assert every * batch % samples
-        assert killed * batch % samples
+        assert any(step * batch % samples for step in range(every + 1, 2 * every))
+        assert 2 * every < steps
+    assert 2 * verify.schedule(16, 2975)[0] * 16 % 2975
     with pytest.raises(UsageError, match="whole epochs"):
         verify.schedule(8, 4)
 
@@ -328,6 +391,36 @@ def test_usr1_saves_within_a_step_and_asks_to_be_requeued(words):  # noqa: F811
     assert Path("r/requeue").exists()
     assert state("r/last.pt")["step"] == black_box("r")[-1]["step"]
     assert json.loads(Path("r/state.json").read_text())["state"] == "stopped"
+
+
+def test_a_signal_before_the_first_step_asks_to_be_requeued(words):  # noqa: F811
+    assert ended(launch(1, *words, "run=r", "trainer.max_steps=1"))
+    program = (
+        "import os, signal, sys; from segtrain import training; from segtrain.cli import main; "
+        "check = training.check_data; "
+        "training.check_data = lambda *some: (os.kill(os.getpid(), signal.SIGUSR1), check(*some)); main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", program, "train", *words, "run=r", "trainer.max_steps=2"]
+    answer = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert answer.returncode == 75, answer.stderr
+    assert "stopped before the first step; what was saved is untouched" in answer.stderr
+    assert Path("r/requeue").exists()
+    assert state("r/last.pt")["step"] == 1
+
+
+def test_a_schedulers_second_signal_only_hurries():
+    from segtrain.run import Interrupted, Interruption
+
+    with Interruption() as interruption:
+        with pytest.raises(Interrupted) as stopped:
+            signal.raise_signal(signal.SIGTERM)
+        assert stopped.value.exit_status == 75
+        interruption.status, interruption.stepping = 0, True
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGTERM)
+        assert interruption.status == 75
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_slurm_script_is_what_the_command_prints(segtrain):
@@ -356,6 +449,8 @@ def test_a_job_that_is_preempted_goes_on_by_itself(words, tmp_path):  # noqa: F8
     job = {**environment(), "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "77", "SLURM_NNODES": "1",
            "SLURM_JOB_NODELIST": "here", "SLURM_GPUS_ON_NODE": "2", "OMP_NUM_THREADS": "1"}  # fmt: skip
     options = [*words, "run=r", "model.norm=inplace_abn_sync", "trainer.max_steps=8"]
+    Path("r").mkdir()
+    Path("r/requeue").touch()  # of an older session, which must not count
 
     def submit():
         command = ["bash", str(ROOT / "scripts/slurm.sh"), *options]

@@ -223,13 +223,21 @@ class RecomputedABN(ABN):
         self.keep = one_of("keep", keep, KEEP)
         self.overwrite = overwrite
         self.synchronised = synchronised
+        self.group: Any = None
+
+    def set_group(self, group: Any) -> None:
+        """Synchronise, if at all, over another group; never between a forward and its backward."""
+        self.group = group
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "group": None}
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         mean, var, use_batch, momentum = self.statistics()
         name = "identity" if shortcut is not None else self.activation
         activation = Activation("leaky_relu", 0.0) if name == "relu" else Activation(name, self.activation_param)
         options = Options(use_batch, momentum, self.eps, activation, self.overwrite, scale=self.scale)
-        group = group_or_none(None) if self.synchronised and use_batch else None
+        group = group_or_none(self.group) if self.synchronised and use_batch else None
         z = recomputed_abn(x, self.weight, self.bias, mean, var, self.keep, group, options)
         return z if shortcut is None else activate(z + shortcut, self.activation, self.activation_param)
 
