@@ -13,7 +13,7 @@ import yaml
 from segtrain import cli
 from segtrain.config import AugmentationConfig
 from segtrain.data.labels import IGNORE, published_table
-from segtrain.data.loader import TrainingData, training_batches
+from segtrain.data.loader import Parts, TrainingData, training_batches
 from segtrain.data.sample import Sample
 from segtrain.data.transforms import FILL, Augmentation, Extra
 from segtrain.errors import DataError, UsageError
@@ -282,7 +282,7 @@ def test_samples_do_not_depend_on_workers_or_on_what_came_before(scenes):
         data = TrainingData(samples, table, augmentation(*SOME, color=0.2), 0)
         return [
             (batch.images.numpy(), batch.targets.numpy())
-            for batch in training_batches(data, 2, start, 4, workers, False)
+            for (batch,) in training_batches(data, Parts(2, start, 4), workers, False)
         ]
 
     here = shown(0, 0)

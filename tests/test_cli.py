@@ -113,7 +113,7 @@ def test_python_minus_m(tmp_path):
         (["model.negative_slope=0"], ["model.negative_slope=0"]),
         (["model.output_stride=12"], ["model.output_stride=12", "8, 16, 32"]),
         (["trainer.batch_size=1"], ["trainer.batch_size=1", "2 or more"]),
-        (["trainer.max_steps=10"], ["trainer.max_steps=10", "trainer.epochs"]),
+        (["trainer.max_steps=10", "trainer.epochs=3"], ["trainer.max_steps=10", "trainer.epochs=3", "trainer.hours"]),
         (["augmentation.crop_size=[512]"], ["[height,width]"]),
         (["augmentation.scale=[2.0,1.0]"], ["augmentation.scale", "[least,most]"]),
         (["loss.hardest=0"], ["loss.hardest=0"]),

@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 
-from segtrain import cli, completion
+from segtrain import cli, completion, config
 from tests.conftest import environment
 from tests.test_cli import refused
 
@@ -24,8 +25,7 @@ def offered(*words):
         (["--completion", ""], ["bash", "zsh", "fish"]),
         (["nonsense", "x"], []),
         (["train", "optimizer.l"], ["optimizer.lr="]),
-        (["train", "optim"], ["optimizer.lr=", "optimizer.momentum=", "optimizer.nesterov=", "optimizer.weight_decay=",
-                              "optimizer="]),
+        (["train", "optim"], [*(f"optimizer.{field.name}=" for field in fields(config.OptimizerConfig)), "optimizer="]),
         (["train", "dataset=ci"], ["dataset=cityscapes"]),
         (["train", "experiment=to"], ["experiment=toy"]),
         (["train", "augmentation="], ["augmentation=colour", "augmentation=none", "augmentation=paper"]),
@@ -34,7 +34,7 @@ def offered(*words):
         (["train", "model.norm=in"], ["model.norm=inplace_abn", "model.norm=inplace_abn_sync"]),
         (["train", "model.scale="], ["model.scale=abs", "model.scale=signed"]),
         (["train", "model.output_stride="], [f"model.output_stride={n}" for n in (8, 16, 32)]),
-        (["train", "model.backbone=wi"], ["model.backbone=wider_resnet38"]),
+        (["train", "model.backbone=wi"], ["model.backbone=wider_resnet38", "model.backbone=wider_resnet38_pooled"]),
         (["train", "optimizer.nesterov=t"], ["optimizer.nesterov=true"]),
         (["train", "device=c"], ["device=cuda", "device=cpu"]),
         (["train", "optimizer.lr="], []),

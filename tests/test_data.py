@@ -394,7 +394,7 @@ def test_classes_are_drawn_uniformly_and_shown(tmp_path):
         data = TrainingData(samples, table, augmentation(crop_size=[32, 32], scale=[0.8, 1.2]), 0, index=index,
                             class_uniform=share)  # fmt: skip
         items = [data[position] for position in range(200)]
-        shown = np.mean([(target == 18).any() for _, target, _ in items])
+        shown = np.mean([(target == 18).any() for _, target, *_ in items])
         assert least <= shown <= most
         again = [data[position] for position in range(200)]
         assert all((a[1] == b[1]).all() for a, b in zip(items, again, strict=True))
@@ -515,7 +515,7 @@ def test_every_sample_comes_once_per_pass(scenes):
 def test_a_bad_file_met_later_is_one_clear_error(scenes, tmp_path, workers):
     data = training_data(scenes)
     data.samples = [sample._replace(image=tmp_path / "gone.png") for sample in data.samples]
-    with pytest.raises(DataError, match=r"^\S*gone\.png cannot be read") as caught:
+    with pytest.raises(DataError, match=r"^the batch of step 1: \S*gone\.png cannot be read") as caught:
         steps(data, 0, 1, workers)
     assert "Traceback" not in str(caught.value)
     with pytest.raises(DataError, match=r"gone\.png"):
