@@ -598,6 +598,13 @@ class TrainConfig(CommandConfig):
     inference: InferenceConfig = group(InferenceConfig)
     logging: LoggingConfig = group(LoggingConfig)
 
+    def check(self) -> "CommandConfig":
+        require(
+            not (self.optimizer.fused and self.trainer.precision == "fp16"), "optimizer.fused", "true",
+            "torch's fused updates go wrong after a step that trainer.precision=fp16 skips; choose null, or bf16",
+        )  # fmt: skip
+        return super().check()
+
 
 def run_folder(config: TrainConfig) -> Path:
     return Path(config.run or Path("runs") / (config.name or f"{config.dataset.name}_{config.model.backbone}"))

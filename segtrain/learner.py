@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,12 @@ class Learner:
             self.model = DistributedDataParallel(network, gradient_as_bucket_view=True, **quiet)
         elif options.compile:
             self.model = compiled(network, config.model, device)
-        self.optimizer = build_optimizer(network, config.optimizer)
+        optimizer = config.optimizer
+        if options.precision == "fp16" and optimizer.fused is None:
+            # torch 2.14's fused SGD takes its momentum from memory that nobody wrote, after a first step that was
+            # skipped because the scale was too large; and first steps often are.
+            optimizer = replace(optimizer, fused=False)
+        self.optimizer = build_optimizer(network, optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
         self.average: AveragedModel | None = None
         if options.ema_decay is not None:

@@ -543,8 +543,7 @@ def test_two_processes_keep_one_run_folder_and_go_on_as_any_number(words, tmp_pa
     assert f"going on at step {cut}" in "".join(until(second, "step"))
     second.send_signal(signal.SIGTERM)
     ended(second, 1)
-    out, err = ended(launch(1, *options))
-    assert "6 steps" in out
+    ended(launch(1, *options))
     assert not Path("r/requeue").exists()
     ended(launch(1, *options[:-4], "run=whole", *options[-3:]))
     where = ("position", "name", "window")

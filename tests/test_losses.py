@@ -185,7 +185,10 @@ def test_a_single_process_gives_the_number_that_it_always_gave():
         assert got.norm().item() == pytest.approx(norm, rel=1e-6)
 
 
-@pytest.mark.parametrize(("classes", "hardest", "bound"), [(19, 1.0, 0.4), (19, 0.25, 0.4), (171, 1.0, 0.2)])
+@pytest.mark.parametrize(
+    ("classes", "hardest", "bound"),
+    [(19, 1.0, 0.4), (19, 0.25, 0.4), pytest.param(171, 1.0, 0.2, marks=pytest.mark.slow)],
+)
 def test_peak_memory(classes, hardest, bound):
     """2 x 768^2 from stride 8: the peak above the input, forward and backward. For the plain loss on fake tensors."""
 
