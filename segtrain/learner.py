@@ -91,7 +91,7 @@ class Learner:
         if config.model.norm.endswith("_sync") and world.size > 1:
             set_active_group(network, sync_group(options.sync_group, world))
         if self.sharded:
-            sharded(network)
+            sharded(network.to(memory_format=torch.contiguous_format))  # FSDP2 cannot cut channels-last weights
         elif world.size > 1:
             # Running statistics are those of the first process; the others get them when they are used.
             known = inspect.signature(DistributedDataParallel).parameters  # torch 2.14 has a new name for it
@@ -102,9 +102,9 @@ class Learner:
         elif options.compile:
             self.model = compiled(network, config.model, device)
         optimizer = config.optimizer
-        if options.precision == "fp16" and optimizer.fused is None:
-            # torch 2.14's fused SGD takes its momentum from memory that nobody wrote, after a first step that was
-            # skipped because the scale was too large; and first steps often are.
+        if (options.precision == "fp16" or self.sharded) and optimizer.fused is None:
+            # Fused updates know no sharded tensors; and torch 2.14's fused SGD takes its momentum from memory that
+            # nobody wrote, after a first step that was skipped because the scale was too large.
             optimizer = replace(optimizer, fused=False)
         self.optimizer = build_optimizer(network, optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
@@ -247,7 +247,7 @@ class Learner:
             whole = shared.StateDictOptions(full_state_dict=True, cpu_offload=True)
             result["model"] = shared.get_model_state_dict(self.network, options=whole)
             named = shared.get_optimizer_state_dict(self.network, self.optimizer, options=whole)
-            result["optimizer"] = by_number(named)
+            result["optimizer"] = by_number(named) if self.world.main else {}  # only the first process gets it
         else:
             result["model"] = self.network.state_dict()
             result["optimizer"] = self.optimizer.state_dict()

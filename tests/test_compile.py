@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from segtrain.config import ModelConfig
 from segtrain.errors import UsageError
 from segtrain.memory import kept_bytes
-from segtrain.models import BACKBONES, build_model, compiled
+from segtrain.models import build_model, compiled
 from segtrain.models import segmenter as segmenter_module
 from segtrain.models.blocks import NORMS, IdentityResidualBlock, Norm, ResidualBlock, Stage, stage
 
@@ -116,7 +116,9 @@ def test_blocks_under_autocast_as_one_graph():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(
+    "backbone", ["resnet18", "resnet34", "resnet50", "resnet101", "resnext50", "resnext101", "wider_resnet38"]
+)
 def test_every_backbone_is_one_graph(backbone):
     torch.manual_seed(0)
     model = build_model(backbone, num_classes=3, output_stride=16, head_channels=4)

@@ -454,7 +454,7 @@ def test_class_uniform_sampling_reads_the_cache_too(tmp_path):
     both = [TrainingData(samples, table, augmentation(), 0, read, index, 1.0)
             for read in (read_pixels, cached(tmp_path, samples)[0])]  # fmt: skip
     for position in range(20):
-        (first, second, _), (again, labels, _) = (data[position] for data in both)
+        (first, second, *_), (again, labels, *_) = (data[position] for data in both)
         assert (first == again).all()
         assert (second == labels).all()
 

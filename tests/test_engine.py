@@ -596,7 +596,7 @@ def test_a_frozen_process_ends_the_run_with_the_reason(words):
     os.kill(frozen, signal.SIGSTOP)
     began = time.monotonic()
     process.stdout.close()
-    while not (line := process.stderr.readline()).startswith("segtrain: "):
+    while not (line := process.stderr.readline()).startswith("segtrain: rank"):
         assert line, "no reason given"
     assert time.monotonic() - began < 60
     assert "rank 1 has given no sign of life" in line
