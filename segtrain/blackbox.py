@@ -39,9 +39,9 @@ class BlackBox:
         self.lines = self.lines[-KEPT:]
         write_atomically(self.path, "".join(f"{line}\n" for line in self.lines).encode())
 
-    def add(self, outcome: Outcome, loss: float, lr: float) -> None:
+    def add(self, outcome: Outcome, loss: float) -> None:
         """What a step gave."""
-        found = {"loss": loss, "gradient_norm": outcome.norm, "lr": lr, "skipped": outcome.skipped}
+        found = {"loss": loss, "gradient_norm": outcome.norm, "lr": outcome.rate, "skipped": outcome.skipped}
         self.write(outcome.step, outcome.batches, found, outcome.losses)
 
     def crash(self, step: int, batches: Sequence[Batch], error: str) -> None:

@@ -34,12 +34,15 @@ RECENT = 100  # losses that a spike is measured by
 class Outcome:
     """What one step gave in this process: the loss of every picture and the gradient's norm, on their way to the CPU.
 
-    names, positions, windows: of the pictures. step: how many were done before it. divisor: what the sum of the
-    losses of all processes is divided by.
+    step: how many were done before it. batches: this process's parts. divisor: what the sum of the losses of all
+    processes is divided by. rate: learning rate, before a group's factor.
     """
 
-    def __init__(self, step: int, batches: Sequence[Batch], sums: list[Tensor], norm: Tensor, divisor: float) -> None:
+    def __init__(
+        self, step: int, batches: Sequence[Batch], sums: list[Tensor], norm: Tensor, divisor: float, rate: float
+    ) -> None:
         self.step = step
+        self.rate = rate
         self.batches = batches
         self.divisor = divisor
         self.skipped = False
@@ -115,7 +118,6 @@ class Learner:
             )
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.skipped = 0  # bad steps in a row
-        self.rate = 0.0  # learning rate of the last step, before a group's factor
 
     # -------------------------------------------------------------------------------------------------- one step
 
@@ -126,9 +128,9 @@ class Learner:
         training, were done before this one.
         """
         options = self.config.trainer
-        self.rate = learning_rate(self.config.optimizer, self.config.schedule, step, share)
+        rate = learning_rate(self.config.optimizer, self.config.schedule, step, share)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * group["lr_factor"]
+            group["lr"] = rate * group["lr_factor"]
         before = [t.clone() for t in self.network.buffers()] if options.on_bad_step == "skip" else []
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -141,7 +143,7 @@ class Learner:
                 sums.append(self.forward_backward(batch, divisor))
         self.scaler.unscale_(self.optimizer)
         norm = self.gradient_norm()
-        outcome = Outcome(step, batches, sums, norm, divisor)
+        outcome = Outcome(step, batches, sums, norm, divisor, rate)
         if options.on_bad_step == "skip" and self.bad(self.world.add(outcome.loss)[0], outcome.norm):
             outcome.skipped = True
             for now, was in zip(self.network.buffers(), before, strict=True):

@@ -26,7 +26,8 @@ from segtrain.errors import DataError, SegtrainError
 from segtrain.files import write_atomically
 from segtrain.log import process_count, say
 
-# What may differ when a run goes on: where and how fast it runs, what it tells, when it stops. Not what it computes.
+# What may differ when a run goes on: where and how fast it runs, what it tells, when it stops. Not what it computes,
+# but for accumulation, whose other statistics are said.
 SAFE = ("experiment", "name", "run", "restart", "device", "plugins", "model.backend", "dataset.root", "dataset.cache",
         "dataset.cache_dir", "loader.", "logging.", "trainer.save_every", "trainer.validate_every",
         "trainer.check_data", "trainer.keep_last", "trainer.patience", "trainer.accumulation", "trainer.parallel",

@@ -61,11 +61,12 @@ def train(config: TrainConfig) -> Path:
         try:
             return train_share(config, run, world, interruption)
         except Exception as error:
-            if world.main and run.mine:
-                state = "stopped" if isinstance(error, Interrupted) else "failed"
-                run.tell(state, run.step, run.max_steps, str(error) or type(error).__name__)
-            if world.main and getattr(error, "exit_status", 1) == REQUEUE and run.folder.is_dir():
-                write_atomically(run.folder / "requeue", f"step {run.step}\n".encode())
+            with beside_training():  # a full disk must not hide what the run ends of
+                if world.main and run.mine:
+                    state = "stopped" if isinstance(error, Interrupted) else "failed"
+                    run.tell(state, run.step, run.max_steps, str(error) or type(error).__name__)
+                if world.main and getattr(error, "exit_status", 1) == REQUEUE and run.folder.is_dir():
+                    write_atomically(run.folder / "requeue", f"step {run.step}\n".encode())
             if getattr(error, "everywhere", False):
                 world.add(0.0)  # a launcher ends all processes as soon as one has left
             raise
@@ -163,7 +164,7 @@ def train_share(config: TrainConfig, run: Run, world: World, interruption: Inter
     def judge(outcome: Outcome) -> None:
         """What all processes found in a step: into the log and the black box. DataError for one that is no number."""
         total = world.add(outcome.loss)[0]
-        box.add(outcome, total, learner.rate)
+        box.add(outcome, total)
         wrong = learner.bad(total, outcome.norm)
         if wrong:
             where = worst(world.gather((outcome.losses, [n for b in outcome.batches for n in b.names])))
@@ -181,7 +182,7 @@ def train_share(config: TrainConfig, run: Run, world: World, interruption: Inter
         if not outcome.skipped:
             learner.recent.append(total)
         if world.main:
-            progress.add(None if outcome.skipped else total, outcome.norm, learner.rate)
+            progress.add(None if outcome.skipped else total, outcome.norm, outcome.rate)
 
     def alive(items: Iterator[T]) -> Iterator[T]:
         for item in items:
@@ -239,6 +240,7 @@ def train_share(config: TrainConfig, run: Run, world: World, interruption: Inter
         interruption.stepping = True
         if start > 0 and validated < start and (length.over(start) or start % options.validate_every == 0):
             result = validate(start)  # the run was stopped between this step and its validation
+            ended = ended or stalled(best, options)
         for step, batch in enumerate(() if ended else progress.waiting(batches), start):
             result = None
             divisor = math.fsum(loss.count(part.targets) for part in batch)
@@ -267,9 +269,10 @@ def train_share(config: TrainConfig, run: Run, world: World, interruption: Inter
             if due:
                 keeper.wait_or_warn()  # a validation starts processes, which must not inherit a half-written file
                 result = validate(done)
-                if options.patience is not None and best["since"] >= options.patience:
-                    say(f"ending early: {best['since']} validations no better than that of step {best['step']}")
+                if stalled(best, options):
                     break
+        if stalled(best, options):
+            say(f"ending early: {best['since']} validations no better than that of step {best['step']}")
         if outcome is not None:
             judge(outcome)
         if status:
@@ -402,6 +405,11 @@ def introduce(
 # ------------------------------------------------------------------------------------------------ how far it is
 
 
+def stalled(best: dict[str, Any], options: TrainerConfig) -> bool:
+    """Whether so many validations were no better that the training ends early."""
+    return options.patience is not None and best.get("since", 0) >= options.patience
+
+
 class Length:
     """How long a training is, in steps or by the clock. max_steps: None where the clock decides."""
 
@@ -409,7 +417,7 @@ class Length:
         """elapsed: seconds of earlier sessions."""
         self.max_steps = options.steps(samples)
         self.seconds = None if options.hours is None else 3600 * options.hours
-        self.patience = options.patience
+        self.options = options
         self.before = elapsed
         self.began = time.monotonic()
 
@@ -429,8 +437,11 @@ class Length:
 
     def reached(self, state: dict[str, Any]) -> bool:
         """Whether a checkpoint is the end of its training."""
-        stalled = self.patience is not None and state["best"].get("since", 0) >= self.patience
-        return stalled or self.over(state["step"]) or (self.seconds is not None and self.before >= self.seconds)
+        return (
+            stalled(state["best"], self.options)
+            or self.over(state["step"])
+            or (self.seconds is not None and self.before >= self.seconds)
+        )
 
 
 class TrainingProgress:

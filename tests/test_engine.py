@@ -487,6 +487,36 @@ def test_deterministic_says_so_and_is_given_back(segtrain, words):
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_the_recorded_rate_is_the_steps_own(segtrain, words):
+    """Also where a step is looked at only after the next one."""
+    assert segtrain("train", *words, "run=r", "logging.every=100", "trainer.save_every=100").status == 0
+    expected = [0.0025 * (1 - step / 6) ** 0.9 for step in range(6)]
+    assert [line["lr"] for line in black_box("r")] == pytest.approx(expected)
+
+
+def test_a_full_disk_ends_a_training_only_at_its_end(segtrain, words, monkeypatch):
+    write, tries = checkpoint.write_atomically, []
+
+    def sometimes(path, data):
+        tries.append(path)
+        if 2 <= len(tries) <= 3:
+            raise OSError(28, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_atomically", sometimes)
+    answer = segtrain("train", *words, "run=r", "trainer.save_every=1")
+    assert answer.status == 0, answer
+    assert "WARNING    cannot write the checkpoint in r: No space left" in answer.out
+    assert state("r/last.pt")["step"] == 6
+
+
+def test_other_parts_are_other_statistics_and_that_is_said(segtrain, words):
+    assert segtrain("train", *words, "run=r", "trainer.max_steps=2").status == 0
+    answer = segtrain("train", *words, "run=r", "trainer.max_steps=3", "trainer.accumulation=2")
+    assert answer.status == 0, answer
+    assert "norms see 2 crops at a time from here on, and saw 4 before" in answer.out
+
+
 def test_what_is_recorded_of_the_machine(segtrain, words):
     segtrain("train", *words, "run=r", "trainer.max_steps=1")
     segtrain("train", *words, "run=r", "trainer.max_steps=2")

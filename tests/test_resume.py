@@ -240,22 +240,40 @@ def test_other_pictures_are_refused_and_a_moved_run_is_not(segtrain, words, fold
     refused(segtrain("train", *words, "run=elsewhere", "trainer.max_steps=4"), "trained on 4 pictures", status=1)
 
 
-def test_resuming_takes_no_longer_however_far_the_run_is(words, segtrain):  # noqa: F811
-    """No sample before the first one is read."""
+def test_resuming_takes_no_longer_however_far_the_run_is(segtrain, words, monkeypatch):  # noqa: F811
+    """Of the million steps before, not one sample is read again."""
     from segtrain.data import loader
 
-    read = []
+    assert segtrain("train", *words, "run=r", "trainer.max_steps=1").status == 0
+    far = 10**6
+    checkpoint.save(Path("r/last.pt"), state("r/last.pt") | {"step": far, "validated": far})
+    read, get = [], loader.TrainingData.__getitem__
+    monkeypatch.setattr(loader.TrainingData, "__getitem__", lambda self, n: (read.append(n), get(self, n))[1])
+    answer = segtrain("train", *words, "run=r", f"trainer.max_steps={far + 1}")
+    assert answer.status == 0, answer
+    assert read == [4 * far + place for place in range(4)]
 
-    class Data(loader.TrainingData):
-        def __getitem__(self, position):
-            read.append(position)
-            return loader.TrainingItem  # never collated
 
-    data = Data.__new__(Data)
-    parts = loader.Parts(4, 10**9, 10**9 + 1)
-    iterator = iter(loader.DataLoader(data, batch_sampler=parts, collate_fn=len))
-    next(iterator)
-    assert read == [4 * 10**9 + place for place in range(4)]
+def test_an_early_end_is_found_again_by_the_validation_that_was_cut_off(segtrain, words):  # noqa: F811
+    """Killed between a save and the validation that would have ended the training."""
+    options = [
+        *words,
+        "run=r",
+        "trainer.max_steps=40",
+        "trainer.validate_every=1",
+        "trainer.patience=1",
+        "optimizer.lr=1e-9",
+    ]
+    assert segtrain("train", *options).status == 0
+    end = state("r/last.pt")
+    before = {"validated": end["step"] - 1, "best": end["best"] | {"since": 0}}
+    checkpoint.save(Path("r/last.pt"), end | before)
+    Path("r/evaluation.json").unlink()
+    answer = segtrain("train", *options)
+    assert answer.status == 0, answer
+    assert "ending early" in answer.out
+    assert same(state("r/last.pt")["model"], end["model"])
+    assert state("r/last.pt")["step"] == end["step"]
 
 
 @pytest.mark.slow
