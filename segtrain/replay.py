@@ -74,7 +74,9 @@ def training_config(folder: Path, config: ReplayConfig) -> TrainConfig:
     path = folder / "config.yaml"
     state = None if path.exists() else checkpoint.newest(folder)
     if state is None and not path.exists():
-        raise DataError(f"{folder} is no run: it has neither config.yaml nor last.pt")
+        raise DataError(
+            f"{folder} is no run: it has neither config.yaml nor last.pt (`segtrain runs` lists those that are)"
+        )
     content: dict[str, Any] = state["config"] if state is not None else yaml.safe_load(path.read_text())
     found = trained(content)
     if config.root is not None:

@@ -504,7 +504,7 @@ def test_a_full_disk_ends_a_training_only_at_its_end(segtrain, words, monkeypatc
         write(path, data)
 
     monkeypatch.setattr(checkpoint, "write_atomically", sometimes)
-    answer = segtrain("train", *words, "run=r", "trainer.save_every=1")
+    answer = segtrain("train", *words, "run=r", "trainer.save_every=1", "trainer.validate_every=2")
     assert answer.status == 0, answer
     assert "WARNING    cannot write the checkpoint in r: No space left" in answer.out
     assert state("r/last.pt")["step"] == 6
