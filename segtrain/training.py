@@ -388,6 +388,8 @@ def introduce(
     chosen += [f"averaged weights {how.ema_decay}"] if how.ema_decay is not None else []
     say(f"run        {run.folder}" + (f", going on at step {start}" if start else ""))
     say(f"device     {describe_device(on)}, {', '.join([how.precision.replace('fp32', 'float32'), *chosen])}")
+    if world.size == 1 and how.parallel == "fsdp":
+        say("processes  1: trainer.parallel=fsdp has nobody to share weights with")
     if world.size > 1:
         shared = f"statistics over {how.sync_group}" if options.norm.endswith("_sync") else "statistics of each its own"
         say(f"processes  {world.size}, {how.parallel}, {shared}")

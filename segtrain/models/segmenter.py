@@ -232,7 +232,7 @@ def compiled(model: Segmenter, options: ModelConfig, device: torch.device) -> Ca
     """`model` as one graph by torch.compile: called as the model, which keeps its state and its keys.
 
     Numbers are the model's to rounding, dropout included, and In-Place ABN keeps as little for backward. The first
-    call of every mode, precision and shape compiles for about a minute and torch refuses the ninth: train by it, and
+    call of every mode, precision and shape compiles for minutes and torch refuses the ninth: train by it, and
     validate, on pictures of any size, by the model. Raises UsageError where it cannot work, before anything is built.
     """
     reason = not_compilable(options, device)
