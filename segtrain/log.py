@@ -73,8 +73,8 @@ class Progress:
             say(f"{self.what}: {done} of {self.total}, {left} left")
 
     def close(self) -> None:
-        if self.bar in bars:
-            bars.remove(self.bar)
+        if self.bar is not None:
+            bars[:] = [bar for bar in bars if bar is not self.bar]  # by identity: tqdm compares bars by their place
             self.bar.close()
 
 

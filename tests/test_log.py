@@ -205,4 +205,20 @@ def test_one_of_several_processes_draws_the_bar(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert Progress("reading", 4).bar is None
     monkeypatch.setenv("RANK", "0")
-    assert Progress("reading", 4).bar is not None
+    progress = Progress("reading", 4)
+    assert progress.bar is not None
+    progress.close()
+    assert log.bars == []
+
+
+def test_bars_close_on_their_own(monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", Terminal())
+        first, second = Progress("reading", 4), Progress("reading", 4)
+    Progress("reading", 4).close()  # has none, and leaves those of others
+    assert len(log.bars) == 2
+    second.close()
+    second.close()
+    assert [bar is first.bar for bar in log.bars] == [True]
+    first.close()
+    assert log.bars == []
