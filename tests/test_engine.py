@@ -387,12 +387,11 @@ def test_replay_shows_what_the_network_saw(segtrain, words, monkeypatch):
         learner.Learner, "step", lambda self, batches, *more: (seen.append(batches), step(self, batches, *more))[1]
     )
     segtrain("train", *words, "run=r", "trainer.max_steps=2", "augmentation.color=0.3")
-    from segtrain.data.datasets import label_table, training_mixture
     from segtrain.replay import training_config
-    from segtrain.training import training_data
+    from segtrain.training import task_of
 
     trained = training_config(Path("r"), config.ReplayConfig(run="r"))
-    data = training_data(trained, training_mixture(trained.dataset), label_table(trained.dataset))
+    data = task_of(trained)(trained).data()
     for place, position in enumerate(range(4, 8)):
         image, target, name, _, window = data[position]
         assert window == black_box("r")[1]["samples"][place]["window"]
