@@ -833,7 +833,9 @@ class PredictConfig(CommandConfig):
 @dataclass
 class StreetsCommandConfig(CommandConfig):
     output: str | None = option(None, "folder to write; default segtrain-out/streets")
-    layout: str = option("cityscapes", "cityscapes | kitti | vistas | cocostuff")
+    layout: str = option(
+        "cityscapes", "cityscapes | kitti | vistas | cocostuff | imagenet, windows of them by what they show"
+    )
     scenes: int = option(240, "training scenes")
     val_scenes: int = option(60, "validation scenes")
     night_scenes: int = option(30, "scenes of the night split (cityscapes layout only)")
@@ -842,7 +844,7 @@ class StreetsCommandConfig(CommandConfig):
     workers: int | None = option(None, "processes; default: one per CPU this process may use")
 
     def check(self) -> "StreetsCommandConfig":
-        layouts = ("cityscapes", "kitti", "vistas", "cocostuff")
+        layouts = ("cityscapes", "kitti", "vistas", "cocostuff", "imagenet")
         require(self.layout in layouts, "layout", self.layout, f"choose {', '.join(layouts)}")
         require_size("size", self.size, 256)
         require(self.size[1] == 2 * self.size[0], "size", self.size, "the width must be twice the height")
