@@ -105,6 +105,8 @@ def describe_checkpoint(path: Path) -> None:
     content = checkpoint.load(path)
     model, data = content["config"]["model"], content["config"]["dataset"]
     parameters = sum(tensor.numel() for tensor in content["model"].values())
-    say(f"{path}: step {content['step']}, best validation mIoU {100 * content['best']['miou']:.1f} %")
+    measure = "top1" if model["head"] == "classifier" else "miou"
+    best = f"best validation {'top-1' if measure == 'top1' else 'mIoU'} {100 * content['best'][measure]:.1f} %"
+    say(f"{path}: step {content['step']}, {best}")
     say(f"model   {model['backbone']} + {model['head']}, norm {model['norm']}, {parameters} numbers")
     say(f"data    {data['name']}, classes: {', '.join(content['classes']['names'])}")
