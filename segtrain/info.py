@@ -1,5 +1,6 @@
 """`segtrain info`: what this machine can do, or what a checkpoint holds."""
 
+import math
 import os
 import platform
 from datetime import date
@@ -10,12 +11,13 @@ import torch
 import torchvision
 
 import segtrain
-from segtrain import abn, checkpoint, device
+from segtrain import abn, device
 from segtrain.abn import benchmark, cupy_ops, selftest
 from segtrain.config import InfoConfig
 from segtrain.errors import SegtrainError, UsageError
 from segtrain.files import write_atomically
 from segtrain.log import Progress, say
+from segtrain.weights import published_figure, run_content
 
 
 def info(config: InfoConfig) -> None:
@@ -102,9 +104,16 @@ def report(results: list[selftest.Result], name: str) -> None:
 
 
 def describe_checkpoint(path: Path) -> None:
-    content = checkpoint.load(path)
+    content = run_content(path)
     model, data = content["config"]["model"], content["config"]["dataset"]
     parameters = sum(tensor.numel() for tensor in content["model"].values())
-    say(f"{path}: step {content['step']}, best validation mIoU {100 * content['best']['miou']:.1f} %")
+    if "report" in content:
+        say(content["report"])
+    else:
+        best = content["best"]["miou"]
+        scored = "never validated" if math.isnan(best) else f"best validation mIoU {100 * best:.1f} %"
+        say(f"{path}: step {content['step']}, {scored}")
     say(f"model   {model['backbone']} + {model['head']}, norm {model['norm']}, {parameters} numbers")
     say(f"data    {data['name']}, classes: {', '.join(content['classes']['names'])}")
+    if (figure := published_figure(content)) is not None:
+        say(f"published  {figure}")
