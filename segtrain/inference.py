@@ -44,7 +44,7 @@ def fitted(image: np.ndarray, longest: int) -> np.ndarray:
     height, width = image.shape[:2]
     scale = longest / max(height, width)
     size = max(1, int(width * scale)), max(1, int(height * scale))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
 
 def nearest(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -44,8 +44,9 @@ def predict(config: PredictConfig) -> Path:
             palette = trained.table.colors if kind == "palette" else None
             pictures.write(output / kind / f"{name}.png", drawn(kind, image, found, trained.table), palette)
         progress.show(number)
-    held = [f"{kind}/ holds {text}" for kind, text in HOLDS.items() if kind in config.outputs]
-    say("; ".join([f"{len(files) - len(errors)} pictures", *held]).format(trained.table.source))
+    classes = trained.table.source
+    held = [f"{kind}/ holds {text.format(classes)}" for kind, text in HOLDS.items() if kind in config.outputs]
+    say("; ".join([f"{len(files) - len(errors)} pictures", *held]))
     print(output)
     if errors:
         raise DataError("\n".join(errors))
