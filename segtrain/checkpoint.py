@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from segtrain.errors import DataError, SegtrainError, UsageError
 from segtrain.files import write_atomically
 from segtrain.log import say
-from segtrain.models import Segmenter
 
 FORMAT = 2  # 2: averaged weights, scaler, history of the loss, environment. 1 is read too.
 KIND = "segtrain checkpoint"
@@ -71,7 +71,7 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_weights(model: Segmenter, weights: dict[str, torch.Tensor], path: Path) -> None:
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Copy a checkpoint's weights into the network. DataError if a name or a shape does not match."""
     own = model.state_dict()
     missing = sorted(set(own) - set(weights))

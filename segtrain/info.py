@@ -110,8 +110,10 @@ def describe_checkpoint(path: Path) -> None:
     if "report" in content:
         say(content["report"])
     else:
-        best = content["best"]["miou"]
-        scored = "never validated" if math.isnan(best) else f"best validation mIoU {100 * best:.1f} %"
+        best = content["best"]
+        measure, name = ("top1", "top-1") if "top1" in best else ("miou", "mIoU")
+        never = math.isnan(best[measure])
+        scored = "never validated" if never else f"best validation {name} {100 * best[measure]:.1f} %"
         say(f"{path}: step {content['step']}, {scored}")
     say(f"model   {model['backbone']} + {model['head']}, norm {model['norm']}, {parameters} numbers")
     say(f"data    {data['name']}, classes: {', '.join(content['classes']['names'])}")

@@ -64,10 +64,14 @@ def protocol(
         "ignored_labels": [named[label] for label in table.ignored_ids if named[label] != "ignored"],
         "images_with_instances": counted.images_with_instances,
         **how,
-        "code": f"segtrain {segtrain.__version__}, torch {metadata.version('torch')}",
+        "code": code_version(),
         "miou_under_other_rules": counted.under_other_rules(),
         "warnings": warnings,
     }
+
+
+def code_version() -> str:
+    return f"segtrain {segtrain.__version__}, torch {metadata.version('torch')}"
 
 
 def names_hash(names: Iterable[str]) -> str:
@@ -120,6 +124,8 @@ def print_table(result: dict[str, Any]) -> None:
 
 def table_lines(result: dict[str, Any]) -> list[str]:
     """What `print_table` prints."""
+    if "top1" in result:
+        return accuracy_lines(result)
     width = max(len(name) for name in result["per_class"])
     objects = result.get("per_class_iiou") or {}
     lines = ["", f"{'class':<{width}}   IoU %{'  iIoU %' if objects else ''}"]
@@ -158,6 +164,14 @@ def views(inference: Mapping[str, Any]) -> str:
         + (f"longest side {longest}" if longest else "pictures' own size")
         + (f", windows {inference['tile']}" if inference["tile"] else "")
     )
+
+
+def accuracy_lines(result: dict[str, Any]) -> list[str]:
+    """Of whole pictures."""
+    lines = ["", f"top-1           {100 * result['top1']:5.2f} %  {result['images']} pictures"]
+    lines += [f"top-5           {100 * result['top5']:5.2f} %"]
+    lines += [f"warning         {text}" for text in result.get("protocol", {}).get("warnings", [])]
+    return [*lines, ""]
 
 
 def percent(value: float | None) -> str:
