@@ -1,6 +1,5 @@
 """`segtrain info`: what this machine can do, or what a checkpoint holds."""
 
-import math
 import os
 import platform
 from datetime import date
@@ -112,8 +111,8 @@ def describe_checkpoint(path: Path) -> None:
     else:
         best = content["best"]
         measure, name = ("top1", "top-1") if "top1" in best else ("miou", "mIoU")
-        never = math.isnan(best[measure])
-        scored = "never validated" if never else f"best validation {name} {100 * best[measure]:.1f} %"
+        score = best[measure]  # -1 before the first validation, NaN of converted weights
+        scored = f"best validation {name} {100 * score:.1f} %" if score >= 0 else "never validated"
         say(f"{path}: step {content['step']}, {scored}")
     say(f"model   {model['backbone']} + {model['head']}, norm {model['norm']}, {parameters} numbers")
     say(f"data    {data['name']}, classes: {', '.join(content['classes']['names'])}")
