@@ -559,6 +559,10 @@ class InferenceConfig:
     flip: bool = option(False, "average with the mirrored picture too")
     tile: list[int] | None = option(None, "[height,width] in pixels of a window; null: the whole picture at once")
     overlap: float = option(0.25, "least share of a window that its neighbour covers too")
+    longest_side: int | None = option(
+        None,
+        "pixels that pictures are brought to, small ones too; answers go back to their own size; null: as they are",
+    )
     resize: int | None = option(None, "whole pictures: length that the shorter side is made, in pixels")
     crop: int | None = option(None, "whole pictures: side of the square that is looked at, in pixels")
     crops: str = option("center", "whole pictures: center | ten, the corners and mirror images too")
@@ -574,7 +578,7 @@ class InferenceConfig:
             require(
                 32 <= self.crop <= self.resize, "inference.crop", self.crop, "give 32 or more, at most inference.resize"
             )
-            for key, unread in (("scales", [1.0]), ("flip", False), ("tile", None)):
+            for key, unread in (("scales", [1.0]), ("flip", False), ("tile", None), ("longest_side", None)):
                 value = getattr(self, key)
                 require(
                     value == unread, f"inference.{key}", value, "it is for pixels; with inference.crop leave it out"
@@ -583,6 +587,12 @@ class InferenceConfig:
         positive = len(self.scales) >= 1 and min(self.scales) > 0
         require(positive, "inference.scales", self.scales, "give one or more positive numbers")
         require(0 <= self.overlap < 1, "inference.overlap", self.overlap, "give 0 or more, less than 1")
+        require(
+            self.tile is not None or self.overlap == 0.25, "inference.overlap", self.overlap,
+            "without windows nothing reads it; leave it at 0.25, or give inference.tile=[height,width]",
+        )  # fmt: skip
+        least = self.longest_side is None or self.longest_side >= 32
+        require(least, "inference.longest_side", self.longest_side, "give 32 or more, or null")
         if self.tile is not None:
             require_size("inference.tile", self.tile, 32)
             whole = all(extent % 32 == 0 for extent in self.tile)
@@ -695,7 +705,7 @@ class TrainConfig(CommandConfig):
 
 def check_views(inference: "InferenceConfig", dataset: DatasetConfig) -> None:
     whole = inference.crop is not None
-    known = "center224, tencrop or center320" if classifies(dataset) else "whole, tiled or multiscale"
+    known = "center224, tencrop or center320" if classifies(dataset) else "whole, tiled, multiscale or vistas_official"
     require(
         whole == classifies(dataset), "inference", inference.name,
         f"dataset={dataset.name} has {'whole pictures' if classifies(dataset) else 'labels of pixels'}: "
@@ -736,12 +746,16 @@ class RunsConfig(CommandConfig):
 
 @dataclass
 class EvaluateConfig(CommandConfig):
-    checkpoint: str | None = option(None, "checkpoint file to evaluate")
+    checkpoint: str | None = option(None, "checkpoint of a run, or published file of weights as downloaded")
     run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
     checkpoint_weights: str = option(
         "auto", "which of a checkpoint's: auto, the averaged ones if there are any | ema | raw"
     )
-    output: str | None = option(None, "folder for the result; default <run>/evaluations/<dataset>-<split>-<inference>")
+    output: str | None = option(
+        None,
+        "folder for the result; default <run>/evaluations/<dataset>-<split>-<inference>, of a published file "
+        "segtrain-out/evaluate/<file>/...",
+    )
     split: str | None = option(None, "split to evaluate; default dataset.val_split")
     plugins: list[str] = plugins()
     device: str = option("auto", "auto | cuda | cpu")
@@ -794,7 +808,7 @@ def check_encoding(encoding: str | None, dataset: str) -> None:
 
 @dataclass
 class SubmitConfig(CommandConfig):
-    checkpoint: str | None = option(None, "checkpoint file to predict with")
+    checkpoint: str | None = option(None, "checkpoint of a run, or published file of weights as downloaded")
     run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
     checkpoint_weights: str = option(
         "auto", "which of a checkpoint's: auto, the averaged ones if there are any | ema | raw"
@@ -819,15 +833,26 @@ class SubmitConfig(CommandConfig):
 @dataclass
 class PredictConfig(CommandConfig):
     input: str | None = option(None, "image, or folder of images (searched at any depth)")
-    checkpoint: str | None = option(None, "checkpoint file to predict with")
+    checkpoint: str | None = option(None, "checkpoint of a run, or published file of weights as downloaded")
     run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
     checkpoint_weights: str = option(
         "auto", "which of a checkpoint's: auto, the averaged ones if there are any | ema | raw"
     )
-    output: str | None = option(None, "folder for labels/, color/ and overlay/; default segtrain-out/predict")
+    output: str | None = option(None, "folder for a folder of each of outputs; default segtrain-out/predict")
+    outputs: list[str] = option(
+        ["labels", "color", "overlay"],
+        "which of labels (ids), color, overlay, palette (train ids as PNG with colours), raw (train ids), "
+        "prob (255 x the class's probability)",
+    )
     plugins: list[str] = plugins()
     device: str = option("auto", "auto | cuda | cpu")
     inference: InferenceConfig = group(InferenceConfig)
+
+    def check(self) -> "CommandConfig":
+        known = ("labels", "color", "overlay", "palette", "raw", "prob")
+        some = len(self.outputs) >= 1 and set(self.outputs) <= set(known)
+        require(some, "outputs", self.outputs, f"give one or more of {', '.join(known)}, as [palette,prob]")
+        return super().check()
 
 
 @dataclass

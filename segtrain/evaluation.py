@@ -17,11 +17,12 @@ from segtrain.data.sample import Sample
 from segtrain.device import describe_device, resolve
 from segtrain.distributed import joined
 from segtrain.errors import DataError, UsageError
-from segtrain.inference import normalise, predict
+from segtrain.inference import Answer, answer, fitted, nearest, normalise
 from segtrain.log import Progress, say
 from segtrain.metrics import PositionPrior, Scores
 from segtrain.models import BACKBONES, HEADS, Classifier, Segmenter, from_config
 from segtrain.protocol import file_hash, print_table, protocol, seen_in_training, summarised, write_result
+from segtrain.weights import published_figure, run_content
 
 PRIOR_SAMPLES = 300  # training labels that the position prior is counted from
 
@@ -36,14 +37,24 @@ class Trained(NamedTuple):
 
     def predict(self, image: np.ndarray, inference: InferenceConfig | None = None) -> np.ndarray:
         """RGB uint8 (H, W, 3) -> train ids uint8 (H, W)."""
-        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].to(self.device)
+        return self.answer(image, inference).train_ids
+
+    def answer(self, image: np.ndarray, inference: InferenceConfig | None = None, probability: bool = False) -> Answer:
+        """RGB uint8 (H, W, 3) -> train ids uint8 (H, W) and, if asked for, their probabilities float32 (H, W)."""
+        options = inference or InferenceConfig()
+        seen = image if options.longest_side is None else fitted(image, options.longest_side)
+        tensor = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None].to(self.device)
 
         def network(window: torch.Tensor) -> torch.Tensor:
             ready = normalise(window, self.options.mean, self.options.std)
             logits: torch.Tensor = self.network(ready, upsample=False)
             return logits
 
-        return predict(network, tensor, inference or InferenceConfig())
+        found = answer(network, tensor, options, probability)
+        if options.longest_side is None:
+            return found
+        size, certain = (image.shape[0], image.shape[1]), found.probability
+        return Answer(nearest(found.train_ids, size), None if certain is None else nearest(certain, size))
 
 
 # (items, most of them that any process has) -> the items; it may end a validation between two of them.
@@ -72,7 +83,7 @@ class Prediction(NamedTuple):
 
 
 def load(path: Path | str, device: str = "auto") -> Trained:
-    """The network in a checkpoint file, ready for `.predict(image)`; device: auto, cuda or cpu."""
+    """The network in a checkpoint or other file of weights, ready for `.predict(image)`; device: auto, cuda or cpu."""
     return restore(Path(path), resolve(device))[0]
 
 
@@ -92,12 +103,15 @@ def restore(
 def restored(
     path: Path, on: torch.device, weights: str = "auto", activation: str | None = None
 ) -> tuple[Segmenter | Classifier, ModelConfig, dict[str, Any]]:
-    """The network in a checkpoint file, in eval mode, its options, and all that the file holds.
+    """The network in a checkpoint file, in eval mode, its options, and all that the file holds; a published file of
+    weights will do, as it is.
 
     weights: the averaged ones where there are any (auto), those or none (ema), or those of the last step (raw). Says
     which, where there is a choice. activation: instead of the one that the network was trained with.
     """
-    content = checkpoint.load(path)
+    content = run_content(path)
+    if "report" in content:
+        say(content["report"])
     if weights == "ema" and "ema" not in content:
         raise UsageError(f"checkpoint_weights=ema: {path} has no averaged weights; train with trainer.ema_decay=0.999")
     averaged = "ema" in content and weights != "raw"
@@ -208,11 +222,14 @@ def evaluate_share(config: EvaluateConfig, rank: int, processes: int) -> dict[st
            "weights": "averaged" if averaged else "raw", "activation": trained.options.activation,
            "checkpoint_sha256": file_hash(path),
            "step": content["step"]}  # fmt: skip
+    if (figure := published_figure(content)) is not None:
+        how["published"] = figure
     result["protocol"] = protocol(counted, data, split, samples, warnings, how)
     if rank == 0:
         print_table(result)
         name = f"{data.name}-{split}-{config.inference.name}"
-        folder = Path(config.output) if config.output else path.parent / "evaluations" / name
+        own = Path("segtrain-out/evaluate") / path.name if "report" in content else path.parent / "evaluations"
+        folder = Path(config.output) if config.output else own / name
         write_result(folder, result, panels, table, counted.evaluated())
         print(folder / "evaluation.json")
     return result

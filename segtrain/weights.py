@@ -270,15 +270,16 @@ class Source:
         return any(key in self.tensors and bool((self.tensors[key] < 0).any()) for key in norms)
 
 
-def existing(path: Path) -> Path:
-    """The path of a weights file; UsageError if it is not there, saying where a published one is to be had."""
+def existing(
+    path: Path, kind: str = "weights", remedy: str = "give one, or model.weights=none to begin with random weights"
+) -> Path:
+    """The path of a file of weights; UsageError if it is not there, saying where a published one is to be had."""
     if path.is_file():
         return path
     known = known_by_name(path)
     how = f"\nIt is a published file, to be downloaded by hand:\n{describe_known(known)}" if known else ""
     raise UsageError(
-        f"no weights file {path}: give one, or model.weights=none to begin with random weights.{how}"
-        + ("" if known else " `segtrain weights` lists the published ones.")
+        f"no {kind} file {path}: {remedy}.{how}" + ("" if known else " `segtrain weights` lists the published ones.")
     )
 
 
@@ -525,7 +526,14 @@ def load_weights(
     Raises DataError below that, and if the layers of the network cannot represent the weights (model.scale=abs and
     negative ones); UsageError if there is no such file.
     """
-    source = read(path)
+    return take(read(path), model, table, least, mapping, column)
+
+
+def take(
+    source: Source, model: Network, table: LabelTable | None = None, least: float = 1.0, mapping: str | None = None,
+    column: str = RECOMMENDED,
+) -> Report:  # fmt: skip
+    """`load_weights` of a file that has been read."""
     found, report = gather(source, model)
     classifier = "cls." if isinstance(model, Segmenter) else "classifier.fc."
     rows = {key: found.pop(key) for key in list(found) if key.startswith(classifier)}
@@ -956,27 +964,81 @@ def write(path: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
 
 def write_run(source: Source, path: Path) -> None:
     """A checkpoint that evaluate, predict and train take."""
+    content = as_run(source)
+    say(content.pop("report"))
+    checkpoint.save(path, content)
+
+
+def as_run(source: Source) -> dict[str, Any]:
+    """The content that a checkpoint of a run has, made of weights in any form: the network after 0 steps.
+
+    Two entries are not a run's: `report`, what was loaded, as text; `known`, the name of the published file, or None.
+    UsageError if it tells whole pictures apart, or nobody has said what its classes are; DataError if it does not
+    fit the network that it should be of.
+    """
     if source.form in ("official", "nvidia", "torchvision"):
-        raise UsageError(f"form=run is not possible: {source.title} tells whole pictures apart, a run's network pixels")
+        raise UsageError(
+            f"{source.path} is no network of a run: {source.title} tells whole pictures apart, a run's network pixels; "
+            "train from it with model.weights=FILE"
+        )
     if source.classes is None:
-        raise UsageError(f"form=run is not possible: what the classes of {source.path} are is not known")
+        raise UsageError(
+            f"{source.path} is no network of a run: what its classes are is not known; train from it with "
+            "model.weights=FILE"
+        )
     options = options_of(source)
     model = from_config(options, source.classes.num_classes)
-    report = load_weights(source.path, model, source.classes)
-    say(str(report))
+    report = take(source, model, source.classes)
     names = source.classes.names
     data = next(
         (name for name, tables in DATA_OF.items() if any(published_table(t).names == names for t in tables)), "folder"
     )
     config = TrainConfig(dataset=DATASET_CONFIGS[data](name=data), model=options)
-    checkpoint.save(
-        path,
-        {
-            "config": asdict(config), "classes": source.classes.as_dict(), "step": 0, "trained_on": None,
-            "model": model.state_dict(), "optimizer": {}, "validated": 0, "best": {"miou": math.nan, "step": 0},
-            "provenance": source.provenance,
-        },
-    )  # fmt: skip
+    return {
+        "config": asdict(config), "classes": source.classes.as_dict(), "step": 0, "trained_on": None,
+        "model": model.state_dict(), "optimizer": {}, "validated": 0, "best": {"miou": math.nan, "step": 0},
+        "provenance": source.provenance, "report": str(report), "known": source.known and source.known["name"],
+    }  # fmt: skip
+
+
+kept: dict[tuple[Path, int, int], dict[str, Any]] = {}  # what `run_content` has read for its next call
+
+
+def run_content(path: Path, keep: bool = False) -> dict[str, Any]:
+    """What a checkpoint of a run holds, or what `as_run` makes of any other file of weights, as downloaded.
+
+    keep: for the next call for the same file, which takes it and need not read it again.
+    UsageError if there is no such file, naming a published one's page, link and md5; DataError if it is damaged or
+    holds something else; both as of `as_run`.
+    """
+    state = existing(path, "checkpoint", "a run keeps its own as runs/<name>/last.pt and best.pt").stat()
+    key = (path.resolve(), state.st_mtime_ns, state.st_size)
+    content = kept.get(key) or read_content(path)
+    kept.clear()
+    if keep:
+        kept[key] = content
+    return content
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        return as_run(read(path))
+    try:
+        return checkpoint.load(path)
+    except checkpoint.Foreign:
+        try:
+            source = read(path)
+        except DataError as error:
+            raise DataError(
+                f"{path} is not a checkpoint that segtrain wrote, nor weights of a form that it knows: {error}"
+            ) from error
+    return as_run(source)
+
+
+def published_figure(content: Mapping[str, Any]) -> str | None:
+    """What was published of the weights in `run_content`, with its conditions; None unless a known file holds them."""
+    known = next((one for one in known_files() if one["name"] == content.get("known")), None)
+    return None if known is None else f"{known['name']}: {known['published']}"
 
 
 DATA_OF = {"cityscapes": ("cityscapes",), "vistas": ("vistas_v1.2",), "cocostuff": ("cocostuff",)}
