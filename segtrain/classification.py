@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from segtrain import pictures
 from segtrain.config import EvaluateConfig, InferenceConfig, ModelConfig, TrainConfig
-from segtrain.data.imagenet import Pictures, TestBatch, TrainingPictures, list_pictures, test_batches, views
-from segtrain.data.labels import read_image
+from segtrain.data.imagenet import Pictures, TrainingPictures, Views, batches_of, list_pictures, views
+from segtrain.data.labels import read_image, read_json_table
 from segtrain.device import describe_device, resolve
 from segtrain.distributed import World, add_up
 from segtrain.errors import DataError, UsageError
@@ -138,8 +138,8 @@ def named(
     options: InferenceConfig, workers: int,
 ) -> Iterator[Answer]:  # fmt: skip
     """The network's answers, in batches. Several views of a picture: the mean of their logits, as published."""
-    batch: TestBatch
-    for batch in test_batches(some, numbers, options, batch_size(options), workers):
+    batch: Views
+    for batch in batches_of(some, numbers, options, batch_size(options), workers):
         images = batch.images.flatten(0, 1).to(on)
         logits = network(normalise(images, model.mean, model.std)).float()
         logits = logits.unflatten(0, batch.images.shape[:2]).mean(1)
@@ -243,7 +243,11 @@ def evaluate_share(config: EvaluateConfig, world: World) -> dict[str, Any]:
     some = list_pictures(data, split)
     say(f"checkpoint  {path}, step {content['step']}")
     say(f"evaluating  {data.name} {split}, inference {options.name}, on {describe_device(on)}")
-    refuse_other_classes(some, content["classes"]["names"], f"what {path} was trained on")
+    known = content["classes"]["names"]
+    if content["classes"].get("numbered") and len(known) == len(some.classes):
+        say("classes     numbered in the order of the folders' names, as ImageNet's published networks have them")
+        known = some.classes
+    refuse_other_classes(some, known, f"the classes of {path}")
     warnings = seen_in_training(content.get("trained_on"), some)
     mine = list(range(world.rank, len(some), world.size))
     answers = named(network, model, on, some, mine, options, min(config.loader.count(), len(mine)))
@@ -252,14 +256,36 @@ def evaluate_share(config: EvaluateConfig, world: World) -> dict[str, Any]:
     how = {"inference": result["inference"], "precision": "float32", "processes": world.size,
            "weights": "averaged" if "ema" in content and config.checkpoint_weights != "raw" else "raw",
            "activation": model.activation, "checkpoint_sha256": file_hash(path), "step": content["step"]}  # fmt: skip
-    result["protocol"] = protocol(data.name, split, some, warnings, how)
+    figures = published(content, options, model.activation)
+    result["protocol"] = protocol(data.name, split, some, warnings, how) | {"published": figures}
     if world.rank == 0:
         print_table(result)
+        if figures is not None:
+            say(f"published       top-1 {figures['top1']:.2f} %, top-5 {figures['top5']:.2f} %  {figures['of']}\n")
         name = f"{data.name}-{split}-{options.name}" + (f"-{config.activation}" if config.activation else "")
         folder = Path(config.output) if config.output else path.parent / "evaluations" / name
         write_result(folder, result, panels)
         print(folder / "evaluation.json")
     return result
+
+
+# The ways of testing that were published: shorter side, crop, crops.
+PROTOCOLS = {(256, 224, "center"): "center224", (256, 224, "ten"): "tencrop", (320, 320, "center"): "center320"}
+
+
+def published(content: Mapping[str, Any], options: InferenceConfig, activation: str) -> dict[str, Any] | None:
+    """What was published of a recipe's network, or of a published file, evaluated in this way: percent."""
+    inference = PROTOCOLS.get((options.resize or 0, options.crop or 0, options.crops), "")
+    recipe, known = content["config"].get("experiment"), content.get("known")
+    trained = content["config"]["model"]["activation"]
+    for row in read_json_table("paper")["rows"]:
+        this = row["recipe"] == recipe or (known is not None and row.get("weights") == known)
+        figures = row.get("top1_top5", {})
+        if this and row.get("activation", trained) == activation and inference in figures:
+            where = f"Table {row['table']} of the paper" if isinstance(row["table"], int) else "official README"
+            top1, top5 = figures[inference]
+            return {"top1": top1, "top5": top5, "of": f"{row['row']} ({where})"}
+    return None
 
 
 def refuse_other_classes(some: Pictures, known: list[str], whose: str) -> None:

@@ -705,11 +705,14 @@ class TrainConfig(CommandConfig):
 
 def check_views(inference: "InferenceConfig", dataset: DatasetConfig) -> None:
     whole = inference.crop is not None
-    known = "center224, tencrop or center320" if classifies(dataset) else "whole, tiled, multiscale or vistas_official"
+    here, there = (
+        ("whole pictures", "labels of pixels") if classifies(dataset) else ("labels of pixels", "whole pictures")
+    )
+    known = "center224, tencrop or center320" if classifies(dataset) else "whole, tiled or multiscale"
     require(
         whole == classifies(dataset), "inference", inference.name,
-        f"dataset={dataset.name} has {'whole pictures' if classifies(dataset) else 'labels of pixels'}: "
-        f"choose inference={known}",
+        f"it is for {there}, as is a checkpoint that brings it along, and dataset={dataset.name} has {here}: choose "
+        f"inference={known}",
     )  # fmt: skip
 
 

@@ -50,9 +50,9 @@ def paper_table(root: Path) -> list[Line]:
         print("  ".join(aligned).rstrip())
         if line is not None and line.run:
             print(f"    {line.run}: {'; '.join(line.notes) or 'as published, but for the hardware'}")
-    rows = {(line.recipe, line.protocol) for line in lines}
-    scored = {(line.recipe, line.protocol) for line in lines if line.measured is not None}
-    alike = {(line.recipe, line.protocol) for line in lines if line.measured is not None and not line.notes}
+    rows = {(line.row, line.recipe, line.protocol) for line in lines}
+    scored = {(line.row, line.recipe, line.protocol) for line in lines if line.measured is not None}
+    alike = {(line.row, line.recipe, line.protocol) for line in lines if line.measured is not None and not line.notes}
     print(f"{len(scored)} of {len(rows)} rows are measured in {root}, {len(alike)} of them in the published way (%)")
     return lines
 
@@ -101,8 +101,10 @@ def measured(line: Line, row: Mapping[str, Any], folder: Path) -> Line:
         for path in (folder / "evaluation.json", *folder.glob("evaluations/*/evaluation.json"))
     ]
     known = [
-        score for score in scores if score is not None and (not line.protocol or protocol_of(score) == line.protocol)
-    ]
+        score for score in scores
+        if score is not None and (not line.protocol or protocol_of(score) == line.protocol)
+        and activation_of(score, folder) == row.get("activation", activation_of({}, folder))
+    ]  # fmt: skip
     if state is None or state.state != "finished" or not known:
         how_far = (
             "not evaluated so" if state is None or state.state == "finished" else f"{state.state} at step {state.step}"
@@ -117,6 +119,13 @@ def measured(line: Line, row: Mapping[str, Any], folder: Path) -> Line:
 
 def protocol_of(score: Mapping[str, Any]) -> str:
     return str((score.get("inference") or {}).get("name"))
+
+
+def activation_of(score: Mapping[str, Any], folder: Path) -> str | None:
+    """What a network was evaluated with: by default what it was trained with (paper, Table 1)."""
+    config = read_mapping(folder / "config.yaml", []) or {}
+    trained = (config.get("model") or {}).get("activation")
+    return (score.get("protocol") or {}).get("activation", trained)
 
 
 def conditions(row: Mapping[str, Any], score: Mapping[str, Any]) -> list[str]:

@@ -32,7 +32,14 @@ from torch import Tensor, nn
 from segtrain import checkpoint
 from segtrain.abn import ABN, BatchNormAct
 from segtrain.abn.functions import effective_scale
-from segtrain.config import DATASET_CONFIGS, ConvertConfig, ModelConfig, TrainConfig, WeightsConfig
+from segtrain.config import (
+    DATASET_CONFIGS,
+    ConvertConfig,
+    InferenceConfig,
+    ModelConfig,
+    TrainConfig,
+    WeightsConfig,
+)
 from segtrain.data.labels import LabelTable, published_table, read_json_table
 from segtrain.data.taxonomy import RECOMMENDED, taxonomy
 from segtrain.errors import DataError, UsageError
@@ -86,6 +93,7 @@ class Form(NamedTuple):
 
 
 NO_CLASSES = "classes of whole pictures"
+WHOLE_PICTURES = ("official", "nvidia", "torchvision")  # forms of ImageNet classifiers
 BARE_SUM = "the head reads the sum before this norm"
 FORMS = {  # the first whose mark is there: NVIDIA's have that of the official one too
     "segmenter": Form(
@@ -929,6 +937,9 @@ def options_of(source: Source) -> ModelConfig:
         raise UsageError(f"{source.path}: by its {len(source.tensors)} tensors it is of no backbone of this package")
     heads = {"torchvision_deeplabv3": "deeplabv3_torchvision", "nvidia_deeplabv3plus": "deeplabv3plus"}
     options = ModelConfig(backbone=backbone, head=heads.get(source.form, "deeplabv3"))
+    if source.form in WHOLE_PICTURES:
+        pooled = "wider_resnet38_pooled" if backbone == "wider_resnet38" else backbone
+        options = ModelConfig(backbone=pooled, head="classifier", output_stride=32)
     options.norm = "inplace_abn" if source.scale == "abs" else "batch_norm"
     options.activation, options.negative_slope = source.activation, source.negative_slope
     if source.form == "torchvision_deeplabv3":
@@ -980,30 +991,36 @@ def as_run(source: Source) -> dict[str, Any]:
     """The content that a checkpoint of a run has, made of weights in any form: the network after 0 steps.
 
     Two entries are not a run's: `report`, what was loaded, as text; `known`, the name of the published file, or None.
-    UsageError if it tells whole pictures apart, or nobody has said what its classes are; DataError if it does not
-    fit the network that it should be of.
+    UsageError if nobody has said what its classes are; DataError if it does not fit the network that it should be of.
+    The classes of an ImageNet classifier have no names but their numbers, in the order of the folders' names.
     """
-    if source.form in ("official", "nvidia", "torchvision"):
-        raise UsageError(
-            f"{source.path} is no network of a run: {source.title} tells whole pictures apart, a run's network pixels; "
-            "train from it with model.weights=FILE"
-        )
-    if source.classes is None:
+    options = options_of(source)
+    whole_pictures = options.head == "classifier"
+    if whole_pictures:
+        where = place(FORMS[source.form], "classifier.fc.weight")
+        if where is None or where.names[0] not in source.tensors:
+            raise UsageError(f"{source.path} is no network of a run: it has a backbone, and nothing that tells classes")
+        count = len(source.tensors[where.names[0]])
+        classes: dict[str, Any] = {"names": [f"class {n}" for n in range(count)], "of": "pictures", "numbered": True}
+        data = "imagenet"
+    elif source.classes is None:
         raise UsageError(
             f"{source.path} is no network of a run: what its classes are is not known; train from it with "
             "model.weights=FILE"
         )
-    options = options_of(source)
-    model = from_config(options, source.classes.num_classes)
-    report = take(source, model, source.classes)
-    names = source.classes.names
-    data = next(
-        (name for name, tables in DATA_OF.items() if any(published_table(t).names == names for t in tables)), "folder"
-    )
+    else:
+        classes, names = source.classes.as_dict(), source.classes.names
+        fits = (name for name, tables in DATA_OF.items() if any(published_table(t).names == names for t in tables))
+        data = next(fits, "folder")
+    model = from_config(options, len(classes["names"]))
+    report = take(source, model, None if whole_pictures else source.classes)
     config = TrainConfig(dataset=DATASET_CONFIGS[data](name=data), model=options)
+    if whole_pictures:
+        config.inference = InferenceConfig(name="center224", resize=256, crop=224)
     return {
-        "config": asdict(config), "classes": source.classes.as_dict(), "step": 0, "trained_on": None,
-        "model": model.state_dict(), "optimizer": {}, "validated": 0, "best": {"miou": math.nan, "step": 0},
+        "config": asdict(config), "classes": classes, "step": 0, "trained_on": None,
+        "model": model.state_dict(), "optimizer": {}, "validated": 0,
+        "best": {"top1" if whole_pictures else "miou": math.nan, "step": 0},
         "provenance": source.provenance, "report": str(report), "known": source.known and source.known["name"],
     }  # fmt: skip
 

@@ -15,8 +15,18 @@ from torchvision.transforms import functional as tv
 
 from segtrain.classification import Answer, PictureCrossEntropy, accuracies, identities
 from segtrain.config import AugmentationConfig, ImageNetConfig, InferenceConfig
-from segtrain.data.imagenet import COMPONENTS, Pictures, RandomView, TrainingPictures, list_pictures, views
+from segtrain.data.imagenet import (
+    COMPONENTS,
+    Pictures,
+    RandomView,
+    TrainingPictures,
+    batches_of,
+    list_pictures,
+    views,
+)
 from segtrain.errors import DataError
+from segtrain.inference import normalise
+from segtrain.models import build_classifier
 from tests.conftest import environment, small_run
 
 TINY = str(Path(__file__).with_name("tiny.py"))
@@ -291,6 +301,47 @@ def test_the_result_is_what_segmentation_begins_with(tree, scenes, segtrain):
     assert answer.status == 0, answer.err
     assert "(100 %)" in answer.out
     assert "2 not taken: classes of whole pictures" in answer.out
+
+
+def test_a_published_classifier_is_evaluated_as_downloaded(tree, segtrain, monkeypatch):
+    """In the official layout; the published figures of the file that it passes for stand beside what was measured."""
+    from segtrain import weights
+
+    for folder in (tree / "val").iterdir():  # a picture of each class
+        (Path("one") / "val" / folder.name).mkdir(parents=True)
+        picture = sorted(folder.iterdir())[0]
+        (Path("one") / "val" / folder.name / picture.name).symlink_to(picture)
+    torch.manual_seed(0)
+    network = build_classifier("resnet18", 6)
+    torch.save({"state_dict": {f"module.{key}": value for key, value in network.state_dict().items()}}, "a.pth.tar")
+    known = next(dict(row) for row in weights.known_files() if row["name"] == "resnet50_ipabn-sync_lr_512")
+    monkeypatch.setattr(weights, "known_by_hash", lambda md5, sha256: known)
+    call = [
+        "evaluate",
+        "checkpoint=a.pth.tar",
+        "dataset=imagenet",
+        f"dataset.root={tree}",
+        "device=cpu",
+        "loader.workers=0",
+    ]
+    answer = segtrain(*call, "inference=tencrop")
+    assert answer.status == 0, answer.err
+    assert "top-1 77.04 %, top-5 93.57 %  ResNet-50, InPlace-ABN sync, batch 512 (official README)" in answer.out
+    result = json.loads(Path(answer.out.splitlines()[-1]).read_text())
+    assert result["inference"]["name"] == "tencrop"
+    assert result["protocol"]["published"]["top1"] == 77.04
+    batch = next(batches_of(list_pictures(ImageNetConfig("imagenet", "one"), "val"), list(range(6)), TEN, 6, 0))
+    with torch.no_grad():
+        images = normalise(batch.images.flatten(0, 1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        wanted = network.eval()(images).view(6, 10, 6).mean(1).argmax(1)
+    assert result["top1"] == int((wanted == batch.targets).sum()) / 6
+    other = segtrain(*call, "inference=tencrop", "inference.resize=40", "inference.crop=32")
+    assert "published  " not in other.out  # for it is another protocol
+    (Path("two") / "val" / "a").mkdir(parents=True)
+    Image.new("RGB", (40, 40)).save("two/val/a/a.JPEG")
+    answer = segtrain(*call[:-1], "dataset.root=two")
+    assert answer.status == 1
+    assert "has 1 folders of classes" in answer.err
 
 
 def test_it_learns(tree, segtrain):

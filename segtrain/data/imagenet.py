@@ -200,7 +200,7 @@ def views(image: np.ndarray, options: InferenceConfig) -> np.ndarray:
     return np.stack([s[top : top + options.crop, left : left + options.crop] for s in sides for top, left in corners])
 
 
-class TestBatch(NamedTuple):
+class Views(NamedTuple):
     """images: uint8 (N, n, 3, crop, crop), n views of each picture. targets: int64 (N,). numbers: of the pictures."""
 
     images: Tensor
@@ -208,7 +208,7 @@ class TestBatch(NamedTuple):
     numbers: list[int]
 
 
-class TestPictures(Dataset["tuple[np.ndarray, int] | DataError"]):
+class EvaluationPictures(Dataset["tuple[np.ndarray, int] | DataError"]):
     def __init__(self, pictures: Pictures, numbers: list[int], options: InferenceConfig) -> None:
         self.pictures = pictures
         self.numbers = numbers
@@ -225,21 +225,21 @@ class TestPictures(Dataset["tuple[np.ndarray, int] | DataError"]):
             return error
 
 
-def test_batches(
+def batches_of(
     pictures: Pictures, numbers: list[int], options: InferenceConfig, batch_size: int, workers: int
-) -> Iterator[TestBatch]:
+) -> Iterator[Views]:
     """The pictures of these numbers, once each, in order. DataError for one that cannot be read."""
 
-    def collate(items: list[tuple[np.ndarray, int] | DataError]) -> TestBatch | DataError:
+    def collate(items: list[tuple[np.ndarray, int] | DataError]) -> Views | DataError:
         good = [item for item in items if not isinstance(item, DataError)]
         if len(good) < len(items):
             return next(item for item in items if isinstance(item, DataError))
         images = torch.from_numpy(np.stack([seen for seen, _ in good])).permute(0, 1, 4, 2, 3)
         chosen = [number for _, number in good]
-        return TestBatch(images, torch.from_numpy(pictures.targets[chosen]), chosen)
+        return Views(images, torch.from_numpy(pictures.targets[chosen]), chosen)
 
     loader: DataLoader[tuple[np.ndarray, int] | DataError] = DataLoader(
-        TestPictures(pictures, numbers, options),
+        EvaluationPictures(pictures, numbers, options),
         batch_size=batch_size,
         collate_fn=collate,
         num_workers=workers,
