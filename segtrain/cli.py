@@ -54,9 +54,9 @@ COMMANDS = {
          "segtrain verify-resume experiment=toy trainer.ema_decay=0.99 optimizer=adamw"),
     ),
     "runs": Command(
-        "train", "list runs: how far, which score, when", config.RunsConfig,
+        "train", "list runs: how far, which score, when; or beside the paper's figures", config.RunsConfig,
         "segtrain.runs:runs", "root",
-        ("segtrain runs", "segtrain runs root=/data/runs", "segtrain runs sweeps"),
+        ("segtrain runs", "segtrain runs root=/data/runs", "segtrain runs table=paper"),
     ),
     "evaluate": Command(
         "results", "score a checkpoint on a split", config.EvaluateConfig,

@@ -742,6 +742,11 @@ class ReplayConfig(CommandConfig):
 @dataclass
 class RunsConfig(CommandConfig):
     root: str = option("runs", "folder that holds the run folders")
+    table: str | None = option(None, "paper: its tables instead, finished runs of its recipes beside what it published")
+
+    def check(self) -> "CommandConfig":
+        require(self.table in (None, "paper"), "table", self.table, "choose paper, or leave it out for a list")
+        return super().check()
 
 
 @dataclass

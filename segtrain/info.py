@@ -115,6 +115,8 @@ def describe_checkpoint(path: Path) -> None:
         scored = f"best validation {name} {100 * score:.1f} %" if score >= 0 else "never validated"
         say(f"{path}: step {content['step']}, {scored}")
     say(f"model   {model['backbone']} + {model['head']}, norm {model['norm']}, {parameters} numbers")
-    say(f"data    {data['name']}, classes: {', '.join(content['classes']['names'])}")
+    names = content["classes"]["names"]
+    more = f", ... ({len(names)})" if len(names) > 200 else ""
+    say(f"data    {data['name']}, classes: {', '.join(names[:200])}{more}")
     if (figure := published_figure(content)) is not None:
         say(f"published  {figure}")

@@ -256,6 +256,7 @@ class Source:
     provenance: dict[str, Any]
     model: dict[str, Any] = field(default_factory=dict)  # options of the network, where the file holds them
     told: bool = False  # the file itself says what its norm layers are
+    sha256: str = ""
 
     @property
     def title(self) -> str:
@@ -291,7 +292,8 @@ def read(path: Path) -> Source:
     UsageError if it is not there, DataError if it is damaged, holds objects, or has names of no known form.
     """
     existing(path)
-    known = known_by_hash(*hashes(path))
+    md5, sha256 = hashes(path)
+    known = known_by_hash(md5, sha256)
     if path.suffix == ".safetensors":
         content, settings = read_safetensors(path)
     else:
@@ -315,6 +317,7 @@ def read(path: Path) -> Source:
         provenance=settings.get("provenance") or own_provenance(path, known),
         model=settings.get("model", {}),
         told="scale" in settings,
+        sha256=sha256,
     )
 
 
@@ -361,7 +364,7 @@ def run_settings(content: Mapping[str, Any]) -> dict[str, Any]:
         "activation": model["activation"],
         "negative_slope": model["negative_slope"],
         "scale": "signed" if model["norm"].startswith("batch_norm") else model.get("scale", "abs"),
-        "classes": content["classes"],
+        "classes": content["classes"] if model["head"] != "classifier" else None,
         "provenance": content.get("provenance") or provenance(data_names(data), None),
         "model": model,
     }
@@ -434,9 +437,13 @@ def provenance(trained_on: Iterable[str], start: "Report | None") -> dict[str, A
 
     trained_on: names of data sets. start: the report of the weights it began with, whose own provenance it inherits.
     weights: files with licence; data: names -> licence; noncommercial: what of these may not be used commercially.
+    start: the file itself, not inherited: its sha256, how many tensors matched, and which share of those that should.
     """
-    before = start.provenance if start is not None else {"weights": [], "data": {}}
-    return summed(before["weights"], [*before["data"], *trained_on])
+    if start is None:
+        return summed([], trained_on)
+    before, source = start.provenance, start.source
+    began = {"file": str(source.path), "sha256": source.sha256, "matched": start.matched, "share": start.ratio}
+    return summed(before["weights"], [*before["data"], *trained_on]) | {"start": began}
 
 
 def summed(weights: list[dict[str, Any]], data: Iterable[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from segtrain import checkpoint
 from tests import zygote
-from tests.conftest import environment, small_run
+from tests.conftest import ROOT, environment, small_run
 from tests.test_cli import refused
 
 RUN_FILES = {
@@ -275,7 +275,7 @@ def test_an_interrupted_run_goes_on_and_equals_the_uninterrupted_one(scenes, seg
 
 def test_dropout_resumes_exactly(scenes, segtrain):
     """Dropout draws from torch's own generator, which is a function of the step here."""
-    words = ["model=wider_resnet38", "model.head_channels=4", "augmentation.crop_size=[32,32]"]
+    words = [f"plugins=[{ROOT}/tests/tiny.py]", "model.backbone=tiny", "model.backbone_options={dropout:0.5}"]
     one, two = small_run(scenes, *words, "trainer.max_steps=2"), small_run(scenes, *words, "trainer.max_steps=2")
     assert segtrain("train", *one, "run=whole").status == 0
     process = zygote.call(["-c", PROGRAM_STOPPING_AFTER_ONE_STEP, *two, "run=cut"])

@@ -616,6 +616,9 @@ def test_provenance_is_inherited(tmp_path, monkeypatch):
     second = provenance(["streets", "vistas"], load_weights(tmp_path / "y.safetensors", meta(build_model, "resnet50")))
     assert list(second["data"]) == ["imagenet", "vistas", "streets"]
     assert second["weights"] == found["weights"] and second["noncommercial"] == found["noncommercial"]
+    for began, name, matched in ((found["start"], "x.pth", 265), (second["start"], "y.safetensors", 286)):
+        digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        assert began == {"file": str(tmp_path / name), "sha256": digest, "matched": matched, "share": 1.0}
     assert provenance(["streets"], None) == {
         "weights": [], "data": {"streets": "built in, MIT"}, "noncommercial": [],
     }  # fmt: skip
