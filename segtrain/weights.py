@@ -947,12 +947,24 @@ def options_of(source: Source) -> ModelConfig:
     where = place(FORMS[source.form], "head.red_conv.weight")
     if where is not None and where.names[0] in source.tensors:
         options.head_channels = len(source.tensors[where.names[0]])
-    if source.known is not None:
-        options.mean = source.known.get("mean", options.mean)
-        options.std = source.known.get("std", options.std)
-        if source.known["name"] == "wide_resnet38_deeplab_vistas":
+    like = source.known or namesake_by_tensors(source, backbone)
+    if like is not None:
+        options.mean = like.get("mean", options.mean)
+        options.std = like.get("std", options.std)
+        if like["name"] == "wide_resnet38_deeplab_vistas":
             options.pooling_size = [672, 672]  # 84 cells of stride 8, as in the official test script
     return options
+
+
+def namesake_by_tensors(source: Source, backbone: str) -> dict[str, Any] | None:
+    """The published segmentation network of the same backbone and classes, where a file was written anew."""
+    if source.form != "segmenter" or source.classes is None:
+        return None
+    for known in known_files():
+        alike = known["form"] == "segmenter" and known["backbone"] == backbone
+        if alike and published_table(known["labels"]).names == source.classes.names:
+            return known
+    return None
 
 
 def settings_of(source: Source, scale: str) -> dict[str, Any]:
@@ -1014,6 +1026,13 @@ def as_run(source: Source) -> dict[str, Any]:
         data = next(fits, "folder")
     model = from_config(options, len(classes["names"]))
     report = take(source, model, None if whole_pictures else source.classes)
+    if source.known is None and not source.model and not whole_pictures:
+        like = namesake_by_tensors(source, options.backbone)
+        whose = f"the published {like['name']}'s are" if like else "ImageNet's are"
+        report.notes.append(
+            f"it does not say how its pictures were normalised: {whose} taken, model.mean={options.mean} "
+            f"model.std={options.std}"
+        )
     config = TrainConfig(dataset=DATASET_CONFIGS[data](name=data), model=options)
     if whole_pictures:
         config.inference = InferenceConfig(name="center224", resize=256, crop=224)

@@ -271,6 +271,7 @@ def test_the_published_file_is_evaluated_as_downloaded(segtrain, published, data
     monkeypatch.setitem(known, "md5", "0" * 32)  # another file of that name
     done = segtrain(*call)
     assert done.status == 0 and "published wide_resnet38_deeplab_vistas but not its hash" in done.out
+    assert "how its pictures were normalised: ImageNet's are taken, model.mean=[0.485, 0.456, 0.406]" in done.out
     assert not [line for line in done.out.splitlines() if line.startswith("published ")]
     assert "published" not in json.loads((tmp_path / done.out.splitlines()[-1]).read_text())["protocol"]
 
@@ -359,3 +360,8 @@ def test_the_vistas_network_is_the_published_one(monkeypatch, tmp_path):
     assert (options["output_stride"], options["mean"], options["std"]) == (8, MEAN, STD)
     assert content["config"]["dataset"]["name"] == "vistas" and content["known"] == "wide_resnet38_deeplab_vistas"
     assert content["provenance"]["data"].keys() == {"imagenet", "vistas"}
+
+    monkeypatch.setitem(known, "md5", "0" * 32)  # the same network, written anew
+    again = weights.run_content(weights.Path(NAME))
+    assert again["config"]["model"] == options and again["known"] is None
+    assert "the published wide_resnet38_deeplab_vistas's are taken, model.mean=[0.41738699" in again["report"]
