@@ -4,6 +4,7 @@ segmentation.py is the same for pixels.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -190,9 +191,15 @@ def protocol(dataset: str, split: str, some: Pictures, warnings: list[str], how:
     }
 
 
+PUBLISHED_NAME = re.compile(r"(n\d{8}|ILSVRC2012_(val|test))_\d+\.JPEG")
+
+
 def identities(some: Pictures) -> list[str]:
-    """Which pictures these are, in whatever folder."""
-    return [f"imagenet/{name.rpartition('/')[2]}" for name in some.names]
+    """Which pictures these are: ImageNet's by their own names, in whatever folder; others by their place in a split."""
+    files = ((name, name.rpartition("/")[2]) for name in some.names)
+    return [
+        f"imagenet/{file}" if PUBLISHED_NAME.fullmatch(file) else f"{some.folder.name}/{name}" for name, file in files
+    ]
 
 
 def seen_in_training(trained_on: torch.Tensor | None, some: Pictures) -> list[str]:
@@ -279,7 +286,8 @@ def published(content: Mapping[str, Any], options: InferenceConfig, activation: 
     recipe, known = content["config"].get("experiment"), content.get("known")
     trained = content["config"]["model"]["activation"]
     for row in read_json_table("paper")["rows"]:
-        this = row["recipe"] == recipe or (known is not None and row.get("weights") == known)
+        backbone = content["config"]["model"]["backbone"].removesuffix("_pooled")
+        this = (row["recipe"] == recipe and f"_{backbone}" in recipe) or (known and row.get("weights") == known)
         figures = row.get("top1_top5", {})
         if this and row.get("activation", trained) == activation and inference in figures:
             where = f"Table {row['table']} of the paper" if isinstance(row["table"], int) else "official README"

@@ -242,8 +242,12 @@ def test_the_loss_is_cross_entropy():
 
 def test_pictures_are_known_in_other_folders(tree):
     some = list_pictures(ImageNetConfig("imagenet", str(tree)), "val")
-    moved = Pictures(Path("elsewhere"), ["a"], [name.rpartition("/")[2] for name in some.names], [0] * len(some))
-    assert identities(some) == identities(moved)
+    published = [f"a/ILSVRC2012_val_{n:08d}.JPEG" for n in range(2)]
+    here, there = (Pictures(Path(folder), ["a"], published, [0, 0]) for folder in ("x/val", "y/all"))
+    assert identities(here) == identities(there)
+    own = [name.replace("ILSVRC2012_val", "a") for name in some.names]
+    train, val = (Pictures(tree / split, some.classes, own, some.targets.tolist()) for split in ("train", "val"))
+    assert not set(identities(train)) & set(identities(val))
 
 
 # ---------------------------------------------------------------------------------------------------- the loop
