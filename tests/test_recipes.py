@@ -182,6 +182,13 @@ def test_the_other_recipes():
     assert (begins["head"], begins["activation"]) == (nvidia.model.head, nvidia.model.activation)
 
 
+def test_the_scripts_train_every_row():
+    for table in (3, 4):
+        script = (ROOT / "scripts" / "reproduce" / f"table{table}.sh").read_text()
+        rows = script.partition("rows=(")[2].partition(")")[0].split()
+        assert sorted(rows) == sorted(row["recipe"] for row in ROWS if row["table"] == table)
+
+
 def test_bases_are_no_recipes(segtrain):
     refused(segtrain("train", "experiment=cityscapes_resnext10"), "did you mean experiment=cityscapes_resnext101")
     assert "base" not in segtrain("train", "experiment=nothing").err

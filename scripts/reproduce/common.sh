@@ -31,7 +31,7 @@ train() {
   asked "$recipe" || return 0
   if [ "$CARDS" = 1 ]; then program=("$BIN/segtrain"); fi
   echo; echo "[$number of ${#rows[@]}] $recipe"
-  run "${program[@]}" train experiment="$recipe" name="$recipe" "$@" "${toy[@]}" "${more[@]}"
+  run "${program[@]}" train experiment="$recipe" name="$recipe" "${toy[@]}" "$@" "${more[@]}"
   trained+=("runs/$recipe")
 }
 
@@ -72,10 +72,11 @@ finish() {
 
 # ------------------------------------------------------------------------------------------------ --smoke
 
-# scenes LAYOUT: twelve street scenes for training and two more, as the real data set lies on disk.
+# scenes LAYOUT: four street scenes for training, few enough to be learnt by heart, and two more, as the real data set
+# lies on disk.
 scenes() {
   local split lists=datasets/cocostuff/annotations/deprecated-challenge2017
-  run "$BIN/segtrain" streets output="datasets/$1" layout="$1" scenes=12 val_scenes=2 night_scenes=0
+  run "$BIN/segtrain" streets output="datasets/$1" layout="$1" scenes=4 val_scenes=2 night_scenes=0
   if [ "$1" = cocostuff ]; then # the lists of the 2017 challenge, which come in an archive of COCO's own
     mkdir -p "$lists"
     for split in train val; do (cd "datasets/cocostuff/images/${split}2017" && ls) > "$lists/$split-ids.txt"; done
@@ -92,10 +93,10 @@ if [ -n "$smoke" ]; then
   # The paper's networks are too large for two cores and a few minutes: a ResNet-18 stands in for them.
   BACKBONE=${BACKBONE:-resnet18}
   answers=(device=cpu 'inference.scales=[0.5]')
-  toy=(
-    "${answers[@]}" model.backbone="$BACKBONE" model.head_channels=64 model.output_stride=16
-    'augmentation.crop_size=[64,128]' 'augmentation.scale=[0.3,0.6]' trainer.batch_size=4 trainer.max_steps=24
-    optimizer.lr=0.05 loader.workers=0 logging.every=2 logging.pictures=0
+  toy=( # whole scenes at a quarter of their size
+    "${answers[@]}" model.backbone="$BACKBONE" model.head_channels=64 'augmentation.crop_size=[64,128]'
+    'augmentation.scale=[0.25,0.25]' augmentation.flip=0 trainer.batch_size=4 trainer.max_steps=16 optimizer.lr=0.05
+    loader.workers=0 logging.every=2 logging.pictures=0
   )
 else
   CARDS=${CARDS:-4}

@@ -10,8 +10,8 @@
 rows=(vistas_wider_resnet38 cityscapes_kitti_wider_resnet38)
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 begin vistas cityscapes kitti
-train vistas_wider_resnet38
-train cityscapes_kitti_wider_resnet38 dataset.parts.kitti.split=trainval
+train vistas_wider_resnet38 ${smoke:+trainer.max_steps=12}
+train cityscapes_kitti_wider_resnet38 dataset.parts.kitti.split=trainval ${smoke:+trainer.max_steps=36}
 if asked cityscapes_kitti_wider_resnet38; then
   run "$BIN/segtrain" submit run=runs/cityscapes_kitti_wider_resnet38 dataset=kitti output=segtrain-out/kitti "${answers[@]}"
 fi
