@@ -35,11 +35,19 @@ train() {
   trained+=("runs/$recipe")
 }
 
-# weights_of RECIPE: the file that it begins with.
+# named RECIPE key=value ...: one way of testing a network of whole pictures.
+named() {
+  local recipe=$1
+  shift
+  asked "$recipe" || return 0
+  run "$BIN/segtrain" evaluate run="runs/$recipe" "$@" "${answers[@]}"
+}
+
+# weights_of RECIPE: the file that it begins with; ImageNet's begin with random numbers.
 weights_of() {
   local file=$ROOT/configs/experiment/$1.yaml found
   found=$(sed -n 's/^  weights: //p' "$file")
-  if [ -z "$found" ]; then found=$(weights_of "$(sed -n 's/^  - \([a-z0-9_]*\)$/\1/p' "$file")"); fi
+  if [ -z "$found" ] && [[ $1 != imagenet_* ]]; then found=$(weights_of "$(sed -n 's/^  - \([a-z0-9_]*\)$/\1/p' "$file")"); fi
   echo "$found"
 }
 
@@ -55,7 +63,9 @@ begin() {
   done
   if [ -n "$smoke" ]; then
     for data in "$@"; do scenes "$data"; done
-    run "$BIN/python" "$ROOT/scripts/reproduce/smoke.py" weights "$BACKBONE" "${missing[@]}"
+    if [ ${#missing[@]} -gt 0 ]; then
+      run "$BIN/python" "$ROOT/scripts/reproduce/smoke.py" weights "$BACKBONE" "${missing[@]}"
+    fi
   elif [ ${#missing[@]} -gt 0 ] && [[ " ${more[*]} " != *" model.weights="* ]]; then
     printf 'not in %s: %s\n' "$PWD" "${missing[*]}" >&2
     echo "\`segtrain weights\` says where each is to be had; model.weights=none begins with random weights" >&2
@@ -98,6 +108,14 @@ if [ -n "$smoke" ]; then
     'augmentation.scale=[0.25,0.25]' augmentation.flip=0 trainer.batch_size=4 trainer.max_steps=16 optimizer.lr=0.05
     loader.workers=0 logging.every=2 logging.pictures=0
   )
+  if [[ ${rows[0]} == imagenet_* ]]; then # a thing of the street scenes in each picture
+    answers=(device=cpu inference.resize=64 inference.crop=64 loader.workers=0)
+    toy=(
+      "${answers[@]}" model.backbone="$BACKBONE" 'augmentation.crop_size=[64,64]' 'augmentation.area=[0.6,1.0]'
+      augmentation.color=0 trainer.batch_size=10 trainer.max_steps=36 optimizer.lr=0.01 logging.every=2
+      logging.pictures=0
+    )
+  fi
 else
   CARDS=${CARDS:-4}
   cd "$ROOT"

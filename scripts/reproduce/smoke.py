@@ -38,11 +38,7 @@ def runs(*folders: str) -> None:
         finished(folder)
         before, after = losses(folder)
         demand(after <= (1 - FALL) * before, f"{folder}: the loss went from {before:.3f} to {after:.3f} only")
-        start, named = began_with(folder)
-        print(
-            f"{folder}: loss {before:.3f} -> {after:.3f} ({100 * (after / before - 1):.0f} %), began with "
-            f"{start['matched']} tensors of {named} ({100 * start['share']:.0f} %)"
-        )
+        print(f"{folder}: loss {before:.3f} -> {after:.3f} ({100 * (after / before - 1):.0f} %), {began_with(folder)}")
 
 
 def finished(folder: Path) -> None:
@@ -51,8 +47,9 @@ def finished(folder: Path) -> None:
     demand(not missing, f"{folder} lacks {', '.join(missing)}")
     state = json.loads((folder / "state.json").read_text())
     demand(state["state"] == "finished", f"{folder} is {state['state']}, not finished")
-    miou = json.loads((folder / "evaluation.json").read_text())["miou"]
-    demand(0 < miou < 1, f"{folder}: mIoU {miou}")
+    result = json.loads((folder / "evaluation.json").read_text())
+    score = result.get("miou", result.get("top1"))
+    demand(0 < score <= 1, f"{folder}: mIoU or top-1 {score}")
 
 
 def losses(folder: Path) -> tuple[float, float]:
@@ -63,14 +60,16 @@ def losses(folder: Path) -> tuple[float, float]:
     return sum(found[:LINES]) / LINES, sum(found[-LINES:]) / LINES
 
 
-def began_with(folder: Path) -> tuple[dict, str]:
+def began_with(folder: Path) -> str:
     """What the run's checkpoint says of the file it began with, which must be the one that its options name."""
+    if folder.name.startswith("imagenet_"):
+        return "began with random numbers, as it should"
     named = yaml.safe_load((folder / "config.yaml").read_text())["model"]["weights"]
     start = checkpoint.load(folder / "last.pt")["provenance"].get("start")
     demand(start is not None, f"{folder}: began with random weights, not with {named}")
     demand(start["sha256"] == file_hash(Path(named)), f"{folder} began with another file than {named} is now")
     demand(start["share"] == 1, f"{folder}: {100 * start['share']:.0f} % of the tensors matched")
-    return start, named
+    return f"began with {start['matched']} tensors of {named} ({100 * start['share']:.0f} %)"
 
 
 def archive(file: str, answers: str, images: str) -> None:
