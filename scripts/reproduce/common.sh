@@ -100,12 +100,13 @@ if [ -n "$smoke" ]; then
   cd "$work"
   unset SEGTRAIN_DATA
   CARDS=${CARDS:-1}
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # at this size more threads only wait for each other
   # The paper's networks are too large for two cores and a few minutes: a ResNet-18 stands in for them.
   BACKBONE=${BACKBONE:-resnet18}
   answers=(device=cpu 'inference.scales=[0.5]')
   toy=( # whole scenes at a quarter of their size
     "${answers[@]}" model.backbone="$BACKBONE" model.head_channels=64 'augmentation.crop_size=[64,128]'
-    'augmentation.scale=[0.25,0.25]' augmentation.flip=0 trainer.batch_size=4 trainer.max_steps=16 optimizer.lr=0.05
+    'augmentation.scale=[0.25,0.25]' augmentation.flip=0 trainer.batch_size=4 trainer.max_steps=12 optimizer.lr=0.05
     loader.workers=0 logging.every=2 logging.pictures=0
   )
   if [[ ${rows[0]} == imagenet_* ]]; then # a thing of the street scenes in each picture

@@ -10,7 +10,7 @@
 rows=(vistas_wider_resnet38 cityscapes_kitti_wider_resnet38)
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 begin vistas cityscapes kitti
-train vistas_wider_resnet38 ${smoke:+trainer.max_steps=12}
+train vistas_wider_resnet38
 train cityscapes_kitti_wider_resnet38 dataset.parts.kitti.split=trainval ${smoke:+trainer.max_steps=36}
 if asked cityscapes_kitti_wider_resnet38; then
   run "$BIN/segtrain" submit run=runs/cityscapes_kitti_wider_resnet38 dataset=kitti output=segtrain-out/kitti "${answers[@]}"
