@@ -15,6 +15,9 @@ rows=(
   cocostuff_resnext101_sync_16x600     cocostuff_wider_resnet38_sync_20x576
 )
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+if [ -n "$smoke" ] && [ ${#only[@]} -eq 0 ]; then # one small network stands in for both: half of the rows are the same
+  for row in "${rows[@]}"; do [[ $row == *_wider_resnet38_* ]] || only+=("$row"); done
+fi
 begin cityscapes cocostuff
 for row in "${rows[@]}"; do train "$row"; done
 finish
