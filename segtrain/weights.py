@@ -372,7 +372,7 @@ def run_settings(content: Mapping[str, Any]) -> dict[str, Any]:
         "activation": model["activation"],
         "negative_slope": model["negative_slope"],
         "scale": "signed" if model["norm"].startswith("batch_norm") else model.get("scale", "abs"),
-        "classes": content["classes"] if model["head"] != "classifier" else None,
+        "classes": content["classes"] if model.get("head") != "classifier" else None,
         "provenance": content.get("provenance") or provenance(data_names(data), None),
         "model": model,
     }
