@@ -93,6 +93,7 @@ def test_many_rows_and_threads(backend):
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_large_mean_costs_no_digits(backend, channels_last):
     torch.manual_seed(0)
+    torch.set_num_threads(2)  # by one, torch's channels-last sums are 32.6 units off: its errors grow with their length
     x = torch.randn(4, 3, 40, 40, dtype=torch.double) + torch.tensor([1e4, -300.0, 0.0]).double()[:, None, None]
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
