@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from segtrain.errors import DataError, SegtrainError, UsageError
 from segtrain.files import write_atomically
 from segtrain.log import say
-from segtrain.models import Segmenter
 
 FORMAT = 2  # 2: averaged weights, scaler, history of the loss, environment. 1 is read too.
 KIND = "segtrain checkpoint"
@@ -29,6 +29,10 @@ class Damaged(DataError):
     written."""
 
 
+class Foreign(DataError):
+    """A whole file, but none that `save` wrote."""
+
+
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write `content` (tensors, numbers, text, lists and dicts of them) so that the old file survives any failure."""
     buffer = io.BytesIO()
@@ -37,7 +41,8 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read what `save` wrote, on the CPU. Never runs code from the file. DataError for any other file."""
+    """Read what `save` wrote, on the CPU. Never runs code from the file. DataError for any other file:
+    Damaged, Foreign, or of a later format."""
     if not path.is_file():
         raise UsageError(f"no checkpoint file {path}; a run keeps its own as runs/<name>/last.pt and best.pt")
     other = f"{path} is not a checkpoint that segtrain wrote"
@@ -49,14 +54,14 @@ def load(path: Path) -> dict[str, Any]:
                 raise zipfile.BadZipFile(f"{wrong} is not what was written")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise DataError(f"{other}: it holds objects that could run code, which are never loaded") from error
+        raise Foreign(f"{other}: it holds objects that could run code, which are never loaded") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EIO, errno.EINVAL):
             raise  # the disk's trouble of the moment, not the file's
         reason = str(error).partition("\n")[0] or "it ends too early"
         raise Damaged(f"{path} is damaged or cut short ({reason}): use another copy") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise DataError(f"{other} (it lacks the mark {KIND!r}); runs write last.pt and best.pt")
+        raise Foreign(f"{other} (it lacks the mark {KIND!r}); runs write last.pt and best.pt")
     if content["format"] > FORMAT:
         raise DataError(
             f"{path} has checkpoint format {content['format']} (written by segtrain "
@@ -66,7 +71,7 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_weights(model: Segmenter, weights: dict[str, torch.Tensor], path: Path) -> None:
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Copy a checkpoint's weights into the network. DataError if a name or a shape does not match."""
     own = model.state_dict()
     missing = sorted(set(own) - set(weights))

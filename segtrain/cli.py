@@ -54,16 +54,16 @@ COMMANDS = {
          "segtrain verify-resume experiment=toy trainer.ema_decay=0.99 optimizer=adamw"),
     ),
     "runs": Command(
-        "train", "list runs: how far, which score, when", config.RunsConfig,
+        "train", "list runs: how far, which score, when; or beside the paper's figures", config.RunsConfig,
         "segtrain.runs:runs", "root",
-        ("segtrain runs", "segtrain runs root=/data/runs", "segtrain runs sweeps"),
+        ("segtrain runs", "segtrain runs root=/data/runs", "segtrain runs table=paper"),
     ),
     "evaluate": Command(
         "results", "score a checkpoint on a split", config.EvaluateConfig,
         "segtrain.evaluation:evaluate", "checkpoint",
         ("segtrain evaluate runs/toy/last.pt",
          "segtrain evaluate checkpoint=runs/toy/best.pt split=night dataset.night_scenes=20",
-         "segtrain evaluate run=runs/toy inference=multiscale"),
+         "segtrain evaluate wide_resnet38_deeplab_vistas.pth.tar dataset=vistas inference=vistas_official"),
     ),
     "score": Command(
         "results", "score label PNGs made by anyone, by the data set's own rules", config.ScoreConfig,
@@ -80,11 +80,12 @@ COMMANDS = {
          "segtrain submit run=runs/vistas_resnet50 dataset=vistas inference=tiled"),
     ),
     "predict": Command(
-        "use", "label, colour and overlay pictures for photographs", config.PredictConfig,
+        "use", "label, colour, overlay and probability pictures for photographs", config.PredictConfig,
         "segtrain.predict:predict", "input",
         ("segtrain predict checkpoint=runs/toy/last.pt input=photo.jpg",
          "segtrain predict run=runs/toy input=photos output=answers",
-         "segtrain predict run=runs/toy input=photos inference=tiled"),
+         "segtrain predict checkpoint=wide_resnet38_deeplab_vistas.pth.tar input=photos inference=vistas_official "
+         "outputs=[palette,prob]"),
     ),
     "convert": Command(
         "use", "the same weights under other names or in another container", config.ConvertConfig,
@@ -408,9 +409,9 @@ def trained_with(overrides: list[str]) -> dict[str, Any]:
     """The configuration inside the checkpoint that the overrides name."""
     named = given(overrides, "checkpoint", "run")
     path = checkpoint_path(named.get("checkpoint"), named.get("run"))
-    from segtrain.checkpoint import load
+    from segtrain.weights import run_content
 
-    trained: dict[str, Any] = load(path)["config"]
+    trained: dict[str, Any] = run_content(path, keep=True)["config"]
     return trained
 
 

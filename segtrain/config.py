@@ -163,6 +163,22 @@ class MixtureConfig(DatasetConfig):
         )
 
 
+@dataclass
+class ImageNetConfig(DatasetConfig):
+    """Whole pictures, a folder for each class: root/<split>/<class>/*.JPEG."""
+
+    def check(self) -> None:
+        super().check()
+        require(
+            self.cache == "none", "dataset.cache", self.cache, f"dataset={self.name} has no such cache; leave it out"
+        )
+
+
+def classifies(dataset: DatasetConfig) -> bool:
+    """Whether its pictures have a class each, instead of one for every pixel."""
+    return isinstance(dataset, ImageNetConfig)
+
+
 DATASET_CONFIGS: dict[str, type[DatasetConfig]] = {
     "streets": StreetsConfig,
     "cityscapes": CityscapesConfig,
@@ -170,6 +186,7 @@ DATASET_CONFIGS: dict[str, type[DatasetConfig]] = {
     "vistas": VistasConfig,
     "cocostuff": CocoStuffConfig,
     "folder": FolderConfig,
+    "imagenet": ImageNetConfig,
     "mixture": MixtureConfig,
 }
 
@@ -189,7 +206,7 @@ class ModelConfig:
         "further arguments of the backbone's builder, {key: value}: of resnets first_dilation, own | previous (as "
         "torchvision), of wider_resnet38 drops, channel | element",
     )
-    head: str = option("deeplabv3", "deeplabv3 | deeplabv3_torchvision | deeplabv3plus")
+    head: str = option("deeplabv3", "deeplabv3 | deeplabv3_torchvision | deeplabv3plus; classifier, of whole pictures")
     head_channels: int = option(256, "channels of every branch of the head")
     pooling_size: list[int] | None = option(
         None, "[height,width] in pixels that the head pools in eval mode; null: the whole picture"
@@ -254,6 +271,12 @@ class ModelConfig:
         require(len(self.std) == 3 and min(self.std) > 0, "model.std", self.std, "give three positive numbers")
         if self.pooling_size is not None:
             require_size("model.pooling_size", self.pooling_size, 32)
+        if self.head == "classifier":
+            for key, value, default in (
+                ("head_channels", self.head_channels, 256),
+                ("pooling_size", self.pooling_size, None),
+            ):
+                require(value == default, f"model.{key}", value, "model.head=classifier does not read it; leave it out")
 
 
 @dataclass
@@ -396,9 +419,13 @@ class ScheduleConfig:
 
 @dataclass
 class AugmentationConfig:
+    name: str = option("segmentation", "segmentation | imagenet, for whole pictures; set by augmentation=...")
     crop_size: list[int] = option([512, 512], "[height,width] in pixels of a training sample")
     scale: list[float] = option([0.7, 2.0], "[least,most] random enlargement before the crop, uniform")
     flip: float = option(0.5, "probability of a mirror image")
+    area: list[float] = option([0.08, 1.0], "imagenet: [least,most] share of the picture that is shown, uniform")
+    aspect: list[float] = option([0.75, 1.3333333333], "imagenet: [least,most] width / height of that, log-uniform")
+    lighting: float = option(0.0, "imagenet: deviation of the shift along the principal components of its colours")
     color: float = option(
         0.0, "most change of brightness, contrast and saturation, as a share: 0.2 is 0.8 to 1.2 times"
     )
@@ -407,6 +434,14 @@ class AugmentationConfig:
     )
 
     def check(self) -> None:
+        read = {"segmentation": ("scale", "extra"), "imagenet": ("area", "aspect", "lighting")}
+        require(self.name in read, "augmentation.name", self.name, "choose segmentation or imagenet")
+        refuse_unread(self, "augmentation", self.name, read)
+        shares = len(self.area) == 2 and 0 < self.area[0] <= self.area[1] <= 1
+        require(shares, "augmentation.area", self.area, "give [least,most], both above 0 and at most 1")
+        positive = len(self.aspect) == 2 and 0 < self.aspect[0] <= self.aspect[1]
+        require(positive, "augmentation.aspect", self.aspect, "give [least,most], both positive")
+        require(self.lighting >= 0, "augmentation.lighting", self.lighting, "give 0 or more")
         require_size("augmentation.crop_size", self.crop_size, 32)
         ordered = len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]
         require(ordered, "augmentation.scale", self.scale, "give [least,most], both positive")
@@ -524,11 +559,40 @@ class InferenceConfig:
     flip: bool = option(False, "average with the mirrored picture too")
     tile: list[int] | None = option(None, "[height,width] in pixels of a window; null: the whole picture at once")
     overlap: float = option(0.25, "least share of a window that its neighbour covers too")
+    longest_side: int | None = option(
+        None,
+        "pixels that pictures are brought to, small ones too; answers go back to their own size; null: as they are",
+    )
+    resize: int | None = option(None, "whole pictures: length that the shorter side is made, in pixels")
+    crop: int | None = option(None, "whole pictures: side of the square that is looked at, in pixels")
+    crops: str = option("center", "whole pictures: center | ten, the corners and mirror images too")
 
     def check(self) -> None:
+        require(self.crops in ("center", "ten"), "inference.crops", self.crops, "choose center or ten")
+        whole_pictures = self.crop is not None
+        require(
+            whole_pictures == (self.resize is not None), "inference.resize", self.resize,
+            "set inference.resize and inference.crop, or neither",
+        )  # fmt: skip
+        if self.crop is not None and self.resize is not None:
+            require(
+                32 <= self.crop <= self.resize, "inference.crop", self.crop, "give 32 or more, at most inference.resize"
+            )
+            for key, unread in (("scales", [1.0]), ("flip", False), ("tile", None), ("longest_side", None)):
+                value = getattr(self, key)
+                require(
+                    value == unread, f"inference.{key}", value, "it is for pixels; with inference.crop leave it out"
+                )
+        require(whole_pictures or self.crops == "center", "inference.crops", self.crops, "it needs inference.crop")
         positive = len(self.scales) >= 1 and min(self.scales) > 0
         require(positive, "inference.scales", self.scales, "give one or more positive numbers")
         require(0 <= self.overlap < 1, "inference.overlap", self.overlap, "give 0 or more, less than 1")
+        require(
+            self.tile is not None or self.overlap == 0.25, "inference.overlap", self.overlap,
+            "without windows nothing reads it; leave it at 0.25, or give inference.tile=[height,width]",
+        )  # fmt: skip
+        least = self.longest_side is None or self.longest_side >= 32
+        require(least, "inference.longest_side", self.longest_side, "give 32 or more, or null")
         if self.tile is not None:
             require_size("inference.tile", self.tile, 32)
             whole = all(extent % 32 == 0 for extent in self.tile)
@@ -570,6 +634,14 @@ class CommandConfig:
         return self
 
 
+def refuse_pictures(dataset: DatasetConfig) -> None:
+    """For commands about labels of pixels."""
+    require(
+        not classifies(dataset), "dataset", dataset.name,
+        "its pictures have a class each, and no labels of pixels; choose another, or segtrain train or evaluate",
+    )  # fmt: skip
+
+
 def group(kind: type) -> Any:
     return field(default_factory=kind)
 
@@ -603,7 +675,45 @@ class TrainConfig(CommandConfig):
             not (self.optimizer.fused and self.trainer.precision == "fp16"), "optimizer.fused", "true",
             "torch's fused updates go wrong after a step that trainer.precision=fp16 skips; choose null, or bf16",
         )  # fmt: skip
+        if classifies(self.dataset):
+            for key, value, wanted in (
+                ("model.head", self.model.head, "classifier"), ("loss.name", self.loss.name, "cross_entropy"),
+                ("loss.class_weights", self.loss.class_weights, None),
+                ("model.weights_taxonomy", self.model.weights_taxonomy, None),
+                ("augmentation.name", self.augmentation.name, "imagenet"),
+                ("sampling.class_uniform", self.sampling.class_uniform, 0),
+            ):  # fmt: skip
+                choice = f"{key.removesuffix('.name')}={'null' if wanted is None else wanted}"
+                require(
+                    value == wanted, key, value,
+                    f"dataset={self.dataset.name} has whole pictures: choose {choice}, or a recipe: "
+                    "experiment=imagenet_resnet50_sync",
+                )  # fmt: skip
+        else:
+            for key, value, other in (
+                ("model.head", self.model.head, "classifier"), ("augmentation.name", self.augmentation.name, "imagenet")
+            ):  # fmt: skip
+                require(
+                    value != other,
+                    key,
+                    value,
+                    f"it is for whole pictures, dataset=imagenet; {self.dataset.name} has labels of pixels",
+                )
+        check_views(self.inference, self.dataset)
         return super().check()
+
+
+def check_views(inference: "InferenceConfig", dataset: DatasetConfig) -> None:
+    whole = inference.crop is not None
+    here, there = (
+        ("whole pictures", "labels of pixels") if classifies(dataset) else ("labels of pixels", "whole pictures")
+    )
+    known = "center224, tencrop or center320" if classifies(dataset) else "whole, tiled or multiscale"
+    require(
+        whole == classifies(dataset), "inference", inference.name,
+        f"it is for {there}, as is a checkpoint that brings it along, and dataset={dataset.name} has {here}: choose "
+        f"inference={known}",
+    )  # fmt: skip
 
 
 def run_folder(config: TrainConfig) -> Path:
@@ -635,19 +745,31 @@ class ReplayConfig(CommandConfig):
 @dataclass
 class RunsConfig(CommandConfig):
     root: str = option("runs", "folder that holds the run folders")
+    table: str | None = option(None, "paper: its tables instead, finished runs of its recipes beside what it published")
+
+    def check(self) -> "CommandConfig":
+        require(self.table in (None, "paper"), "table", self.table, "choose paper, or leave it out for a list")
+        return super().check()
 
 
 @dataclass
 class EvaluateConfig(CommandConfig):
-    checkpoint: str | None = option(None, "checkpoint file to evaluate")
+    checkpoint: str | None = option(None, "checkpoint of a run, or published file of weights as downloaded")
     run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
     checkpoint_weights: str = option(
         "auto", "which of a checkpoint's: auto, the averaged ones if there are any | ema | raw"
     )
-    output: str | None = option(None, "folder for the result; default <run>/evaluations/<dataset>-<split>-<inference>")
+    output: str | None = option(
+        None,
+        "folder for the result; default <run>/evaluations/<dataset>-<split>-<inference>, of a published file "
+        "segtrain-out/evaluate/<file>/...",
+    )
     split: str | None = option(None, "split to evaluate; default dataset.val_split")
     plugins: list[str] = plugins()
     device: str = option("auto", "auto | cuda | cpu")
+    activation: str | None = option(
+        None, "evaluate with leaky_relu | relu | elu | identity, instead of what was trained with (paper, Table 1)"
+    )
     boundary: bool = option(False, "also Boundary IoU: classes compared within 2 % of the diagonal from their edges")
     position_prior: bool = option(True, "also score a predictor that knows the pixel's position only")
     pictures: int = option(6, "pictures drawn (image | target | prediction)")
@@ -657,6 +779,11 @@ class EvaluateConfig(CommandConfig):
 
     def check(self) -> "CommandConfig":
         require(self.pictures >= 0, "pictures", self.pictures, "give 0 or more")
+        known = (None, "leaky_relu", "relu", "elu", "identity")
+        require(self.activation in known, "activation", self.activation, "choose leaky_relu, relu, elu or identity")
+        check_views(self.inference, self.dataset)
+        if classifies(self.dataset):
+            require(not self.boundary, "boundary", "true", f"dataset={self.dataset.name} has no labels of pixels")
         return super().check()
 
 
@@ -674,6 +801,7 @@ class ScoreConfig(CommandConfig):
 
     def check(self) -> "CommandConfig":
         check_encoding(self.predictions_encoding, self.dataset.name)
+        refuse_pictures(self.dataset)
         return super().check()
 
 
@@ -688,7 +816,7 @@ def check_encoding(encoding: str | None, dataset: str) -> None:
 
 @dataclass
 class SubmitConfig(CommandConfig):
-    checkpoint: str | None = option(None, "checkpoint file to predict with")
+    checkpoint: str | None = option(None, "checkpoint of a run, or published file of weights as downloaded")
     run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
     checkpoint_weights: str = option(
         "auto", "which of a checkpoint's: auto, the averaged ones if there are any | ema | raw"
@@ -706,27 +834,41 @@ class SubmitConfig(CommandConfig):
 
     def check(self) -> "CommandConfig":
         check_encoding(self.predictions_encoding, self.dataset.name)
+        refuse_pictures(self.dataset)
         return super().check()
 
 
 @dataclass
 class PredictConfig(CommandConfig):
     input: str | None = option(None, "image, or folder of images (searched at any depth)")
-    checkpoint: str | None = option(None, "checkpoint file to predict with")
+    checkpoint: str | None = option(None, "checkpoint of a run, or published file of weights as downloaded")
     run: str | None = option(None, "instead: a run folder, whose last.pt is taken")
     checkpoint_weights: str = option(
         "auto", "which of a checkpoint's: auto, the averaged ones if there are any | ema | raw"
     )
-    output: str | None = option(None, "folder for labels/, color/ and overlay/; default segtrain-out/predict")
+    output: str | None = option(None, "folder for a folder of each of outputs; default segtrain-out/predict")
+    outputs: list[str] = option(
+        ["labels", "color", "overlay"],
+        "which of labels (ids), color, overlay, palette (train ids as PNG with colours), raw (train ids), "
+        "prob (255 x the class's probability)",
+    )
     plugins: list[str] = plugins()
     device: str = option("auto", "auto | cuda | cpu")
     inference: InferenceConfig = group(InferenceConfig)
+
+    def check(self) -> "CommandConfig":
+        known = ("labels", "color", "overlay", "palette", "raw", "prob")
+        some = len(self.outputs) >= 1 and set(self.outputs) <= set(known)
+        require(some, "outputs", self.outputs, f"give one or more of {', '.join(known)}, as [palette,prob]")
+        return super().check()
 
 
 @dataclass
 class StreetsCommandConfig(CommandConfig):
     output: str | None = option(None, "folder to write; default segtrain-out/streets")
-    layout: str = option("cityscapes", "cityscapes | kitti | vistas | cocostuff")
+    layout: str = option(
+        "cityscapes", "cityscapes | kitti | vistas | cocostuff | imagenet, windows of them by what they show"
+    )
     scenes: int = option(240, "training scenes")
     val_scenes: int = option(60, "validation scenes")
     night_scenes: int = option(30, "scenes of the night split (cityscapes layout only)")
@@ -735,7 +877,7 @@ class StreetsCommandConfig(CommandConfig):
     workers: int | None = option(None, "processes; default: one per CPU this process may use")
 
     def check(self) -> "StreetsCommandConfig":
-        layouts = ("cityscapes", "kitti", "vistas", "cocostuff")
+        layouts = ("cityscapes", "kitti", "vistas", "cocostuff", "imagenet")
         require(self.layout in layouts, "layout", self.layout, f"choose {', '.join(layouts)}")
         require_size("size", self.size, 256)
         require(self.size[1] == 2 * self.size[0], "size", self.size, "the width must be twice the height")
@@ -756,6 +898,7 @@ class CheckConfig(CommandConfig):
     dataset: DatasetConfig = group(DatasetConfig)
 
     def check(self) -> "CommandConfig":
+        refuse_pictures(self.dataset)
         if self.write_config is None:
             return super().check()
         return self

@@ -1,6 +1,6 @@
 """Scoring a network on a split. The validation inside training and `segtrain evaluate` are this same code."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from segtrain import checkpoint, pictures
-from segtrain.config import DatasetConfig, EvaluateConfig, InferenceConfig, ModelConfig, with_defaults
+from segtrain.config import DatasetConfig, EvaluateConfig, InferenceConfig, ModelConfig, classifies, with_defaults
 from segtrain.data.datasets import described, label_table, split_samples
 from segtrain.data.labels import LabelTable, read_label
 from segtrain.data.loader import EvaluationItem, evaluation_samples
@@ -17,11 +17,12 @@ from segtrain.data.sample import Sample
 from segtrain.device import describe_device, resolve
 from segtrain.distributed import joined
 from segtrain.errors import DataError, UsageError
-from segtrain.inference import normalise, predict
+from segtrain.inference import Answer, answer, fitted, nearest, normalise
 from segtrain.log import Progress, say
 from segtrain.metrics import PositionPrior, Scores
-from segtrain.models import BACKBONES, HEADS, Segmenter, from_config
+from segtrain.models import BACKBONES, HEADS, Classifier, Segmenter, from_config
 from segtrain.protocol import file_hash, print_table, protocol, seen_in_training, summarised, write_result
+from segtrain.weights import published_figure, run_content
 
 PRIOR_SAMPLES = 300  # training labels that the position prior is counted from
 
@@ -36,14 +37,42 @@ class Trained(NamedTuple):
 
     def predict(self, image: np.ndarray, inference: InferenceConfig | None = None) -> np.ndarray:
         """RGB uint8 (H, W, 3) -> train ids uint8 (H, W)."""
-        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].to(self.device)
+        return self.answer(image, inference).train_ids
+
+    def answer(self, image: np.ndarray, inference: InferenceConfig | None = None, probability: bool = False) -> Answer:
+        """RGB uint8 (H, W, 3) -> train ids uint8 (H, W) and, if asked for, their probabilities float32 (H, W)."""
+        options = inference or InferenceConfig()
+        seen = image if options.longest_side is None else fitted(image, options.longest_side)
+        tensor = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None].to(self.device)
 
         def network(window: torch.Tensor) -> torch.Tensor:
             ready = normalise(window, self.options.mean, self.options.std)
             logits: torch.Tensor = self.network(ready, upsample=False)
             return logits
 
-        return predict(network, tensor, inference or InferenceConfig())
+        found = answer(network, tensor, options, probability)
+        if options.longest_side is None:
+            return found
+        size, certain = (image.shape[0], image.shape[1]), found.probability
+        return Answer(nearest(found.train_ids, size), None if certain is None else nearest(certain, size))
+
+
+# (items, most of them that any process has) -> the items; it may end a validation between two of them.
+Watch = Callable[[Iterator[Any], int], Iterator[Any]]
+
+
+class Found(NamedTuple):
+    """What a validation of a training found.
+
+    result: for evaluation.json. scalars, drawings: for the log, by name; RGB uint8 (H, W, 3). card(trained_on, how):
+    what the scores say of themselves. confusion: int64 (C, C + 1) of a segmentation.
+    """
+
+    result: dict[str, Any]
+    scalars: dict[str, float | None]
+    drawings: dict[str, np.ndarray]
+    card: Callable[[torch.Tensor, dict[str, Any]], dict[str, Any]]
+    confusion: np.ndarray | None = None
 
 
 class Prediction(NamedTuple):
@@ -54,33 +83,54 @@ class Prediction(NamedTuple):
 
 
 def load(path: Path | str, device: str = "auto") -> Trained:
-    """The network in a checkpoint file, ready for `.predict(image)`; device: auto, cuda or cpu."""
+    """The network in a checkpoint or other file of weights, ready for `.predict(image)`; device: auto, cuda or cpu."""
     return restore(Path(path), resolve(device))[0]
 
 
-def restore(path: Path, on: torch.device, weights: str = "auto") -> tuple[Trained, dict[str, Any]]:
-    """The network in a checkpoint file, and all that the file holds.
+def restore(
+    path: Path, on: torch.device, weights: str = "auto", activation: str | None = None
+) -> tuple[Trained, dict[str, Any]]:
+    """The segmentation network in a checkpoint file, and all that the file holds; UsageError for a classifier."""
+    network, options, content = restored(path, on, weights, activation)
+    if not isinstance(network, Segmenter):
+        raise UsageError(
+            f"{path} names whole pictures (model.head=classifier): `segtrain evaluate dataset=imagenet` scores it, "
+            "and model.weights= begins a segmentation network with its backbone"
+        )
+    return Trained(network, LabelTable.from_dict(content["classes"]), options, on), content
+
+
+def restored(
+    path: Path, on: torch.device, weights: str = "auto", activation: str | None = None
+) -> tuple[Segmenter | Classifier, ModelConfig, dict[str, Any]]:
+    """The network in a checkpoint file, in eval mode, its options, and all that the file holds; a published file of
+    weights will do, as it is.
 
     weights: the averaged ones where there are any (auto), those or none (ema), or those of the last step (raw). Says
-    which, where there is a choice.
+    which, where there is a choice. activation: instead of the one that the network was trained with.
     """
-    content = checkpoint.load(path)
+    content = run_content(path)
+    if "report" in content:
+        say(content["report"])
     if weights == "ema" and "ema" not in content:
         raise UsageError(f"checkpoint_weights=ema: {path} has no averaged weights; train with trainer.ema_decay=0.999")
     averaged = "ema" in content and weights != "raw"
     if "ema" in content:
         say(f"weights     {'averaged weights' if averaged else 'raw weights of the last step'} (checkpoint_weights=)")
-    table = LabelTable.from_dict(content["classes"])
     options = ModelConfig(**with_defaults(content["config"])["model"])
+    if activation is not None and activation != options.activation:
+        say(f"activation  {activation}, where {options.activation} was trained with")
+        options.activation = activation
+        options.check()
     for part, name, known in (("backbone", options.backbone, BACKBONES), ("head", options.head, HEADS)):
-        if name not in known:
+        if name not in known and name != "classifier":
             raise UsageError(
                 f"{path} was trained with model.{part}={name}, which is not known here: "
                 "give plugins=[FILE] with the file that defines it"
             )
-    network = from_config(options, table.num_classes)
+    network = from_config(options, len(content["classes"]["names"]))
     checkpoint.load_weights(network, content["ema" if averaged else "model"], path)
-    return Trained(network.eval().to(on), table, options, on), content
+    return network.eval().to(on), options, content
 
 
 def predictions(
@@ -132,6 +182,10 @@ def position_prior(samples: list[Sample], table: LabelTable) -> PositionPrior:
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """`segtrain evaluate`: score a checkpoint, print the table, write evaluation.json. Returns its content."""
     with joined() as world:
+        if classifies(config.dataset):
+            from segtrain import classification  # which imports this file
+
+            return classification.evaluate_share(config, world)
         return evaluate_share(config, world.rank, world.size)
 
 
@@ -139,7 +193,7 @@ def evaluate_share(config: EvaluateConfig, rank: int, processes: int) -> dict[st
     """Each of several processes counts every n-th picture; the counts are added up, so that each counts once."""
     on = resolve(config.device)
     path = Path(config.checkpoint or "")
-    trained, content = restore(path, on, config.checkpoint_weights)
+    trained, content = restore(path, on, config.checkpoint_weights, config.activation)
     data = config.dataset
     split = config.split or data.val_split
     say(f"checkpoint  {path}, step {content['step']}")
@@ -165,13 +219,17 @@ def evaluate_share(config: EvaluateConfig, rank: int, processes: int) -> dict[st
     result = summarised(counted, of_prior) | describe(data.name, split, config.inference, str(path), content["step"])
     averaged = "ema" in content and config.checkpoint_weights != "raw"
     how = {"inference": result["inference"], "precision": "float32", "processes": processes,
-           "weights": "averaged" if averaged else "raw", "checkpoint_sha256": file_hash(path),
+           "weights": "averaged" if averaged else "raw", "activation": trained.options.activation,
+           "checkpoint_sha256": file_hash(path),
            "step": content["step"]}  # fmt: skip
+    if (figure := published_figure(content)) is not None:
+        how["published"] = figure
     result["protocol"] = protocol(counted, data, split, samples, warnings, how)
     if rank == 0:
         print_table(result)
         name = f"{data.name}-{split}-{config.inference.name}"
-        folder = Path(config.output) if config.output else path.parent / "evaluations" / name
+        own = Path("segtrain-out/evaluate") / path.name if "report" in content else path.parent / "evaluations"
+        folder = Path(config.output) if config.output else own / name
         write_result(folder, result, panels, table, counted.evaluated())
         print(folder / "evaluation.json")
     return result

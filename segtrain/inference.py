@@ -5,9 +5,11 @@ strip by strip: 116 classes of a 22 megapixel picture would be 10 GB.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,6 +21,13 @@ ALIGNED = 32  # windows start at multiples of this, so that their cells are thos
 STRIP = 1 << 24  # class scores at full resolution that are held at a time
 
 
+class Answer(NamedTuple):
+    """Classes uint8 (H, W), and their probabilities float32 (H, W), 0 to 1, where these were asked for."""
+
+    train_ids: np.ndarray
+    probability: np.ndarray | None
+
+
 def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
     """uint8 (N, 3, H, W) RGB -> float32, (value / 255 - mean) / std per channel, channels last in memory."""
     shift = torch.tensor(mean, device=images.device).view(3, 1, 1) * 255
@@ -26,19 +35,44 @@ def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
     return ((images.float() - shift) / scale).contiguous(memory_format=torch.channels_last)
 
 
-@torch.inference_mode()
+def fitted(image: np.ndarray, longest: int) -> np.ndarray:
+    """RGB uint8 (H, W, 3) enlarged or reduced to `longest` pixels along its longest side by PIL's bilinear filter.
+
+    Sizes are cut off, not rounded, from products in floating point, as in the official Vistas script: 1242x375 becomes
+    2048x618 for 2048, and of few widths, 49 for one, the longest side is 2047.
+    """
+    height, width = image.shape[:2]
+    scale = longest / max(height, width)
+    size = max(1, int(width * scale)), max(1, int(height * scale))
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+
+def nearest(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 or float32 (h, w) -> (H, W), the nearest value of each pixel as PIL chooses it."""
+    return np.array(Image.fromarray(plane).resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
 def predict(network: Network, image: Tensor, options: InferenceConfig) -> np.ndarray:
-    """Class uint8 (H, W) with the highest score at every pixel of `image` (1, 3, H, W), as the network takes it.
+    """`answer` without probabilities."""
+    return answer(network, image, options).train_ids
+
+
+@torch.inference_mode()
+def answer(network: Network, image: Tensor, options: InferenceConfig, probability: bool = False) -> Answer:
+    """The class with the highest score at every pixel of `image` (1, 3, H, W), as the network takes it.
 
     One view: arg-max of its logits, enlarged bilinearly. Several (scales, mirrored): of the mean of their
-    probabilities, each view's logits enlarged first.
+    probabilities, each view's logits enlarged first. probability: also that class's, the mean over the views.
     """
     size = (image.shape[2], image.shape[3])
     flips = (False, True) if options.flip else (False,)
     views = [view(network, image, scale, mirrored, options) for scale in options.scales for mirrored in flips]
-    if len(views) == 1 and views[0].device.type == "cpu":
-        return upsampled_argmax(views[0].float(), size)
-    answer = torch.empty(size, dtype=torch.uint8, device=views[0].device)
+    on = views[0].device
+    train_ids = None if len(views) > 1 or on.type != "cpu" else upsampled_argmax(views[0].float(), size)
+    if train_ids is not None and not probability:
+        return Answer(train_ids, None)
+    best = torch.empty(size, dtype=torch.uint8, device=on)
+    certain = torch.empty(size, device=on) if probability else None
     rows = max(1, STRIP // (len(views[0]) * size[1]))
     for top in range(0, size[0], rows):
         bottom = min(top + rows, size[0])
@@ -47,8 +81,12 @@ def predict(network: Network, image: Tensor, options: InferenceConfig) -> np.nda
             scores = scores.softmax(0)
             for more in views[1:]:
                 scores += enlarged(more, size, top, bottom).softmax(0)
-        answer[top:bottom] = scores.argmax(0)
-    return answer.cpu().numpy()
+        best[top:bottom] = scores.argmax(0)
+        if certain is not None:
+            certain[top:bottom] = scores.amax(0) / len(views) if len(views) > 1 else scores.softmax(0).amax(0)
+    return Answer(
+        best.cpu().numpy() if train_ids is None else train_ids, None if certain is None else certain.cpu().numpy()
+    )
 
 
 def enlarged(logits: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:

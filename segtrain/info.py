@@ -10,12 +10,13 @@ import torch
 import torchvision
 
 import segtrain
-from segtrain import abn, checkpoint, device
+from segtrain import abn, device
 from segtrain.abn import benchmark, cupy_ops, selftest
 from segtrain.config import InfoConfig
 from segtrain.errors import SegtrainError, UsageError
 from segtrain.files import write_atomically
 from segtrain.log import Progress, say
+from segtrain.weights import published_figure, run_content
 
 
 def info(config: InfoConfig) -> None:
@@ -102,9 +103,20 @@ def report(results: list[selftest.Result], name: str) -> None:
 
 
 def describe_checkpoint(path: Path) -> None:
-    content = checkpoint.load(path)
+    content = run_content(path)
     model, data = content["config"]["model"], content["config"]["dataset"]
     parameters = sum(tensor.numel() for tensor in content["model"].values())
-    say(f"{path}: step {content['step']}, best validation mIoU {100 * content['best']['miou']:.1f} %")
+    if "report" in content:
+        say(content["report"])
+    else:
+        best = content["best"]
+        measure, name = ("top1", "top-1") if "top1" in best else ("miou", "mIoU")
+        score = best[measure]  # -1 before the first validation, NaN of converted weights
+        scored = f"best validation {name} {100 * score:.1f} %" if score >= 0 else "never validated"
+        say(f"{path}: step {content['step']}, {scored}")
     say(f"model   {model['backbone']} + {model['head']}, norm {model['norm']}, {parameters} numbers")
-    say(f"data    {data['name']}, classes: {', '.join(content['classes']['names'])}")
+    names = content["classes"]["names"]
+    more = f", ... ({len(names)})" if len(names) > 200 else ""
+    say(f"data    {data['name']}, classes: {', '.join(names[:200])}{more}")
+    if (figure := published_figure(content)) is not None:
+        say(f"published  {figure}")

@@ -23,7 +23,7 @@ from segtrain.distributed import World
 from segtrain.errors import SegtrainError, UsageError
 from segtrain.inference import normalise
 from segtrain.losses import Loss
-from segtrain.models import Segmenter, from_config
+from segtrain.models import Classifier, Segmenter, from_config
 from segtrain.models.segmenter import compiled, sharded
 from segtrain.optim import build_optimizer, learning_rate
 
@@ -81,7 +81,9 @@ class Outcome:
 class Learner:
     """A network in training: `step` changes it, `state` and `load` are what a checkpoint holds of it."""
 
-    def __init__(self, network: Segmenter, loss: Loss, config: TrainConfig, world: World, device: torch.device) -> None:
+    def __init__(
+        self, network: Segmenter | Classifier, loss: Loss, config: TrainConfig, world: World, device: torch.device
+    ) -> None:
         self.network = network
         self.loss = loss
         self.config = config
@@ -91,6 +93,7 @@ class Learner:
         self.dtype = PRECISIONS[options.precision]
         self.sharded = options.parallel == "fsdp" and world.size > 1
         self.model: Callable[..., Tensor] = network
+        self.raw = {"upsample": False} if isinstance(network, Segmenter) else {}  # logits at the network's own stride
         if config.model.norm.endswith("_sync") and world.size > 1:
             set_active_group(network, sync_group(options.sync_group, world))
         if self.sharded:
@@ -163,7 +166,7 @@ class Learner:
         images = normalise(batch.images.to(self.device, non_blocking=True), mean, std)
         target = batch.targets.to(self.device, non_blocking=True).long()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.model(images, upsample=False)
+            logits = self.model(images, **self.raw)
         sums = self.loss(logits, target)
         # Data-parallel gradients are means over the processes; the loss is a sum over them.
         total = self.scaler.scale(sums.sum() * (self.world.size / divisor))
@@ -219,7 +222,7 @@ class Learner:
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 
-    def used(self) -> Segmenter:
+    def used(self) -> Segmenter | Classifier:
         """The network whose weights are validated: the averaged one where there is one. A collective call.
 
         Every process then has the running statistics of the first, whose own these are.
@@ -229,7 +232,7 @@ class Learner:
             from torch.distributed.checkpoint import state_dict as shared
 
             whole = shared.get_model_state_dict(self.network, options=shared.StateDictOptions(full_state_dict=True))
-            used = from_config(self.config.model, self.network.cls.out_channels).to(self.device)
+            used = from_config(self.config.model, self.network.num_classes).to(self.device)
             used.load_state_dict(whole)
         if self.world.size > 1:
             from torch import distributed
@@ -237,7 +240,7 @@ class Learner:
             with self.world.explained():
                 for buffer in used.buffers():
                     distributed.broadcast(buffer, 0)
-        result: Segmenter = used
+        result: Segmenter | Classifier = used
         return result
 
     def state(self) -> dict[str, Any]:
@@ -340,7 +343,7 @@ def smallest_part(config: TrainConfig, world: World, loss: Loss) -> int:
             "of its own in every process; choose model.norm=inplace_abn_sync, or sync_group=all"
         )
     together = least * group_size(options.sync_group, world) if synchronised else least
-    if together < 2:
+    if together < 2 and config.model.head != "classifier":
         raise UsageError(
             f"{key}: divided by {how}, a part is one picture, and the pooled branch of DeepLabV3 has one value per "
             f"picture to normalise over; give {2 * parts} or more, or model.norm=inplace_abn_sync"

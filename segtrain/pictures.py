@@ -14,10 +14,16 @@ from segtrain.files import write_atomically
 GAP = 4  # pixels between the parts of a panel
 
 
-def write(path: Path, picture: np.ndarray) -> None:
-    """A PNG from uint8 (H, W) or (H, W, 3) RGB, in a folder that is made if need be."""
+def write(path: Path, picture: np.ndarray, palette: np.ndarray | None = None) -> None:
+    """A PNG from uint8 (H, W) or (H, W, 3) RGB, in a folder that is made if need be.
+
+    palette: RGB uint8 (n, 3) of the values 0 .. n - 1 of an (H, W) picture, which becomes one of mode P.
+    """
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    image = Image.fromarray(picture)
+    if palette is not None:
+        image.putpalette(palette.tobytes())  # r, g, b of 0, r, g, b of 1, ...
+    image.save(buffer, "PNG")
     write_atomically(path, buffer.getvalue())
 
 

@@ -1,20 +1,23 @@
-"""`segtrain predict`: label, colour and overlay pictures for any photographs."""
+"""`segtrain predict`: labels, in colour, laid over the picture, as the official script writes them, for photographs."""
 
 from pathlib import Path
 
+import numpy as np
+
 from segtrain import pictures
 from segtrain.config import PredictConfig
-from segtrain.data.labels import read_image
+from segtrain.data.labels import LabelTable, read_image
 from segtrain.device import describe_device, resolve
 from segtrain.errors import DataError, UsageError
 from segtrain.evaluation import restore
+from segtrain.inference import Answer
 from segtrain.log import Progress, say
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def predict(config: PredictConfig) -> Path:
-    """Write labels/, color/ and overlay/ of every input picture, at its own size. Returns the output folder.
+    """Write a folder of each of `outputs`, a PNG of every input picture at its own size. Returns the output folder.
 
     A picture that cannot be read is named at the end (DataError) after all others are done.
     """
@@ -36,19 +39,39 @@ def predict(config: PredictConfig) -> Path:
         except DataError as error:
             errors.append(str(error))
             continue
-        train_ids = trained.predict(image, config.inference)
-        for kind, picture in (
-            ("labels", trained.table.decode(train_ids)),
-            ("color", trained.table.colorize(train_ids)),
-            ("overlay", pictures.overlay(image, train_ids, trained.table)),
-        ):
-            pictures.write(output / kind / f"{name}.png", picture)
+        found = trained.answer(image, config.inference, "prob" in config.outputs)
+        for kind in config.outputs:
+            palette = trained.table.colors if kind == "palette" else None
+            pictures.write(output / kind / f"{name}.png", drawn(kind, image, found, trained.table), palette)
         progress.show(number)
-    say(f"{len(files) - len(errors)} pictures; labels/ holds the ids of {trained.table.source}")
+    classes = trained.table.source
+    held = [f"{kind}/ holds {text.format(classes)}" for kind, text in HOLDS.items() if kind in config.outputs]
+    say("; ".join([f"{len(files) - len(errors)} pictures", *held]))
     print(output)
     if errors:
         raise DataError("\n".join(errors))
     return output
+
+
+# Those that a program reads again.
+HOLDS = {
+    "labels": "the ids of {}",
+    "palette": "train ids in the colours of {}",
+    "raw": "train ids, the order of {}",
+    "prob": "255 times the probability of the class, cut off",
+}
+
+
+def drawn(kind: str, image: np.ndarray, found: Answer, table: LabelTable) -> np.ndarray:
+    """One of PredictConfig.outputs: uint8 (H, W), or (H, W, 3) RGB."""
+    if kind == "prob":
+        assert found.probability is not None
+        return (found.probability * 255).astype(np.uint8)
+    if kind == "overlay":
+        return pictures.overlay(image, found.train_ids, table)
+    if kind == "labels":
+        return table.decode(found.train_ids)
+    return table.colorize(found.train_ids) if kind == "color" else found.train_ids
 
 
 def find_images(source: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,14 @@ def protocol(
         "ignored_labels": [named[label] for label in table.ignored_ids if named[label] != "ignored"],
         "images_with_instances": counted.images_with_instances,
         **how,
-        "code": f"segtrain {segtrain.__version__}, torch {metadata.version('torch')}",
+        "code": code_version(),
         "miou_under_other_rules": counted.under_other_rules(),
         "warnings": warnings,
     }
+
+
+def code_version() -> str:
+    return f"segtrain {segtrain.__version__}, torch {metadata.version('torch')}"
 
 
 def names_hash(names: Iterable[str]) -> str:
@@ -120,6 +124,8 @@ def print_table(result: dict[str, Any]) -> None:
 
 def table_lines(result: dict[str, Any]) -> list[str]:
     """What `print_table` prints."""
+    if "top1" in result:
+        return accuracy_lines(result)
     width = max(len(name) for name in result["per_class"])
     objects = result.get("per_class_iiou") or {}
     lines = ["", f"{'class':<{width}}   IoU %{'  iIoU %' if objects else ''}"]
@@ -127,6 +133,12 @@ def table_lines(result: dict[str, Any]) -> list[str]:
         lines.append(f"{name:<{width}}   {percent(value)}{f'   {percent(objects[name])}' if name in objects else ''}")
     classes = f"{result['classes_averaged']} classes ({result['classes_in_ground_truth']} occur in the ground truth)"
     lines += ["", f"mIoU            {percent(result['miou'])} %  over {classes}, {result['images']} images"]
+    published = result.get("protocol", {}).get("published")
+    if published:
+        lines.append(
+            f"published       {published}; measured above: {result['dataset']} {result['split']}, "
+            f"inference {result['inference']['name']} ({views(result['inference'])})"
+        )
     for key, name in (
         ("iiou", "iIoU"), ("category_miou", "category mIoU"), ("category_iiou", "category iIoU"),
         ("pixel_accuracy", "pixel accuracy"), ("mean_accuracy", "mean accuracy"), ("boundary_miou", "boundary mIoU"),
@@ -139,6 +151,25 @@ def table_lines(result: dict[str, Any]) -> list[str]:
         lines.append(
             f"position prior  {percent(prior)} %  mIoU of a predictor that knows a pixel's place only; {ratio}"
         )
+    lines += [f"warning         {text}" for text in result.get("protocol", {}).get("warnings", [])]
+    return [*lines, ""]
+
+
+def views(inference: Mapping[str, Any]) -> str:
+    """What the network saw of each picture: 'scale 1, with flip, longest side 2048'."""
+    scales = ", ".join(f"{scale:g}" for scale in inference["scales"])
+    longest = inference.get("longest_side")
+    return (
+        f"scale{'s' if len(inference['scales']) > 1 else ''} {scales}, {'with' if inference['flip'] else 'no'} flip, "
+        + (f"longest side {longest}" if longest else "pictures' own size")
+        + (f", windows {inference['tile']}" if inference["tile"] else "")
+    )
+
+
+def accuracy_lines(result: dict[str, Any]) -> list[str]:
+    """Of whole pictures."""
+    lines = ["", f"top-1           {100 * result['top1']:5.2f} %  {result['images']} pictures"]
+    lines += [f"top-5           {100 * result['top5']:5.2f} %"]
     lines += [f"warning         {text}" for text in result.get("protocol", {}).get("warnings", [])]
     return [*lines, ""]
 

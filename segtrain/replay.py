@@ -3,15 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from segtrain import checkpoint, pictures
 from segtrain.blackbox import recorded
 from segtrain.config import ReplayConfig, TrainConfig
-from segtrain.data.datasets import label_table, training_mixture
 from segtrain.errors import DataError
 from segtrain.log import say
-from segtrain.training import training_data
+from segtrain.training import task_of
 
 
 def replay(config: ReplayConfig) -> Path:
@@ -23,11 +20,8 @@ def replay(config: ReplayConfig) -> Path:
     """
     folder = Path(config.run or "")
     trained = training_config(folder, config)
-    table = label_table(trained.dataset)
-    mixture = training_mixture(trained.dataset)
-    if trained.trainer.overfit is not None:
-        mixture = mixture._replace(samples=mixture.samples[: trained.trainer.overfit], weights=None)
-    data = training_data(trained, mixture, table)
+    task = task_of(trained)(trained)
+    data = task.data()
     size = trained.trainer.batch_size
     known = {
         sample["position"]: (rank, sample) for rank, line in recorded(folder, config.step) for sample in line["samples"]
@@ -49,20 +43,14 @@ def replay(config: ReplayConfig) -> Path:
         if was is not None and was["name"] != name:
             raise DataError(f"position {position} is {name}, and was {was['name']} in the run: the data have changed")
         told = "" if was is None or was["loss"] is None else f"  loss {was['loss']:.4g}  rank {rank}"
-        ignored = 100 * float((target >= table.num_classes).mean())
-        seen = classes(target, table.num_classes)
-        say(f"position   {position}  {name}  window {window}  classes {seen}  {ignored:.0f} % ignored{told}")
-        rows.append(pictures.beside(image, table.colorize(target), pictures.overlay(image, target, table)))
+        drawing, words = task.drawn(image, target)
+        say(f"position   {position}  {name}  window {window}  {words}{told}")
+        rows.append(drawing)
     output = Path(config.output or folder / "replay")
     path = output / f"step_{config.step:07d}.png"
-    pictures.write(path, pictures.sheet(rows, table))
+    pictures.write(path, task.sheet(rows))
     print(path)
     return path
-
-
-def classes(target: np.ndarray, num_classes: int) -> str:
-    found = [int(value) for value in np.unique(target) if value < num_classes]
-    return ",".join(map(str, found)) or "none"
 
 
 def training_config(folder: Path, config: ReplayConfig) -> TrainConfig:

@@ -36,6 +36,11 @@ def runs(config: RunsConfig) -> list[Row]:
     root = Path(config.root)
     if not root.is_dir():
         raise UsageError(f"root={root}: no such folder; runs are in runs/, where `segtrain train` was started")
+    if config.table == "paper":
+        from segtrain.paper import paper_table  # needs Hydra and torch, which a list does not
+
+        paper_table(root)
+        return []
     found = [row for folder in root.iterdir() if (row := read(folder)) is not None]
     found.sort(key=lambda row: (row.written, row.name))
     if not found:

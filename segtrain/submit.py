@@ -1,10 +1,12 @@
 """`segtrain submit`: the archive a benchmark's server wants, written, read back and verified."""
 
+import hashlib
 import io
 import json
 import os
 import zipfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +82,9 @@ def predicted(config: SubmitConfig, images: dict[str, Path], table: LabelTable, 
     on = resolve(config.device)
     trained: Trained = restore(path, on, config.checkpoint_weights)[0]
     refuse_other_classes(trained, table, path, config.dataset.name)
-    recipe = f"{file_hash(path)[:12]}-{config.inference.name}"
-    folder = output / f"labels-{recipe}"
+    options = json.dumps([asdict(config.inference), config.checkpoint_weights])
+    recipe = f"{config.inference.name}-{hashlib.sha256(options.encode()).hexdigest()[:8]}"
+    folder = output / f"labels-{file_hash(path)[:12]}-{recipe}"
     say(f"checkpoint  {path}")
     say(f"predicting  {len(images)} pictures, inference {config.inference.name}, on {describe_device(on)}")
     progress = Progress("predicting", len(images))

@@ -5,47 +5,38 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import nn
 
 from segtrain import checkpoint, pictures
 from segtrain.abn import describe_backend
 from segtrain.blackbox import BlackBox
-from segtrain.config import MixtureConfig, TrainConfig, TrainerConfig
-from segtrain.data.cache import Decoded
-from segtrain.data.check import Seen, check_samples
-from segtrain.data.datasets import described, label_table, split_samples, training_mixture
-from segtrain.data.labels import LabelTable
-from segtrain.data.loader import Batch, Parts, TrainingData, read_pixels, training_batches
-from segtrain.data.mixture import Mixture, parts
-from segtrain.data.sample import Sample
-from segtrain.data.sampling import class_index
-from segtrain.data.transforms import Augmentation
+from segtrain.classification import Classification
+from segtrain.config import TrainConfig, TrainerConfig, classifies
+from segtrain.data.loader import Batch, Parts, training_batches
 from segtrain.device import describe_device, resolve
 from segtrain.distributed import PeerDied, World, joined
 from segtrain.errors import DataError, SegtrainError, UsageError
-from segtrain.evaluation import Trained, describe, position_prior, predictions, score
+from segtrain.evaluation import describe
 from segtrain.files import write_atomically
 from segtrain.learner import Learner, Outcome, smallest_part
 from segtrain.log import Progress, RunLog, duration, memory, peak_memory, say
-from segtrain.losses import build_loss
-from segtrain.metrics import Scores
 from segtrain.models import from_config
 from segtrain.models.segmenter import not_compilable
-from segtrain.protocol import fingerprints, print_table, protocol, seen_in_training, summarised, table_lines
-from segtrain.protocol import write_result as write_evaluation
+from segtrain.protocol import fingerprints, print_table, table_lines
 from segtrain.run import REQUEUE, Interrupted, Interruption, Run, environment, flat
+from segtrain.segmentation import Segmentation
 from segtrain.weights import data_names, existing, load_weights, provenance
 
 SKIPPED_AT_MOST = 100  # bad steps in a row, after which nothing is learnt any more
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 T = TypeVar("T")
+Task = Segmentation | Classification
 
 
 def train(config: TrainConfig) -> Path:
@@ -55,7 +46,7 @@ def train(config: TrainConfig) -> Path:
     """
     with torch.device("meta"):  # a name or a combination that does not exist stops here, before any data is touched
         from_config(config.model, num_classes=2)
-    Augmentation(config.augmentation)  # as does a transform
+    task_of(config).check_options(config)
     with Interruption() as interruption, joined() as world:
         run = Run(config)
         try:
@@ -75,11 +66,15 @@ def train(config: TrainConfig) -> Path:
             run.release()
 
 
+def task_of(config: TrainConfig) -> type[Task]:
+    """What is learnt, by the data set: everything in this file is the same for both."""
+    return Classification if classifies(config.dataset) else Segmentation
+
+
 def train_share(config: TrainConfig, run: Run, world: World, interruption: Interruption) -> Path:
     """What one process of a training does."""
     on = device(config, world)
     options = config.trainer
-    table = label_table(config.dataset)
     with world.main_first():
         if world.main and config.restart:
             if any(int(os.environ.get(count) or 0) for count in RESTARTS):
@@ -87,47 +82,43 @@ def train_share(config: TrainConfig, run: Run, world: World, interruption: Inter
             else:
                 run.move_aside()
         state = run.resume()
-        mixture = training_mixture(config.dataset)  # draws the street scenes where they are missing
-        val_samples = split_samples(config.dataset, config.dataset.val_split)
+        task = task_of(config)(config)
     if len(set(steps := world.gather(0 if state is None else state["step"]))) > 1:
         raise DataError(
             f"the processes find different checkpoints in {run.folder} (steps {steps}): give run=FOLDER on a disk that "
             "all machines share"
         )
-    samples = mixture.samples
-    if options.overfit is not None:
-        samples = samples[: options.overfit]
-        val_samples, mixture = samples, Mixture(samples, mixture.pictures[: options.overfit], None, mixture.groups)
-    length = Length(options, len(samples), 0.0 if state is None else state.get("elapsed", 0.0))
+    length = Length(options, len(task.samples), 0.0 if state is None else state.get("elapsed", 0.0))
     if state is not None and run.evaluation is not None and length.reached(state):
         say(f"{run.folder} is finished ({state['step']} steps): nothing to do. restart=true trains it anew.")
         print_table(run.evaluation)
         return run.folder
     ended = state is not None and length.reached(state)
-    loss = build_loss(config.loss, table.num_classes, mixture.groups)
+    loss = task.loss()
     smallest_part(config, world, loss)
-    trained_on = fingerprints(mixture.pictures)
+    trained_on = fingerprints(task.pictures)
     if state is not None:
         refuse_other_pictures(state, trained_on, run)
     elif config.model.weights != "none":
         existing(Path(config.model.weights))
     with world.main_first():
-        check_data(config, samples, val_samples, table)
-        data = training_data(config, mixture, table)  # fills the cache
+        task.check()
+        data = task.data()  # fills the cache
     here = environment(world) | {"seed": options.seed, "accumulation": options.accumulation}
     if world.main:
         run.claim()
         run.begin(here)
 
     torch.manual_seed(options.seed)
-    network = from_config(config.model, table.num_classes).to(on)
+    network = from_config(config.model, task.num_classes).to(on)
     began_with = None
     if config.model.weights != "none" and state is None:
         chosen = config.model
-        began_with = load_weights(Path(chosen.weights), network, table, chosen.weights_match, chosen.weights_taxonomy)
+        path, match = Path(chosen.weights), chosen.weights_match
+        began_with = load_weights(path, network, task.table, match, chosen.weights_taxonomy)
         say(str(began_with))
     origin = provenance(data_names(asdict(config.dataset)), began_with)
-    start, validated, best = 0, 0, {"miou": -1.0, "step": 0, "since": 0}
+    start, validated, best = 0, 0, {task.measure: -1.0, "step": 0, "since": 0}
     if state is not None:
         checkpoint.load_weights(network, state["model"], run.last)
         start, validated, best = state["step"], state["validated"], {"since": 0} | state["best"]
@@ -138,20 +129,18 @@ def train_share(config: TrainConfig, run: Run, world: World, interruption: Inter
         say_other_parts(state.get("environment", {}), here, config)
         state = None  # it is as large as the weights
     run.step, run.max_steps = start, length.max_steps or 0
-    introduce(config, run, network, samples, val_samples, table, on, world, start, length)
-    prior = position_prior(samples, table)
+    introduce(config, run, network, task, on, world, start, length)
     workers = config.loader.count()
     share = Parts(options.batch_size, start, length.max_steps, world.rank, world.size, options.accumulation)
     batches = training_batches(data, share, workers, on.type == "cuda", config.loader.prefetch)
     log = RunLog(run.folder, start, config.logging, flat(asdict(config))) if world.main else None
     box = BlackBox(run.folder, world.rank, world.size, start)
     progress = TrainingProgress(config, start, length)
-    rounds = -(-len(val_samples) // world.size)
 
     def save(step: int, is_best: bool = False) -> None:
         content = learner.state() if world.main or learner.sharded else {}
         if world.main:
-            content |= {"config": asdict(config), "classes": table.as_dict(), "step": step, "trained_on": trained_on}
+            content |= {"config": asdict(config), "classes": task.classes, "step": step, "trained_on": trained_on}
             content |= {"validated": validated, "best": best, "elapsed": length.elapsed()}
             content |= {"environment": here, "provenance": origin}
             keeper.save(content, is_best)
@@ -192,38 +181,31 @@ def train_share(config: TrainConfig, run: Run, world: World, interruption: Inter
 
     def validate(step: int) -> dict[str, Any]:
         nonlocal validated, best
-        used = Trained(learner.used(), table, config.model, on)
-        mine = val_samples[world.rank :: world.size]
-        answers = predictions(used, mine, config.inference, min(workers, len(mine)))
-        watched = interruption.watch(alive(answers), rounds, world, lambda status: stop(status, step))
-        counted = Scores(table, described(config.dataset).rules)
-        of_prior, panels = score(watched, len(mine), counted, prior, config.logging.pictures if world.main else 0)
-        for scores in (counted, of_prior):
-            if scores is not None:
-                scores.add_up()
-        result = summarised(counted, of_prior)
+
+        def watch(answers: Iterator[T], rounds: int) -> Iterator[T]:
+            return interruption.watch(alive(answers), rounds, world, lambda status: stop(status, step))
+
+        found = task.validate(learner.used(), on, world, workers, watch, config.logging.pictures if world.main else 0)
+        result, score = found.result, found.result[task.measure]
         again, validated = validated == step, step
-        is_best = result["miou"] > best["miou"]
+        is_best = score > best[task.measure]
         worse = best | {"since": best["since"] + (not again)}
-        best = {"miou": result["miou"], "step": step, "since": 0} if is_best else worse
+        best = {task.measure: score, "step": step, "since": 0} if is_best else worse
         save(step, is_best)  # now with what was found
         if log is not None:
-            per_class = {f"val_iou/{name}": value for name, value in result["per_class"].items()}
-            log.scalars(step, {"val/miou": result["miou"], "val/pixel_accuracy": result["pixel_accuracy"], **per_class})
-            log.picture(step, "val/confusion", pictures.confusion(counted.evaluated(), table))
-            if panels:
-                picture = pictures.sheet(panels, table)
-                log.picture(step, "val/image-target-prediction", picture)
-                pictures.write(run.pictures / f"val_{step:07d}.png", picture)
-        found, top = 100 * result["miou"], 100 * best["miou"]
-        say(f"validation at step {step}: mIoU {found:.1f} %, best {top:.1f} % (step {best['step']})")
+            log.scalars(step, found.scalars)
+            for name, drawing in found.drawings.items():
+                log.picture(step, name, drawing)
+            if (panels := found.drawings.get(task.panels)) is not None:
+                pictures.write(run.pictures / f"val_{step:07d}.png", panels)
+        top = 100 * best[task.measure]
+        say(f"validation at step {step}: {task.told(result)}, best {top:.1f} % (step {best['step']})")
         split = "train" if options.overfit is not None else config.dataset.val_split
         result |= describe(config.dataset.name, split, config.inference, str(run.last), step)
         how = {"inference": result["inference"], "precision": "float32", "step": step,
                "weights": "averaged" if learner.average is not None else "raw"}  # fmt: skip
-        warnings = seen_in_training(trained_on, config.dataset, val_samples)
-        result["protocol"] = protocol(counted, config.dataset, split, val_samples, warnings, how)
-        result["confusion"] = counted.evaluated()
+        result["protocol"] = found.card(trained_on, how)
+        result["confusion"] = found.confusion
         progress.restart()
         return result
 
@@ -284,9 +266,9 @@ def train_share(config: TrainConfig, run: Run, world: World, interruption: Inter
             result = validate(done)
         counted = result.pop("confusion")
         if world.main:
-            write_evaluation(run.folder, result, [], table, counted)
+            task.write(run.folder, result, counted)
             finish(run, result, best, config, done, length)
-            final = {"miou": result["miou"], "best_miou": best["miou"], "pixel_accuracy": result["pixel_accuracy"]}
+            final = {key: result[key] for key in task.finals} | {f"best_{task.measure}": best[task.measure]}
     return run.folder
 
 
@@ -334,51 +316,9 @@ def refuse_other_pictures(state: dict[str, Any], trained_on: torch.Tensor, run: 
         )
 
 
-def training_data(config: TrainConfig, mixture: Mixture, table: LabelTable) -> TrainingData:
-    """What the loader reads, with the cache and the index of classes that the options ask for."""
-    samples = mixture.samples
-    folder, share = config.dataset.cache_folder(), config.sampling.class_uniform
-    seen = Seen(folder, samples)
-    read: Callable[[Sample], tuple[np.ndarray, np.ndarray]] = read_pixels
-    if config.dataset.cache == "decoded":
-        read = Decoded(folder / "decoded")
-        read.build(samples, seen, say)
-    index = class_index(samples, table, seen) if share > 0 else None
-    augmentation = Augmentation(config.augmentation)
-    return TrainingData(samples, table, augmentation, config.trainer.seed, read, index, share, mixture.weights)
-
-
-def check_data(config: TrainConfig, samples: list[Sample], val_samples: list[Sample], table: LabelTable) -> None:
-    """DataError for damaged files, wrong sizes or ids, pictures without labels, and a crop that no picture can fill."""
-    for split, some in ((config.dataset.train_split, samples), (config.dataset.val_split, val_samples)):
-        unlabelled = [sample for sample in some if sample.label is None]
-        if unlabelled:
-            raise DataError(f"the split {split!r} has pictures without labels, such as {unlabelled[0].image}")
-    if not config.trainer.check_data:
-        return
-    cache = config.dataset.cache_folder()
-    if isinstance(config.dataset, MixtureConfig):  # each part by its own table
-        sizes = []
-        for part in parts(config.dataset):
-            if part.weight != 0:
-                own = split_samples(part.config, part.split)
-                sizes.append(check_samples(own, label_table(part.config), cache, say, part.config.name))
-        largest = max(height for height, _ in sizes), max(width for _, width in sizes)
-    else:
-        largest = check_samples(samples, table, cache, say, config.dataset.name)
-    check_samples(val_samples, table, cache, say, config.dataset.name)
-    enlarged = [math.ceil(extent * config.augmentation.scale[1]) for extent in largest]
-    crop = config.augmentation.crop_size
-    if crop[0] > enlarged[0] or crop[1] > enlarged[1]:
-        raise UsageError(
-            f"augmentation.crop_size={crop} is not possible: the largest picture is {list(largest)} [height,width] "
-            f"and is enlarged at most {config.augmentation.scale[1]} times, so at most {enlarged} can be filled"
-        )
-
-
 def introduce(
-    config: TrainConfig, run: Run, model: nn.Module, samples: list[Sample], val_samples: list[Sample],
-    table: LabelTable, on: torch.device, world: World, start: int, length: "Length",
+    config: TrainConfig, run: Run, model: nn.Module, task: Task, on: torch.device, world: World, start: int,
+    length: "Length",
 ) -> None:  # fmt: skip
     """Says once what was chosen."""
     options, how = config.model, config.trainer
@@ -395,12 +335,12 @@ def introduce(
         say(f"processes  {world.size}, {how.parallel}, {shared}")
     say(f"model      {options.backbone} + {options.head}, stride {options.output_stride}, {options.norm}{backend}, "
         f"{parameters:.1f} M parameters, initial weights {options.weights.replace('none', 'random')}")  # fmt: skip
-    say(f"data       {config.dataset.name}: {len(samples)} {config.dataset.train_split} and {len(val_samples)} "
-        f"{config.dataset.val_split} pictures, {table.num_classes} classes")  # fmt: skip
+    say(f"data       {config.dataset.name}: {len(task.samples)} {config.dataset.train_split} and "
+        f"{len(task.val_samples)} {config.dataset.val_split} pictures, {task.num_classes} classes")  # fmt: skip
     share = (
         f" ({how.batch_size / world.size / how.accumulation:g} at a time x {how.accumulation} in each of {world.size})"
     )
-    say(f"training   {length} of {how.batch_size} crops{share if world.size * how.accumulation > 1 else ''} "
+    say(f"training   {length} of {how.batch_size} {task.shown}{share if world.size * how.accumulation > 1 else ''} "
         f"{config.augmentation.crop_size}, seed {how.seed}, {config.loader.count()} loader processes")  # fmt: skip
 
 

@@ -15,9 +15,9 @@ from typing import Any
 from segtrain import checkpoint
 from segtrain.blackbox import read_lines
 from segtrain.config import VerifyConfig
-from segtrain.data.datasets import training_mixture
 from segtrain.errors import DataError, SegtrainError, UsageError
 from segtrain.log import process_count, say
+from segtrain.training import task_of
 
 EXPECTED = ("model", "ema", "ema_updates", "optimizer", "scaler", "recent", "best", "validated", "step")
 
@@ -36,7 +36,7 @@ def verify_resume(config: VerifyConfig) -> None:
         raise UsageError(f"output={output} holds runs already: give another folder")
     if process_count() > 1:
         raise UsageError("verify-resume starts its runs itself, each in one process: start it without torchrun")
-    samples = config.trainer.overfit or len(training_mixture(config.dataset).samples)
+    samples = config.trainer.overfit or len(task_of(config)(config).samples)
     batch = config.trainer.batch_size
     every, steps = schedule(batch, samples)
     say(f"plan       {steps} steps of {batch} of {samples} pictures, saved every {every}, killed between two saves")

@@ -32,7 +32,14 @@ from torch import Tensor, nn
 from segtrain import checkpoint
 from segtrain.abn import ABN, BatchNormAct
 from segtrain.abn.functions import effective_scale
-from segtrain.config import DATASET_CONFIGS, ConvertConfig, ModelConfig, TrainConfig, WeightsConfig
+from segtrain.config import (
+    DATASET_CONFIGS,
+    ConvertConfig,
+    InferenceConfig,
+    ModelConfig,
+    TrainConfig,
+    WeightsConfig,
+)
 from segtrain.data.labels import LabelTable, published_table, read_json_table
 from segtrain.data.taxonomy import RECOMMENDED, taxonomy
 from segtrain.errors import DataError, UsageError
@@ -86,6 +93,7 @@ class Form(NamedTuple):
 
 
 NO_CLASSES = "classes of whole pictures"
+WHOLE_PICTURES = ("official", "nvidia", "torchvision")  # forms of ImageNet classifiers
 BARE_SUM = "the head reads the sum before this norm"
 FORMS = {  # the first whose mark is there: NVIDIA's have that of the official one too
     "segmenter": Form(
@@ -256,6 +264,7 @@ class Source:
     provenance: dict[str, Any]
     model: dict[str, Any] = field(default_factory=dict)  # options of the network, where the file holds them
     told: bool = False  # the file itself says what its norm layers are
+    sha256: str = ""
 
     @property
     def title(self) -> str:
@@ -270,15 +279,16 @@ class Source:
         return any(key in self.tensors and bool((self.tensors[key] < 0).any()) for key in norms)
 
 
-def existing(path: Path) -> Path:
-    """The path of a weights file; UsageError if it is not there, saying where a published one is to be had."""
+def existing(
+    path: Path, kind: str = "weights", remedy: str = "give one, or model.weights=none to begin with random weights"
+) -> Path:
+    """The path of a file of weights; UsageError if it is not there, saying where a published one is to be had."""
     if path.is_file():
         return path
     known = known_by_name(path)
     how = f"\nIt is a published file, to be downloaded by hand:\n{describe_known(known)}" if known else ""
     raise UsageError(
-        f"no weights file {path}: give one, or model.weights=none to begin with random weights.{how}"
-        + ("" if known else " `segtrain weights` lists the published ones.")
+        f"no {kind} file {path}: {remedy}.{how}" + ("" if known else " `segtrain weights` lists the published ones.")
     )
 
 
@@ -290,7 +300,8 @@ def read(path: Path) -> Source:
     UsageError if it is not there, DataError if it is damaged, holds objects, or has names of no known form.
     """
     existing(path)
-    known = known_by_hash(*hashes(path))
+    md5, sha256 = hashes(path)
+    known = known_by_hash(md5, sha256)
     if path.suffix == ".safetensors":
         content, settings = read_safetensors(path)
     else:
@@ -314,6 +325,7 @@ def read(path: Path) -> Source:
         provenance=settings.get("provenance") or own_provenance(path, known),
         model=settings.get("model", {}),
         told="scale" in settings,
+        sha256=sha256,
     )
 
 
@@ -360,7 +372,7 @@ def run_settings(content: Mapping[str, Any]) -> dict[str, Any]:
         "activation": model["activation"],
         "negative_slope": model["negative_slope"],
         "scale": "signed" if model["norm"].startswith("batch_norm") else model.get("scale", "abs"),
-        "classes": content["classes"],
+        "classes": content["classes"] if model.get("head") != "classifier" else None,
         "provenance": content.get("provenance") or provenance(data_names(data), None),
         "model": model,
     }
@@ -433,9 +445,13 @@ def provenance(trained_on: Iterable[str], start: "Report | None") -> dict[str, A
 
     trained_on: names of data sets. start: the report of the weights it began with, whose own provenance it inherits.
     weights: files with licence; data: names -> licence; noncommercial: what of these may not be used commercially.
+    start: the file itself, not inherited: its sha256, how many tensors matched, and which share of those that should.
     """
-    before = start.provenance if start is not None else {"weights": [], "data": {}}
-    return summed(before["weights"], [*before["data"], *trained_on])
+    if start is None:
+        return summed([], trained_on)
+    before, source = start.provenance, start.source
+    began = {"file": str(source.path), "sha256": source.sha256, "matched": start.matched, "share": start.ratio}
+    return summed(before["weights"], [*before["data"], *trained_on]) | {"start": began}
 
 
 def summed(weights: list[dict[str, Any]], data: Iterable[str]) -> dict[str, Any]:
@@ -525,7 +541,14 @@ def load_weights(
     Raises DataError below that, and if the layers of the network cannot represent the weights (model.scale=abs and
     negative ones); UsageError if there is no such file.
     """
-    source = read(path)
+    return take(read(path), model, table, least, mapping, column)
+
+
+def take(
+    source: Source, model: Network, table: LabelTable | None = None, least: float = 1.0, mapping: str | None = None,
+    column: str = RECOMMENDED,
+) -> Report:  # fmt: skip
+    """`load_weights` of a file that has been read."""
     found, report = gather(source, model)
     classifier = "cls." if isinstance(model, Segmenter) else "classifier.fc."
     rows = {key: found.pop(key) for key in list(found) if key.startswith(classifier)}
@@ -914,6 +937,9 @@ def options_of(source: Source) -> ModelConfig:
         raise UsageError(f"{source.path}: by its {len(source.tensors)} tensors it is of no backbone of this package")
     heads = {"torchvision_deeplabv3": "deeplabv3_torchvision", "nvidia_deeplabv3plus": "deeplabv3plus"}
     options = ModelConfig(backbone=backbone, head=heads.get(source.form, "deeplabv3"))
+    if source.form in WHOLE_PICTURES:
+        pooled = "wider_resnet38_pooled" if backbone == "wider_resnet38" else backbone
+        options = ModelConfig(backbone=pooled, head="classifier", output_stride=32)
     options.norm = "inplace_abn" if source.scale == "abs" else "batch_norm"
     options.activation, options.negative_slope = source.activation, source.negative_slope
     if source.form == "torchvision_deeplabv3":
@@ -921,12 +947,24 @@ def options_of(source: Source) -> ModelConfig:
     where = place(FORMS[source.form], "head.red_conv.weight")
     if where is not None and where.names[0] in source.tensors:
         options.head_channels = len(source.tensors[where.names[0]])
-    if source.known is not None:
-        options.mean = source.known.get("mean", options.mean)
-        options.std = source.known.get("std", options.std)
-        if source.known["name"] == "wide_resnet38_deeplab_vistas":
+    like = source.known or namesake_by_tensors(source, backbone)
+    if like is not None:
+        options.mean = like.get("mean", options.mean)
+        options.std = like.get("std", options.std)
+        if like["name"] == "wide_resnet38_deeplab_vistas":
             options.pooling_size = [672, 672]  # 84 cells of stride 8, as in the official test script
     return options
+
+
+def namesake_by_tensors(source: Source, backbone: str) -> dict[str, Any] | None:
+    """The published segmentation network of the same backbone and classes, where a file was written anew."""
+    if source.form != "segmenter" or source.classes is None:
+        return None
+    for known in known_files():
+        alike = known["form"] == "segmenter" and known["backbone"] == backbone
+        if alike and published_table(known["labels"]).names == source.classes.names:
+            return known
+    return None
 
 
 def settings_of(source: Source, scale: str) -> dict[str, Any]:
@@ -956,27 +994,94 @@ def write(path: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
 
 def write_run(source: Source, path: Path) -> None:
     """A checkpoint that evaluate, predict and train take."""
-    if source.form in ("official", "nvidia", "torchvision"):
-        raise UsageError(f"form=run is not possible: {source.title} tells whole pictures apart, a run's network pixels")
-    if source.classes is None:
-        raise UsageError(f"form=run is not possible: what the classes of {source.path} are is not known")
+    content = as_run(source)
+    say(content.pop("report"))
+    checkpoint.save(path, content)
+
+
+def as_run(source: Source) -> dict[str, Any]:
+    """The content that a checkpoint of a run has, made of weights in any form: the network after 0 steps.
+
+    Two entries are not a run's: `report`, what was loaded, as text; `known`, the name of the published file, or None.
+    UsageError if nobody has said what its classes are; DataError if it does not fit the network that it should be of.
+    The classes of an ImageNet classifier have no names but their numbers, in the order of the folders' names.
+    """
     options = options_of(source)
-    model = from_config(options, source.classes.num_classes)
-    report = load_weights(source.path, model, source.classes)
-    say(str(report))
-    names = source.classes.names
-    data = next(
-        (name for name, tables in DATA_OF.items() if any(published_table(t).names == names for t in tables)), "folder"
-    )
+    whole_pictures = options.head == "classifier"
+    if whole_pictures:
+        where = place(FORMS[source.form], "classifier.fc.weight")
+        if where is None or where.names[0] not in source.tensors:
+            raise UsageError(f"{source.path} is no network of a run: it has a backbone, and nothing that tells classes")
+        count = len(source.tensors[where.names[0]])
+        classes: dict[str, Any] = {"names": [f"class {n}" for n in range(count)], "of": "pictures", "numbered": True}
+        data = "imagenet"
+    elif source.classes is None:
+        raise UsageError(
+            f"{source.path} is no network of a run: what its classes are is not known; train from it with "
+            "model.weights=FILE"
+        )
+    else:
+        classes, names = source.classes.as_dict(), source.classes.names
+        fits = (name for name, tables in DATA_OF.items() if any(published_table(t).names == names for t in tables))
+        data = next(fits, "folder")
+    model = from_config(options, len(classes["names"]))
+    report = take(source, model, None if whole_pictures else source.classes)
+    if source.known is None and not source.model and not whole_pictures:
+        like = namesake_by_tensors(source, options.backbone)
+        whose = f"the published {like['name']}'s are" if like else "ImageNet's are"
+        report.notes.append(
+            f"it does not say how its pictures were normalised: {whose} taken, model.mean={options.mean} "
+            f"model.std={options.std}"
+        )
     config = TrainConfig(dataset=DATASET_CONFIGS[data](name=data), model=options)
-    checkpoint.save(
-        path,
-        {
-            "config": asdict(config), "classes": source.classes.as_dict(), "step": 0, "trained_on": None,
-            "model": model.state_dict(), "optimizer": {}, "validated": 0, "best": {"miou": math.nan, "step": 0},
-            "provenance": source.provenance,
-        },
-    )  # fmt: skip
+    if whole_pictures:
+        config.inference = InferenceConfig(name="center224", resize=256, crop=224)
+    return {
+        "config": asdict(config), "classes": classes, "step": 0, "trained_on": None,
+        "model": model.state_dict(), "optimizer": {}, "validated": 0,
+        "best": {"top1" if whole_pictures else "miou": math.nan, "step": 0},
+        "provenance": source.provenance, "report": str(report), "known": source.known and source.known["name"],
+    }  # fmt: skip
+
+
+kept: dict[tuple[Path, int, int], dict[str, Any]] = {}  # what `run_content` has read for its next call
+
+
+def run_content(path: Path, keep: bool = False) -> dict[str, Any]:
+    """What a checkpoint of a run holds, or what `as_run` makes of any other file of weights, as downloaded.
+
+    keep: for the next call for the same file, which takes it and need not read it again.
+    UsageError if there is no such file, naming a published one's page, link and md5; DataError if it is damaged or
+    holds something else; both as of `as_run`.
+    """
+    state = existing(path, "checkpoint", "a run keeps its own as runs/<name>/last.pt and best.pt").stat()
+    key = (path.resolve(), state.st_mtime_ns, state.st_size)
+    content = kept.get(key) or read_content(path)
+    kept.clear()
+    if keep:
+        kept[key] = content
+    return content
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        return as_run(read(path))
+    try:
+        return checkpoint.load(path)
+    except checkpoint.Foreign:
+        try:
+            source = read(path)
+        except DataError as error:
+            raise DataError(
+                f"{path} is not a checkpoint that segtrain wrote, nor weights of a form that it knows: {error}"
+            ) from error
+    return as_run(source)
+
+
+def published_figure(content: Mapping[str, Any]) -> str | None:
+    """What was published of the weights in `run_content`, with its conditions; None unless a known file holds them."""
+    known = next((one for one in known_files() if one["name"] == content.get("known")), None)
+    return None if known is None else f"{known['name']}: {known['published']}"
 
 
 DATA_OF = {"cityscapes": ("cityscapes",), "vistas": ("vistas_v1.2",), "cocostuff": ("cocostuff",)}

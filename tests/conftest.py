@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from segtrain import cli
@@ -53,6 +54,9 @@ def elsewhere(tmp_path, tmp_path_factory, monkeypatch, compiled):
     monkeypatch.setenv("SEGTRAIN_CACHE", str(cache))
     monkeypatch.delenv("SEGTRAIN_DATA", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)  # sums, and so the bits of a training, depend on it
 
 
 class Answer(NamedTuple):

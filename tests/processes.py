@@ -1,10 +1,8 @@
 """Runs a function of a test module in several processes with a gloo group between them."""
 
-import subprocess
-import sys
 from pathlib import Path
 
-from tests.conftest import environment
+from tests import zygote
 
 PROGRAM = """
 import datetime, importlib, os, sys
@@ -26,22 +24,12 @@ def run(function, world: int, folder: Path) -> list:
     import torch
 
     meeting = folder / f"store-{function.__name__}"
-    arguments = [sys.executable, "-c", PROGRAM, function.__module__, function.__name__, str(meeting)]
-    ranks = [
-        subprocess.Popen(
-            arguments,
-            env={**environment(), "RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"},
-            cwd=Path.cwd(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
+    arguments = ["-c", PROGRAM, function.__module__, function.__name__, str(meeting)]
+    ranks = [zygote.start(arguments, {"RANK": str(rank), "WORLD_SIZE": str(world)}) for rank in range(world)]
     outputs = []
     try:
         for process in ranks:
-            outputs.append(process.communicate(timeout=120)[0])
+            outputs.append("".join(process.communicate(timeout=120)))
     finally:
         for process in ranks:
             process.kill()

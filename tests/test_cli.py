@@ -148,14 +148,6 @@ def test_typo_in_a_recipe_of_ones_own(segtrain, tmp_path):
     refused(segtrain("train", "--config-dir", "nowhere"), "no such folder")
 
 
-def test_every_recipe_composes_and_is_consistent(segtrain):
-    for path in sorted((ROOT / "configs" / "experiment").glob("*.yaml")):
-        answer = segtrain("train", f"experiment={path.stem}", "--cfg", "job")
-        assert answer.status == 0, answer
-        composed = cli.compose("train", cli.COMMANDS["train"], cli.Arguments([f"experiment={path.stem}"]))
-        cli.checked("train", composed, [f"experiment={path.stem}"])
-
-
 def reads(path):
     """Names of the attributes that a file's code reads; of config.py only outside its checks, which use nothing."""
     found = set()

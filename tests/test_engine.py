@@ -26,7 +26,7 @@ from segtrain.learner import Learner
 from segtrain.losses import build_loss
 from segtrain.models import BACKBONES
 from segtrain.models.blocks import IdentityResidualBlock, Norm, conv
-from tests import processes
+from tests import processes, zygote
 from tests.conftest import ROOT, environment
 from tests.test_cli import refused
 from tests.test_training import same, state
@@ -36,9 +36,11 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 def launch(ranks, *words, **more):
     """A training by torchrun (ranks > 1) or alone."""
+    if ranks == 1:
+        return zygote.start(["train", *words], {**ONE_THREAD, **more})
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     torchrun += ["--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"]
-    command = [sys.executable, *(torchrun if ranks > 1 else []), "-m", "segtrain", "train", *words]
+    command = [sys.executable, *torchrun, "-m", "segtrain", "train", *words]
     return subprocess.Popen(
         command, env={**environment(), **ONE_THREAD, **more}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -341,8 +343,8 @@ learner.Learner.forward_backward = once
 def test_a_loss_that_is_no_number_names_step_and_picture(segtrain, words, tmp_path):
     (tmp_path / "poison.py").write_text(POISON.format(step=3))
     program = "import runpy, sys; runpy.run_path('poison.py'); from segtrain.cli import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", program, "train", *words, "run=r", "trainer.save_every=2"]
-    answer = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    command = ["-c", program, "train", *words, "run=r", "trainer.save_every=2"]
+    answer = zygote.call(command)
     assert answer.returncode == 1, answer.stderr
     named = black_box("r")[3]["samples"][0]["name"]
     for text in ("the loss is nan at step 4", f"rank 0: {named} nan", "diverged", "segtrain replay run=r step=4",
@@ -350,7 +352,7 @@ def test_a_loss_that_is_no_number_names_step_and_picture(segtrain, words, tmp_pa
         assert text in answer.stderr
     assert checkpoint.load(Path("r/last.pt"))["step"] == 2
     assert json.loads(Path("r/state.json").read_text())["state"] == "failed"
-    resumed = subprocess.run([*command, "trainer.on_bad_step=skip"], env=environment(), capture_output=True, text=True)
+    resumed = zygote.call([*command, "trainer.on_bad_step=skip"])
     assert resumed.returncode == 0, resumed.stderr
     assert "going on at step 2" in resumed.stdout
     assert "The step is skipped" in resumed.stdout
@@ -387,12 +389,11 @@ def test_replay_shows_what_the_network_saw(segtrain, words, monkeypatch):
         learner.Learner, "step", lambda self, batches, *more: (seen.append(batches), step(self, batches, *more))[1]
     )
     segtrain("train", *words, "run=r", "trainer.max_steps=2", "augmentation.color=0.3")
-    from segtrain.data.datasets import label_table, training_mixture
     from segtrain.replay import training_config
-    from segtrain.training import training_data
+    from segtrain.training import task_of
 
     trained = training_config(Path("r"), config.ReplayConfig(run="r"))
-    data = training_data(trained, training_mixture(trained.dataset), label_table(trained.dataset))
+    data = task_of(trained)(trained).data()
     for place, position in enumerate(range(4, 8)):
         image, target, name, _, window = data[position]
         assert window == black_box("r")[1]["samples"][place]["window"]

@@ -324,10 +324,3 @@ def test_weights_of_other_classes_begin_with_a_new_classifier_and_say_so(roots, 
     answer = segtrain("train", "dataset=kitti", f"dataset.root={roots / 'kitti'}", "model.weights=mine/last.pt", *SMALL)
     assert answer.status == 0, answer.err
     assert "2 classes in the file, 19 here: 0 rows of the classifier kept, 19 start anew (road, " in answer.out
-
-
-@pytest.mark.parametrize("experiment", ["vistas_wider_resnet38_for_kitti", "kitti_wider_resnet38_from_vistas"])
-def test_the_recipes_compose(segtrain, experiment):
-    answer = segtrain("train", f"experiment={experiment}", "--cfg", "job")
-    assert answer.status == 0, answer.err
-    assert "wider_resnet38" in answer.out

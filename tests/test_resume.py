@@ -18,6 +18,7 @@ from segtrain import checkpoint, verify
 from segtrain.config import with_defaults
 from segtrain.errors import DataError, SegtrainError, UsageError
 from segtrain.slurm import script
+from tests import zygote
 from tests.conftest import ROOT, environment
 from tests.test_cli import refused
 from tests.test_engine import black_box, ended, launch, until, words  # noqa: F401
@@ -202,11 +203,12 @@ def test_restart_is_of_the_first_start_of_a_job(segtrain, words, monkeypatch):  
 
 def test_a_run_that_was_trained_on_meanwhile_is_not_overwritten(segtrain, words, monkeypatch):  # noqa: F811
     """Another process saved, and ended, between our reading of last.pt and our claim of the folder."""
-    from segtrain import run, training
+    from segtrain import run
+    from segtrain.segmentation import Segmentation
 
     assert segtrain("train", *words, "run=r", "trainer.max_steps=2").status == 0
-    check = training.check_data
-    monkeypatch.setattr(training, "check_data", lambda *some: (os.utime("r/last.pt"), check(*some)))
+    check = Segmentation.check
+    monkeypatch.setattr(Segmentation, "check", lambda self: (os.utime("r/last.pt"), check(self)))
     refused(segtrain("train", *words, "run=r", "trainer.max_steps=3"), "trained on meanwhile", status=1)
     assert run.modified(Path("r/none.pt")) is None
 
@@ -308,9 +310,8 @@ def test_twenty_kills_at_any_moment_lose_no_more_than_a_save_interval(words):  #
 # ------------------------------------------------------------------------------------------------ verify-resume
 
 
-def proof(*options, program=None):
-    command = [sys.executable, "-m", "segtrain", "verify-resume", *options]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True)
+def proof(*options):
+    return zygote.call(["verify-resume", *options])
 
 
 def test_verify_resume_proves_it(words):  # noqa: F811
@@ -411,12 +412,11 @@ def test_usr1_saves_within_a_step_and_asks_to_be_requeued(words):  # noqa: F811
 def test_a_signal_before_the_first_step_asks_to_be_requeued(words):  # noqa: F811
     assert ended(launch(1, *words, "run=r", "trainer.max_steps=1"))
     program = (
-        "import os, signal, sys; from segtrain import training; from segtrain.cli import main; "
-        "check = training.check_data; "
-        "training.check_data = lambda *some: (os.kill(os.getpid(), signal.SIGUSR1), check(*some)); main(sys.argv[1:])"
+        "import os, signal, sys; from segtrain.segmentation import Segmentation; from segtrain.cli import main; "
+        "check = Segmentation.check; "
+        "Segmentation.check = lambda self: (os.kill(os.getpid(), signal.SIGUSR1), check(self)); main(sys.argv[1:])"
     )
-    command = [sys.executable, "-c", program, "train", *words, "run=r", "trainer.max_steps=2"]
-    answer = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    answer = zygote.call(["-c", program, "train", *words, "run=r", "trainer.max_steps=2"])
     assert answer.returncode == 75, answer.stderr
     assert "stopped before the first step; what was saved is untouched" in answer.stderr
     assert Path("r/requeue").exists()

@@ -281,6 +281,23 @@ def test_vistas_layout(tmp_path):
         assert image.shape == scene.image.shape and np.abs(image.astype(int) - scene.image).mean() < 6
 
 
+def test_imagenet_layout(tmp_path):
+    """A window of each class from each scene, that shows the class and little else."""
+    write(tmp_path / "r", "imagenet", {"train": 4, "val": 1, "night": 1}, workers=1)
+    names = ["building", "car", "road", "sky", "tree"]
+    assert sorted(path.name for path in (tmp_path / "r" / "train").iterdir()) == names
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["scenes.json", "train", "val"]
+    sizes, blue = set(), {name: [] for name in names}
+    for name in names:
+        for path in sorted((tmp_path / "r" / "train" / name).iterdir()):
+            picture = np.asarray(Image.open(path)).astype(int)
+            sizes.add(picture.shape)
+            blue[name].append(picture[..., 2].mean() - picture[..., 0].mean())
+    assert sizes == {(64, 64, 3), (64, 96, 3)}
+    assert len(blue["car"]) == 4
+    assert np.mean(blue["sky"]) > np.mean(blue["tree"])
+
+
 def test_cocostuff_layout(tmp_path):
     write(tmp_path, "cocostuff", {"train": 8, "val": 1}, workers=1)
     stems = [f"train2017/{index:012d}" for index in range(8)] + ["val2017/000000500000"]

@@ -3,8 +3,6 @@
 import io
 import json
 import re
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -18,7 +16,8 @@ from segtrain.data.labels import published_table, read_label
 from segtrain.data.street_layouts import write
 from segtrain.errors import DataError
 from segtrain.submit import decode_runs, encode_runs, verify_coco
-from tests.conftest import environment, small_run
+from tests import zygote
+from tests.conftest import small_run
 
 
 @pytest.fixture
@@ -170,12 +169,10 @@ def test_train_ids_are_converted_when_stated(root, segtrain, tmp_path):
 
 
 def test_a_checkpoint_answers_and_goes_on_where_it_stopped(root, scenes, tmp_path):
-    train = [sys.executable, "-m", "segtrain", "train", *small_run(scenes, "run=run", "trainer.max_steps=1")]
-    subprocess.run(train, env=environment(), cwd=tmp_path, check=True, capture_output=True)
+    zygote.call(["train", *small_run(scenes, "run=run", "trainer.max_steps=1")], tmp_path).check_returncode()
     data = root("kitti")
-    call = [sys.executable, "-m", "segtrain", "submit", "run=run", "dataset=kitti", f"dataset.root={data}", "output=o",
-            "device=cpu"]  # fmt: skip
-    first = subprocess.run(call, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+    call = ["submit", "run=run", "dataset=kitti", f"dataset.root={data}", "output=o", "device=cpu"]
+    first = zygote.call(call, tmp_path)
     assert first.returncode == 0, first.stderr
     archive = tmp_path / "o" / "kitti-test.zip"
     content = archive.read_bytes()
@@ -185,7 +182,7 @@ def test_a_checkpoint_answers_and_goes_on_where_it_stopped(root, scenes, tmp_pat
     kept = sorted(labels.rglob("*.png"))
     times = [path.stat().st_mtime_ns for path in kept[1:]]
     kept[0].unlink()
-    subprocess.run(call, env=environment(), cwd=tmp_path, check=True, capture_output=True)
+    zygote.call(call, tmp_path).check_returncode()
     assert archive.read_bytes() == content
     assert [path.stat().st_mtime_ns for path in kept[1:]] == times
 

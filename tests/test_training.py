@@ -16,7 +16,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from segtrain import checkpoint
-from tests.conftest import environment, small_run
+from tests import zygote
+from tests.conftest import ROOT, environment, small_run
 from tests.test_cli import refused
 
 RUN_FILES = {
@@ -42,8 +43,7 @@ def same(first, second):
 def finished(scenes, tmp_path_factory):
     """The folder of a finished small run; read only."""
     folder = tmp_path_factory.mktemp("finished")
-    command = [sys.executable, "-m", "segtrain", "train", *small_run(scenes, "run=run")]
-    result = subprocess.run(command, env=environment(), cwd=folder, capture_output=True, text=True)
+    result = zygote.call(["train", *small_run(scenes, "run=run")], folder)
     assert result.returncode == 0, result.stderr
     (folder / "output.txt").write_text(result.stdout)
     return folder / "run"
@@ -236,10 +236,7 @@ def test_predict_needs_pictures(finished, segtrain, arguments, words):
 
 def start(scenes, *more):
     """A training process that runs long enough to be interrupted."""
-    command = [sys.executable, "-m", "segtrain", "train", *small_run(scenes, "trainer.max_steps=6", "run=cut", *more)]
-    return subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    return zygote.start(["train", *small_run(scenes, "trainer.max_steps=6", "run=cut", *more)], {})
 
 
 @pytest.mark.parametrize(
@@ -278,15 +275,10 @@ def test_an_interrupted_run_goes_on_and_equals_the_uninterrupted_one(scenes, seg
 
 def test_dropout_resumes_exactly(scenes, segtrain):
     """Dropout draws from torch's own generator, which is a function of the step here."""
-    words = ["model=wider_resnet38", "model.head_channels=4", "augmentation.crop_size=[32,32]"]
+    words = [f"plugins=[{ROOT}/tests/tiny.py]", "model.backbone=tiny", "model.backbone_options={dropout:0.5}"]
     one, two = small_run(scenes, *words, "trainer.max_steps=2"), small_run(scenes, *words, "trainer.max_steps=2")
     assert segtrain("train", *one, "run=whole").status == 0
-    process = subprocess.run(
-        [sys.executable, "-c", PROGRAM_STOPPING_AFTER_ONE_STEP, *two, "run=cut"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+    process = zygote.call(["-c", PROGRAM_STOPPING_AFTER_ONE_STEP, *two, "run=cut"])
     assert process.returncode == 75, process.stderr
     assert segtrain("train", *two, "run=cut").status == 0
     assert same(state("whole/last.pt")["model"], state("cut/last.pt")["model"])

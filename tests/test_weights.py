@@ -616,6 +616,9 @@ def test_provenance_is_inherited(tmp_path, monkeypatch):
     second = provenance(["streets", "vistas"], load_weights(tmp_path / "y.safetensors", meta(build_model, "resnet50")))
     assert list(second["data"]) == ["imagenet", "vistas", "streets"]
     assert second["weights"] == found["weights"] and second["noncommercial"] == found["noncommercial"]
+    for began, name, matched in ((found["start"], "x.pth", 265), (second["start"], "y.safetensors", 286)):
+        digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        assert began == {"file": str(tmp_path / name), "sha256": digest, "matched": matched, "share": 1.0}
     assert provenance(["streets"], None) == {
         "weights": [], "data": {"streets": "built in, MIT"}, "noncommercial": [],
     }  # fmt: skip
@@ -679,7 +682,6 @@ def test_a_run_becomes_safetensors_and_a_run_again(segtrain, scenes, tmp_path):
     [
         (["input=a.pth"], "output=None is not possible", 2),
         (["input=a.pth", "output=b.zip"], "end the name in .safetensors", 2),
-        (["input=a.pth", "output=b.pt", "form=run"], "tells whole pictures apart", 2),
         (["input=a.pth", "output=b.pt", "form=keras"], "choose segtrain, torchvision", 2),
         (["input=none.pth", "output=b.pt"], "no weights file", 2),
     ],

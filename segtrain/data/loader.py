@@ -28,8 +28,9 @@ from segtrain.errors import DataError
 
 
 class Batch(NamedTuple):
-    """images: uint8 (N, 3, h, w) RGB. targets: uint8 (N, h, w) train ids or IGNORE. names, positions, windows: of the N
-    samples; their places in the run's endless row; [top, left, height, width, mirrored?] of what is shown of them."""
+    """images: uint8 (N, 3, h, w) RGB; float32 of about 0 to 255 for whole pictures. targets: uint8 (N, h, w) train ids
+    or IGNORE; int64 (N,) for whole pictures. names, positions, windows: of the N samples; their places in the run's
+    endless row; [top, left, height, width, mirrored?] of what is shown of them."""
 
     images: Tensor
     targets: Tensor
@@ -191,7 +192,7 @@ class Parts:
 
 
 def training_batches(
-    data: TrainingData, parts: Parts, workers: int, pin_memory: bool, prefetch: int = 4
+    data: Dataset["TrainingItem | DataError"], parts: Parts, workers: int, pin_memory: bool, prefetch: int = 4
 ) -> Iterator[list[Batch]]:
     """One list of parts for every step. DataError, naming the step, for a sample that cannot be read.
 

@@ -308,9 +308,32 @@ def _cocostuff_encode(job: Job) -> list[bytes]:
     return [_png(_cocostuff_values()[scene.label_ids]), _pillow(picture, "JPEG", quality=95)]
 
 
+IMAGENET_CLASSES = {"building": 11, "car": 26, "road": 7, "sky": 23, "tree": 21}
+
+
+def _imagenet_files(job: Job) -> list[str]:
+    return [f"{job.split}/{name}/{name}_{job.number:06d}.JPEG" for name in IMAGENET_CLASSES]
+
+
+def _imagenet_encode(job: Job) -> list[bytes]:
+    """Of each class the window, a quarter of the scene high and up to half as wide again, that shows most of it."""
+    scene = _draw(job)
+    side = job.size[0] // 4
+    width, height = side + side // 2 * (job.number % 2), side
+    answer = []
+    for label in IMAGENET_CLASSES.values():
+        share = cv2.boxFilter((scene.label_ids == label).astype(np.float32), -1, (width, height), anchor=(0, 0))
+        allowed = share[: -height + 1, : -width + 1]
+        top, left = np.unravel_index(int(allowed.argmax()), allowed.shape)
+        window = scene.image[top : top + height, left : left + width]
+        answer.append(_pillow(Image.fromarray(np.ascontiguousarray(window)), "JPEG", quality=95))
+    return answer
+
+
 LAYOUTS: dict[str, Layout] = {
     "cityscapes": Layout({split: split for split in DEFAULT_SCENES}, _cityscapes_files, _cityscapes_encode),
     "kitti": Layout(KITTI_FOLDERS, _kitti_files, _kitti_encode),
     "vistas": Layout(VISTAS_FOLDERS, _vistas_files, _vistas_encode, _vistas_extras),
     "cocostuff": Layout(COCOSTUFF_FOLDERS, _cocostuff_files, _cocostuff_encode),
+    "imagenet": Layout({"train": "train", "val": "val"}, _imagenet_files, _imagenet_encode),
 }

@@ -33,6 +33,7 @@ class Classifier(nn.Sequential):
         recompute_blocks(self, recompute)
         fc = nn.Linear(body.out_channels, num_classes)  # type: ignore[arg-type]
         self.classifier = nn.Sequential(OrderedDict(avg_pool=GlobalAvgPool2d(), fc=fc))
+        self.num_classes = num_classes
 
     def forward(self, x: Tensor) -> Tensor:
         with recomputed_outputs() if self.recompute in KEEP else nullcontext():

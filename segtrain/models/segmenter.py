@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from segtrain.abn import ABN, recomputed_outputs, use_backend
+from segtrain.abn import ABN, recomputed_outputs
 from segtrain.abn.sync import group_or_none
 from segtrain.config import ModelConfig
 from segtrain.errors import UsageError
@@ -64,6 +64,7 @@ class Segmenter(nn.Module):
         recompute_blocks(body, recompute)
         self.body = body
         self.head = head
+        self.num_classes = num_classes
         self.cls = nn.Conv2d(head_channels, num_classes, 1, bias=getattr(head, "classifier_bias", True))
 
     def forward(self, x: Tensor, upsample: bool = True) -> Tensor:
@@ -115,7 +116,7 @@ def build_model(
 
     Raises UsageError (a ValueError) for a name or an output stride (8, 16, 32) that does not exist.
     """
-    refuse_unknown("head", head, HEADS)
+    refuse_unknown("head", head, [*HEADS, "classifier"])
     refuse_unknown("norm", norm, NORMS)
     layers = Norm(norm, activation, negative_slope, norm_variant, scale, recompute)
     body = build_backbone(backbone, layers, output_stride, backbone_options or {})
@@ -177,37 +178,6 @@ def check_options(backbone: str, options: Mapping[str, Any]) -> None:
         raise UsageError(f"model.backbone={backbone} needs model.backbone_options={{{missing[0]}: ...}}")
 
 
-def from_config(config: ModelConfig, num_classes: int) -> Segmenter:
-    """The network that the model options describe, in channels-last memory, which convolutions prefer.
-
-    Also chooses the back end of the In-Place ABN layers; UsageError where that cannot run here.
-    """
-    try:
-        use_backend(config.backend)
-    except RuntimeError as error:
-        raise UsageError(f"model.backend={config.backend}: {error}") from error
-    stride = config.output_stride
-    cells = (
-        None if config.pooling_size is None else (config.pooling_size[0] // stride, config.pooling_size[1] // stride)
-    )
-    model = build_model(
-        backbone=config.backbone,
-        head=config.head,
-        num_classes=num_classes,
-        output_stride=stride,
-        norm=config.norm,
-        activation=config.activation,
-        negative_slope=config.negative_slope,
-        head_channels=config.head_channels,
-        pooling_size=cells,
-        norm_variant=config.norm_variant,
-        scale=config.scale,
-        recompute=config.recompute,
-        backbone_options=config.backbone_options,
-    )
-    return model.to(memory_format=torch.channels_last)
-
-
 # ------------------------------------------------------------------------------------------ other ways to run it
 
 
@@ -228,7 +198,7 @@ def not_compilable(options: ModelConfig, device: torch.device) -> str:
     return ""
 
 
-def compiled(model: Segmenter, options: ModelConfig, device: torch.device) -> Callable[..., Tensor]:
+def compiled(model: nn.Module, options: ModelConfig, device: torch.device) -> Callable[..., Tensor]:
     """`model` as one graph by torch.compile: called as the model, which keeps its state and its keys.
 
     Numbers are the model's to rounding, dropout included, and In-Place ABN keeps as little for backward. The first
@@ -242,7 +212,7 @@ def compiled(model: Segmenter, options: ModelConfig, device: torch.device) -> Ca
     return torch.compile(model, fullgraph=True, dynamic=False, options={"fallback_random": True})
 
 
-def sharded(model: Segmenter) -> None:
+def sharded(model: nn.Module) -> None:
     """Spreads parameters, gradients and optimizer state over all processes, in place, by FSDP2; a block at a time.
 
     Before the optimizer is made. Running statistics stay whole. Calls and gradients are those of DDP: averages over

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Table 2 of the In-Place ABN paper, and what the official README adds to it: nine networks trained on ImageNet-1k for 90
+# epochs, each tested in the three published ways. The resulting runs/RECIPE/last.pt is what model.weights= takes.
+#   SEGTRAIN_DATA=/data ./scripts/reproduce/table2.sh [RECIPE ...] [key=value ...] [--smoke]
+# Needs imagenet/ below SEGTRAIN_DATA (datasets/README.md). Run again, it goes on where it stopped. The arguments are
+# explained in common.sh.
+rows=(
+  imagenet_resnext101_std imagenet_resnext101 imagenet_resnext101_sync imagenet_resnext152 imagenet_wider_resnet38
+  imagenet_densenet264 imagenet_resnet34_sync imagenet_resnet50_sync imagenet_resnet101_sync
+)
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+begin imagenet
+for row in "${rows[@]}"; do
+  train "$row"
+  for way in center224 tencrop center320; do named "$row" inference="$way"; done
+done
+finish
