@@ -59,19 +59,22 @@ VARIANTS = {
 
 
 class Narrow(Backbone):
-    """Both kinds of residual blocks: (N, 3, H, W) -> (N, 64, H / output_stride, W / output_stride)."""
+    """Both kinds of residual blocks, so many in each of three modules: (N, 3, H, W) -> (N, 64, h, w)."""
 
     low_channels = 16
 
-    def __init__(self, norm: Norm, output_stride: int) -> None:
+    def __init__(self, norm: Norm, output_stride: int, blocks: int = 2) -> None:
         super().__init__()
         last, dilation = output_stride // 8, 16 // output_stride
+        again = range(blocks - 1)
         self.mod1 = nn.Sequential(conv(3, 16, 3, 2), norm(16))
-        self.mod2 = stage(ResidualBlock(16, (16, 16), norm, 2), ResidualBlock(16, (16, 16), norm))
-        self.mod3 = stage(IdentityResidualBlock(16, (32, 32), norm, 2), IdentityResidualBlock(32, (32, 32), norm))
+        self.mod2 = stage(ResidualBlock(16, (16, 16), norm, 2), *(ResidualBlock(16, (16, 16), norm) for _ in again))
+        self.mod3 = stage(
+            IdentityResidualBlock(16, (32, 32), norm, 2), *(IdentityResidualBlock(32, (32, 32), norm) for _ in again)
+        )
         self.mod4 = stage(
             IdentityResidualBlock(32, (64, 64), norm, last, dilation),
-            IdentityResidualBlock(64, (64, 64), norm, 1, dilation),
+            *(IdentityResidualBlock(64, (64, 64), norm, 1, dilation) for _ in again),
         )
         self.bn_out = norm(64)
         self.out_channels = 64
