@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from segtrain import cli
+from segtrain.models import BACKBONES
 
 ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
@@ -54,9 +56,11 @@ def elsewhere(tmp_path, tmp_path_factory, monkeypatch, compiled):
     monkeypatch.setenv("SEGTRAIN_CACHE", str(cache))
     monkeypatch.delenv("SEGTRAIN_DATA", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    threads = torch.get_num_threads()
+    threads, backbones = torch.get_num_threads(), set(BACKBONES)
     yield
     torch.set_num_threads(threads)  # sums, and so the bits of a training, depend on it
+    for name in BACKBONES.keys() - backbones:  # a plugin is of the test that named it
+        sys.modules.pop(BACKBONES.pop(name).__module__, None)
 
 
 class Answer(NamedTuple):

@@ -24,7 +24,6 @@ from segtrain.distributed import World, chunks
 from segtrain.errors import DataError, UsageError
 from segtrain.learner import Learner
 from segtrain.losses import build_loss
-from segtrain.models import BACKBONES
 from segtrain.models.blocks import IdentityResidualBlock, Norm, conv
 from tests import processes, zygote
 from tests.conftest import ROOT, environment
@@ -64,7 +63,7 @@ def ended(process, status=0):
 
 @pytest.fixture
 def words(folder_data):
-    yield [
+    return [
         *folder_data[1],
         f"plugins=[{ROOT}/tests/tiny.py]",
         "model.backbone=tiny",
@@ -73,8 +72,6 @@ def words(folder_data):
         "logging.every=1",
         "loss=cross_entropy",
     ]
-    BACKBONES.pop("tiny", None)  # a plugin is of the test that named it
-    sys.modules.pop("tiny", None)
 
 
 def black_box(run, rank=0):
