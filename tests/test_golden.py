@@ -123,8 +123,8 @@ def made_up_batches():
 def losses_in_float64(*overrides):
     """Of every step of a training, from scales of both signs.
 
-    Four pictures a batch, because the pooled branch normalises one value a picture: of two only the sign is left, and by
-    batches of two what rounding makes different grew to 1e-4 in 30 steps, in float64 too. By four it stays small.
+    Four pictures a batch, because the pooled branch normalises one value a picture: of two only the sign is left, and
+    what rounding makes different then grew to 1e-4 in 30 steps, in float64 too.
     """
     config = segtrain.compose(
         *golden.RECIPE, "model.head=deeplabv3", "optimizer.lr=0.002", f"trainer.max_steps={STEPS}", *overrides
