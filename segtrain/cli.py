@@ -89,14 +89,14 @@ COMMANDS = {
     ),
     "convert": Command(
         "use", "the same weights under other names or in another container", config.ConvertConfig,
-        "segtrain.weights:convert", "input",
+        "segtrain.convert:convert", "input",
         ("segtrain convert input=runs/toy/last.pt output=toy.safetensors",
          "segtrain convert input=resnet50-11ad3fa6.pth output=resnet50.safetensors",
          "segtrain convert input=wide_resnet38_deeplab_vistas.pth.tar output=vistas.pt form=run"),
     ),
     "weights": Command(
         "use", "published files of weights: where they are, md5, licence, accuracy", config.WeightsConfig,
-        "segtrain.weights:weights", "verify",
+        "segtrain.convert:weights", "verify",
         ("segtrain weights", "segtrain weights verify=wide_resnet38_ipabn_lr_256.pth.tar",
          "segtrain weights resnext101_ipabn_lr_512.pth.tar"),
     ),
@@ -409,7 +409,7 @@ def trained_with(overrides: list[str]) -> dict[str, Any]:
     """The configuration inside the checkpoint that the overrides name."""
     named = given(overrides, "checkpoint", "run")
     path = checkpoint_path(named.get("checkpoint"), named.get("run"))
-    from segtrain.weights import run_content
+    from segtrain.convert import run_content
 
     trained: dict[str, Any] = run_content(path, keep=True)["config"]
     return trained

@@ -10,6 +10,7 @@ import torch
 
 from segtrain import checkpoint, pictures
 from segtrain.config import DatasetConfig, EvaluateConfig, InferenceConfig, ModelConfig, classifies, with_defaults
+from segtrain.convert import published_figure, run_content
 from segtrain.data.datasets import described, label_table, split_samples
 from segtrain.data.labels import LabelTable, read_label
 from segtrain.data.loader import EvaluationItem, evaluation_samples
@@ -22,7 +23,6 @@ from segtrain.log import Progress, say
 from segtrain.metrics import PositionPrior, Scores
 from segtrain.models import BACKBONES, HEADS, Classifier, Segmenter, from_config
 from segtrain.protocol import file_hash, print_table, protocol, seen_in_training, summarised, write_result
-from segtrain.weights import published_figure, run_content
 
 PRIOR_SAMPLES = 300  # training labels that the position prior is counted from
 

@@ -13,10 +13,10 @@ import segtrain
 from segtrain import abn, device
 from segtrain.abn import benchmark, cupy_ops, selftest
 from segtrain.config import InfoConfig
+from segtrain.convert import published_figure, run_content
 from segtrain.errors import SegtrainError, UsageError
 from segtrain.files import write_atomically
 from segtrain.log import Progress, say
-from segtrain.weights import published_figure, run_content
 
 
 def info(config: InfoConfig) -> None:

@@ -120,3 +120,17 @@ def test_grey_and_rotated_photographs_become_rgb_as_stored(tmp_path):
     exif[274] = 6  # "rotate me": the labels are not rotated either
     Image.new("RGB", (10, 4)).save(tmp_path / "rotated.jpg", exif=exif)
     assert read_image(tmp_path / "rotated.jpg").shape == (4, 10, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpegs_are_pillows_to_the_bit(tmp_path, mode, subsampling, progressive):
+    """Published scores, ImageNet's above all, were measured on what Pillow decodes; we read by OpenCV."""
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    picture = Image.fromarray(coarse).resize((91, 67), Image.Resampling.BICUBIC).convert(mode)
+    for quality in (60, 92, 100):
+        path = tmp_path / f"{quality}.jpg"
+        picture.save(path, quality=quality, subsampling=subsampling, progressive=progressive)
+        with Image.open(path) as theirs:
+            assert (read_image(path) == np.asarray(theirs.convert("RGB"))).all()

@@ -15,11 +15,13 @@ from torch.nn import functional as F
 
 from segtrain import checkpoint, evaluation
 from segtrain import weights as module
+from segtrain.convert import options_of, write
 from segtrain.data.labels import LabelTable, published_table
 from segtrain.errors import DataError, UsageError
 from segtrain.models import BACKBONES, build_classifier, build_model
 from segtrain.models import wider_resnet as wider
-from segtrain.weights import BODIES, FORMS, known_files, load_weights, place, provenance, read
+from segtrain.naming import FORMS, LEAVES, named, place
+from segtrain.weights import BODIES, known_files, load_weights, provenance, read
 from tests.conftest import small_run
 from tests.test_convert import lived_in, with_leaky_relu
 
@@ -183,11 +185,11 @@ def test_published_weights_are_the_same_under_batch_norm(tmp_path):
 
 def old(key):
     """As in the first release: norms are wrapped."""
-    return re.sub(rf"(\w*bn\w*)\.{module.LEAVES}$", r"\1.bn.\2", key)
+    return re.sub(rf"(\w*bn\w*)\.{LEAVES}$", r"\1.bn.\2", key)
 
 
 def sequence(key):
-    return re.sub(rf"(\w*bn\w*)\.{module.LEAVES}$", r"\1.0.\2", key)
+    return re.sub(rf"(\w*bn\w*)\.{LEAVES}$", r"\1.0.\2", key)
 
 
 @pytest.mark.parametrize("renamed", [lambda key: key, old])
@@ -360,7 +362,7 @@ def test_nvidias_deeplabv3plus_gives_the_same_logits(tmp_path, monkeypatch, city
         expected = theirs(picture(64, 96))
         found = ours(picture(64, 96), upsample=False)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
-    back = module.named(FORMS["nvidia_deeplabv3plus"], module.canonical(ours))
+    back = named(FORMS["nvidia_deeplabv3plus"], module.canonical(ours))
     assert back.keys() == {key for key in theirs.state_dict() if "num_batches" not in key}
     assert all(torch.equal(tensor, theirs.state_dict()[key]) for key, tensor in back.items())
 
@@ -436,7 +438,7 @@ def test_damaged_files(tmp_path, name):
     if name == "x.pth":
         saved(path, network().state_dict())
     else:
-        module.write(path, network().state_dict(), {})
+        write(path, network().state_dict(), {})
     path.write_bytes(path.read_bytes()[:-3000])
     with pytest.raises(DataError, match=f"{name} is damaged"):
         read(path)
@@ -517,7 +519,7 @@ def test_a_taxonomy_of_ones_own(tmp_path):
 
     theirs, ours = network(classes=3), network(classes=3)
     path = tmp_path / "x.safetensors"
-    module.write(path, theirs.state_dict(), {"classes": table("water", "land", "air").as_dict()})
+    write(path, theirs.state_dict(), {"classes": table("water", "land", "air").as_dict()})
     fresh = ours.cls.weight.clone()
     (tmp_path / "t.yaml").write_text("water: sea\nland: null\nair: [sky, sea]\n")
     report = load_weights(path, ours, table("soil", "sea", "sky"), mapping=str(tmp_path / "t.yaml"))
@@ -593,7 +595,7 @@ def test_how_the_vistas_model_saw_its_pictures_is_told(tmp_path, monkeypatch):
     report = load_weights(path, ours, published_table("vistas_v1.2"))
     assert "normalised by model.mean=[0.41738699, 0.45732192, 0.46886091] model.std=[0.25685097, " in str(report)
     assert "not for commercial use: weights x.pth (CC BY-NC-SA 4.0)" in str(report)
-    options = module.options_of(report.source)
+    options = options_of(report.source)
     assert (options.backbone, options.head, options.norm) == ("wider_resnet38", "deeplabv3", "inplace_abn")
     assert (options.pooling_size, options.head_channels, options.output_stride) == ([672, 672], 256, 8)
 
@@ -612,7 +614,7 @@ def test_provenance_is_inherited(tmp_path, monkeypatch):
         f"weights x.pth ({known['licence']})", f"data imagenet ({known['licence']})",
         "data vistas (CC BY-NC-SA 4.0, registration)",
     ]  # fmt: skip
-    module.write(tmp_path / "y.safetensors", hollow(meta(build_model, "resnet50")), {"provenance": found})
+    write(tmp_path / "y.safetensors", hollow(meta(build_model, "resnet50")), {"provenance": found})
     second = provenance(["streets", "vistas"], load_weights(tmp_path / "y.safetensors", meta(build_model, "resnet50")))
     assert list(second["data"]) == ["imagenet", "vistas", "streets"]
     assert second["weights"] == found["weights"] and second["noncommercial"] == found["noncommercial"]
