@@ -96,7 +96,7 @@ def convert(config: ConvertConfig) -> Path:
             say(f"norm layers  |weight| + eps written as BatchNorm's weight; the activation stays {source.activation}")
         write(path, shown(tensors) if names is None else named(names, tensors), settings_of(source, scale))
     say(f"read         {source.path}: {source.title}, {count_of(source)} tensors")
-    for line in origin(source.provenance):
+    for line in origin(source.provenance) if config.form != "run" else []:  # whose report has told it
         say(line)
     say(str(path))
     return path

@@ -324,9 +324,9 @@ def own_provenance(path: Path, known: dict[str, Any] | None, alike: list[dict[st
 
 def origin(found: Mapping[str, Any]) -> list[str]:
     """What `provenance` found, a line each."""
-    lines = [f"weights {entry['file']}: licence {entry['licence']}" for entry in found["weights"]]
-    lines += [f"data {name}: licence {licence}" for name, licence in found["data"].items()]
-    return lines + [f"not for commercial use: {part}" for part in found["noncommercial"]]
+    parts = [f"weights {entry['file']} ({entry['licence']})" for entry in found["weights"]]
+    parts += [f"data {name} ({licence})" for name, licence in found["data"].items()]
+    return [f"not for commercial use: {part}" if part in found["noncommercial"] else f"from {part}" for part in parts]
 
 
 def provenance(trained_on: Iterable[str], start: "Report | None") -> dict[str, Any]:
