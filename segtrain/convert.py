@@ -25,15 +25,18 @@ from segtrain.log import say
 from segtrain.models import build_classifier, build_model, from_config
 from segtrain.naming import FORMS, WHOLE_PICTURES, named, place
 from segtrain.weights import (
+    HEAD_OF,
     Network,
     Source,
     describe_known,
     existing,
     gather,
+    has_hash,
     hashes,
     identify,
     known_by_name,
     known_files,
+    origin,
     read,
     refusal,
     take,
@@ -52,25 +55,25 @@ def weights(config: WeightsConfig) -> None:
             say(describe_known(known))
         say(f"{len(known_files())} files; segtrain weights verify=FILE says which of them a file is")
         return
-    path = Path(config.verify)
+    path = existing(Path(config.verify), remedy="give the file that is to be looked at")
     source = read(path)
     md5, sha256 = hashes(path)
-    likely = identify(source) or "no backbone of this package"
+    likely = identify(source.tensors, source.form) or "no backbone of this package"
     say(f"{path}: md5 {md5}, sha256 {sha256}")
-    say(f"tensors    {len(source.tensors)}, {FORMS[source.form].title}, by their number {likely}")
+    say(f"tensors    {count_of(source)}, {FORMS[source.form].title}, by their number {likely}")
     namesake = known_by_name(path)
     if source.known is not None:
         edition = " (first release)" if md5 == source.known["md5_old"] else ""
         say(f"published  {describe_known(source.known)}{edition}")
-    elif namesake is not None and (namesake["md5"] or namesake.get("sha256")):
+    elif namesake is not None and has_hash(namesake):
         raise DataError(
             f"{path} has the name of a published file but not its content: damaged, or written anew. Published is\n"
             f"{describe_known(namesake)}"
         )
     else:
         say("published  by its hash, it is none of the files that `segtrain weights` lists with one")
-    if source.provenance["noncommercial"]:
-        say("not for commercial use: " + "; ".join(source.provenance["noncommercial"]))
+    for line in origin(source.provenance):
+        say(line)
 
 
 def convert(config: ConvertConfig) -> Path:
@@ -78,6 +81,8 @@ def convert(config: ConvertConfig) -> Path:
     source = read(Path(str(config.input)))
     source.scale = config.input_scale or source.scale
     path = Path(str(config.output))
+    if path.resolve() == source.path.resolve():
+        raise UsageError(f"output={path} is the input itself: give another name")
     if config.form == "run":
         write_run(source, path)
     else:
@@ -90,11 +95,16 @@ def convert(config: ConvertConfig) -> Path:
             scale = "signed"
             say(f"norm layers  |weight| + eps written as BatchNorm's weight; the activation stays {source.activation}")
         write(path, shown(tensors) if names is None else named(names, tensors), settings_of(source, scale))
-    say(f"read         {source.path}: {source.title}, {len(source.tensors)} tensors")
-    for part in source.provenance["noncommercial"]:
-        say(f"not for commercial use: {part}")
+    say(f"read         {source.path}: {source.title}, {count_of(source)} tensors")
+    for line in origin(source.provenance) if config.form != "run" else []:  # whose report has told it
+        say(line)
     say(str(path))
     return path
+
+
+def count_of(source: Source) -> int:
+    """num_batches_tracked is not counted, as in the published enumeration."""
+    return sum(not key.endswith("num_batches_tracked") for key in source.tensors)
 
 
 def ours(source: Source) -> dict[str, Tensor]:
@@ -133,11 +143,10 @@ def options_of(source: Source) -> ModelConfig:
             return ModelConfig(**source.model)
         except TypeError as error:
             raise DataError(f"{source.path}: its network has options that this version has not: {error}") from error
-    backbone = identify(source)
+    backbone = identify(source.tensors, source.form)
     if backbone is None:
         raise UsageError(f"{source.path}: by its {len(source.tensors)} tensors it is of no backbone of this package")
-    heads = {"torchvision_deeplabv3": "deeplabv3_torchvision", "nvidia_deeplabv3plus": "deeplabv3plus"}
-    options = ModelConfig(backbone=backbone, head=heads.get(source.form, "deeplabv3"))
+    options = ModelConfig(backbone=backbone, head=HEAD_OF.get(source.form, "deeplabv3"))
     if source.form in WHOLE_PICTURES:
         pooled = "wider_resnet38_pooled" if backbone == "wider_resnet38" else backbone
         options = ModelConfig(backbone=pooled, head="classifier", output_stride=32)
@@ -181,7 +190,7 @@ def settings_of(source: Source, scale: str) -> dict[str, Any]:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
-    """A safetensors file with the settings beside the tensors, or what torch.save makes of the official layout."""
+    """A safetensors file, or what torch.save makes of the official layout, with the settings beside the tensors."""
     ready = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     if path.suffix == ".safetensors":
         write_atomically(path, safetensors_bytes(ready, {"format": "pt", "segtrain": json.dumps(settings)}))
@@ -189,7 +198,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
     if path.suffix not in (".pth", ".pt", ".tar"):
         raise UsageError(f"output={path} is not possible: end the name in .safetensors, .pth or .pth.tar")
     buffer = io.BytesIO()
-    torch.save({"state_dict": ready}, buffer)
+    torch.save({"state_dict": ready, "segtrain": dict(settings)}, buffer)
     write_atomically(path, buffer.getvalue())
 
 

@@ -17,6 +17,7 @@ from segtrain.convert import published_figure, run_content
 from segtrain.errors import SegtrainError, UsageError
 from segtrain.files import write_atomically
 from segtrain.log import Progress, say
+from segtrain.weights import origin
 
 
 def info(config: InfoConfig) -> None:
@@ -118,5 +119,7 @@ def describe_checkpoint(path: Path) -> None:
     names = content["classes"]["names"]
     more = f", ... ({len(names)})" if len(names) > 200 else ""
     say(f"data    {data['name']}, classes: {', '.join(names[:200])}{more}")
+    for line in origin(content["provenance"]) if content.get("provenance") else []:
+        say(line)
     if (figure := published_figure(content)) is not None:
         say(f"published  {figure}")

@@ -117,6 +117,8 @@ def train_share(config: TrainConfig, run: Run, world: World, interruption: Inter
         path, match = Path(chosen.weights), chosen.weights_match
         began_with = load_weights(path, network, task.table, match, chosen.weights_taxonomy)
         say(str(began_with))
+        if (usual := began_with.normalised) and usual != (chosen.mean, chosen.std):
+            say(f"its pictures were normalised otherwise: add model.mean={usual[0]} model.std={usual[1]}")
     origin = provenance(data_names(asdict(config.dataset)), began_with)
     start, validated, best = 0, 0, {task.measure: -1.0, "step": 0, "since": 0}
     if state is not None:

@@ -28,7 +28,8 @@ from segtrain.abn.functions import effective_scale
 from segtrain.data.labels import LabelTable, published_table, read_json_table
 from segtrain.data.taxonomy import RECOMMENDED, taxonomy
 from segtrain.errors import DataError, UsageError
-from segtrain.models import Classifier, Segmenter
+from segtrain.help import CONFIGS
+from segtrain.models import HEADS, Classifier, Segmenter
 from segtrain.naming import FORMS, LEAVES, place
 
 Network = Segmenter | Classifier
@@ -55,6 +56,22 @@ def known_by_hash(md5: str, sha256: str) -> dict[str, Any] | None:
     return None
 
 
+def known_by_tensors(tensors: Mapping[str, Tensor], form: str) -> list[dict[str, Any]]:
+    """The published files that a file could be by its names, its backbone and the number of its classes."""
+    backbone = identify(tensors, form)
+    where = place(FORMS[form], "cls.weight") or place(FORMS[form], "classifier.fc.weight")
+    last = tensors.get(where.names[0]) if where is not None else None
+    classes = None if last is None else len(last)
+    return [
+        known for known in known_files()
+        if (known["form"], known["backbone"], known["classes"]) == (form, backbone, classes)
+    ]  # fmt: skip
+
+
+def has_hash(known: Mapping[str, Any]) -> bool:
+    return bool(known["md5"] or known.get("sha256"))
+
+
 def hashes(path: Path) -> tuple[str, str]:
     """md5 and sha256 of a file, in one reading."""
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
@@ -67,7 +84,9 @@ def hashes(path: Path) -> tuple[str, str]:
 
 def describe_known(known: Mapping[str, Any]) -> str:
     """The row of a known file, for a message."""
-    hashed = f"md5 {known['md5']}" if known["md5"] else f"sha256 {known.get('sha256', 'not published')}"
+    hashed = f"md5 {known['md5']}" if known["md5"] else f"sha256 {known.get('sha256')}..."
+    if not has_hash(known):
+        hashed = "none is published: known by its name and its tensors"
     old = f" (first release {known['md5_old']})" if known["md5_old"] else ""
     head = f" + {known['head']}" if known.get("head") else ""
     return (
@@ -96,6 +115,7 @@ class Source:
     provenance: dict[str, Any]
     model: dict[str, Any] = field(default_factory=dict)  # options of the network, where the file holds them
     told: bool = False  # the file itself says what its norm layers are
+    md5: str = ""
     sha256: str = ""
 
     @property
@@ -117,11 +137,13 @@ def existing(
     """The path of a file of weights; UsageError if it is not there, saying where a published one is to be had."""
     if path.is_file():
         return path
-    known = known_by_name(path)
-    how = f"\nIt is a published file, to be downloaded by hand:\n{describe_known(known)}" if known else ""
-    raise UsageError(
-        f"no {kind} file {path}: {remedy}.{how}" + ("" if known else " `segtrain weights` lists the published ones.")
-    )
+    known, recipe = known_by_name(path), path.parent.name
+    how = " `segtrain weights` lists the published ones."
+    if known:
+        how = f"\nIt is a published file, to be downloaded by hand:\n{describe_known(known)}"
+    elif (CONFIGS / "experiment" / f"{recipe}.yaml").is_file():
+        how = f"\nIt comes of another recipe, to be trained first: segtrain train experiment={recipe} name={recipe}"
+    raise UsageError(f"no {kind} file {path}: {remedy}.{how}")
 
 
 def read(path: Path) -> Source:
@@ -134,17 +156,23 @@ def read(path: Path) -> Source:
     existing(path)
     md5, sha256 = hashes(path)
     known = known_by_hash(md5, sha256)
-    if path.suffix == ".safetensors":
-        content, settings = read_safetensors(path)
-    else:
-        content, settings = read_torch(path), {}
+    content, settings = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    try:
         if content.get("kind") == checkpoint.KIND:
             settings = run_settings(content)
             content = content.get("ema") or content["model"]  # the averaged weights, where the run kept them
+        labels = LabelTable.from_dict(settings["classes"]) if settings.get("classes") else None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(
+            f"{path}: what stands beside its tensors is not as segtrain writes it ({type(error).__name__}: {error}): "
+            "use another copy"
+        ) from error
     tensors = clean(content)
     form = form_of(tensors, path)
+    alike = [] if known or settings else known_by_tensors(tensors, form)
+    if known is None:  # of some files no hash is published
+        known = next((one for one in alike if not has_hash(one) and path.name == one["file"]), None)
     published = known or {}
-    labels = settings.get("classes") or classes_of(published, tensors, form)
     return Source(
         path,
         tensors,
@@ -153,16 +181,25 @@ def read(path: Path) -> Source:
         activation=settings.get("activation") or published.get("activation") or FORMS[form].activation,
         negative_slope=settings.get("negative_slope", 0.01),
         scale=settings.get("scale") or published.get("scale") or FORMS[form].scale,
-        classes=labels if isinstance(labels, LabelTable) or labels is None else LabelTable.from_dict(labels),
-        provenance=settings.get("provenance") or own_provenance(path, known),
+        classes=labels or classes_of(published, tensors, form),
+        provenance=settings.get("provenance") or own_provenance(path, known, alike),
         model=settings.get("model", {}),
         told="scale" in settings,
+        md5=md5,
         sha256=sha256,
     )
 
 
-def read_torch(path: Path) -> dict[str, Any]:
-    """What torch.save wrote, of tensors, numbers, text and containers; numpy's numbers too (a stored score)."""
+def read_torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What torch.save wrote, of tensors, numbers, text and containers; numpy's numbers too (a stored score). And the
+    settings that `convert.write` put beside the tensors."""
+    with path.open("rb") as file:
+        start = file.read(40)
+    if start and not start.startswith((b"PK", b"\x80")):  # a zip file, or a pickle as the first versions of torch wrote
+        known = known_by_name(path)
+        page = ": a web page was saved in its place" if start.lstrip().startswith(b"<") else ""
+        where = f". It is to be had here:\n{describe_known(known)}" if known else ""
+        raise DataError(f"{path} is no file of weights, it begins with {start.decode(errors='replace')!r}{page}{where}")
     scalar: Any = np.float64(0).__reduce__()[0]
     harmless: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     harmless += [np.dtype, type(np.dtype("float64")), type(np.dtype("float32")), type(np.dtype("int64"))]
@@ -174,27 +211,34 @@ def read_torch(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(harmless):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f" ({named[1]})" if named else ""
-        raise DataError(f"{path} holds objects that could run code, which are never loaded{reason}") from error
+        if named := re.search(r"GLOBAL (\S+)", str(error)):
+            raise DataError(f"{path} holds objects that could run code, which are never loaded ({named[1]})") from error
+        raise DataError(f"{path} is damaged or cut short, or no file of weights: use another copy") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).partition("\n")[0] or "it ends too early"
+        reason = str(error).partition("\n")[0].partition(" internal miniz error")[0] or "it ends too early"
         raise DataError(f"{path} is damaged or cut short ({reason}): use another copy") from error
     if not isinstance(content, Mapping):
         raise DataError(f"{path} holds no named tensors but a {type(content).__name__}")
-    return dict(content)
+    return dict(content), checked(path, content.get("segtrain", {}))
+
+
+def checked(path: Path, settings: Any) -> dict[str, Any]:
+    """What `convert.write` put beside the tensors."""
+    if not isinstance(settings, dict):
+        raise DataError(f"{path}: what stands beside its tensors is no settings of segtrain's: use another copy")
+    return settings
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors, and the settings that `write` put beside them."""
+    """The tensors, and the settings that `convert.write` put beside them."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        settings: dict[str, Any] = json.loads(metadata.get("segtrain", "{}"))
+        settings = json.loads(metadata.get("segtrain", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"{path} is damaged or no safetensors file ({error}): use another copy") from error
-    return tensors, settings
+    return tensors, checked(path, settings)
 
 
 def run_settings(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,12 +308,25 @@ def data_names(data: Mapping[str, Any]) -> list[str]:
     return [part.get("dataset", name) for name, part in data["parts"].items() if part.get("weight") != 0]
 
 
-def own_provenance(path: Path, known: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Of a file that nothing but its name and hash speaks for."""
-    licence = known["licence"] if known else "not known"
+def own_provenance(path: Path, known: dict[str, Any] | None, alike: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of a file that nothing but its name, its hash and its tensors speak for. alike: the published files that have
+    such tensors; it may be one of them, written anew, so that what they all forbid is taken to hold."""
+    licence, names = "not known", ", ".join(one["name"] for one in alike)
+    if known is not None:
+        licence, alike = known["licence"], [known]
+    elif alike and len({one["licence"] for one in alike}) == 1:
+        licence = f"not known; its tensors are those of {names}: {alike[0]['licence']}"
     entry = {"file": path.name, "known": known["name"] if known else None, "licence": licence}
-    entry["noncommercial"] = known["noncommercial"] if known else None
-    return summed([entry], known["data"] if known else [])
+    entry["noncommercial"] = True if alike and all(one["noncommercial"] for one in alike) else None
+    data = [name for name in (alike[0]["data"] if alike else []) if all(name in one["data"] for one in alike)]
+    return summed([entry], data)
+
+
+def origin(found: Mapping[str, Any]) -> list[str]:
+    """What `provenance` found, a line each."""
+    parts = [f"weights {entry['file']} ({entry['licence']})" for entry in found["weights"]]
+    parts += [f"data {name} ({licence})" for name, licence in found["data"].items()]
+    return [f"not for commercial use: {part}" if part in found["noncommercial"] else f"from {part}" for part in parts]
 
 
 def provenance(trained_on: Iterable[str], start: "Report | None") -> dict[str, Any]:
@@ -332,6 +389,12 @@ class Report:
     @property
     def provenance(self) -> dict[str, Any]:
         return self.source.provenance
+
+    @property
+    def normalised(self) -> tuple[list[float], list[float]] | None:
+        """Mean and standard deviation by which the pictures of the file's training were normalised, if known."""
+        mean, std = ((self.source.known or self.source.model).get(key) for key in ("mean", "std"))
+        return (list(mean), list(std)) if mean and std else None
 
     def mismatches(self) -> list[str]:
         kinds = (
@@ -444,16 +507,25 @@ def gather(source: Source, model: Network) -> tuple[dict[str, Tensor], Report]:
 
 def refusal(report: Report, model: Network, least: float) -> str:
     source = report.source
-    likely = identify(source)
-    hint = f" By its tensors it is a {likely}: model.backbone={likely}." if likely else ""
-    head = source.known.get("head") if source.known else None
-    hint += f" Its head is model.head={head}." if head and isinstance(model, Segmenter) else ""
+    likely, hint = identify(source.tensors, source.form), ""
+    if likely and likely != identify(canonical(model), "segmenter"):
+        hint += f" By its tensors it is a {likely}: model.backbone={likely}."
+    head = HEAD_OF.get(source.form)
+    reduced = place(FORMS[source.form], "head.red_conv.weight")
+    if head and isinstance(model, Segmenter) and reduced is not None and reduced.names[0] in source.tensors:
+        channels = len(source.tensors[reduced.names[0]])
+        if not isinstance(model.head, HEADS[head]) or channels != model.cls.in_channels:  # type: ignore[arg-type]
+            hint += f" Its head is model.head={head} model.head_channels={channels}."
     return (
         f"{source.path} ({source.title}) does not fit this network: {report.matched} tensors match, "
         f"{100 * report.ratio:.0f} %, where {100 * least:.0f} % are asked for; {'; '.join(report.mismatches())}.{hint} "
         "model.weights_match=SHARE takes what matches"
     )
 
+
+HEAD_OF = {  # form -> the head of its networks
+    "segmenter": "deeplabv3", "torchvision_deeplabv3": "deeplabv3_torchvision", "nvidia_deeplabv3plus": "deeplabv3plus",
+}  # fmt: skip
 
 # Parameters and tensors (running statistics counted among these only) of the bodies, as published.
 BODIES = {
@@ -464,16 +536,16 @@ BODIES = {
 }  # fmt: skip
 
 
-def identify(source: Source) -> str | None:
+def identify(tensors: Mapping[str, Tensor], form: str) -> str | None:
     """The backbone by the number of its parameters and tensors, or None."""
     other = ("head.", "cls.", "classifier.", "fc.", "aux_classifier.", "aspp.", "bot_", "final.")
     body = {
         key: tensor
-        for key, tensor in source.tensors.items()
+        for key, tensor in tensors.items()
         if not key.startswith(other) and not key.endswith("num_batches_tracked")
     }
     count = sum(tensor.numel() for key, tensor in body.items() if not key.rpartition(".")[2].startswith("running_"))
-    bare = 2 * 4096 if source.form == "nvidia_deeplabv3plus" else 0  # it has no bn_out
+    bare = 2 * 4096 if form == "nvidia_deeplabv3plus" else 0  # it has no bn_out
     return BODIES.get((count + bare, len(body) + (4 if bare else 0)))
 
 
@@ -532,11 +604,25 @@ def note_changes(report: Report, model: Network) -> None:
     """What the file's norms and activations become here, and how much that changes the outputs."""
     source = report.source
     namesake = known_by_name(source.path)
-    if source.known is None and namesake is not None and (namesake["md5"] or namesake.get("sha256")):
-        report.notes.append(f"it has the name of the published {namesake['name']} but not its hash")
-    mean, std = ((source.known or source.model).get(key) for key in ("mean", "std"))
-    if mean and std:
-        report.notes.append(f"it was trained on pictures normalised by model.mean={mean} model.std={std}")
+    if source.known is not None and not has_hash(source.known):
+        report.notes.append(
+            f"taken for the published {source.known['name']} by its name and tensors: no hash is published"
+        )
+    if source.known is None and namesake is not None and has_hash(namesake):
+        wanted = namesake["md5"] or f"sha256 {namesake['sha256']}..."
+        report.notes.append(
+            f"WARNING: it has the name of the published {namesake['name']} but not its hash, {wanted}: its md5 is "
+            f"{source.md5}. Damaged, or another file"
+        )
+    if source.form == "torchvision_deeplabv3" and isinstance(model, Segmenter) and not dilates_as_torchvision(model):
+        report.notes.append(
+            "torchvision's DeepLabV3 dilates otherwise, so that outputs differ: add model.output_stride=8 "
+            "'model.backbone_options={first_dilation:previous}'"
+        )
+    if source.form == "nvidia_deeplabv3plus":
+        report.notes.append(
+            "its authors enlarge the logits with corners aligned, here pixels' areas are: up to half a pixel's shift"
+        )
     if source.scale_is_assumed():
         report.notes.append(
             "some of its norms' weights are negative, and it does not say what they are: taken as In-Place ABN's, "
@@ -556,6 +642,13 @@ def note_changes(report: Report, model: Network) -> None:
         )
     if not same or kind != source.scale:
         report.rounding, report.as_published = differences(model, source, here, slope)
+
+
+def dilates_as_torchvision(model: Segmenter) -> bool:
+    """Strides turned into dilations of 2 and 4, where the first 3x3 convolution still has the dilation before."""
+    modules = [getattr(model.body, name, None) for name in ("mod4", "mod5")]
+    blocks: list[Any] = [module[0] for module in modules if isinstance(module, nn.Sequential)]
+    return [block.convs.conv2.dilation[0] for block in blocks] == [1, 2]
 
 
 def differences(model: Network, source: Source, activation: str, slope: float) -> tuple[float, float]:

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -268,7 +269,12 @@ def test_the_vistas_file_matches_whole(tmp_path):
     assert report.source.classes.names == published_table("vistas_v1.2").names
     assert not report.rows
     # Written here, so that neither its hash nor its normalisation is the published one's.
-    assert report.notes == ["it has the name of the published wide_resnet38_deeplab_vistas but not its hash"]
+    (warning,) = report.notes
+    assert warning.startswith("WARNING: it has the name of the published wide_resnet38_deeplab_vistas but not its hash")
+    assert "913f78486a34aa1577a7cd295e8a33bb" in warning and hashlib.md5(path.read_bytes()).hexdigest() in warning
+    # Nor does anything say that it is another network: what the published one forbids is taken to hold.
+    assert any("wide_resnet38_deeplab_vistas: CC BY-NC-SA 4.0" in part for part in report.provenance["noncommercial"])
+    assert set(report.provenance["data"]) == {"imagenet", "vistas"}
 
 
 def test_imagenet_weights_of_wider_resnet38_go_into_both_forms(tmp_path):
@@ -357,7 +363,9 @@ def test_nvidias_deeplabv3plus_gives_the_same_logits(tmp_path, monkeypatch, city
     path = saved(tmp_path / "kitti_best.pth", content)
     ours = build_model("wider_resnet38", "deeplabv3plus", 19, 8, **PLAIN).eval()
     report = load_weights(path, ours, cityscapes)
-    assert report.ratio == 1 and not report.rows and not report.notes
+    assert report.ratio == 1 and not report.rows
+    (note,) = report.notes
+    assert "corners aligned" in note
     with torch.no_grad():
         expected = theirs(picture(64, 96))
         found = ours(picture(64, 96), upsample=False)
@@ -465,6 +473,41 @@ def test_averaged_weights_of_a_run_are_preferred(tmp_path, cityscapes):
     assert not any(tensor.any() for tensor in source.tensors.values())
     assert (source.scale, source.negative_slope, source.classes.names) == ("abs", 0.1, cityscapes.names)
     assert source.provenance["noncommercial"] == ["data kitti (CC BY-NC-SA 3.0)"]
+
+
+@pytest.mark.parametrize("settings", [[1], {"classes": {"x": 1}}, {"classes": 3}])
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_settings_that_are_none_are_refused(tmp_path, settings, name):
+    content = {"state_dict": network().state_dict(), "segtrain": settings}
+    if name == "x.pth":
+        saved(tmp_path / name, content)
+    else:
+        save_file(content["state_dict"], tmp_path / name, {"segtrain": json.dumps(settings)})
+    with pytest.raises(DataError, match="what stands beside its tensors"):
+        read(tmp_path / name)
+
+
+def test_a_checkpoint_without_its_options_is_refused(tmp_path):
+    checkpoint.save(tmp_path / "last.pt", {"model": network().state_dict()})
+    with pytest.raises(DataError, match=r"what stands beside its tensors is not as segtrain writes it \(KeyError"):
+        read(tmp_path / "last.pt")
+
+
+def test_a_web_page_in_place_of_a_file_is_recognised(tmp_path):
+    path = tmp_path / "resnext101_ipabn_lr_512.pth.tar"
+    path.write_text("<!DOCTYPE html><html><title>Google Drive - Virus scan warning</title>")
+    with pytest.raises(DataError) as error:
+        read(path)
+    assert "begins with '<!DOCTYPE html" in str(error.value) and "a web page was saved" in str(error.value)
+    assert "3b7a221cbc076410eb12c8dd361b7e4e" in str(error.value)
+    path.write_text("hello")
+    with pytest.raises(DataError, match="is no file of weights, it begins with 'hello'"):
+        read(path)
+
+
+def test_weights_of_another_recipe_that_was_not_run():
+    with pytest.raises(UsageError, match="segtrain train experiment=vistas_wider_resnet38 name=vistas_wider_resnet38"):
+        read(module.Path("runs/vistas_wider_resnet38/last.pt"))
 
 
 def test_a_known_file_that_is_missing_is_described():
@@ -593,11 +636,74 @@ def test_how_the_vistas_model_saw_its_pictures_is_told(tmp_path, monkeypatch):
     known = next(one for one in known_files() if one["classes"] == 65)
     monkeypatch.setitem(known, "md5", hashlib.md5(path.read_bytes()).hexdigest())
     report = load_weights(path, ours, published_table("vistas_v1.2"))
-    assert "normalised by model.mean=[0.41738699, 0.45732192, 0.46886091] model.std=[0.25685097, " in str(report)
+    assert report.normalised[0] == [0.41738699, 0.45732192, 0.46886091] and report.normalised[1][0] == 0.25685097
     assert "not for commercial use: weights x.pth (CC BY-NC-SA 4.0)" in str(report)
     options = options_of(report.source)
     assert (options.backbone, options.head, options.norm) == ("wider_resnet38", "deeplabv3", "inplace_abn")
     assert (options.pooling_size, options.head_channels, options.output_stride) == ([672, 672], 256, 8)
+
+
+def test_files_of_which_no_hash_is_published_are_known_by_name_and_tensors(tmp_path, segtrain, cityscapes):
+    ours = meta(build_model, "wider_resnet38", "deeplabv3plus", 19)
+    state = named(FORMS["nvidia_deeplabv3plus"], hollow(ours))
+    path = saved(tmp_path / "kitti_best.pth", {"state_dict": state})
+    report = load_weights(path, meta(build_model, "wider_resnet38", "deeplabv3plus", 19, **PLAIN), cityscapes)
+    assert report.source.known["name"] == "nvidia_kitti_best"
+    assert "taken for the published nvidia_kitti_best by its name and tensors: no hash is published" in report.notes
+    assert list(provenance(["streets"], report)["data"]) == ["imagenet", "vistas", "cityscapes", "kitti", "streets"]
+    assert report.provenance["noncommercial"][0] == "weights kitti_best.pth (CC BY-NC-SA 4.0)"
+    answer = segtrain("weights", path)
+    assert "published  nvidia_kitti_best: wider_resnet38 + deeplabv3plus" in answer.out
+    assert "hash       none is published: known by its name and its tensors" in answer.out
+    with pytest.raises(DataError) as error:  # the other head: the backbone is right
+        load_weights(path, meta(build_model, "wider_resnet38", num_classes=19, **PLAIN))
+    assert "Its head is model.head=deeplabv3plus model.head_channels=256." in str(error.value)
+    assert "model.backbone=" not in str(error.value)
+    path.rename(tmp_path / "mine.pth")  # may be any of three, or another
+    answer = segtrain("weights", "mine.pth")
+    assert answer.status == 0 and "none of the files" in answer.out
+    licence = "not known; its tensors are those of nvidia_cityscapes_best, nvidia_kitti_best, cityscapes_cv0_"
+    assert "not for commercial use: data vistas (" in answer.out
+    assert f"not for commercial use: weights mine.pth ({licence}" in answer.out
+    assert "data kitti" not in answer.out
+    rest = {key: tensor for key, tensor in state.items() if not key.startswith("mod4")}
+    assert read(saved(tmp_path / "kitti_best.pth", rest)).known is None
+
+
+def test_torchvisions_dilations_are_told(tmp_path):
+    previous = {"backbone_options": {"first_dilation": "previous"}}
+    theirs = hollow(meta(torchvision.models.segmentation.deeplabv3_resnet50, weights=None, weights_backbone=None))
+    path = saved(tmp_path / "x.pth", theirs)
+    for options, told in (({}, True), (previous, False), (previous | {"output_stride": 16}, True)):
+        report = load_weights(path, meta(build_model, "resnet50", "deeplabv3_torchvision", 21, **PLAIN, **options))
+        assert any("{first_dilation:previous}" in note for note in report.notes) == told, options
+
+
+@pytest.mark.parametrize("name", ["y.pth", "y.pth.tar", "y.safetensors"])
+def test_what_is_written_tells_what_its_norms_are(tmp_path, segtrain, name):
+    """In each container: a file that says nothing is taken for In-Place ABN's."""
+    theirs = lived_in(torchvision.models.resnet18()).float()
+    path = saved(tmp_path / "x.pth", theirs.state_dict())
+    assert segtrain("convert", f"input={path}", f"output={name}").status == 0
+    first, again = read(path), read(tmp_path / name)
+    for one in (first, again):
+        assert (one.activation, one.scale, one.provenance) == ("relu", "signed", first.provenance)
+    report = load_weights(tmp_path / name, build_model("resnet18", scale="signed"))
+    assert any("a real change" in note for note in report.notes) and report.as_published > 1e-3
+    back = segtrain("convert", f"input={name}", f"output={name}")
+    assert back.status == 2 and "is the input itself" in back.err
+    plain = torch.load(tmp_path / name, weights_only=True) if name != "y.safetensors" else None
+    assert plain is None or plain.keys() == {"state_dict", "segtrain"}
+
+
+def test_info_tells_where_weights_come_from(tmp_path, segtrain, cityscapes):
+    config = {"model": {"norm": "abn", "activation": "leaky_relu", "negative_slope": 0.01, "backbone": "resnet18",
+                        "head": "deeplabv3"}, "dataset": {"name": "kitti"}}  # fmt: skip
+    content = {"config": config, "classes": cityscapes.as_dict(), "model": {}, "step": 3, "best": {"miou": 0.5},
+               "provenance": provenance(["kitti"], None)}  # fmt: skip
+    checkpoint.save(tmp_path / "last.pt", content)
+    answer = segtrain("info", "checkpoint=last.pt")
+    assert "not for commercial use: data kitti (CC BY-NC-SA 3.0)" in answer.out
 
 
 def test_provenance_is_inherited(tmp_path, monkeypatch):
