@@ -921,7 +921,7 @@ class ConvertConfig(CommandConfig):
         None, "file of weights: published, torchvision's, timm's, safetensors, checkpoint of a run"
     )
     output: str | None = option(
-        None, "file to write: .safetensors (classes, licences and norms go along), .pth, .pth.tar"
+        None, "file to write: .safetensors, .pth, .pth.tar; classes, licences and what its norms are go along"
     )
     form: str = option(
         "segtrain",
@@ -930,6 +930,12 @@ class ConvertConfig(CommandConfig):
 
     input_scale: str | None = option(
         None, "what norm layers of the input multiply with, where it does not say: abs, |weight| + eps | signed, weight"
+    )
+
+    classes: str | None = option(
+        None,
+        "what the rows of a segmentation classifier stand for, where the input does not say: cityscapes | vistas_v1.2 "
+        "| vistas_v2.0 | cocostuff | FILE, a table as of dataset=folder",
     )
 
     def check(self) -> "CommandConfig":

@@ -18,7 +18,7 @@ from torch import Tensor
 from segtrain import checkpoint
 from segtrain.abn.functions import effective_scale
 from segtrain.config import DATASET_CONFIGS, ConvertConfig, InferenceConfig, ModelConfig, TrainConfig, WeightsConfig
-from segtrain.data.labels import published_table
+from segtrain.data.labels import LabelTable, published_table, read_user_table
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
 from segtrain.log import say
@@ -26,6 +26,7 @@ from segtrain.models import build_classifier, build_model, from_config
 from segtrain.naming import FORMS, WHOLE_PICTURES, named, place
 from segtrain.weights import (
     HEAD_OF,
+    TABLES,
     Network,
     Source,
     describe_known,
@@ -80,6 +81,8 @@ def convert(config: ConvertConfig) -> Path:
     """`segtrain convert`: the same weights under other names or in another container. Returns the file written."""
     source = read(Path(str(config.input)))
     source.scale = config.input_scale or source.scale
+    if config.classes is not None:
+        source.classes = classes_named(config.classes, source)
     path = Path(str(config.output))
     if path.resolve() == source.path.resolve():
         raise UsageError(f"output={path} is the input itself: give another name")
@@ -100,6 +103,20 @@ def convert(config: ConvertConfig) -> Path:
         say(line)
     say(str(path))
     return path
+
+
+def classes_named(name: str, source: Source) -> LabelTable:
+    """The published table, or the user's, of classes=; UsageError if it is not what the file tells apart."""
+    if name not in TABLES and not Path(name).is_file():
+        raise UsageError(f"classes={name} is not possible: choose {', '.join(TABLES)} or a file that is there")
+    table = published_table(name) if name in TABLES else read_user_table(Path(name))
+    where = place(FORMS[source.form], "cls.weight")
+    if where is None or where.names[0] not in source.tensors:
+        raise UsageError(f"classes={name}: {source.path} has no classifier of pixels whose rows they could be")
+    rows = len(source.tensors[where.names[0]])
+    if rows != table.num_classes:
+        raise UsageError(f"classes={name} has {table.num_classes} classes, {source.path} tells {rows} apart")
+    return table
 
 
 def count_of(source: Source) -> int:

@@ -721,7 +721,10 @@ def fine_tuned(
     """
     count, theirs = len(own[f"{classifier}weight"]), len(rows[f"{classifier}weight"])
     if classes is None or table is None:
-        return [f"the classifier's {count} rows start anew: what the file's {theirs} rows stand for is not known"]
+        return [
+            f"the classifier's {count} rows start anew: what the file's {theirs} rows stand for is not known "
+            "(`segtrain convert classes=` writes it into a file)"
+        ]
     told = told_by(classes, table, mapping, column)
     kept: list[str] = []
     means: list[str] = []

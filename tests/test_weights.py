@@ -577,11 +577,20 @@ def test_a_taxonomy_of_ones_own(tmp_path):
     assert torch.equal(ours.cls.weight, theirs.cls.weight)
 
 
-def test_classes_that_nobody_named_start_anew(tmp_path, cityscapes):
+def test_classes_that_nobody_named_start_anew(tmp_path, segtrain, cityscapes):
     theirs, ours = network(classes=19), network(classes=19)
     before = ours.cls.weight.clone()
     report = load_weights(saved(tmp_path / "x.pth", theirs.state_dict()), ours, cityscapes)
-    assert report.rows == ["the classifier's 19 rows start anew: what the file's 19 rows stand for is not known"]
+    (told,) = report.rows
+    assert told.startswith("the classifier's 19 rows start anew: what the file's 19 rows stand for is not known (`segt")
+    answer = segtrain("convert", "input=x.pth", "output=y.pth", "classes=cityscapes")
+    assert answer.status == 0, answer.err
+    again = load_weights(tmp_path / "y.pth", network(classes=19), cityscapes)
+    assert not again.rows and again.source.classes.names == cityscapes.names
+    answer = segtrain("convert", "input=x.pth", "output=y.pth", "classes=vistas_v1.2")
+    assert answer.status == 2 and "classes=vistas_v1.2 has 65 classes, x.pth tells 19 apart" in answer.err
+    answer = segtrain("convert", "input=x.pth", "output=y.pth", "classes=cityscape")
+    assert answer.status == 2 and "choose cityscapes, vistas_v1.2, vistas_v2.0, cocostuff or a file" in answer.err
     assert torch.equal(ours.cls.weight, before)
 
 
