@@ -276,16 +276,14 @@ def evaluate_share(config: EvaluateConfig, world: World) -> dict[str, Any]:
     return result
 
 
-# The ways of testing that were published: shorter side, crop, crops.
-PROTOCOLS = {(256, 224, "center"): "center224", (256, 224, "ten"): "tencrop", (320, 320, "center"): "center320"}
-
-
 def published(content: Mapping[str, Any], options: InferenceConfig, activation: str) -> dict[str, Any] | None:
     """What was published of a recipe's network, or of a published file, evaluated in this way: percent."""
-    inference = PROTOCOLS.get((options.resize or 0, options.crop or 0, options.crops), "")
+    tables = read_json_table("paper")
+    way = {"resize": options.resize, "crop": options.crop, "crops": options.crops}
+    inference = next((name for name, known in tables["protocols"].items() if known == way), "")
     recipe, known = content["config"].get("experiment"), content.get("known")
     trained = content["config"]["model"]["activation"]
-    for row in read_json_table("paper")["rows"]:
+    for row in tables["rows"]:
         backbone = content["config"]["model"]["backbone"].removesuffix("_pooled")
         this = (row["recipe"] == recipe and f"_{backbone}" in recipe) or (known and row.get("weights") == known)
         figures = row.get("top1_top5", {})

@@ -347,6 +347,7 @@ def test_measured_stands_beside_published(segtrain, tmp_path):
         ("model.weights=none (recipe: resnext101_ipabn_lr_512.pth.tar)", {"change": {"model.weights": "none"}}),
         ("norms saw 16 crops at a time, not 4", {"processes": 1}),
         ("inference.flip=True", {"score": {"inference": {"scales": [1.0], "flip": True, "tile": None}}}),
+        ("inference.longest_side=2048", {"score": {"inference": {"scales": [1.0], "longest_side": 2048}}}),
         ("split night, not val", {"score": {"split": "night"}}),
         ("best.pt, not last.pt", {"score": {"checkpoint": "x/best.pt"}}),
         ("averaged weights", {"score": {"protocol": {"weights": "averaged"}}}),
@@ -388,3 +389,21 @@ def test_imagenet_has_a_line_for_each_protocol(tmp_path):
         ("center224", (78.08, 93.79)), ("tencrop", (79.52, 94.66)), ("center320", (79.38, 94.67)),
     ]  # fmt: skip
     assert {line.notes for line in lines} == {("not evaluated so",)}
+
+
+@pytest.mark.parametrize(
+    ("notes", "name", "changed"),
+    [
+        ((), "center224", {}),
+        (("inference.resize=320",), "center224", {"resize": 320}),
+        (("inference.crop=224",), "center320", {"crop": 224}),
+        (("inference.crops=center",), "tencrop", {"crops": "center"}),
+    ],
+)
+def test_an_imagenet_score_is_compared_with_the_protocol_of_its_name(tmp_path, notes, name, changed):
+    how = {"center224": (256, 224, "center"), "tencrop": (256, 224, "ten"), "center320": (320, 320, "center")}[name]
+    inference = {"name": name, **dict(zip(("resize", "crop", "crops"), how, strict=True))} | changed
+    score = {"dataset": "imagenet", "inference": inference, "top1": 0.78, "top5": 0.93}
+    finished(tmp_path, "run", "imagenet_resnext101", score=score)
+    (line,) = [line for line in told(tmp_path, "imagenet_resnext101") if line.measured is not None]
+    assert (line.protocol, line.measured, line.notes) == (name, pytest.approx((78.0, 93.0)), notes)
