@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from segtrain import pictures
 from segtrain.config import EvaluateConfig, InferenceConfig, ModelConfig, TrainConfig
-from segtrain.data.imagenet import Pictures, TrainingPictures, Views, batches_of, list_pictures, views
+from segtrain.data.imagenet import PUBLISHED, Pictures, TrainingPictures, Views, batches_of, list_pictures, views
 from segtrain.data.labels import read_image, read_json_table
 from segtrain.device import describe_device, resolve
 from segtrain.distributed import World, add_up
@@ -176,12 +176,15 @@ def accuracies(
 
 def protocol(dataset: str, split: str, some: Pictures, warnings: list[str], how: dict[str, Any]) -> dict[str, Any]:
     """The card in evaluation.json."""
-    top = min(5, len(some.classes))
+    top, wanted = min(5, len(some.classes)), PUBLISHED.get(split)
+    if wanted is not None and wanted != len(some):
+        warnings = [*warnings, f"{len(some)} pictures, but {dataset} {split} has {wanted} as published: "
+                               "the figure is not comparable with published ones"]  # fmt: skip
     return {
         "dataset": dataset,
         "split": split,
         "split_sha256": names_hash(some.names),
-        "images": {"expected": len(some), "seen": len(some)},
+        "images": {"expected": len(some), "seen": len(some), "published": wanted},
         "rules": f"top-1 and top-{top}: the class is the first, or one of the first {top}, by its logit; several views "
         "of a picture: by the mean of their logits (inplace_abn v0.1.1, test_imagenet)",
         "classes": len(some.classes),
@@ -263,7 +266,7 @@ def evaluate_share(config: EvaluateConfig, world: World) -> dict[str, Any]:
     how = {"inference": result["inference"], "precision": "float32", "processes": world.size,
            "weights": "averaged" if "ema" in content and config.checkpoint_weights != "raw" else "raw",
            "activation": model.activation, "checkpoint_sha256": file_hash(path), "step": content["step"]}  # fmt: skip
-    figures = published(content, options, model.activation)
+    figures = published(content, options, model.activation) if split == data.val_split else None
     result["protocol"] = protocol(data.name, split, some, warnings, how) | {"published": figures}
     if world.rank == 0:
         print_table(result)

@@ -334,6 +334,14 @@ def test_a_published_classifier_is_evaluated_as_downloaded(tree, segtrain, monke
     result = json.loads(Path(answer.out.splitlines()[-1]).read_text())
     assert result["inference"]["name"] == "tencrop"
     assert result["protocol"]["published"]["top1"] == 77.04
+    warning = "18 pictures, but imagenet val has 50000 as published: the figure is not comparable with published ones"
+    assert f"warning         {warning}" in answer.out
+    assert result["protocol"]["warnings"] == [warning]
+    assert result["protocol"]["images"] == {"expected": 18, "seen": 18, "published": 50000}
+    Path("one/train").symlink_to("val")
+    on_train = segtrain(*call[:-3], "dataset.root=one", *call[-2:], "inference=center224", "split=train")
+    assert "6 pictures, but imagenet train has 1281167" in on_train.out, on_train
+    assert "published  " not in on_train.out  # for it is of another split
     batch = next(batches_of(list_pictures(ImageNetConfig("imagenet", "one"), "val"), list(range(6)), TEN, 6, 0))
     with torch.no_grad():
         images = normalise(batch.images.flatten(0, 1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
