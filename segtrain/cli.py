@@ -430,6 +430,7 @@ def compose(verb: str, command: Command, arguments: Arguments) -> Any:
     from yaml import YAMLError
 
     refuse_additions(arguments.overrides)
+    refuse_bases(arguments)
     register(verb, command, arguments.overrides)
     path = [f"hydra.searchpath=[file://{Path(arguments.config_dir).absolute()}]"] if arguments.config_dir else []
     GlobalHydra.instance().clear()
@@ -458,6 +459,18 @@ def refuse_additions(overrides: list[str]) -> None:
             raise UsageError(f"{word}: write {key}=... ; options cannot be added or taken away")
 
 
+def refuse_bases(arguments: Arguments) -> None:
+    """What recipes share is in experiment/base/, which Hydra would take as recipes."""
+    for word in arguments.overrides:
+        key, _, value = word.partition("=")
+        base = next((choice for choice in re.split(r"[\[\],\s'\"]+", value) if choice.startswith("base/")), None)
+        if key == "experiment" and base is not None:
+            from segtrain.completion import choices_of_group
+
+            own = [] if arguments.config_dir is None else ["--config-dir", arguments.config_dir]
+            raise UsageError(unknown_choice(key, base, choices_of_group(key, own)))
+
+
 def explain(error: Exception, verb: str, command: Command, overrides: list[str]) -> str:
     """One sentence from what Hydra or OmegaConf says: the key, the value, what is allowed."""
     chain = [error]
@@ -470,10 +483,7 @@ def explain(error: Exception, verb: str, command: Command, overrides: list[str])
         r"Could not find '?([\w]+)/([^'\s]+?)'?\s*\n+\s*Available options in '\w+':\n((?:\t.*\n?)+)", text
     ):
         options = [option.strip() for option in match[3].split("\n") if option.strip() not in ("", "from_checkpoint")]
-        near = difflib.get_close_matches(match[2], options, 1)
-        hint = f"did you mean {match[1]}={near[0]}? " if near else ""
-        own = " (parts of your own: plugins=[FILE])" if match[1] in plugins.PARTS else ""
-        return f"{match[1]}={match[2]}: there is none of that name; {hint}There is {', '.join(options)}{own}"
+        return unknown_choice(match[1], match[2], options)
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(match[1], known)
     if match := re.search(r"Key '(\w+)' (?:not in|is not in struct)[\s\S]*?full_key: ([\w.\[\]]+)", text):
@@ -485,6 +495,13 @@ def explain(error: Exception, verb: str, command: Command, overrides: list[str])
         wanted = f"; it is: {known[key][0]}, {known[key][1]}" if key in known else ""
         return f"{key}: {first[0].lower() + first[1:]}{wanted}" + where_in_yaml(key, overrides)
     return re.sub(r"\s+", " ", texts[0]) + f" (given: {' '.join(overrides) or 'no overrides'})"
+
+
+def unknown_choice(group: str, choice: str, options: list[str]) -> str:
+    near = difflib.get_close_matches(choice, options, 1)
+    hint = f"did you mean {group}={near[0]}? " if near else ""
+    own = " (parts of your own: plugins=[FILE])" if group in plugins.PARTS else ""
+    return f"{group}={choice}: there is none of that name; {hint}There is {', '.join(options)}{own}"
 
 
 def where_in_yaml(key: str, overrides: list[str]) -> str:
@@ -550,6 +567,7 @@ def sweep(verb: str, command: Command, arguments: Arguments) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     refuse_additions(arguments.overrides)
+    refuse_bases(arguments)
     register(verb, command, arguments.overrides)
 
     def job(composed: Any) -> None:

@@ -191,7 +191,13 @@ def test_the_scripts_train_every_row():
 
 def test_bases_are_no_recipes(segtrain):
     refused(segtrain("train", "experiment=cityscapes_resnext10"), "did you mean experiment=cityscapes_resnext101")
-    assert "base" not in segtrain("train", "experiment=nothing").err
+    listed = segtrain("train", "experiment=nothing").err
+    assert "base" not in listed
+    for words in (["train", "experiment=base/paper", "--cfg", "job"], ["train", "experiment='base/paper'"],
+                  ["verify-resume", "experiment=base/paper"], ["train", "-m", "experiment=toy,base/paper"]):  # fmt: skip
+        answer = refused(segtrain(*words), "experiment=base/paper: there is none of that name; ")
+        assert answer.err.partition("There is")[2] == listed.partition("There is")[2]
+    assert "base" not in segtrain("--complete", "train", "experiment=").out
 
 
 # ------------------------------------------------------------------------------------------------ what they build
