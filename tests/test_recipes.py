@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import shutil
+import subprocess
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -187,6 +190,38 @@ def test_the_scripts_train_every_row():
         script = (ROOT / "scripts" / "reproduce" / f"table{table}.sh").read_text()
         rows = script.partition("rows=(")[2].partition(")")[0].split()
         assert sorted(rows) == sorted(row["recipe"] for row in ROWS if row["table"] == table)
+
+
+@pytest.fixture
+def script(tmp_path):
+    """script("table2.sh", ...) in a copy of the scripts, with programs that only say what they were given."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    shutil.copytree(FOLDER, tmp_path / "configs" / "experiment")
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("python", "segtrain", "torchrun"):
+        (programs / name).write_text(f'#!/bin/sh\necho "{name} $*" >> "{tmp_path}/called"\n')
+        (programs / name).chmod(0o755)
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+
+    def call(name, *words):
+        (tmp_path / "called").write_text("")
+        command, env = ["bash", f"scripts/reproduce/{name}", *words], {"PATH": os.environ["PATH"]}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        return done, (tmp_path / "called").read_text()
+
+    return call
+
+
+def test_a_row_that_a_script_lacks_stops_it_before_anything_is_installed(script):
+    done, called = script("table2.sh", "imagenet_resnext101", "imagenet_resnext11")
+    assert (done.returncode, called) == (2, "")
+    assert done.stderr.startswith("no row imagenet_resnext11; there is imagenet_resnext101_std imagenet_resnext101 ")
+    done, called = script("table2.sh", "imagenet_resnext101")
+    assert done.returncode == 0, done.stderr
+    assert called.count(" train ") == 1 and "experiment=imagenet_resnext101 " in called
+    assert called.count("segtrain evaluate run=runs/imagenet_resnext101 ") == 3
 
 
 def test_bases_are_no_recipes(segtrain):

@@ -15,6 +15,9 @@ for word in "$@"; do
     *) only+=("$word") ;;
   esac
 done
+for word in "${only[@]}"; do
+  if [[ " ${rows[*]} " != *" $word "* ]]; then echo "no row $word; there is ${rows[*]}" >&2; exit 2; fi
+done
 install ""
 trained=() number=0
 
