@@ -207,7 +207,7 @@ def script(tmp_path):
 
     def call(name, *words):
         (tmp_path / "called").write_text("")
-        command, env = ["bash", f"scripts/reproduce/{name}", *words], {"PATH": os.environ["PATH"]}
+        command, env = ["bash", f"scripts/reproduce/{name}", *words], {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         return done, (tmp_path / "called").read_text()
 
@@ -222,6 +222,23 @@ def test_a_row_that_a_script_lacks_stops_it_before_anything_is_installed(script)
     assert done.returncode == 0, done.stderr
     assert called.count(" train ") == 1 and "experiment=imagenet_resnext101 " in called
     assert called.count("segtrain evaluate run=runs/imagenet_resnext101 ") == 3
+
+
+def test_a_run_that_a_row_begins_with_must_be_there_or_be_asked_for(script, tmp_path):
+    vistas, kitti = "vistas_wider_resnet38", "cityscapes_kitti_wider_resnet38"
+    for smoke in ([], ["--smoke"]):
+        done, called = script("kitti.sh", kitti, *smoke)
+        assert done.returncode == 2
+        assert f"runs/{vistas}/last.pt, with which {kitti} begins; train it first: the same script" in done.stderr
+        assert "torchrun" not in called and "segtrain" not in called
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "wide_resnet38_ipabn_lr_256.pth.tar").touch()
+    for words, trained in (([kitti, "model.weights=none"], 1), ([kitti, vistas], 2), ([], 2)):
+        done, called = script("kitti.sh", *words)
+        assert (done.returncode, called.count(" train ")) == (0, trained), done.stderr
+    (tmp_path / "runs" / vistas).mkdir(parents=True)
+    (tmp_path / "runs" / vistas / "last.pt").touch()
+    assert script("kitti.sh", kitti)[0].returncode == 0
 
 
 def test_bases_are_no_recipes(segtrain):
