@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segtrain import pictures
-from segtrain.config import EvaluateConfig, InferenceConfig, ModelConfig, TrainConfig
+from segtrain.config import EvaluateConfig, InferenceConfig, ModelConfig, TrainConfig, refuse_other_task
 from segtrain.data.imagenet import PUBLISHED, Pictures, TrainingPictures, Views, batches_of, list_pictures, views
 from segtrain.data.labels import read_image, read_json_table
 from segtrain.device import describe_device, resolve
 from segtrain.distributed import World, add_up
-from segtrain.errors import DataError, UsageError
+from segtrain.errors import DataError
 from segtrain.evaluation import Found, Watch, describe, restored
 from segtrain.files import write_atomically
 from segtrain.inference import normalise
@@ -248,8 +248,7 @@ def evaluate_share(config: EvaluateConfig, world: World) -> dict[str, Any]:
     data, options = config.dataset, config.inference
     split = config.split or data.val_split
     network, model, content = restored(path, on, config.checkpoint_weights, config.activation)
-    if model.head != "classifier":
-        raise UsageError(f"{path} labels pixels (model.head={model.head}), dataset={data.name} has whole pictures")
+    refuse_other_task(path, model.head, type(data), data.name)
     some = list_pictures(data, split)
     say(f"checkpoint  {path}, step {content['step']}")
     say(f"evaluating  {data.name} {split}, inference {options.name}, on {describe_device(on)}")

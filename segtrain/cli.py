@@ -352,6 +352,8 @@ def register(verb: str, command: Command, overrides: list[str]) -> None:
     if "checkpoint" in names and "inference" in names:
         alone = any(word.startswith("predictions=") for word in overrides)  # no network is asked
         trained = {} if alone else trained_with(overrides)
+        if trained and "dataset" in names:
+            refuse_other_task(trained, overrides)
         schemas: dict[str, type] = {"inference": config.InferenceConfig}
         if "dataset" in names and verb != "submit" and not any(word.startswith("dataset=") for word in overrides):
             known = trained["dataset"]["name"]
@@ -413,6 +415,17 @@ def trained_with(overrides: list[str]) -> dict[str, Any]:
 
     trained: dict[str, Any] = run_content(path, keep=True)["config"]
     return trained
+
+
+def refuse_other_task(trained: dict[str, Any], overrides: list[str]) -> None:
+    """Before a checkpoint's other options meet those of a data set that it cannot be used on."""
+    named = given(overrides, "checkpoint", "run")
+    path, head = checkpoint_path(named.get("checkpoint"), named.get("run")), trained["model"].get("head", "")
+    for word in overrides:
+        key, _, name = word.partition("=")
+        if key == "dataset":
+            name = read_dataset_file(Path(name)).name if is_dataset_file(word) else name
+            config.refuse_other_task(path, head, config.DATASET_CONFIGS.get(name, config.DatasetConfig), name)
 
 
 def checkpoint_path(checkpoint: Any, run: Any) -> Path:

@@ -9,7 +9,15 @@ import numpy as np
 import torch
 
 from segtrain import checkpoint, pictures
-from segtrain.config import DatasetConfig, EvaluateConfig, InferenceConfig, ModelConfig, classifies, with_defaults
+from segtrain.config import (
+    DatasetConfig,
+    EvaluateConfig,
+    InferenceConfig,
+    ModelConfig,
+    classifies,
+    names_pictures,
+    with_defaults,
+)
 from segtrain.convert import published_figure, run_content
 from segtrain.data.datasets import described, label_table, split_samples
 from segtrain.data.labels import LabelTable, read_label
@@ -93,10 +101,7 @@ def restore(
     """The segmentation network in a checkpoint file, and all that the file holds; UsageError for a classifier."""
     network, options, content = restored(path, on, weights, activation)
     if not isinstance(network, Segmenter):
-        raise UsageError(
-            f"{path} names whole pictures (model.head=classifier): `segtrain evaluate dataset=imagenet` scores it, "
-            "and model.weights= begins a segmentation network with its backbone"
-        )
+        raise UsageError(names_pictures(path))
     return Trained(network, LabelTable.from_dict(content["classes"]), options, on), content
 
 

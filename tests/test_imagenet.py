@@ -305,6 +305,16 @@ def test_the_result_is_what_segmentation_begins_with(tree, scenes, segtrain):
     assert answer.status == 0, answer.err
     assert "(100 %)" in answer.out
     assert "2 not taken: classes of whole pictures" in answer.out
+    # The wrong task is told of before any option that came with the checkpoint.
+    for more in ([], ["inference=whole"]):
+        answer = segtrain("evaluate", "body/last.pt", "dataset=cityscapes", *more)
+        assert answer.status == 2
+        assert answer.err.startswith("segtrain: body/last.pt names whole pictures (model.head=classifier): ")
+    for more in ([], ["inference=center224"]):
+        answer = segtrain("evaluate", "run=pixels", "dataset=imagenet", *more)
+        assert answer.status == 2
+        assert answer.err.startswith("segtrain: pixels/last.pt labels pixels (model.head=deeplabv3), dataset=imagenet ")
+        assert "leave dataset= out" in answer.err
 
 
 def test_a_published_classifier_is_evaluated_as_downloaded(tree, segtrain, monkeypatch):
