@@ -124,8 +124,12 @@ def restored(
         say(f"weights     {'averaged weights' if averaged else 'raw weights of the last step'} (checkpoint_weights=)")
     options = ModelConfig(**with_defaults(content["config"])["model"])
     if activation is not None and activation != options.activation:
-        say(f"activation  {activation}, where {options.activation} was trained with")
+        in_place = options.norm.startswith("inplace_abn")
+        norm = f"; norm abn, as {options.norm} but for the inverse, which only training needs" if in_place else ""
+        say(f"activation  {activation}, where {options.activation} was trained with{norm}")
         options.activation = activation
+        if in_place:
+            options.norm, options.norm_variant = "abn", "one"
         options.check()
     for part, name, known in (("backbone", options.backbone, BACKBONES), ("head", options.head, HEADS)):
         if name not in known and name != "classifier":

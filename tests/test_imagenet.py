@@ -25,6 +25,7 @@ from segtrain.data.imagenet import (
     views,
 )
 from segtrain.errors import DataError
+from segtrain.evaluation import restored
 from segtrain.inference import normalise
 from segtrain.models import build_classifier
 from tests.conftest import environment, small_run
@@ -285,8 +286,8 @@ def test_it_trains_is_judged_resumes_and_is_evaluated(tree, segtrain):
     )
     assert "identity, where leaky_relu was trained with" in answer.out
     answer = segtrain("evaluate", "run=whole", f"plugins=[{TINY}]", "activation=relu", "device=cpu", "loader.workers=0")
-    assert answer.status == 2
-    assert "cannot invert it" in answer.err
+    assert answer.status == 0, answer.err
+    assert "relu, where leaky_relu was trained with; norm abn, as inplace_abn but for the inverse" in answer.out
     answer = segtrain("predict", "run=whole", f"plugins=[{TINY}]", f"input={tree / 'val'}", "device=cpu")
     assert answer.status == 2
     assert "names whole pictures" in answer.err
@@ -364,6 +365,28 @@ def test_a_published_classifier_is_evaluated_as_downloaded(tree, segtrain, monke
     answer = segtrain(*call[:-1], "dataset.root=two")
     assert answer.status == 1
     assert "has 1 folders of classes" in answer.err
+
+
+@torch.no_grad()
+def test_an_exchanged_activation_leaves_in_place_layers_as_they_were():
+    """Of one that In-Place ABN has too: against the network with it, |weight| + eps and all."""
+    torch.manual_seed(0)
+    network = build_classifier("resnet18", 6)
+    for name, tensor in network.named_parameters():
+        if tensor.dim() == 1:
+            tensor.copy_(torch.randn_like(tensor) / (1 if name.endswith("bias") else 2))
+    torch.save({"state_dict": {f"module.{key}": value for key, value in network.state_dict().items()}}, "a.pth.tar")
+    images = torch.randn(2, 3, 64, 64)
+    for activation in ("elu", "identity"):
+        wanted = build_classifier("resnet18", 6, activation=activation)
+        wanted.load_state_dict(network.state_dict())
+        found, options, _ = restored(Path("a.pth.tar"), torch.device("cpu"), activation=activation)
+        assert (options.norm, options.scale, options.activation) == ("abn", "abs", activation)
+        assert torch.allclose(found(images), wanted.eval()(images), rtol=1e-4, atol=1e-5)
+    found = restored(Path("a.pth.tar"), torch.device("cpu"), activation="relu")[0]
+    plain = build_classifier("resnet18", 6, norm="abn", activation="relu")
+    plain.load_state_dict(network.state_dict())
+    assert torch.allclose(found(images), plain.eval()(images), rtol=1e-4, atol=1e-5)
 
 
 def test_it_learns(tree, segtrain):
