@@ -649,8 +649,8 @@ def refuse_other_task(checkpoint: Path, head: str, dataset: type[DatasetConfig],
         raise UsageError(names_pictures(checkpoint))
     if head != "classifier" and whole:
         raise UsageError(
-            f"{checkpoint} labels pixels (model.head={head}), dataset={name} has whole pictures: leave dataset= out for "
-            "what it was trained on, or take another with the same classes"
+            f"{checkpoint} labels pixels (model.head={head}), dataset={name} has whole pictures: leave dataset= out "
+            "for what it was trained on, or take another with the same classes"
         )
 
 
@@ -780,8 +780,8 @@ class EvaluateConfig(CommandConfig):
     )
     output: str | None = option(
         None,
-        "folder for the result; default <run>/evaluations/<dataset>-<split>-<inference>, of a published file "
-        "segtrain-out/evaluate/<file>/...",
+        "folder for the result; default <run>/evaluations/<dataset>-<split>-<inference>, and what was changed of that; "
+        "of a published file segtrain-out/evaluate/<file>/...",
     )
     split: str | None = option(None, "split to evaluate; default dataset.val_split")
     plugins: list[str] = plugins()

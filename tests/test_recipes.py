@@ -207,7 +207,8 @@ def script(tmp_path):
 
     def call(name, *words):
         (tmp_path / "called").write_text("")
-        command, env = ["bash", f"scripts/reproduce/{name}", *words], {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}
+        command = ["bash", f"scripts/reproduce/{name}", *words]
+        env = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         return done, (tmp_path / "called").read_text()
 
@@ -246,7 +247,8 @@ def test_bases_are_no_recipes(segtrain):
     listed = segtrain("train", "experiment=nothing").err
     assert "base" not in listed
     for words in (["train", "experiment=base/paper", "--cfg", "job"], ["train", "experiment='base/paper'"],
-                  ["verify-resume", "experiment=base/paper"], ["train", "-m", "experiment=toy,base/paper"]):  # fmt: skip
+                  ["verify-resume", "experiment=base/paper"], ["train", "-m", "experiment=toy,base/paper"],
+                  ):  # fmt: skip
         answer = refused(segtrain(*words), "experiment=base/paper: there is none of that name; ")
         assert answer.err.partition("There is")[2] == listed.partition("There is")[2]
     assert "base" not in segtrain("--complete", "train", "experiment=").out
