@@ -93,6 +93,14 @@ def test_a_flat_validation_folder_is_recognised(tree, tmp_path, segtrain):
         assert part in answer.err
 
 
+def test_classes_without_pictures_are_named(tree, tmp_path):
+    for number in range(4):
+        (tmp_path / "val" / f"n0000000{number}").mkdir(parents=True)
+    (tmp_path / "val" / "n00000009").symlink_to(tree / "val" / "n00000000")
+    with pytest.raises(DataError, match=r"4 of the 5 classes in .*val have no pictures .n00000000, n0000"):
+        list_pictures(ImageNetConfig("imagenet", str(tmp_path)), "val")
+
+
 def test_a_tree_that_is_not_there_or_disagrees(tree, tmp_path, segtrain):
     answer = segtrain("train", *words(tmp_path / "nowhere"))
     assert answer.status == 1

@@ -82,6 +82,13 @@ def list_pictures(config: DatasetConfig, split: str) -> Pictures:
         )
     if not names:
         raise DataError(f"{folder} holds no pictures ({', '.join(SUFFIXES)} in a folder for each class)")
+    held = set(targets)
+    empty = [name for number, name in enumerate(classes) if number not in held]
+    if empty:
+        raise DataError(
+            f"{len(empty)} of the {len(classes)} classes in {folder} have no pictures ({', '.join(empty[:3])}"
+            f"{', ...' if len(empty) > 3 else ''}), as after an interrupted unpacking: unpack them again"
+        )
     return Pictures(folder, classes, names, targets)
 
 
