@@ -260,7 +260,7 @@ def start(command: Command, options: config.CommandConfig) -> None:
 
 def parse(verb: str, command: Command, words: list[str]) -> Arguments:
     """Split overrides from flags, quote paths, and give a bare path its name."""
-    result = Arguments([])
+    result, bare = Arguments([]), list[str]()
     words = list(words)
     while words:
         word = words.pop(0)
@@ -282,6 +282,11 @@ def parse(verb: str, command: Command, words: list[str]) -> Arguments:
             raise UsageError(f"there is no flag {word}; options are given as key=value (segtrain {verb} --help)")
         else:
             result.overrides.append(override(verb, command, word))
+            if result.overrides[-1].startswith(f"{command.bare}=") and not word.startswith(f"{command.bare}="):
+                bare.append(word)
+    if bare and sum(word.startswith(f"{command.bare}=") for word in result.overrides) > 1:
+        network = "; the network is checkpoint=FILE or run=FOLDER" if verb == "predict" else ""
+        raise UsageError(f"{bare[0]}: a word alone is {command.bare}=, which is given twice so{network}")
     return result
 
 
