@@ -304,6 +304,8 @@ def override(verb: str, command: Command, word: str) -> str:
         return f"++{key}={quoted(value)}"
     if key == "plugins":
         return f"plugins=[{listed(value)}]"
+    if key == "outputs" and re.fullmatch(r"\w+", value):
+        return f"outputs=[{value}]"  # a list of one
     if key in PATH_OPTIONS and not (value.startswith("[") and value.endswith("]")) and value != "null":
         return f"{key}={quoted(value)}"
     if word.startswith(MAPPINGS):

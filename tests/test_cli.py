@@ -227,6 +227,11 @@ def test_lists_of_paths_are_hydras():
     assert cli.override("predict", cli.COMMANDS["predict"], word) == word
 
 
+def test_one_output_needs_no_brackets():
+    for word in ("outputs=palette", "outputs=[palette]"):
+        assert compose_predict(cli.override("predict", cli.COMMANDS["predict"], word)).outputs == ["palette"]
+
+
 def run_names(*commands):
     result = []
     for words in commands:
