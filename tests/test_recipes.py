@@ -98,6 +98,9 @@ def test_an_imagenet_recipe_is_the_published_one(recipe):
                 row["top1_top5"].values(), ("224 centre", "10 crops", "320 centre"), strict=True
             ):
                 assert f"{top1:.2f}/{top5:.2f} % ({name})" in text
+        else:  # Table 1's other half
+            exchanged = ", ".join(f"{top1:.2f}/{top5:.2f}" for top1, top5 in row["top1_top5"].values())
+            assert f"`segtrain evaluate activation={row['activation']}`: {exchanged} %" in text
     steps = config.trainer.steps(1281167)
     assert f"90 epochs are {steps} steps" in text
     assert "Not measured here" in text
