@@ -917,7 +917,6 @@ class CheckConfig(CommandConfig):
     dataset: DatasetConfig = group(DatasetConfig)
 
     def check(self) -> "CommandConfig":
-        refuse_pictures(self.dataset)
         if self.write_config is None:
             return super().check()
         return self

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -135,12 +136,48 @@ def test_combinations_that_cannot_work_are_refused(tree, segtrain, word, told):
         assert part in answer.err
 
 
-@pytest.mark.parametrize("verb", ["check", "score", "submit"])
+@pytest.mark.parametrize("verb", ["score", "submit"])
 def test_commands_about_pixels_refuse_whole_pictures(segtrain, tree, verb):
-    more = {"score": ["predictions=x"], "submit": ["predictions=x"]}.get(verb, [])
-    answer = segtrain(verb, "dataset=imagenet", f"dataset.root={tree}", *more)
+    answer = segtrain(verb, "dataset=imagenet", f"dataset.root={tree}", "predictions=x")
     assert answer.status == 2
     assert "dataset=imagenet" in answer.err
+
+
+def test_check_reads_every_picture_and_compares_the_splits(segtrain, tree, tmp_path):
+    call = ["check", "dataset=imagenet", "output=o"]
+    answer = segtrain(*call, f"dataset.root={tree}")
+    assert answer.status == 0, answer.err
+    report = json.loads(Path("o/report.json").read_text())
+    assert (report["ok"], len(report["classes"]), report["findings"]) == (True, 6, [])
+    assert [report["splits"][name]["images"] for name in ("train", "val")] == [24, 18]
+    bad = tmp_path / "bad"
+    shutil.copytree(tree, bad)
+    (bad / "val" / "n00000000").rename(bad / "val" / "n00000077")
+    for number in range(6):
+        path = bad / "train" / "n00000001" / f"broken{number}.JPEG"
+        path.write_bytes((bad / "train" / "n00000001" / "n00000001_0.JPEG").read_bytes()[:400])
+    answer = segtrain(*call, f"dataset.root={bad}")
+    assert answer.status == 1
+    report = json.loads(Path("o/report.json").read_text())
+    assert [(found["severity"], found["kind"]) for found in report["findings"]] == [
+        ("error", "unreadable"), ("error", "classes"),
+    ]  # fmt: skip
+    assert "train: 6 of 30 pictures cannot be read: " in answer.out
+    assert "broken4.JPEG" in answer.out and "broken5.JPEG" not in answer.out
+    assert "n00000077" in answer.out
+    assert segtrain(*call, f"dataset.root={bad}", "split=val").status == 0  # of itself it is whole
+    (bad / "val" / "n00000078").mkdir()
+    answer = segtrain(*call, f"dataset.root={bad}", "split=val")
+    assert (answer.status, "1 of the 7 classes in" in answer.err) == (1, True)
+
+
+def test_check_compares_the_published_classes_with_the_published_counts(segtrain, tree, tmp_path):
+    for number in range(1000):
+        (tmp_path / "val").mkdir(exist_ok=True)
+        (tmp_path / "val" / f"n{number:08d}").symlink_to(tree / "val" / "n00000000")
+    answer = segtrain("check", "dataset=imagenet", f"dataset.root={tmp_path}", "split=val", "output=o")
+    assert answer.status == 1
+    assert "val: 3000 pictures, published are 50000" in answer.err
 
 
 # ---------------------------------------------------------------------------------------------------- augmentation
