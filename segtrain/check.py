@@ -1,6 +1,7 @@
 """`segtrain check`: is this data what the configuration says it is? Findings, a report, a contact sheet."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from segtrain import pictures
-from segtrain.config import CheckConfig, DatasetConfig, FolderConfig, MixtureConfig
+from segtrain.config import CheckConfig, DatasetConfig, FolderConfig, MixtureConfig, classifies
 from segtrain.data.check import Seen
 from segtrain.data.datasets import described, label_table, split_files
 from segtrain.data.guess import write_guess
@@ -38,6 +39,8 @@ def check(config: CheckConfig) -> dict[str, Any]:
         write_guess(config.dataset.folder(), config.dataset.root, Path(config.write_config))
         return {}
     data = config.dataset
+    if classifies(data):
+        return check_pictures(data, config.split, output)
     dataset, table = described(data), label_table(data)
     mixture = isinstance(data, MixtureConfig)
     if mixture and config.split:
@@ -59,22 +62,78 @@ def check(config: CheckConfig) -> dict[str, Any]:
         check_data_set(data, names, "", splits, findings, panels, required)
     if not any("images" in facts for facts in splits.values()):
         findings.append(Finding("error", "empty", f"no pictures at all in {where}"))
+    if panels:
+        pictures.write(output / "contact.png", pictures.sheet(panels, table))
+    return reported(output, {"dataset": data.name, "root": where, "classes": table.names}, splits, findings)
+
+
+def reported(
+    output: Path, about: dict[str, Any], splits: dict[str, Any], findings: list[Finding]
+) -> dict[str, Any]:  # fmt: skip
+    """Prints and writes all of it. DataError if there are errors."""
     findings.sort(key=lambda finding: finding.severity)  # errors first
     errors = [finding for finding in findings if finding.severity == "error"]
-    report = {"dataset": data.name, "root": where, "classes": table.names, "splits": splits,
-              "findings": [finding._asdict() for finding in findings], "ok": not errors}  # fmt: skip
+    report = about | {
+        "splits": splits, "findings": [finding._asdict() for finding in findings], "ok": not errors,
+    }  # fmt: skip
     print_splits(splits)
     for finding in findings:
         say(str(finding))
-    if panels:
-        pictures.write(output / "contact.png", pictures.sheet(panels, table))
     write_atomically(output / "report.json", json.dumps(report, indent=2).encode() + b"\n")
     if not errors:
         say("nothing was found that would spoil a training or a score")
     print(output / "report.json", flush=True)
     if errors:
-        raise DataError(f"{len(errors)} finding{'s' * (len(errors) > 1)} in {data.name}: {errors[0].text}")
+        raise DataError(f"{len(errors)} finding{'s' * (len(errors) > 1)} in {about['dataset']}: {errors[0].text}")
     return report
+
+
+def check_pictures(data: DatasetConfig, split: str | None, output: Path) -> dict[str, Any]:
+    """Of whole pictures: the tree, the classes of both splits, and every file, decoded."""
+    from segtrain.classification import refuse_other_classes  # which needs torch
+    from segtrain.data.imagenet import PUBLISHED, Pictures, list_pictures
+
+    say(f"checking    {data.name} in {data.folder()}")
+    splits: dict[str, Any] = {}
+    findings: list[Finding] = []
+    first: Pictures | None = None
+    for name in [split] if split else dict.fromkeys([data.train_split, data.val_split]):
+        try:
+            some = list_pictures(data, name)
+        except DataError as error:
+            findings.append(Finding("error", "tree", f"{name}: {error}"))
+            continue
+        try:
+            refuse_other_classes(some, (first or some).classes, f"those of {(first or some).folder}")
+        except DataError as error:
+            findings.append(Finding("error", "classes", f"{name}: {error}"))
+        first = first or some
+        whole = len(some.classes) == 1000 and all(re.fullmatch(r"n\d{8}", one) for one in some.classes)
+        published = PUBLISHED.get(name) if whole else None
+        if published is not None and published != len(some):
+            severity = "error" if name == data.val_split else "note"
+            findings.append(Finding(severity, "count", f"{name}: {len(some)} pictures, published are {published}"))
+        bad: list[str] = []
+        progress = Progress(f"checking {name}", len(some))
+        for done, wrong in enumerate(in_order(undecoded, (some.folder / one for one in some.names)), 1):
+            bad += [wrong] if wrong else []
+            progress.show(done)
+        if bad:
+            text = f"{name}: {len(bad)} of {len(some)} pictures cannot be read: {'; '.join(bad[:LISTED])}"
+            findings.append(Finding("error", "unreadable", text))
+        splits[name] = {"images": len(some), "labels": None, "instances": None, "published": published, "sizes": [],
+                        "classes": len(some.classes), "bad_files": bad[:20]}  # fmt: skip
+    about = {"dataset": data.name, "root": str(data.folder()), "classes": first.classes if first else []}
+    return reported(output, about, splits, findings)
+
+
+def undecoded(path: Path) -> str:
+    """Why a picture cannot be read, if it cannot."""
+    try:
+        read_image(path)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def check_data_set(

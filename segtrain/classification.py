@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segtrain import pictures
-from segtrain.config import EvaluateConfig, InferenceConfig, ModelConfig, TrainConfig
-from segtrain.data.imagenet import Pictures, TrainingPictures, Views, batches_of, list_pictures, views
+from segtrain.config import EvaluateConfig, InferenceConfig, ModelConfig, TrainConfig, refuse_other_task
+from segtrain.data.imagenet import PUBLISHED, Pictures, TrainingPictures, Views, batches_of, list_pictures, views
 from segtrain.data.labels import read_image, read_json_table
 from segtrain.device import describe_device, resolve
 from segtrain.distributed import World, add_up
-from segtrain.errors import DataError, UsageError
-from segtrain.evaluation import Found, Watch, describe, restored
+from segtrain.errors import DataError
+from segtrain.evaluation import Found, Watch, describe, folder_name, restored
 from segtrain.files import write_atomically
 from segtrain.inference import normalise
 from segtrain.log import Progress, say
@@ -176,12 +176,15 @@ def accuracies(
 
 def protocol(dataset: str, split: str, some: Pictures, warnings: list[str], how: dict[str, Any]) -> dict[str, Any]:
     """The card in evaluation.json."""
-    top = min(5, len(some.classes))
+    top, wanted = min(5, len(some.classes)), PUBLISHED.get(split)
+    if wanted is not None and wanted != len(some):
+        warnings = [*warnings, f"{len(some)} pictures, but {dataset} {split} has {wanted} as published: "
+                               "the figure is not comparable with published ones"]  # fmt: skip
     return {
         "dataset": dataset,
         "split": split,
         "split_sha256": names_hash(some.names),
-        "images": {"expected": len(some), "seen": len(some)},
+        "images": {"expected": len(some), "seen": len(some), "published": wanted},
         "rules": f"top-1 and top-{top}: the class is the first, or one of the first {top}, by its logit; several views "
         "of a picture: by the mean of their logits (inplace_abn v0.1.1, test_imagenet)",
         "classes": len(some.classes),
@@ -245,8 +248,7 @@ def evaluate_share(config: EvaluateConfig, world: World) -> dict[str, Any]:
     data, options = config.dataset, config.inference
     split = config.split or data.val_split
     network, model, content = restored(path, on, config.checkpoint_weights, config.activation)
-    if model.head != "classifier":
-        raise UsageError(f"{path} labels pixels (model.head={model.head}), dataset={data.name} has whole pictures")
+    refuse_other_task(path, model.head, type(data), data.name)
     some = list_pictures(data, split)
     say(f"checkpoint  {path}, step {content['step']}")
     say(f"evaluating  {data.name} {split}, inference {options.name}, on {describe_device(on)}")
@@ -263,29 +265,27 @@ def evaluate_share(config: EvaluateConfig, world: World) -> dict[str, Any]:
     how = {"inference": result["inference"], "precision": "float32", "processes": world.size,
            "weights": "averaged" if "ema" in content and config.checkpoint_weights != "raw" else "raw",
            "activation": model.activation, "checkpoint_sha256": file_hash(path), "step": content["step"]}  # fmt: skip
-    figures = published(content, options, model.activation)
+    figures = published(content, options, model.activation) if split == data.val_split else None
     result["protocol"] = protocol(data.name, split, some, warnings, how) | {"published": figures}
     if world.rank == 0:
         print_table(result)
         if figures is not None:
             say(f"published       top-1 {figures['top1']:.2f} %, top-5 {figures['top5']:.2f} %  {figures['of']}\n")
-        name = f"{data.name}-{split}-{options.name}" + (f"-{config.activation}" if config.activation else "")
-        folder = Path(config.output) if config.output else path.parent / "evaluations" / name
+        own = path.parent / "evaluations" / folder_name(data.name, split, config)
+        folder = Path(config.output) if config.output else own
         write_result(folder, result, panels)
         print(folder / "evaluation.json")
     return result
 
 
-# The ways of testing that were published: shorter side, crop, crops.
-PROTOCOLS = {(256, 224, "center"): "center224", (256, 224, "ten"): "tencrop", (320, 320, "center"): "center320"}
-
-
 def published(content: Mapping[str, Any], options: InferenceConfig, activation: str) -> dict[str, Any] | None:
     """What was published of a recipe's network, or of a published file, evaluated in this way: percent."""
-    inference = PROTOCOLS.get((options.resize or 0, options.crop or 0, options.crops), "")
+    tables = read_json_table("paper")
+    way = {"resize": options.resize, "crop": options.crop, "crops": options.crops}
+    inference = next((name for name, known in tables["protocols"].items() if known == way), "")
     recipe, known = content["config"].get("experiment"), content.get("known")
     trained = content["config"]["model"]["activation"]
-    for row in read_json_table("paper")["rows"]:
+    for row in tables["rows"]:
         backbone = content["config"]["model"]["backbone"].removesuffix("_pooled")
         this = (row["recipe"] == recipe and f"_{backbone}" in recipe) or (known and row.get("weights") == known)
         figures = row.get("top1_top5", {})

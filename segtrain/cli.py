@@ -260,7 +260,7 @@ def start(command: Command, options: config.CommandConfig) -> None:
 
 def parse(verb: str, command: Command, words: list[str]) -> Arguments:
     """Split overrides from flags, quote paths, and give a bare path its name."""
-    result = Arguments([])
+    result, bare = Arguments([]), list[str]()
     words = list(words)
     while words:
         word = words.pop(0)
@@ -282,6 +282,11 @@ def parse(verb: str, command: Command, words: list[str]) -> Arguments:
             raise UsageError(f"there is no flag {word}; options are given as key=value (segtrain {verb} --help)")
         else:
             result.overrides.append(override(verb, command, word))
+            if result.overrides[-1].startswith(f"{command.bare}=") and not word.startswith(f"{command.bare}="):
+                bare.append(word)
+    if bare and sum(word.startswith(f"{command.bare}=") for word in result.overrides) > 1:
+        network = "; the network is checkpoint=FILE or run=FOLDER" if verb == "predict" else ""
+        raise UsageError(f"{bare[0]}: a word alone is {command.bare}=, which is given twice so{network}")
     return result
 
 
@@ -299,6 +304,8 @@ def override(verb: str, command: Command, word: str) -> str:
         return f"++{key}={quoted(value)}"
     if key == "plugins":
         return f"plugins=[{listed(value)}]"
+    if key == "outputs" and re.fullmatch(r"\w+", value):
+        return f"outputs=[{value}]"  # a list of one
     if key in PATH_OPTIONS and not (value.startswith("[") and value.endswith("]")) and value != "null":
         return f"{key}={quoted(value)}"
     if word.startswith(MAPPINGS):
@@ -352,6 +359,8 @@ def register(verb: str, command: Command, overrides: list[str]) -> None:
     if "checkpoint" in names and "inference" in names:
         alone = any(word.startswith("predictions=") for word in overrides)  # no network is asked
         trained = {} if alone else trained_with(overrides)
+        if trained and "dataset" in names:
+            refuse_other_task(trained, overrides)
         schemas: dict[str, type] = {"inference": config.InferenceConfig}
         if "dataset" in names and verb != "submit" and not any(word.startswith("dataset=") for word in overrides):
             known = trained["dataset"]["name"]
@@ -415,6 +424,17 @@ def trained_with(overrides: list[str]) -> dict[str, Any]:
     return trained
 
 
+def refuse_other_task(trained: dict[str, Any], overrides: list[str]) -> None:
+    """Before a checkpoint's other options meet those of a data set that it cannot be used on."""
+    named = given(overrides, "checkpoint", "run")
+    path, head = checkpoint_path(named.get("checkpoint"), named.get("run")), trained["model"].get("head", "")
+    for word in overrides:
+        key, _, name = word.partition("=")
+        if key == "dataset":
+            name = read_dataset_file(Path(name)).name if is_dataset_file(word) else name
+            config.refuse_other_task(path, head, config.DATASET_CONFIGS.get(name, config.DatasetConfig), name)
+
+
 def checkpoint_path(checkpoint: Any, run: Any) -> Path:
     if (checkpoint is None) == (run is None):
         raise UsageError("give checkpoint=FILE or run=FOLDER, one of them: a run keeps last.pt and best.pt")
@@ -430,6 +450,7 @@ def compose(verb: str, command: Command, arguments: Arguments) -> Any:
     from yaml import YAMLError
 
     refuse_additions(arguments.overrides)
+    refuse_bases(arguments)
     register(verb, command, arguments.overrides)
     path = [f"hydra.searchpath=[file://{Path(arguments.config_dir).absolute()}]"] if arguments.config_dir else []
     GlobalHydra.instance().clear()
@@ -458,6 +479,18 @@ def refuse_additions(overrides: list[str]) -> None:
             raise UsageError(f"{word}: write {key}=... ; options cannot be added or taken away")
 
 
+def refuse_bases(arguments: Arguments) -> None:
+    """What recipes share is in experiment/base/, which Hydra would take as recipes."""
+    for word in arguments.overrides:
+        key, _, value = word.partition("=")
+        base = next((choice for choice in re.split(r"[\[\],\s'\"]+", value) if choice.startswith("base/")), None)
+        if key == "experiment" and base is not None:
+            from segtrain.completion import choices_of_group
+
+            own = [] if arguments.config_dir is None else ["--config-dir", arguments.config_dir]
+            raise UsageError(unknown_choice(key, base, choices_of_group(key, own)))
+
+
 def explain(error: Exception, verb: str, command: Command, overrides: list[str]) -> str:
     """One sentence from what Hydra or OmegaConf says: the key, the value, what is allowed."""
     chain = [error]
@@ -470,10 +503,7 @@ def explain(error: Exception, verb: str, command: Command, overrides: list[str])
         r"Could not find '?([\w]+)/([^'\s]+?)'?\s*\n+\s*Available options in '\w+':\n((?:\t.*\n?)+)", text
     ):
         options = [option.strip() for option in match[3].split("\n") if option.strip() not in ("", "from_checkpoint")]
-        near = difflib.get_close_matches(match[2], options, 1)
-        hint = f"did you mean {match[1]}={near[0]}? " if near else ""
-        own = " (parts of your own: plugins=[FILE])" if match[1] in plugins.PARTS else ""
-        return f"{match[1]}={match[2]}: there is none of that name; {hint}There is {', '.join(options)}{own}"
+        return unknown_choice(match[1], match[2], options)
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(match[1], known)
     if match := re.search(r"Key '(\w+)' (?:not in|is not in struct)[\s\S]*?full_key: ([\w.\[\]]+)", text):
@@ -485,6 +515,13 @@ def explain(error: Exception, verb: str, command: Command, overrides: list[str])
         wanted = f"; it is: {known[key][0]}, {known[key][1]}" if key in known else ""
         return f"{key}: {first[0].lower() + first[1:]}{wanted}" + where_in_yaml(key, overrides)
     return re.sub(r"\s+", " ", texts[0]) + f" (given: {' '.join(overrides) or 'no overrides'})"
+
+
+def unknown_choice(group: str, choice: str, options: list[str]) -> str:
+    near = difflib.get_close_matches(choice, options, 1)
+    hint = f"did you mean {group}={near[0]}? " if near else ""
+    own = " (parts of your own: plugins=[FILE])" if group in plugins.PARTS else ""
+    return f"{group}={choice}: there is none of that name; {hint}There is {', '.join(options)}{own}"
 
 
 def where_in_yaml(key: str, overrides: list[str]) -> str:
@@ -550,6 +587,7 @@ def sweep(verb: str, command: Command, arguments: Arguments) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     refuse_additions(arguments.overrides)
+    refuse_bases(arguments)
     register(verb, command, arguments.overrides)
 
     def job(composed: Any) -> None:

@@ -642,6 +642,25 @@ def refuse_pictures(dataset: DatasetConfig) -> None:
     )  # fmt: skip
 
 
+def refuse_other_task(checkpoint: Path, head: str, dataset: type[DatasetConfig], name: str) -> None:
+    """UsageError where a network of whole pictures is to label pixels, or the other way round."""
+    whole = issubclass(dataset, ImageNetConfig)
+    if head == "classifier" and not whole:
+        raise UsageError(names_pictures(checkpoint))
+    if head != "classifier" and whole:
+        raise UsageError(
+            f"{checkpoint} labels pixels (model.head={head}), dataset={name} has whole pictures: leave dataset= out "
+            "for what it was trained on, or take another with the same classes"
+        )
+
+
+def names_pictures(checkpoint: Path) -> str:
+    return (
+        f"{checkpoint} names whole pictures (model.head=classifier): `segtrain evaluate dataset=imagenet` scores it, "
+        "and model.weights= begins a segmentation network with its backbone"
+    )
+
+
 def group(kind: type) -> Any:
     return field(default_factory=kind)
 
@@ -761,8 +780,8 @@ class EvaluateConfig(CommandConfig):
     )
     output: str | None = option(
         None,
-        "folder for the result; default <run>/evaluations/<dataset>-<split>-<inference>, of a published file "
-        "segtrain-out/evaluate/<file>/...",
+        "folder for the result; default <run>/evaluations/<dataset>-<split>-<inference>, and what was changed of that; "
+        "of a published file segtrain-out/evaluate/<file>/...",
     )
     split: str | None = option(None, "split to evaluate; default dataset.val_split")
     plugins: list[str] = plugins()
@@ -898,7 +917,6 @@ class CheckConfig(CommandConfig):
     dataset: DatasetConfig = group(DatasetConfig)
 
     def check(self) -> "CommandConfig":
-        refuse_pictures(self.dataset)
         if self.write_config is None:
             return super().check()
         return self

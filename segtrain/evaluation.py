@@ -1,5 +1,6 @@
 """Scoring a network on a split. The validation inside training and `segtrain evaluate` are this same code."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -7,9 +8,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import yaml
 
 from segtrain import checkpoint, pictures
-from segtrain.config import DatasetConfig, EvaluateConfig, InferenceConfig, ModelConfig, classifies, with_defaults
+from segtrain.config import (
+    DatasetConfig,
+    EvaluateConfig,
+    InferenceConfig,
+    ModelConfig,
+    classifies,
+    names_pictures,
+    with_defaults,
+)
 from segtrain.convert import published_figure, run_content
 from segtrain.data.datasets import described, label_table, split_samples
 from segtrain.data.labels import LabelTable, read_label
@@ -18,6 +28,7 @@ from segtrain.data.sample import Sample
 from segtrain.device import describe_device, resolve
 from segtrain.distributed import joined
 from segtrain.errors import DataError, UsageError
+from segtrain.help import CONFIGS
 from segtrain.inference import Answer, answer, fitted, nearest, normalise
 from segtrain.log import Progress, say
 from segtrain.metrics import PositionPrior, Scores
@@ -93,10 +104,7 @@ def restore(
     """The segmentation network in a checkpoint file, and all that the file holds; UsageError for a classifier."""
     network, options, content = restored(path, on, weights, activation)
     if not isinstance(network, Segmenter):
-        raise UsageError(
-            f"{path} names whole pictures (model.head=classifier): `segtrain evaluate dataset=imagenet` scores it, "
-            "and model.weights= begins a segmentation network with its backbone"
-        )
+        raise UsageError(names_pictures(path))
     return Trained(network, LabelTable.from_dict(content["classes"]), options, on), content
 
 
@@ -119,8 +127,12 @@ def restored(
         say(f"weights     {'averaged weights' if averaged else 'raw weights of the last step'} (checkpoint_weights=)")
     options = ModelConfig(**with_defaults(content["config"])["model"])
     if activation is not None and activation != options.activation:
-        say(f"activation  {activation}, where {options.activation} was trained with")
+        in_place = options.norm.startswith("inplace_abn")
+        norm = f"; norm abn, as {options.norm} but for the inverse, which only training needs" if in_place else ""
+        say(f"activation  {activation}, where {options.activation} was trained with{norm}")
         options.activation = activation
+        if in_place:
+            options.norm, options.norm_variant = "abn", "one"
         options.check()
     for part, name, known in (("backbone", options.backbone, BACKBONES), ("head", options.head, HEADS)):
         if name not in known and name != "classifier":
@@ -227,12 +239,23 @@ def evaluate_share(config: EvaluateConfig, rank: int, processes: int) -> dict[st
     result["protocol"] = protocol(counted, data, split, samples, warnings, how)
     if rank == 0:
         print_table(result)
-        name = f"{data.name}-{split}-{config.inference.name}"
+        name = folder_name(data.name, split, config)
         own = Path("segtrain-out/evaluate") / path.name if "report" in content else path.parent / "evaluations"
         folder = Path(config.output) if config.output else own / name
         write_result(folder, result, panels, table, counted.evaluated())
         print(folder / "evaluation.json")
     return result
+
+
+def folder_name(dataset: str, split: str, config: EvaluateConfig) -> str:
+    """<dataset>-<split>-<inference>, and what of inference= is not as in the group of that name, and the activation."""
+    asked = asdict(config.inference)
+    path = CONFIGS / "inference" / f"{config.inference.name}.yaml"
+    plain = asdict(InferenceConfig(**yaml.safe_load(path.read_text()))) if path.is_file() else asked
+    changed = [f"{key}={value}" for key, value in sorted(asked.items()) if value != plain[key]]
+    words = [re.sub(r"[^\w.=+-]+", "_", word).strip("_") for word in changed]  # as in a run's name
+    activation = [config.activation] if config.activation else []
+    return "-".join([dataset, split, config.inference.name, *words, *activation])
 
 
 def refuse_other_classes(trained: Trained, table: LabelTable, path: Path, dataset: str) -> None:

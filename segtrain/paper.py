@@ -14,6 +14,7 @@ from segtrain.run import flat, is_safe
 from segtrain.runs import read, read_mapping, whole
 
 TOLD_BY_SCORE = ("inference.", "dataset.val_split")  # options that are judged by what a score says of itself
+PIXELS = {"scales": [1.0], "flip": False, "tile": None, "longest_side": None}  # how segmentation's figures were found
 
 
 class Line(NamedTuple):
@@ -135,10 +136,10 @@ def conditions(row: Mapping[str, Any], score: Mapping[str, Any]) -> list[str]:
         if score.get(key) != row[key]:
             found.append(f"{key} {score.get(key)}, not {row[key]}")
     how = score.get("inference") or {}
-    if "miou" in row:
-        for key, usual in (("scales", [1.0]), ("flip", False), ("tile", None)):
-            if how.get(key, usual) != usual:
-                found.append(f"inference.{key}={how[key]}")
+    published = PIXELS if "miou" in row else read_json_table("paper")["protocols"][protocol_of(score)]
+    for key, usual in published.items():
+        if how.get(key, usual) != usual:
+            found.append(f"inference.{key}={how[key]}")
     if (name := Path(str(score.get("checkpoint"))).name) != "last.pt":
         found.append(f"{name}, not last.pt")
     card = score.get("protocol") or {}

@@ -213,9 +213,23 @@ def test_bare_paths(tmp_path, value):
     assert compose_predict(word).checkpoint == value
 
 
+def test_a_bare_path_beside_its_option_is_refused(segtrain, tmp_path):
+    for name in ("last.pt", "photo.jpg"):
+        (tmp_path / name).touch()
+    for words in (["last.pt", "input=photo.jpg"], ["input=photo.jpg", "last.pt"], ["last.pt", "photo.jpg"]):
+        answer = segtrain("predict", *words)
+        refused(answer, "last.pt: a word alone is input=, which is given twice so; the network is checkpoint=FILE")
+    refused(segtrain("evaluate", "last.pt", "checkpoint=photo.jpg"), "last.pt: a word alone is checkpoint=")
+
+
 def test_lists_of_paths_are_hydras():
     word = "input=[a,b]"
     assert cli.override("predict", cli.COMMANDS["predict"], word) == word
+
+
+def test_one_output_needs_no_brackets():
+    for word in ("outputs=palette", "outputs=[palette]"):
+        assert compose_predict(cli.override("predict", cli.COMMANDS["predict"], word)).outputs == ["palette"]
 
 
 def run_names(*commands):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from segtrain.data.imagenet import (
     views,
 )
 from segtrain.errors import DataError
+from segtrain.evaluation import restored
 from segtrain.inference import normalise
 from segtrain.models import build_classifier
 from tests.conftest import environment, small_run
@@ -92,6 +94,14 @@ def test_a_flat_validation_folder_is_recognised(tree, tmp_path, segtrain):
         assert part in answer.err
 
 
+def test_classes_without_pictures_are_named(tree, tmp_path):
+    for number in range(4):
+        (tmp_path / "val" / f"n0000000{number}").mkdir(parents=True)
+    (tmp_path / "val" / "n00000009").symlink_to(tree / "val" / "n00000000")
+    with pytest.raises(DataError, match=r"4 of the 5 classes in .*val have no pictures .n00000000, n0000"):
+        list_pictures(ImageNetConfig("imagenet", str(tmp_path)), "val")
+
+
 def test_a_tree_that_is_not_there_or_disagrees(tree, tmp_path, segtrain):
     answer = segtrain("train", *words(tmp_path / "nowhere"))
     assert answer.status == 1
@@ -126,12 +136,48 @@ def test_combinations_that_cannot_work_are_refused(tree, segtrain, word, told):
         assert part in answer.err
 
 
-@pytest.mark.parametrize("verb", ["check", "score", "submit"])
+@pytest.mark.parametrize("verb", ["score", "submit"])
 def test_commands_about_pixels_refuse_whole_pictures(segtrain, tree, verb):
-    more = {"score": ["predictions=x"], "submit": ["predictions=x"]}.get(verb, [])
-    answer = segtrain(verb, "dataset=imagenet", f"dataset.root={tree}", *more)
+    answer = segtrain(verb, "dataset=imagenet", f"dataset.root={tree}", "predictions=x")
     assert answer.status == 2
     assert "dataset=imagenet" in answer.err
+
+
+def test_check_reads_every_picture_and_compares_the_splits(segtrain, tree, tmp_path):
+    call = ["check", "dataset=imagenet", "output=o"]
+    answer = segtrain(*call, f"dataset.root={tree}")
+    assert answer.status == 0, answer.err
+    report = json.loads(Path("o/report.json").read_text())
+    assert (report["ok"], len(report["classes"]), report["findings"]) == (True, 6, [])
+    assert [report["splits"][name]["images"] for name in ("train", "val")] == [24, 18]
+    bad = tmp_path / "bad"
+    shutil.copytree(tree, bad)
+    (bad / "val" / "n00000000").rename(bad / "val" / "n00000077")
+    for number in range(6):
+        path = bad / "train" / "n00000001" / f"broken{number}.JPEG"
+        path.write_bytes((bad / "train" / "n00000001" / "n00000001_0.JPEG").read_bytes()[:400])
+    answer = segtrain(*call, f"dataset.root={bad}")
+    assert answer.status == 1
+    report = json.loads(Path("o/report.json").read_text())
+    assert [(found["severity"], found["kind"]) for found in report["findings"]] == [
+        ("error", "unreadable"), ("error", "classes"),
+    ]  # fmt: skip
+    assert "train: 6 of 30 pictures cannot be read: " in answer.out
+    assert "broken4.JPEG" in answer.out and "broken5.JPEG" not in answer.out
+    assert "n00000077" in answer.out
+    assert segtrain(*call, f"dataset.root={bad}", "split=val").status == 0  # of itself it is whole
+    (bad / "val" / "n00000078").mkdir()
+    answer = segtrain(*call, f"dataset.root={bad}", "split=val")
+    assert (answer.status, "1 of the 7 classes in" in answer.err) == (1, True)
+
+
+def test_check_compares_the_published_classes_with_the_published_counts(segtrain, tree, tmp_path):
+    for number in range(1000):
+        (tmp_path / "val").mkdir(exist_ok=True)
+        (tmp_path / "val" / f"n{number:08d}").symlink_to(tree / "val" / "n00000000")
+    answer = segtrain("check", "dataset=imagenet", f"dataset.root={tmp_path}", "split=val", "output=o")
+    assert answer.status == 1
+    assert "val: 3000 pictures, published are 50000" in answer.err
 
 
 # ---------------------------------------------------------------------------------------------------- augmentation
@@ -285,8 +331,8 @@ def test_it_trains_is_judged_resumes_and_is_evaluated(tree, segtrain):
     )
     assert "identity, where leaky_relu was trained with" in answer.out
     answer = segtrain("evaluate", "run=whole", f"plugins=[{TINY}]", "activation=relu", "device=cpu", "loader.workers=0")
-    assert answer.status == 2
-    assert "cannot invert it" in answer.err
+    assert answer.status == 0, answer.err
+    assert "relu, where leaky_relu was trained with; norm abn, as inplace_abn but for the inverse" in answer.out
     answer = segtrain("predict", "run=whole", f"plugins=[{TINY}]", f"input={tree / 'val'}", "device=cpu")
     assert answer.status == 2
     assert "names whole pictures" in answer.err
@@ -305,6 +351,16 @@ def test_the_result_is_what_segmentation_begins_with(tree, scenes, segtrain):
     assert answer.status == 0, answer.err
     assert "(100 %)" in answer.out
     assert "2 not taken: classes of whole pictures" in answer.out
+    # The wrong task is told of before any option that came with the checkpoint.
+    for more in ([], ["inference=whole"]):
+        answer = segtrain("evaluate", "body/last.pt", "dataset=cityscapes", *more)
+        assert answer.status == 2
+        assert answer.err.startswith("segtrain: body/last.pt names whole pictures (model.head=classifier): ")
+    for more in ([], ["inference=center224"]):
+        answer = segtrain("evaluate", "run=pixels", "dataset=imagenet", *more)
+        assert answer.status == 2
+        assert answer.err.startswith("segtrain: pixels/last.pt labels pixels (model.head=deeplabv3), dataset=imagenet ")
+        assert "leave dataset= out" in answer.err
 
 
 def test_a_published_classifier_is_evaluated_as_downloaded(tree, segtrain, monkeypatch):
@@ -334,6 +390,14 @@ def test_a_published_classifier_is_evaluated_as_downloaded(tree, segtrain, monke
     result = json.loads(Path(answer.out.splitlines()[-1]).read_text())
     assert result["inference"]["name"] == "tencrop"
     assert result["protocol"]["published"]["top1"] == 77.04
+    warning = "18 pictures, but imagenet val has 50000 as published: the figure is not comparable with published ones"
+    assert f"warning         {warning}" in answer.out
+    assert result["protocol"]["warnings"] == [warning]
+    assert result["protocol"]["images"] == {"expected": 18, "seen": 18, "published": 50000}
+    Path("one/train").symlink_to("val")
+    on_train = segtrain(*call[:-3], "dataset.root=one", *call[-2:], "inference=center224", "split=train")
+    assert "6 pictures, but imagenet train has 1281167" in on_train.out, on_train
+    assert "published  " not in on_train.out  # for it is of another split
     batch = next(batches_of(list_pictures(ImageNetConfig("imagenet", "one"), "val"), list(range(6)), TEN, 6, 0))
     with torch.no_grad():
         images = normalise(batch.images.flatten(0, 1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -346,6 +410,28 @@ def test_a_published_classifier_is_evaluated_as_downloaded(tree, segtrain, monke
     answer = segtrain(*call[:-1], "dataset.root=two")
     assert answer.status == 1
     assert "has 1 folders of classes" in answer.err
+
+
+@torch.no_grad()
+def test_an_exchanged_activation_leaves_in_place_layers_as_they_were():
+    """Of one that In-Place ABN has too: against the network with it, |weight| + eps and all."""
+    torch.manual_seed(0)
+    network = build_classifier("resnet18", 6)
+    for name, tensor in network.named_parameters():
+        if tensor.dim() == 1:
+            tensor.copy_(torch.randn_like(tensor) / (1 if name.endswith("bias") else 2))
+    torch.save({"state_dict": {f"module.{key}": value for key, value in network.state_dict().items()}}, "a.pth.tar")
+    images = torch.randn(2, 3, 64, 64)
+    for activation in ("elu", "identity"):
+        wanted = build_classifier("resnet18", 6, activation=activation)
+        wanted.load_state_dict(network.state_dict())
+        found, options, _ = restored(Path("a.pth.tar"), torch.device("cpu"), activation=activation)
+        assert (options.norm, options.scale, options.activation) == ("abn", "abs", activation)
+        assert torch.allclose(found(images), wanted.eval()(images), rtol=1e-4, atol=1e-5)
+    found = restored(Path("a.pth.tar"), torch.device("cpu"), activation="relu")[0]
+    plain = build_classifier("resnet18", 6, norm="abn", activation="relu")
+    plain.load_state_dict(network.state_dict())
+    assert torch.allclose(found(images), plain.eval()(images), rtol=1e-4, atol=1e-5)
 
 
 def test_it_learns(tree, segtrain):

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import shutil
+import subprocess
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -95,6 +98,9 @@ def test_an_imagenet_recipe_is_the_published_one(recipe):
                 row["top1_top5"].values(), ("224 centre", "10 crops", "320 centre"), strict=True
             ):
                 assert f"{top1:.2f}/{top5:.2f} % ({name})" in text
+        else:  # Table 1's other half
+            exchanged = ", ".join(f"{top1:.2f}/{top5:.2f}" for top1, top5 in row["top1_top5"].values())
+            assert f"`segtrain evaluate activation={row['activation']}`: {exchanged} %" in text
     steps = config.trainer.steps(1281167)
     assert f"90 epochs are {steps} steps" in text
     assert "Not measured here" in text
@@ -189,9 +195,66 @@ def test_the_scripts_train_every_row():
         assert sorted(rows) == sorted(row["recipe"] for row in ROWS if row["table"] == table)
 
 
+@pytest.fixture
+def script(tmp_path):
+    """script("table2.sh", ...) in a copy of the scripts, with programs that only say what they were given."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    shutil.copytree(FOLDER, tmp_path / "configs" / "experiment")
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("python", "segtrain", "torchrun"):
+        (programs / name).write_text(f'#!/bin/sh\necho "{name} $*" >> "{tmp_path}/called"\n')
+        (programs / name).chmod(0o755)
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+
+    def call(name, *words):
+        (tmp_path / "called").write_text("")
+        command = ["bash", f"scripts/reproduce/{name}", *words]
+        env = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        return done, (tmp_path / "called").read_text()
+
+    return call
+
+
+def test_a_row_that_a_script_lacks_stops_it_before_anything_is_installed(script):
+    done, called = script("table2.sh", "imagenet_resnext101", "imagenet_resnext11")
+    assert (done.returncode, called) == (2, "")
+    assert done.stderr.startswith("no row imagenet_resnext11; there is imagenet_resnext101_std imagenet_resnext101 ")
+    done, called = script("table2.sh", "imagenet_resnext101")
+    assert done.returncode == 0, done.stderr
+    assert called.count(" train ") == 1 and "experiment=imagenet_resnext101 " in called
+    assert called.count("segtrain evaluate run=runs/imagenet_resnext101 ") == 3
+
+
+def test_a_run_that_a_row_begins_with_must_be_there_or_be_asked_for(script, tmp_path):
+    vistas, kitti = "vistas_wider_resnet38", "cityscapes_kitti_wider_resnet38"
+    for smoke in ([], ["--smoke"]):
+        done, called = script("kitti.sh", kitti, *smoke)
+        assert done.returncode == 2
+        assert f"runs/{vistas}/last.pt, with which {kitti} begins; train it first: the same script" in done.stderr
+        assert "torchrun" not in called and "segtrain" not in called
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "wide_resnet38_ipabn_lr_256.pth.tar").touch()
+    for words, trained in (([kitti, "model.weights=none"], 1), ([kitti, vistas], 2), ([], 2)):
+        done, called = script("kitti.sh", *words)
+        assert (done.returncode, called.count(" train ")) == (0, trained), done.stderr
+    (tmp_path / "runs" / vistas).mkdir(parents=True)
+    (tmp_path / "runs" / vistas / "last.pt").touch()
+    assert script("kitti.sh", kitti)[0].returncode == 0
+
+
 def test_bases_are_no_recipes(segtrain):
     refused(segtrain("train", "experiment=cityscapes_resnext10"), "did you mean experiment=cityscapes_resnext101")
-    assert "base" not in segtrain("train", "experiment=nothing").err
+    listed = segtrain("train", "experiment=nothing").err
+    assert "base" not in listed
+    for words in (["train", "experiment=base/paper", "--cfg", "job"], ["train", "experiment='base/paper'"],
+                  ["verify-resume", "experiment=base/paper"], ["train", "-m", "experiment=toy,base/paper"],
+                  ):  # fmt: skip
+        answer = refused(segtrain(*words), "experiment=base/paper: there is none of that name; ")
+        assert answer.err.partition("There is")[2] == listed.partition("There is")[2]
+    assert "base" not in segtrain("--complete", "train", "experiment=").out
 
 
 # ------------------------------------------------------------------------------------------------ what they build
@@ -347,6 +410,7 @@ def test_measured_stands_beside_published(segtrain, tmp_path):
         ("model.weights=none (recipe: resnext101_ipabn_lr_512.pth.tar)", {"change": {"model.weights": "none"}}),
         ("norms saw 16 crops at a time, not 4", {"processes": 1}),
         ("inference.flip=True", {"score": {"inference": {"scales": [1.0], "flip": True, "tile": None}}}),
+        ("inference.longest_side=2048", {"score": {"inference": {"scales": [1.0], "longest_side": 2048}}}),
         ("split night, not val", {"score": {"split": "night"}}),
         ("best.pt, not last.pt", {"score": {"checkpoint": "x/best.pt"}}),
         ("averaged weights", {"score": {"protocol": {"weights": "averaged"}}}),
@@ -388,3 +452,21 @@ def test_imagenet_has_a_line_for_each_protocol(tmp_path):
         ("center224", (78.08, 93.79)), ("tencrop", (79.52, 94.66)), ("center320", (79.38, 94.67)),
     ]  # fmt: skip
     assert {line.notes for line in lines} == {("not evaluated so",)}
+
+
+@pytest.mark.parametrize(
+    ("notes", "name", "changed"),
+    [
+        ((), "center224", {}),
+        (("inference.resize=320",), "center224", {"resize": 320}),
+        (("inference.crop=224",), "center320", {"crop": 224}),
+        (("inference.crops=center",), "tencrop", {"crops": "center"}),
+    ],
+)
+def test_an_imagenet_score_is_compared_with_the_protocol_of_its_name(tmp_path, notes, name, changed):
+    how = {"center224": (256, 224, "center"), "tencrop": (256, 224, "ten"), "center320": (320, 320, "center")}[name]
+    inference = {"name": name, **dict(zip(("resize", "crop", "crops"), how, strict=True))} | changed
+    score = {"dataset": "imagenet", "inference": inference, "top1": 0.78, "top5": 0.93}
+    finished(tmp_path, "run", "imagenet_resnext101", score=score)
+    (line,) = [line for line in told(tmp_path, "imagenet_resnext101") if line.measured is not None]
+    assert (line.protocol, line.measured, line.notes) == (name, pytest.approx((78.0, 93.0)), notes)

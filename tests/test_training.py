@@ -110,12 +110,18 @@ def test_evaluate_other_split_and_inference_goes_into_the_run(finished, segtrain
         "inference.tile=[128,256]", "device=cpu", "position_prior=false",
     )  # fmt: skip
     assert answer.status == 0, answer
-    path = finished / "evaluations" / "streets-night-tiled" / "evaluation.json"
+    path = finished / "evaluations" / "streets-night-tiled-tile=_128_256" / "evaluation.json"
     assert answer.out.splitlines()[-1] == str(path)
     result = json.loads(path.read_text())
     assert result["inference"]["tile"] == [128, 256]
     assert "position_prior_miou" not in result
     assert (path.parent / "predictions.png").exists()
+
+
+def test_an_evaluation_with_another_activation_leaves_the_ordinary_one(finished, segtrain):
+    words = ["device=cpu", "loader.workers=0", "position_prior=false"]
+    answer = segtrain("evaluate", f"run={finished}", "activation=elu", *words)
+    assert answer.out.splitlines()[-1] == str(finished / "evaluations" / "streets-val-whole-elu" / "evaluation.json")
 
 
 def test_evaluation_says_how_it_was_made(finished):

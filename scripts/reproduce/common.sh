@@ -15,6 +15,9 @@ for word in "$@"; do
     *) only+=("$word") ;;
   esac
 done
+for word in "${only[@]}"; do
+  if [[ " ${rows[*]} " != *" $word "* ]]; then echo "no row $word; there is ${rows[*]}" >&2; exit 2; fi
+done
 install ""
 trained=() number=0
 
@@ -51,12 +54,18 @@ weights_of() {
   echo "$found"
 }
 
-# begin: published files that the rows begin with must be there, all before the first: a row takes days. --smoke makes up
-# others of the same names, and the street scenes in the layouts of the data sets it is given.
+# begin: published files that the rows begin with must be there, all before the first: a row takes days; so must the run
+# that a row begins with, unless it is asked for too. --smoke makes up others of the same names, and the street scenes in
+# the layouts of the data sets it is given.
 begin() {
-  local row file missing=() data
+  local row file run missing=() data
   for row in "${rows[@]}"; do
     file=$(weights_of "$row")
+    run=${file#runs/} run=${run%/last.pt}
+    if asked "$row" && [[ $file == runs/* && ! -f $file && " ${more[*]} " != *" model.weights="* ]] && ! asked "$run"; then
+      echo "not in $PWD: $file, with which $row begins; train it first: the same script without naming rows, or with $run" >&2
+      exit 2
+    fi
     if asked "$row" && [[ $file == weights/* && " ${missing[*]} " != *" $file "* && ! -f $file ]]; then
       missing+=("$file")
     fi

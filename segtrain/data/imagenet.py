@@ -22,6 +22,7 @@ TREE = """{root}/train/n01440764/n01440764_10026.JPEG   (a folder for each class
 {root}/val/n01440764/ILSVRC2012_val_00000293.JPEG"""
 # Whoever has the validation archive only has to sort it; the script is the one that everybody uses.
 SORTING = "https://raw.githubusercontent.com/soumith/imagenetloader.torch/master/valprep.sh"
+PUBLISHED = {"train": 1281167, "val": 50000}  # pictures of ImageNet-1k
 GREY = np.array([0.299, 0.587, 0.114], np.float32)
 # Principal components of ImageNet's colours, on a scale of 0 to 1: Krizhevsky et al. 2012 as fb.resnet.torch has them.
 DEVIATIONS = np.array([0.2175, 0.0188, 0.0045])
@@ -81,6 +82,13 @@ def list_pictures(config: DatasetConfig, split: str) -> Pictures:
         )
     if not names:
         raise DataError(f"{folder} holds no pictures ({', '.join(SUFFIXES)} in a folder for each class)")
+    held = set(targets)
+    empty = [name for number, name in enumerate(classes) if number not in held]
+    if empty:
+        raise DataError(
+            f"{len(empty)} of the {len(classes)} classes in {folder} have no pictures ({', '.join(empty[:3])}"
+            f"{', ...' if len(empty) > 3 else ''}), as after an interrupted unpacking: unpack them again"
+        )
     return Pictures(folder, classes, names, targets)
 
 
