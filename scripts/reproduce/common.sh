@@ -119,9 +119,9 @@ if [ -n "$smoke" ]; then
     loader.workers=0 logging.every=2 logging.pictures=0
   )
   if [[ ${rows[0]} == imagenet_* ]]; then # a thing of the street scenes in each picture
-    answers=(device=cpu inference.resize=64 inference.crop=64 loader.workers=0)
+    answers=(device=cpu loader.workers=0) # the three published ways, at the published sizes
     toy=(
-      "${answers[@]}" model.backbone="$BACKBONE" 'augmentation.crop_size=[64,64]' 'augmentation.area=[0.6,1.0]'
+      "${answers[@]}" inference.resize=64 inference.crop=64 model.backbone="$BACKBONE" 'augmentation.crop_size=[64,64]' 'augmentation.area=[0.6,1.0]'
       augmentation.color=0 trainer.batch_size=10 trainer.max_steps=36 optimizer.lr=0.01 logging.every=2
       logging.pictures=0
     )

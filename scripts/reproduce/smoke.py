@@ -63,13 +63,26 @@ def losses(folder: Path) -> tuple[float, float]:
 def began_with(folder: Path) -> str:
     """What the run's checkpoint says of the file it began with, which must be the one that its options name."""
     if folder.name.startswith("imagenet_"):
-        return "began with random numbers, as it should"
+        return f"began with random numbers, as it should; {tested(folder)}"
     named = yaml.safe_load((folder / "config.yaml").read_text())["model"]["weights"]
     start = checkpoint.load(folder / "last.pt")["provenance"].get("start")
     demand(start is not None, f"{folder}: began with random weights, not with {named}")
     demand(start["sha256"] == file_hash(Path(named)), f"{folder} began with another file than {named} is now")
     demand(start["share"] == 1, f"{folder}: {100 * start['share']:.0f} % of the tensors matched")
     return f"began with {start['matched']} tensors of {named} ({100 * start['share']:.0f} %)"
+
+
+def tested(folder: Path) -> str:
+    """In which ways a network of whole pictures was evaluated afterwards, all three and alike often."""
+    ways: dict[str, list[str]] = {}
+    for path in folder.glob("evaluations/*/evaluation.json"):
+        result = json.loads(path.read_text())
+        demand(0 <= result["top1"] <= result["top5"] <= 1, f"{path}: {result['top1']}, {result['top5']}")
+        ways.setdefault(result["inference"]["name"], []).append(result["protocol"]["activation"])
+    asked = {"center224", "tencrop", "center320"}
+    right = ways.keys() == asked and len({tuple(sorted(found)) for found in ways.values()}) == 1
+    demand(right, f"{folder} was evaluated by {ways}, not by {asked}")
+    return f"evaluated by {', '.join(sorted(ways))} with {' and '.join(sorted(ways['tencrop']))}"
 
 
 def archive(file: str, answers: str, images: str) -> None:
