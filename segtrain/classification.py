@@ -22,7 +22,7 @@ from segtrain.data.labels import read_image, read_json_table
 from segtrain.device import describe_device, resolve
 from segtrain.distributed import World, add_up
 from segtrain.errors import DataError
-from segtrain.evaluation import Found, Watch, describe, folder_name, restored
+from segtrain.evaluation import Found, Watch, describe, restored, result_folder
 from segtrain.files import write_atomically
 from segtrain.inference import normalise
 from segtrain.log import Progress, say
@@ -271,8 +271,7 @@ def evaluate_share(config: EvaluateConfig, world: World) -> dict[str, Any]:
         print_table(result)
         if figures is not None:
             say(f"published       top-1 {figures['top1']:.2f} %, top-5 {figures['top5']:.2f} %  {figures['of']}\n")
-        own = path.parent / "evaluations" / folder_name(data.name, split, config)
-        folder = Path(config.output) if config.output else own
+        folder = result_folder(config, path, content, split)
         write_result(folder, result, panels)
         print(folder / "evaluation.json")
     return result

@@ -780,7 +780,7 @@ class EvaluateConfig(CommandConfig):
     )
     output: str | None = option(
         None,
-        "folder for the result; default <run>/evaluations/<dataset>-<split>-<inference>, and what was changed of that; "
+        "folder for the result; default <run>/evaluations/<dataset>-<split>-<inference>[-<activation>]; "
         "of a published file segtrain-out/evaluate/<file>/...",
     )
     split: str | None = option(None, "split to evaluate; default dataset.val_split")

@@ -1,6 +1,5 @@
 """Scoring a network on a split. The validation inside training and `segtrain evaluate` are this same code."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 
 from segtrain import checkpoint, pictures
 from segtrain.config import (
@@ -28,7 +26,6 @@ from segtrain.data.sample import Sample
 from segtrain.device import describe_device, resolve
 from segtrain.distributed import joined
 from segtrain.errors import DataError, UsageError
-from segtrain.help import CONFIGS
 from segtrain.inference import Answer, answer, fitted, nearest, normalise
 from segtrain.log import Progress, say
 from segtrain.metrics import PositionPrior, Scores
@@ -239,23 +236,21 @@ def evaluate_share(config: EvaluateConfig, rank: int, processes: int) -> dict[st
     result["protocol"] = protocol(counted, data, split, samples, warnings, how)
     if rank == 0:
         print_table(result)
-        name = folder_name(data.name, split, config)
-        own = Path("segtrain-out/evaluate") / path.name if "report" in content else path.parent / "evaluations"
-        folder = Path(config.output) if config.output else own / name
+        folder = result_folder(config, path, content, split)
         write_result(folder, result, panels, table, counted.evaluated())
         print(folder / "evaluation.json")
     return result
 
 
-def folder_name(dataset: str, split: str, config: EvaluateConfig) -> str:
-    """<dataset>-<split>-<inference>, and what of inference= is not as in the group of that name, and the activation."""
-    asked = asdict(config.inference)
-    path = CONFIGS / "inference" / f"{config.inference.name}.yaml"
-    plain = asdict(InferenceConfig(**yaml.safe_load(path.read_text()))) if path.is_file() else asked
-    changed = [f"{key}={value}" for key, value in sorted(asked.items()) if value != plain[key]]
-    words = [re.sub(r"[^\w.=+-]+", "_", word).strip("_") for word in changed]  # as in a run's name
-    activation = [config.activation] if config.activation else []
-    return "-".join([dataset, split, config.inference.name, *words, *activation])
+def result_folder(config: EvaluateConfig, path: Path, content: dict[str, Any], split: str) -> Path:
+    """output=, or one in the run of that checkpoint, named by what was evaluated and how."""
+    if config.output:
+        return Path(config.output)
+    name = "-".join(
+        [config.dataset.name, split, config.inference.name, *([config.activation] if config.activation else [])]
+    )
+    published = "report" in content
+    return (Path("segtrain-out/evaluate") / path.name if published else path.parent / "evaluations") / name
 
 
 def refuse_other_classes(trained: Trained, table: LabelTable, path: Path, dataset: str) -> None:

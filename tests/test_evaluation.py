@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segtrain.config import EvaluateConfig, InferenceConfig
 from segtrain.data.labels import published_table
 from segtrain.data.loader import EvaluationItem
 from segtrain.data.sample import Sample
-from segtrain.evaluation import Prediction, folder_name, score
+from segtrain.evaluation import Prediction, score
 from segtrain.metrics import CITYSCAPES, Scores
 from tests.conftest import environment
 
@@ -75,20 +74,3 @@ def test_22_megapixels_of_116_classes_stay_below_2_gb():
     shape, mebibytes = done.stdout.rsplit(" ", 1)
     assert shape == "(4000, 5500)"
     assert float(mebibytes) < 2000, mebibytes
-
-
-@pytest.mark.parametrize(
-    ("name", "inference", "activation"),
-    [
-        ("cityscapes-val-whole", {}, None),
-        ("cityscapes-val-whole-elu", {}, "elu"),
-        ("cityscapes-val-whole-flip=True-scales=_0.5_1.0", {"scales": [0.5, 1.0], "flip": True}, None),
-        ("cityscapes-val-tiled", {"name": "tiled", "tile": [1024, 1024]}, None),
-        ("cityscapes-val-tiled-tile=_512_512-relu", {"name": "tiled", "tile": [512, 512]}, "relu"),
-        ("cityscapes-val-center224-crop=64-resize=64", {"name": "center224", "resize": 64, "crop": 64}, None),
-        ("cityscapes-val-my_own", {"name": "my_own", "flip": True}, None),
-    ],
-)
-def test_each_way_of_evaluating_has_a_folder_of_its_own(name, inference, activation):
-    config = EvaluateConfig(inference=InferenceConfig(**inference), activation=activation)
-    assert folder_name("cityscapes", "val", config) == name

@@ -388,6 +388,7 @@ def test_a_published_classifier_is_evaluated_as_downloaded(tree, segtrain, monke
     assert answer.status == 0, answer.err
     assert "top-1 77.04 %, top-5 93.57 %  ResNet-50, InPlace-ABN sync, batch 512 (official README)" in answer.out
     result = json.loads(Path(answer.out.splitlines()[-1]).read_text())
+    assert answer.out.splitlines()[-1] == "segtrain-out/evaluate/a.pth.tar/imagenet-val-tencrop/evaluation.json"
     assert result["inference"]["name"] == "tencrop"
     assert result["protocol"]["published"]["top1"] == 77.04
     warning = "18 pictures, but imagenet val has 50000 as published: the figure is not comparable with published ones"

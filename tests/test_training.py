@@ -110,7 +110,7 @@ def test_evaluate_other_split_and_inference_goes_into_the_run(finished, segtrain
         "inference.tile=[128,256]", "device=cpu", "position_prior=false",
     )  # fmt: skip
     assert answer.status == 0, answer
-    path = finished / "evaluations" / "streets-night-tiled-tile=_128_256" / "evaluation.json"
+    path = finished / "evaluations" / "streets-night-tiled" / "evaluation.json"
     assert answer.out.splitlines()[-1] == str(path)
     result = json.loads(path.read_text())
     assert result["inference"]["tile"] == [128, 256]
