@@ -82,6 +82,8 @@ def train_share(config: TrainConfig, run: Run, world: World, interruption: Inter
             else:
                 run.move_aside()
         state = run.resume()
+        if state is None and config.model.weights != "none":
+            existing(Path(config.model.weights))  # before the data, which take longer to get and to look at
         task = task_of(config)(config)
     if len(set(steps := world.gather(0 if state is None else state["step"]))) > 1:
         raise DataError(
@@ -99,8 +101,6 @@ def train_share(config: TrainConfig, run: Run, world: World, interruption: Inter
     trained_on = fingerprints(task.pictures)
     if state is not None:
         refuse_other_pictures(state, trained_on, run)
-    elif config.model.weights != "none":
-        existing(Path(config.model.weights))
     with world.main_first():
         task.check()
         data = task.data()  # fills the cache

@@ -327,6 +327,8 @@ def test_without_its_weights_a_recipe_stops_with_their_row_and_none_insists(segt
     answer = segtrain(*words)
     refused(answer, "no weights file weights/resnext101_ipabn-sync_lr_256.pth.tar", "model.weights=none")
     assert "0a85a21847b15e5a242e17bf3b753849" in answer.err and "drive.google.com" in answer.err
+    answer = segtrain("train", "experiment=cityscapes_wider_resnet38_sync_12x872", "device=cpu")  # nor are there data
+    refused(answer, "no weights file weights/wide_resnet38_ipabn_lr_256.pth.tar", "1c085ab70b789cc1d6c1594f7a761007")
     answer = segtrain(*words, "model.weights=none", "model.backbone=resnet18", "trainer.max_steps=1")
     assert answer.status == 0, answer.err
     assert "initial weights random" in answer.out
