@@ -23,7 +23,7 @@ from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
 from segtrain.log import say
 from segtrain.models import build_classifier, build_model, from_config
-from segtrain.naming import FORMS, WHOLE_PICTURES, named, place
+from segtrain.naming import FORMS, WHOLE_PICTURES, named, rows_of
 from segtrain.weights import (
     HEAD_OF,
     TABLES,
@@ -110,10 +110,9 @@ def classes_named(name: str, source: Source) -> LabelTable:
     if name not in TABLES and not Path(name).is_file():
         raise UsageError(f"classes={name} is not possible: choose {', '.join(TABLES)} or a file that is there")
     table = published_table(name) if name in TABLES else read_user_table(Path(name))
-    where = place(FORMS[source.form], "cls.weight")
-    if where is None or where.names[0] not in source.tensors:
+    rows = rows_of(source.tensors, FORMS[source.form], "cls.weight")
+    if rows is None:
         raise UsageError(f"classes={name}: {source.path} has no classifier of pixels whose rows they could be")
-    rows = len(source.tensors[where.names[0]])
     if rows != table.num_classes:
         raise UsageError(f"classes={name} has {table.num_classes} classes, {source.path} tells {rows} apart")
     return table
@@ -134,14 +133,16 @@ def ours(source: Source) -> dict[str, Tensor]:
             if not key.endswith("num_batches_tracked")
         }
     options = options_of(source)
+    last = "classifier.fc." if options.head == "classifier" else "cls."
+    count = rows_of(source.tensors, form, f"{last}weight")
     with torch.device("meta"):
-        if source.form in ("torchvision", "nvidia"):
-            (fc,) = place(form, "classifier.fc.weight").names  # type: ignore[union-attr]
-            model: Network = build_classifier(options.backbone, len(source.tensors[fc]))
+        if options.head == "classifier":
+            model: Network = build_classifier(options.backbone, count or 1)
         else:
-            count = len(place(form, "cls.weight").take(source.tensors))  # type: ignore[union-attr]
-            model = build_model(options.backbone, options.head, count, head_channels=options.head_channels)
+            model = build_model(options.backbone, options.head, count or 1, head_channels=options.head_channels)
     found, report = gather(source, model)
+    if count is None:  # a network without its last layer, as others hand it on
+        report.missing = [key for key in report.missing if not key.startswith(last)]
     if report.ratio < 1:
         raise DataError(refusal(report, model, 1.0))
     return found
@@ -171,9 +172,7 @@ def options_of(source: Source) -> ModelConfig:
     options.activation, options.negative_slope = source.activation, source.negative_slope
     if source.form == "torchvision_deeplabv3":
         options.backbone_options = {"first_dilation": "previous"}
-    where = place(FORMS[source.form], "head.red_conv.weight")
-    if where is not None and where.names[0] in source.tensors:
-        options.head_channels = len(source.tensors[where.names[0]])
+    options.head_channels = rows_of(source.tensors, FORMS[source.form], "head.red_conv.weight") or options.head_channels
     like = source.known or namesake_by_tensors(source, backbone)
     if like is not None:
         options.mean = like.get("mean", options.mean)
@@ -236,10 +235,9 @@ def as_run(source: Source) -> dict[str, Any]:
     options = options_of(source)
     whole_pictures = options.head == "classifier"
     if whole_pictures:
-        where = place(FORMS[source.form], "classifier.fc.weight")
-        if where is None or where.names[0] not in source.tensors:
+        count = rows_of(source.tensors, FORMS[source.form], "classifier.fc.weight")
+        if count is None:
             raise UsageError(f"{source.path} is no network of a run: it has a backbone, and nothing that tells classes")
-        count = len(source.tensors[where.names[0]])
         classes: dict[str, Any] = {"names": [f"class {n}" for n in range(count)], "of": "pictures", "numbered": True}
         data = "imagenet"
     elif source.classes is None:

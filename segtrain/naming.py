@@ -147,6 +147,12 @@ def place(form: Form, key: str) -> Place | None:
     return None
 
 
+def rows_of(tensors: Mapping[str, Tensor], form: Form, key: str) -> int | None:
+    """Length of our tensor `key`, one that lies in one piece, in a file of that form; None if it is not there."""
+    where = place(form, key)
+    return len(tensors[where.names[0]]) if where is not None and where.names[0] in tensors else None
+
+
 def named(form: Form, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors under the names of a form: what `place` takes apart is put together again."""
     found: dict[str, list[tuple[int, Tensor]]] = {}

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 
 from segtrain import checkpoint
 from segtrain.abn import ABN, BatchNormAct
-from segtrain.abn.functions import effective_scale
+from segtrain.abn.functions import ACTIVATIONS, SCALES, effective_scale
 from segtrain.data.labels import LabelTable, published_table, read_json_table
 from segtrain.data.taxonomy import RECOMMENDED, taxonomy
 from segtrain.errors import DataError, UsageError
 from segtrain.help import CONFIGS
 from segtrain.models import HEADS, Classifier, Segmenter
-from segtrain.naming import FORMS, LEAVES, place
+from segtrain.naming import FORMS, LEAVES, place, rows_of
 
 Network = Segmenter | Classifier
 TABLES = ("cityscapes", "vistas_v1.2", "vistas_v2.0", "cocostuff")
@@ -59,9 +59,7 @@ def known_by_hash(md5: str, sha256: str) -> dict[str, Any] | None:
 def known_by_tensors(tensors: Mapping[str, Tensor], form: str) -> list[dict[str, Any]]:
     """The published files that a file could be by its names, its backbone and the number of its classes."""
     backbone = identify(tensors, form)
-    where = place(FORMS[form], "cls.weight") or place(FORMS[form], "classifier.fc.weight")
-    last = tensors.get(where.names[0]) if where is not None else None
-    classes = None if last is None else len(last)
+    classes = rows_of(tensors, FORMS[form], "cls.weight") or rows_of(tensors, FORMS[form], "classifier.fc.weight")
     return [
         known for known in known_files()
         if (known["form"], known["backbone"], known["classes"]) == (form, backbone, classes)
@@ -223,10 +221,23 @@ def read_torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def checked(path: Path, settings: Any) -> dict[str, Any]:
-    """What `convert.write` put beside the tensors."""
-    if not isinstance(settings, dict):
-        raise DataError(f"{path}: what stands beside its tensors is no settings of segtrain's: use another copy")
-    return settings
+    """What `convert.write` put beside the tensors; DataError for anything else."""
+    known = {"activation": ACTIVATIONS, "scale": SCALES}
+    kinds: dict[str, Any] = {
+        "negative_slope": (int, float), "classes": (dict, type(None)), "provenance": dict, "model": dict,
+    }  # fmt: skip
+    wrong = ["no options"]
+    if isinstance(settings, dict):
+        wrong = [key for key, kind in kinds.items() if key in settings and not isinstance(settings[key], kind)]
+        wrong += [key for key, values in known.items() if key in settings and settings[key] not in values]
+        if isinstance(told := settings.get("provenance"), dict) and not told.keys() >= summed([], []).keys():
+            wrong.append("provenance")
+    if wrong:
+        raise DataError(
+            f"{path}: what stands beside its tensors is not as segtrain writes it ({', '.join(wrong)}): "
+            "use another copy"
+        )
+    return dict(settings)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -282,10 +293,9 @@ def form_of(tensors: Mapping[str, Tensor], path: Path) -> str:
 
 def classes_of(known: Mapping[str, Any], tensors: Mapping[str, Tensor], form: str) -> LabelTable | None:
     """What the rows of a published segmentation classifier stand for; None where nobody has said."""
-    where = place(FORMS[form], "cls.weight")
-    if where is None or where.names[0] not in tensors:
+    count = rows_of(tensors, FORMS[form], "cls.weight")
+    if count is None:
         return None
-    count = len(tensors[where.names[0]])
     if known.get("labels") == "voc" or (form == "torchvision_deeplabv3" and count == 21):
         names = read_json_table("weights")["voc"]
         return LabelTable(
@@ -510,11 +520,10 @@ def refusal(report: Report, model: Network, least: float) -> str:
     likely, hint = identify(source.tensors, source.form), ""
     if likely and likely != identify(canonical(model), "segmenter"):
         hint += f" By its tensors it is a {likely}: model.backbone={likely}."
-    head = HEAD_OF.get(source.form)
-    reduced = place(FORMS[source.form], "head.red_conv.weight")
-    if head and isinstance(model, Segmenter) and reduced is not None and reduced.names[0] in source.tensors:
-        channels = len(source.tensors[reduced.names[0]])
-        if not isinstance(model.head, HEADS[head]) or channels != model.cls.in_channels:  # type: ignore[arg-type]
+    head, channels = HEAD_OF.get(source.form), rows_of(source.tensors, FORMS[source.form], "head.red_conv.weight")
+    if head and channels and isinstance(model, Segmenter):
+        build = HEADS[head]
+        if not (isinstance(build, type) and isinstance(model.head, build)) or channels != model.cls.in_channels:
             hint += f" Its head is model.head={head} model.head_channels={channels}."
     return (
         f"{source.path} ({source.title}) does not fit this network: {report.matched} tensors match, "

@@ -351,6 +351,10 @@ def test_the_result_is_what_segmentation_begins_with(tree, scenes, segtrain):
     assert answer.status == 0, answer.err
     assert "(100 %)" in answer.out
     assert "2 not taken: classes of whole pictures" in answer.out
+    assert "normalised otherwise" not in answer.out
+    more = ["model.weights=body/last.pt", "trainer.max_steps=1", "run=others", "model.mean=[0.4,0.4,0.4]"]
+    answer = segtrain("train", *small_run(scenes, *more))
+    assert "its pictures were normalised otherwise: add model.mean=[0.485, 0.456, 0.406] model.std=[0.229, " in answer.out
     # The wrong task is told of before any option that came with the checkpoint.
     for more in ([], ["inference=whole"]):
         answer = segtrain("evaluate", "body/last.pt", "dataset=cityscapes", *more)

@@ -475,7 +475,11 @@ def test_averaged_weights_of_a_run_are_preferred(tmp_path, cityscapes):
     assert source.provenance["noncommercial"] == ["data kitti (CC BY-NC-SA 3.0)"]
 
 
-@pytest.mark.parametrize("settings", [[1], {"classes": {"x": 1}}, {"classes": 3}])
+@pytest.mark.parametrize(
+    "settings",
+    [[1], {"classes": {"x": 1}}, {"classes": 3}, {"scale": 3}, {"activation": "swish"}, {"negative_slope": "steep"},
+     {"model": [1]}, {"provenance": 5}, {"provenance": {"weights": []}}],
+)  # fmt: skip
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
 def test_settings_that_are_none_are_refused(tmp_path, settings, name):
     content = {"state_dict": network().state_dict(), "segtrain": settings}
@@ -686,6 +690,23 @@ def test_torchvisions_dilations_are_told(tmp_path):
     for options, told in (({}, True), (previous, False), (previous | {"output_stride": 16}, True)):
         report = load_weights(path, meta(build_model, "resnet50", "deeplabv3_torchvision", 21, **PLAIN, **options))
         assert any("{first_dilation:previous}" in note for note in report.notes) == told, options
+
+
+def test_a_body_alone_is_converted(tmp_path, segtrain):
+    """As timm's num_classes=0 and many others hand it on."""
+    whole = lived_in(torchvision.models.resnet18()).float().state_dict()
+    body = {key: tensor for key, tensor in whole.items() if not key.startswith("fc.")}
+    saved(tmp_path / "x.pth", body)
+    assert segtrain("convert", "input=x.pth", "output=y.safetensors").status == 0
+    answer = segtrain("convert", "input=y.safetensors", "output=z.pth", "form=torchvision")
+    assert answer.status == 0, answer.err
+    back = torch.load(tmp_path / "z.pth", weights_only=True)["state_dict"]
+    assert back.keys() == {key for key in body if "num_batches" not in key}
+    assert all(torch.equal(tensor, body[key]) for key, tensor in back.items())
+    del body["layer1.0.conv1.weight"], body["bn1.weight"]
+    body["layer1.0.conv1.weight"] = whole["layer1.0.conv1.weight"]
+    answer = segtrain("convert", f"input={saved(tmp_path / 'x.pth', body)}", "output=w.pth")
+    assert answer.status == 2 and "is of no backbone of this package" in answer.err
 
 
 @pytest.mark.parametrize("name", ["y.pth", "y.pth.tar", "y.safetensors"])
