@@ -354,7 +354,7 @@ def test_the_result_is_what_segmentation_begins_with(tree, scenes, segtrain):
     assert "normalised otherwise" not in answer.out
     more = ["model.weights=body/last.pt", "trainer.max_steps=1", "run=others", "model.mean=[0.4,0.4,0.4]"]
     answer = segtrain("train", *small_run(scenes, *more))
-    assert "its pictures were normalised otherwise: add model.mean=[0.485, 0.456, 0.406] model.std=[0.229, " in answer.out
+    assert "pictures were normalised otherwise: add model.mean=[0.485, 0.456, 0.406] model.std=[0.229, " in answer.out
     # The wrong task is told of before any option that came with the checkpoint.
     for more in ([], ["inference=whole"]):
         answer = segtrain("evaluate", "body/last.pt", "dataset=cityscapes", *more)
