@@ -79,7 +79,7 @@ def weights(config: WeightsConfig) -> None:
 
 def convert(config: ConvertConfig) -> Path:
     """`segtrain convert`: the same weights under other names or in another container. Returns the file written."""
-    source = read(Path(str(config.input)))
+    source = read(existing(Path(str(config.input)), remedy="give the file that is to be converted"))
     source.scale = config.input_scale or source.scale
     if config.classes is not None:
         source.classes = classes_named(config.classes, source)

@@ -821,7 +821,7 @@ def test_a_run_becomes_safetensors_and_a_run_again(segtrain, scenes, tmp_path):
         (["input=a.pth"], "output=None is not possible", 2),
         (["input=a.pth", "output=b.zip"], "end the name in .safetensors", 2),
         (["input=a.pth", "output=b.pt", "form=keras"], "choose segtrain, torchvision", 2),
-        (["input=none.pth", "output=b.pt"], "no weights file", 2),
+        (["input=none.pth", "output=b.pt"], "no weights file none.pth: give the file that is to be converted", 2),
     ],
 )
 def test_conversions_that_cannot_be(segtrain, tmp_path, arguments, words, status):
