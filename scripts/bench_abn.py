@@ -33,9 +33,9 @@ from segtrain import abn
 from segtrain.abn import ABN, BatchNormAct, InPlaceABN, RecomputedABN, recomputed_outputs
 from segtrain.abn.benchmark import Clock, Standard, layer_table, medians
 from segtrain.losses import CrossEntropy
-from segtrain.memory import SAVINGS, Allocations, training_step_bytes
 from segtrain.models.blocks import Norm
 from segtrain.models.deeplabv3 import DeepLabV3
+from segtrain.models.memory import SAVINGS, Allocations, training_step_bytes
 from segtrain.models.resnet import resnet50
 from segtrain.models.segmenter import Segmenter
 

@@ -21,12 +21,12 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from segtrain.config import AugmentationConfig
+from segtrain.data.augment import Augmentation
 from segtrain.data.cache import Decoded
-from segtrain.data.check import Seen
 from segtrain.data.labels import IGNORE, published_table, read_image, read_label
 from segtrain.data.loader import read_pixels
 from segtrain.data.sample import Sample
-from segtrain.data.transforms import Augmentation
+from segtrain.data.verify.files import Seen
 
 CROP, SCALE = [768, 768], [0.5, 2.0]
 TABLE = published_table("cityscapes")

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from segtrain.abn.benchmark import Clock, medians
 from segtrain.config import LossConfig
 from segtrain.losses import build_loss
-from segtrain.memory import Allocations
+from segtrain.models.memory import Allocations
 
 
 def plain(logits: Tensor, target: Tensor, hardest: float) -> Tensor:

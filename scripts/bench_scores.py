@@ -26,8 +26,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from segtrain import pixels
 from segtrain.data.labels import published_table
+from segtrain.native import pixels
 
 SIZE = (1024, 2048)
 
@@ -96,7 +96,7 @@ def enlarge(logits: torch.Tensor) -> torch.Tensor:
 def peaks_of(code: str) -> list[float]:
     """MiB that a process needs more than before, for a line of Python, with 19 and with 171 classes."""
     program = (
-        "import re, sys, torch; from segtrain import pixels; from torch.nn import functional as F\n"
+        "import re, sys, torch; from segtrain.native import pixels; from torch.nn import functional as F\n"
         "torch.set_num_threads(1); x = torch.randn(1, int(sys.argv[1]), 128, 256)\n"
         "pixels.upsampled_argmax(x[0, :2, :8, :8], (16, 16)); F.interpolate(x[:, :2, :8, :8], size=(16, 16))\n"
         "open('/proc/self/clear_refs', 'w').write('5')  # the peak counts from here\n"

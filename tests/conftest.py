@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from segtrain import cli
+from segtrain.cli import entry as cli
 from segtrain.models import BACKBONES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,7 +89,7 @@ def segtrain():
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
     """A folder of built-in scenes in Cityscapes' layout: 6 train, 3 val, 2 night. Read only."""
-    from segtrain.data.street_layouts import write
+    from segtrain.data.scenes.layouts import write
 
     root = tmp_path_factory.mktemp("streets") / "streets"
     write(root, "cityscapes", {"train": 6, "val": 3, "night": 2}, 0, (256, 512), workers=1)

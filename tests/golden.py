@@ -25,13 +25,13 @@ from torch.nn import functional as F
 import segtrain
 from segtrain.abn import describe_backend
 from segtrain.config import TrainConfig, run_folder
-from segtrain.data.datasets import label_table, split_samples
+from segtrain.data.augment import Augmentation
+from segtrain.data.dataset import label_table, split_samples
 from segtrain.data.labels import IGNORE
 from segtrain.data.loader import Parts, TrainingData, training_batches
-from segtrain.data.transforms import Augmentation
-from segtrain.inference import normalise
 from segtrain.models import BACKBONES
 from segtrain.models.blocks import Backbone, IdentityResidualBlock, Norm, ResidualBlock, conv, stage
+from segtrain.scoring.inference import normalise
 
 RECORD = Path(__file__).with_name("data") / "golden.json"
 RECIPE = [

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import yaml
 
-from segtrain import cli
+from segtrain.cli import entry as cli
 from segtrain.config import AugmentationConfig
+from segtrain.data.augment import FILL, Augmentation, Extra
 from segtrain.data.labels import IGNORE, published_table
 from segtrain.data.loader import Parts, TrainingData, training_batches
 from segtrain.data.sample import Sample
-from segtrain.data.transforms import FILL, Augmentation, Extra
 from segtrain.errors import DataError, UsageError
 from tests.conftest import small_run
 from tests.test_cli import refused

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from segtrain.config import CocoStuffConfig
-from segtrain.data.datasets import label_table
+from segtrain.data.dataset import label_table
 from segtrain.data.labels import published_table, read_label
-from segtrain.data.signatures import find_mistakes
-from segtrain.data.street_layouts import MANIFEST, write
+from segtrain.data.scenes.layouts import MANIFEST, write
+from segtrain.data.verify.label_mistakes import find_mistakes
 
 LABELS = {"cityscapes": "*_labelIds.png", "kitti": "training/semantic/*.png", "vistas": "*/labels/*.png",
           "cocostuff": "annotations/*/*.png"}  # fmt: skip
@@ -178,8 +178,8 @@ def test_counts_are_compared_with_the_published_ones(copy, check):
 def test_a_second_check_reads_no_label(copy, check, monkeypatch):
     root = copy("cocostuff")
     check("cocostuff", root)
-    monkeypatch.setattr("segtrain.data.check.read_label", lambda path: pytest.fail(f"{path} was read again"))
-    monkeypatch.setattr("segtrain.data.check.examine_file", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr("segtrain.data.verify.files.read_label", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr("segtrain.data.verify.files.examine_file", lambda path: pytest.fail(f"{path} was read again"))
     answer, _ = check("cocostuff", root)
     assert answer.status == 0
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segtrain import cli, config
-from segtrain.help import GROUP_FOLDERS, SECTIONS
+from segtrain import config
+from segtrain.cli import entry as cli
+from segtrain.cli.help import GROUP_FOLDERS, SECTIONS
 from tests.conftest import ROOT, environment, small_run
 
 
@@ -50,7 +51,7 @@ def test_help_shows_every_option_and_three_examples(segtrain, verb):
 
 def test_help_imports_neither_torch_nor_hydra():
     program = (
-        "import sys; from segtrain.cli import run; run(['train', '--help']); "
+        "import sys; from segtrain.cli.entry import run; run(['train', '--help']); "
         "print([m for m in ('torch', 'hydra', 'omegaconf', 'cv2', 'numpy') if m in sys.modules])"
     )
     result = subprocess.run(

@@ -10,10 +10,10 @@ from torch._dynamo.utils import counters
 
 from segtrain.config import ModelConfig
 from segtrain.errors import UsageError
-from segtrain.memory import kept_bytes
 from segtrain.models import build_model, compiled
 from segtrain.models import segmenter as segmenter_module
 from segtrain.models.blocks import NORMS, IdentityResidualBlock, Norm, ResidualBlock, Stage, stage
+from segtrain.models.memory import kept_bytes
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,9 @@ from dataclasses import fields
 
 import pytest
 
-from segtrain import cli, completion, config
+from segtrain import config
+from segtrain.cli import completion
+from segtrain.cli import entry as cli
 from tests.conftest import environment
 from tests.test_cli import refused
 
@@ -81,7 +83,7 @@ def test_every_offered_name_exists():
 
 def test_it_is_quick_and_imports_nothing_heavy():
     program = (
-        "import sys, time; from segtrain.cli import run; "
+        "import sys, time; from segtrain.cli.entry import run; "
         "run(['--complete', 'train', 'model.']); "
         "print(time.process_time(), [m for m in ('torch', 'hydra', 'omegaconf', 'cv2', 'numpy') if m in sys.modules])"
     )

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from segtrain.abn import ABN, InPlaceABN, InPlaceABNSync
 from segtrain.abn.convert import fold, to_batch_norm, to_inplace
-from segtrain.memory import kept_bytes
+from segtrain.models.memory import kept_bytes
 
 
 def lived_in(model, positive=False):

@@ -13,15 +13,15 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from segtrain.config import AugmentationConfig, CityscapesConfig, FolderConfig, KittiConfig, StreetsConfig
+from segtrain.data.augment import Augmentation, draw_span, resized
 from segtrain.data.cache import Decoded
-from segtrain.data.check import Seen, check_samples
-from segtrain.data.datasets import label_table, split_samples
+from segtrain.data.dataset import label_table, split_samples
 from segtrain.data.labels import IGNORE, published_table, read_json_table
 from segtrain.data.loader import Parts, TrainingData, evaluation_samples, read_pixels, read_sample, training_batches
 from segtrain.data.sample import Sample
 from segtrain.data.sampling import class_index, random_pixel
-from segtrain.data.street_layouts import write
-from segtrain.data.transforms import Augmentation, draw_span, resized
+from segtrain.data.scenes.layouts import write
+from segtrain.data.verify.files import Seen, check_samples
 from segtrain.errors import DataError, UsageError
 
 # ------------------------------------------------------------------------------------------------ data sets
@@ -230,8 +230,8 @@ def test_a_second_check_reads_no_file(pairs, tmp_path, monkeypatch):
     def no_reading(path):
         raise AssertionError(f"{path} was read again")
 
-    monkeypatch.setattr("segtrain.data.check.examine_file", no_reading)
-    monkeypatch.setattr("segtrain.data.check.read_label", no_reading)
+    monkeypatch.setattr("segtrain.data.verify.files.examine_file", no_reading)
+    monkeypatch.setattr("segtrain.data.verify.files.read_label", no_reading)
     assert check(pairs, tmp_path) == (6, 4)
 
 
@@ -403,7 +403,7 @@ def test_classes_are_drawn_uniformly_and_shown(tmp_path):
 def test_the_index_is_kept_and_read_by_nobody_twice(tmp_path, monkeypatch):
     samples, table = rare(tmp_path), published_table("cityscapes")
     class_index(samples, table, Seen(tmp_path / "cache", samples))
-    monkeypatch.setattr("segtrain.data.check.read_label", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr("segtrain.data.verify.files.read_label", lambda path: pytest.fail("read again"))
     class_index(samples, table, Seen(tmp_path / "cache", samples))
 
 

@@ -9,11 +9,11 @@ from PIL import Image
 from scipy.io import savemat
 
 from segtrain.config import CityscapesConfig, CocoStuffConfig, KittiConfig, VistasConfig
-from segtrain.data.datasets import label_table, labelled_samples, split_samples
+from segtrain.data.dataset import label_table, labelled_samples, split_samples
 from segtrain.data.labels import IGNORE, published_table, read_instances, read_json_table, read_label
 from segtrain.data.loader import read_sample
 from segtrain.data.sample import read_labels
-from segtrain.data.street_layouts import write
+from segtrain.data.scenes.layouts import write
 from segtrain.errors import DataError, UsageError
 
 

@@ -17,14 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from segtrain import checkpoint, cli, config
+from segtrain import config
+from segtrain.cli import entry as cli
 from segtrain.data.labels import IGNORE
 from segtrain.data.loader import Batch, Parts
-from segtrain.distributed import World, chunks
+from segtrain.distributed.group import World, chunks
+from segtrain.engine.learner import Learner
 from segtrain.errors import DataError, UsageError
-from segtrain.learner import Learner
 from segtrain.losses import build_loss
 from segtrain.models.blocks import IdentityResidualBlock, Norm, conv
+from segtrain.weights import checkpoint
 from tests import processes, zygote
 from tests.conftest import ROOT, environment
 from tests.test_cli import refused
@@ -285,7 +287,7 @@ def test_a_skipped_step_leaves_no_trace():
 
 def test_a_spike_that_overflows_the_scale_is_no_divergence(segtrain, words, monkeypatch):
     """Half precision tries its scale out: an infinite gradient is skipped by the scaler, whatever else is said."""
-    from segtrain import learner
+    from segtrain.engine import learner
 
     forward_backward = learner.Learner.forward_backward
 
@@ -302,7 +304,8 @@ def test_a_spike_that_overflows_the_scale_is_no_divergence(segtrain, words, monk
 
 
 def test_steps_that_are_skipped_for_ever_end_the_run(segtrain, words, monkeypatch):
-    from segtrain import learner, training
+    from segtrain.engine import learner
+    from segtrain.engine import train as training
 
     monkeypatch.setattr(training, "SKIPPED_AT_MOST", 3)
     forward_backward = learner.Learner.forward_backward
@@ -326,7 +329,7 @@ def test_a_spike_is_measured_by_the_median():
 
 POISON = """
 import math, torch
-from segtrain import learner
+from segtrain.engine import learner
 forward_backward = learner.Learner.forward_backward
 def once(self, batch, divisor):
     sums = forward_backward(self, batch, divisor)
@@ -378,7 +381,7 @@ def test_replay_rebuilds_any_step(segtrain, words):
 
 
 def test_replay_shows_what_the_network_saw(segtrain, words, monkeypatch):
-    from segtrain import learner
+    from segtrain.engine import learner
 
     seen = []
     step = learner.Learner.step
@@ -386,8 +389,8 @@ def test_replay_shows_what_the_network_saw(segtrain, words, monkeypatch):
         learner.Learner, "step", lambda self, batches, *more: (seen.append(batches), step(self, batches, *more))[1]
     )
     segtrain("train", *words, "run=r", "trainer.max_steps=2", "augmentation.color=0.3")
-    from segtrain.replay import training_config
-    from segtrain.training import task_of
+    from segtrain.commands.replay import training_config
+    from segtrain.engine.train import task_of
 
     trained = training_config(Path("r"), config.ReplayConfig(run="r"))
     data = task_of(trained)(trained).data()

@@ -11,8 +11,8 @@ import pytest
 from segtrain.data.labels import published_table
 from segtrain.data.loader import EvaluationItem
 from segtrain.data.sample import Sample
-from segtrain.evaluation import Prediction, score
-from segtrain.metrics import CITYSCAPES, Scores
+from segtrain.scoring.scores import CITYSCAPES, Scores
+from segtrain.tasks.evaluation import Prediction, score
 from tests.conftest import environment
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc/self/status")
@@ -46,10 +46,10 @@ def test_500_pictures_need_no_more_than_100():
 PROGRAM = """
 import re, torch, numpy as np
 from segtrain.models import build_model
-from segtrain.evaluation import Trained
+from segtrain.tasks.evaluation import Trained
 from segtrain.config import ModelConfig, InferenceConfig
 from segtrain.data.labels import published_table
-from segtrain.metrics import Scores, VISTAS
+from segtrain.scoring.scores import VISTAS, Scores
 table = published_table("vistas_v2.0")
 network = build_model("resnet18", num_classes=116, output_stride=16, head_channels=32).eval()
 trained = Trained(network.to(memory_format=torch.channels_last), table, ModelConfig(), torch.device("cpu"))

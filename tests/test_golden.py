@@ -5,13 +5,14 @@ import pytest
 import torch
 
 import segtrain
-from segtrain import learner, losses
+from segtrain import losses
 from segtrain.abn import ABN
-from segtrain.data import transforms
+from segtrain.data import augment as transforms
 from segtrain.data.labels import IGNORE
 from segtrain.data.loader import Batch
-from segtrain.distributed import World
-from segtrain.learner import Learner
+from segtrain.distributed.group import World
+from segtrain.engine import learner
+from segtrain.engine.learner import Learner
 from segtrain.losses import build_loss
 from segtrain.models import from_config
 from tests import golden

@@ -6,9 +6,12 @@ import importlib.util
 import pytest
 import torch
 
-from segtrain import compiling, info
-from segtrain.abn import cupy_ops, native_ops, selftest
+from segtrain.abn import selftest
+from segtrain.abn.backends import cupy as cupy_ops
+from segtrain.abn.backends import native as native_ops
+from segtrain.commands import info
 from segtrain.errors import SegtrainError
+from segtrain.native import compile as compiling
 
 on_a_device = [
     pytest.mark.gpu,

@@ -14,9 +14,8 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional as tv
 
-from segtrain.classification import Answer, PictureCrossEntropy, accuracies, identities
 from segtrain.config import AugmentationConfig, ImageNetConfig, InferenceConfig
-from segtrain.data.imagenet import (
+from segtrain.data.classify.images import (
     COMPONENTS,
     Pictures,
     RandomView,
@@ -26,9 +25,10 @@ from segtrain.data.imagenet import (
     views,
 )
 from segtrain.errors import DataError
-from segtrain.evaluation import restored
-from segtrain.inference import normalise
 from segtrain.models import build_classifier
+from segtrain.scoring.inference import normalise
+from segtrain.tasks.classification import Answer, PictureCrossEntropy, accuracies, identities
+from segtrain.tasks.evaluation import restored
 from tests.conftest import environment, small_run
 
 TINY = str(Path(__file__).with_name("tiny.py"))
@@ -369,7 +369,7 @@ def test_the_result_is_what_segmentation_begins_with(tree, scenes, segtrain):
 
 def test_a_published_classifier_is_evaluated_as_downloaded(tree, segtrain, monkeypatch):
     """In the official layout; the published figures of the file that it passes for stand beside what was measured."""
-    from segtrain import weights
+    from segtrain.weights import transfer as weights
 
     for folder in (tree / "val").iterdir():  # a picture of each class
         (Path("one") / "val" / folder.name).mkdir(parents=True)

@@ -4,10 +4,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segtrain import compiling, pixels
 from segtrain.config import InferenceConfig
 from segtrain.errors import UsageError
-from segtrain.inference import enlarged, normalise, predict, spans, windows
+from segtrain.native import compile as compiling
+from segtrain.native import pixels
+from segtrain.scoring.inference import enlarged, normalise, predict, spans, windows
 
 
 def pointwise(x):

@@ -13,7 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segtrain.abn import aten_ops, cupy_ops, selftest
+from segtrain.abn import selftest
+from segtrain.abn.backends import aten as aten_ops
+from segtrain.abn.backends import cupy as cupy_ops
 from segtrain.abn.selftest import IDENTITY, LEAKY, Case
 from tests.cuda_emulator import emu, replay
 from tests.cuda_emulator.launcher import Launcher, installed

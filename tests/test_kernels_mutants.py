@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from segtrain.abn import cupy_ops
+from segtrain.abn.backends import cupy as cupy_ops
 from tests import test_kernels as kernel_tests
 from tests import test_kernels_nvrtc as nvrtc_tests
 from tests.cuda_emulator import emu, replay

@@ -11,7 +11,8 @@ from unittest import mock
 import pytest
 import torch
 
-from segtrain.abn import cupy_ops, selftest
+from segtrain.abn import selftest
+from segtrain.abn.backends import cupy as cupy_ops
 from segtrain.abn.selftest import ELU, LEAKY, Case
 from tests.cuda_emulator import emu, nvrtc, replay
 from tests.cuda_emulator.launcher import SMALL_BLOCK, Launcher, installed

@@ -11,10 +11,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from segtrain import log
+from segtrain import console as log
 from segtrain.config import LoggingConfig
+from segtrain.console import Progress, RunLog
 from segtrain.errors import UsageError
-from segtrain.log import Progress, RunLog
 from tests.test_cli import refused
 
 HYPERPARAMETERS = {"optimizer.lr": 0.01, "model.weights": "none", "model.pooling_size": None, "loader.workers": 2,

@@ -17,7 +17,7 @@ from segtrain.config import LossConfig
 from segtrain.data.labels import IGNORE
 from segtrain.errors import UsageError
 from segtrain.losses import LOSSES, Loss, build_loss, highest_weights
-from segtrain.memory import Allocations
+from segtrain.models.memory import Allocations
 
 
 def bootstrapped(logits, target, hardest=1.0):
@@ -612,7 +612,7 @@ def test_no_loss_holds_the_enlarged_batch(case, bound, monkeypatch):
 
 
 def test_whole_networks_on_fake_tensors_can_have_any_pixelwise_mean():
-    """segtrain/memory.py counts them."""
+    """segtrain/models/memory.py counts them."""
     with FakeTensorMode():
         for case in ("cross_entropy", "both", "focal, weights"):
             logits = torch.randn(2, C, 4, 4, requires_grad=True)

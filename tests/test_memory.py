@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from segtrain.abn import InPlaceABN
-from segtrain.memory import SAVINGS, Allocations, kept_bytes, training_step_bytes
 from segtrain.models.blocks import Norm
 from segtrain.models.deeplabv3 import DeepLabV3
+from segtrain.models.memory import SAVINGS, Allocations, kept_bytes, training_step_bytes
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segtrain import compiling, pixels
 from segtrain.data.labels import IGNORE, LabelTable, published_table
-from segtrain.metrics import CITYSCAPES, COCOSTUFF, KITTI, PLAIN, VISTAS, PositionPrior, Scores, boundary_counts
+from segtrain.native import compile as compiling
+from segtrain.native import pixels
+from segtrain.scoring.scores import CITYSCAPES, COCOSTUFF, KITTI, PLAIN, VISTAS, PositionPrior, Scores, boundary_counts
 
 OFFICIAL = Path(__file__).parent / "data" / "official_scores"
 NAMES = ["a", "b", "c", "d"]

@@ -12,12 +12,12 @@ from PIL import Image
 from torch.nn import functional as F
 
 from segtrain.config import AugmentationConfig, KittiConfig, LossConfig, MixtureConfig
-from segtrain.data.datasets import described, label_table, split_samples, training_mixture
+from segtrain.data.augment import Augmentation
+from segtrain.data.dataset import described, label_table, split_samples, training_mixture
 from segtrain.data.labels import IGNORE, LabelTable, published_table, read_json_table, read_label
 from segtrain.data.loader import TrainingData, read_sample, turn
-from segtrain.data.street_layouts import write
+from segtrain.data.scenes.layouts import write
 from segtrain.data.taxonomy import MappedTable, taxonomy
-from segtrain.data.transforms import Augmentation
 from segtrain.errors import DataError, UsageError
 from segtrain.losses import build_loss
 

@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from segtrain import abn, compiling
-from segtrain.abn import native_ops
+from segtrain import abn
+from segtrain.abn.backends import native as native_ops
+from segtrain.native import compile as compiling
 from tests.conftest import environment
 
 pytestmark = pytest.mark.skipif(not compiling.compiler(), reason="no C++ compiler")

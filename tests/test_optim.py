@@ -8,9 +8,9 @@ import yaml
 from torch import nn
 
 from segtrain.config import OptimizerConfig, ScheduleConfig
+from segtrain.engine.optim import build_optimizer, learning_rate
 from segtrain.errors import UsageError
 from segtrain.models import build_model
-from segtrain.optim import build_optimizer, learning_rate
 from tests.conftest import ROOT
 
 

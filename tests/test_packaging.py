@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segtrain import cli, device
+from segtrain import device
+from segtrain.cli import entry as cli
 from segtrain.errors import UsageError
 from tests.conftest import ROOT, small_run
 from tests.test_plugins import OWN_PARTS, PLUGINS
@@ -309,5 +310,5 @@ def test_the_layer_alone_needs_torch_only(torch_and_wheel, tmp_path):
 def test_the_wheel_carries_the_kernels(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "segtrain/pixels.cpp" in names
-    for path in (ROOT / "segtrain/abn/kernels").iterdir():
-        assert f"segtrain/abn/kernels/{path.name}" in names
+    for path in (ROOT / "segtrain/abn/backends/kernels").iterdir():
+        assert f"segtrain/abn/backends/kernels/{path.name}" in names

@@ -3,11 +3,11 @@
 import pytest
 
 from segtrain.config import FolderConfig
-from segtrain.data.check import check_samples
-from segtrain.data.datasets import label_table, split_samples
+from segtrain.data.dataset import label_table, split_samples
 from segtrain.data.loader import evaluation_samples
-from segtrain.evaluation import position_prior
-from segtrain.metrics import Scores
+from segtrain.data.verify.files import check_samples
+from segtrain.scoring.scores import Scores
+from segtrain.tasks.evaluation import position_prior
 from tests.conftest import ROOT
 
 PHOTOGRAPHS = ROOT.parent / "shared" / "camvid_small"

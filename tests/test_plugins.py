@@ -10,12 +10,14 @@ from hydra.core.config_store import ConfigStore
 from torch import nn
 
 import segtrain as package
-from segtrain import cli, config, losses, plugins
+from segtrain import config, losses
+from segtrain.cli import entry as cli
 from segtrain.config import DATASET_CONFIGS, DatasetConfig
-from segtrain.data.datasets import DATASETS
+from segtrain.config import plugin_files as plugins
+from segtrain.data.dataset import DATASETS
+from segtrain.engine.run import is_safe
 from segtrain.errors import UsageError
 from segtrain.models import BACKBONES, HEADS, build_model
-from segtrain.run import is_safe
 from tests.conftest import ROOT, small_run
 from tests.test_cli import ODD, refused
 
@@ -243,7 +245,7 @@ def test_a_data_set_with_options_of_its_own(segtrain):
 
 
 def test_a_data_set_of_ones_own_in_a_mixture(ponds, tmp_path):
-    from segtrain.data.datasets import training_mixture
+    from segtrain.data.dataset import training_mixture
 
     plugins.load(str(FOLDER / "my_dataset.py"))
     words = ["dataset=mixture", "dataset.target=ponds", f"dataset.parts.ponds.root={tmp_path / 'ponds'}"]

@@ -15,20 +15,20 @@ import torch
 import yaml
 
 from segtrain import compose
-from segtrain.classification import PictureCrossEntropy
+from segtrain.commands.paper import paper_table
+from segtrain.commands.runs import runs
 from segtrain.config import ModelConfig, RunsConfig, classifies
-from segtrain.data.datasets import label_table
+from segtrain.data.dataset import label_table
 from segtrain.data.labels import read_json_table
 from segtrain.data.loader import Batch
-from segtrain.distributed import World
-from segtrain.learner import Learner, smallest_part
+from segtrain.distributed.group import World
+from segtrain.engine.learner import Learner, smallest_part
+from segtrain.engine.optim import learning_rate
+from segtrain.engine.run import flat
 from segtrain.losses import build_loss
 from segtrain.models import from_config
-from segtrain.optim import learning_rate
-from segtrain.paper import paper_table
-from segtrain.run import flat
-from segtrain.runs import runs
-from segtrain.weights import known_by_name
+from segtrain.tasks.classification import PictureCrossEntropy
+from segtrain.weights.transfer import known_by_name
 from tests.conftest import ROOT, small_run
 from tests.test_cli import refused
 

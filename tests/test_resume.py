@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from segtrain import checkpoint, verify
+from segtrain.cli.slurm import script
+from segtrain.commands import verify_resume as verify
 from segtrain.config import with_defaults
 from segtrain.errors import DataError, SegtrainError, UsageError
-from segtrain.slurm import script
+from segtrain.weights import checkpoint
 from tests import zygote
 from tests.conftest import ROOT, environment
 from tests.test_cli import refused
@@ -203,8 +204,8 @@ def test_restart_is_of_the_first_start_of_a_job(segtrain, words, monkeypatch):  
 
 def test_a_run_that_was_trained_on_meanwhile_is_not_overwritten(segtrain, words, monkeypatch):  # noqa: F811
     """Another process saved, and ended, between our reading of last.pt and our claim of the folder."""
-    from segtrain import run
-    from segtrain.segmentation import Segmentation
+    from segtrain.engine import run
+    from segtrain.tasks.segmentation import Segmentation
 
     assert segtrain("train", *words, "run=r", "trainer.max_steps=2").status == 0
     check = Segmentation.check
@@ -329,11 +330,11 @@ BROKEN = {
     "averaged weights": "content['ema'] = {k: v.clone() for k, v in content['model'].items()}",
 }
 BREAK_STATE = """
-from segtrain import learner
+from segtrain.engine import learner
 state = learner.Learner.state
 def broken(self):
     content = {key: value for key, value in state(self).items()}
-    content = __import__('segtrain.checkpoint', fromlist=['copied']).copied(content)
+    content = __import__('segtrain.weights.checkpoint', fromlist=['copied']).copied(content)
     %s
     return content
 learner.Learner.state = broken
@@ -352,7 +353,7 @@ loader.Parts.__init__, loader.Parts.__iter__ = from_the_beginning, positions
 """
 BREAK_RANDOM = """
 import torch
-from segtrain import learner
+from segtrain.engine import learner
 seed = torch.manual_seed
 began = []
 def once(number):
@@ -412,7 +413,7 @@ def test_usr1_saves_within_a_step_and_asks_to_be_requeued(words):  # noqa: F811
 def test_a_signal_before_the_first_step_asks_to_be_requeued(words):  # noqa: F811
     assert ended(launch(1, *words, "run=r", "trainer.max_steps=1"))
     program = (
-        "import os, signal, sys; from segtrain.segmentation import Segmentation; from segtrain.cli import main; "
+        "import os, signal, sys; from segtrain.tasks.segmentation import Segmentation; from segtrain.cli import main; "
         "check = Segmentation.check; "
         "Segmentation.check = lambda self: (os.kill(os.getpid(), signal.SIGUSR1), check(self)); main(sys.argv[1:])"
     )
@@ -424,7 +425,7 @@ def test_a_signal_before_the_first_step_asks_to_be_requeued(words):  # noqa: F81
 
 
 def test_a_schedulers_second_signal_only_hurries():
-    from segtrain.run import Interrupted, Interruption
+    from segtrain.engine.run import Interrupted, Interruption
 
     with Interruption() as interruption:
         with pytest.raises(Interrupted) as stopped:

@@ -6,8 +6,8 @@ import subprocess
 import sys
 import time
 
+from segtrain.commands.runs import runs
 from segtrain.config import RunsConfig
-from segtrain.runs import runs
 from tests.conftest import environment, small_run
 from tests.test_cli import refused
 
@@ -109,7 +109,7 @@ def test_hundreds_of_runs_are_quick_and_need_no_torch(tmp_path):
     for i in range(300):
         make(tmp_path / "runs", f"run{i}", steps=200, scores=[(100, 0.3), (200, 0.4)])
     program = (
-        "import sys, time; from segtrain.cli import run; begun = time.process_time(); run(['runs']); "
+        "import sys, time; from segtrain.cli.entry import run; begun = time.process_time(); run(['runs']); "
         "print(time.process_time() - begun, 'torch' in sys.modules)"
     )
     answer = subprocess.run(

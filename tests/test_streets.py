@@ -14,9 +14,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from segtrain.data import street_canvas, street_layouts, street_surfaces, street_things, streets
 from segtrain.data.labels import read_json_table
-from segtrain.data.street_layouts import write
+from segtrain.data.scenes import canvas as street_canvas
+from segtrain.data.scenes import draw as streets
+from segtrain.data.scenes import layouts as street_layouts
+from segtrain.data.scenes import surfaces as street_surfaces
+from segtrain.data.scenes import things as street_things
+from segtrain.data.scenes.layouts import write
 from segtrain.errors import DataError, UsageError
 
 EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # Cityscapes ids by train id

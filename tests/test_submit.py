@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from segtrain.commands.submit import decode_runs, encode_runs, verify_coco
 from segtrain.data.labels import published_table, read_label
-from segtrain.data.street_layouts import write
+from segtrain.data.scenes.layouts import write
 from segtrain.errors import DataError
-from segtrain.submit import decode_runs, encode_runs, verify_coco
 from tests import zygote
 from tests.conftest import small_run
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from segtrain import checkpoint
+from segtrain.weights import checkpoint
 from tests import zygote
 from tests.conftest import ROOT, environment, small_run
 from tests.test_cli import refused
@@ -292,7 +292,8 @@ def test_dropout_resumes_exactly(scenes, segtrain):
 
 PROGRAM_STOPPING_AFTER_ONE_STEP = """
 import os, signal, sys
-from segtrain import cli, learner
+from segtrain import cli
+from segtrain.engine import learner
 step = learner.Learner.step
 def once(*arguments):
     os.kill(os.getpid(), signal.SIGTERM)

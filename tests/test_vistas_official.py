@@ -10,14 +10,15 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from segtrain import convert, weights
-from segtrain import inference as module
+from segtrain.commands import convert
 from segtrain.config import InferenceConfig, ModelConfig
 from segtrain.data.labels import LabelTable, published_table
-from segtrain.data.street_layouts import write
-from segtrain.evaluation import Trained
-from segtrain.inference import answer, fitted
+from segtrain.data.scenes.layouts import write
 from segtrain.models import build_model
+from segtrain.scoring import inference as module
+from segtrain.scoring.inference import answer, fitted
+from segtrain.tasks.evaluation import Trained
+from segtrain.weights import transfer as weights
 from tests.test_cli import refused
 from tests.test_weights import hollow, meta, shapes
 

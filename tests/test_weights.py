@@ -14,15 +14,16 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from segtrain import checkpoint, evaluation
-from segtrain import weights as module
-from segtrain.convert import options_of, write
+from segtrain.commands.convert import options_of, write
 from segtrain.data.labels import LabelTable, published_table
 from segtrain.errors import DataError, UsageError
 from segtrain.models import BACKBONES, build_classifier, build_model
 from segtrain.models import wider_resnet as wider
-from segtrain.naming import FORMS, LEAVES, named, place
-from segtrain.weights import BODIES, known_files, load_weights, provenance, read
+from segtrain.tasks import evaluation
+from segtrain.weights import checkpoint
+from segtrain.weights import transfer as module
+from segtrain.weights.layouts import FORMS, LEAVES, named, place
+from segtrain.weights.transfer import BODIES, known_files, load_weights, provenance, read
 from tests.conftest import small_run
 from tests.test_convert import lived_in, with_leaky_relu
 
@@ -602,7 +603,7 @@ def test_classes_that_nobody_named_start_anew(tmp_path, segtrain, cityscapes):
 
 
 def test_the_table_of_known_files():
-    terms = json.loads((module.Path(module.__file__).parent / "data/tables/weights.json").read_text())["data"]
+    terms = json.loads((module.Path(module.__file__).parents[1] / "data/tables/weights.json").read_text())["data"]
     hashes = [known[key] for known in known_files() for key in ("md5", "md5_old") if known[key]]
     assert len(hashes) == len(set(hashes)) == 16
     assert all(re.fullmatch("[0-9a-f]{32}", md5) for md5 in hashes)

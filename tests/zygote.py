@@ -105,7 +105,7 @@ def serve(connection):
     import hydra  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
 
-    import segtrain.training  # noqa: F401
+    import segtrain.engine.train  # noqa: F401
 
     while True:
         head, fds, _, _ = socket.recv_fds(connection, 4, 3)
@@ -153,7 +153,7 @@ def work(order, out, err):
             sys.argv = ["-c", *arguments[2:]]
             exec(arguments[1], {"__name__": "__main__"})
         else:
-            from segtrain import cli
+            from segtrain.cli import entry as cli
 
             cli.main(arguments)
         code = 0

@@ -16,9 +16,9 @@ import torch
 import yaml
 from PIL import Image
 
-from segtrain import checkpoint
 from segtrain.models import build_classifier
-from segtrain.protocol import file_hash
+from segtrain.scoring.report import file_hash
+from segtrain.weights import checkpoint
 
 FALL = 0.2  # least share by which the loss falls, from the first lines of a run to the last ones
 LINES = 2

@@ -9,9 +9,10 @@ part in synchronisation. Keyword-only arguments (overwrite, variant, scale, shor
 
 import sys
 
-from segtrain.abn import functions, modules, sync
+from segtrain.abn import functional as functions
+from segtrain.abn import modules, sync
 from segtrain.abn.checkpointing import recomputed_outputs
-from segtrain.abn.functions import abn, inplace_abn, inplace_abn_sync
+from segtrain.abn.functional import abn, inplace_abn, inplace_abn_sync
 from segtrain.abn.modules import ABN, BatchNormAct, InPlaceABN, InPlaceABNSync, RecomputedABN
 from segtrain.abn.operators import describe as describe_backend
 from segtrain.abn.operators import use as use_backend

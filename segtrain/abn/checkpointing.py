@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from segtrain.abn.aten_ops import CODES, Activation
-from segtrain.abn.functions import (
+from segtrain.abn.backends.aten import CODES, Activation
+from segtrain.abn.functional import (
     Options,
     affine,
     as_type,

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segtrain.abn.aten_ops import Activation
+from segtrain.abn.backends.aten import Activation
 from segtrain.abn.checkpointing import KEEP, recomputed_abn
-from segtrain.abn.functions import (
+from segtrain.abn.functional import (
     ACTIVATIONS,
     SCALES,
     VARIANTS,

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segtrain.abn import aten_ops, cupy_ops, native_ops
-from segtrain.abn.aten_ops import CODES, LAYOUTS, Activation, is_dense, statistics_dtype
+from segtrain.abn.backends import aten as aten_ops
+from segtrain.abn.backends import cupy as cupy_ops
+from segtrain.abn.backends import native as native_ops
+from segtrain.abn.backends.aten import CODES, LAYOUTS, Activation, is_dense, statistics_dtype
 
 BACKENDS: dict[str, ModuleType] = {"cupy": cupy_ops, "native": native_ops, "aten": aten_ops}
 DEVICES = {"cupy": "cuda", "native": "cpu"}  # the device a back end is for; aten serves all

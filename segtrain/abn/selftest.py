@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segtrain.abn.aten_ops import LAYOUTS, Activation, per_channel, statistics_dtype
+from segtrain.abn.backends.aten import LAYOUTS, Activation, per_channel, statistics_dtype
 from segtrain.abn.modules import InPlaceABN
 
 EPS, MOMENTUM = 1e-5, 0.1

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from segtrain.data.check import Seen
+from segtrain.console import Progress
 from segtrain.data.labels import read_image, read_label
 from segtrain.data.sample import Sample
+from segtrain.data.verify.files import Seen
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
-from segtrain.log import Progress
 from segtrain.threads import in_order
 
 SPARE = 1 << 30  # bytes that are left free on the disk

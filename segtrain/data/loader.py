@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from segtrain.data.augment import Augmentation
 from segtrain.data.labels import IGNORE, LabelTable, read_image, read_label
-from segtrain.data.mixture import TURNS
 from segtrain.data.sample import Sample, different_sizes, read_labels
 from segtrain.data.sampling import ClassIndex, random_pixel
-from segtrain.data.transforms import Augmentation
-from segtrain.distributed import chunks
+from segtrain.data.sets.mixture import TURNS
+from segtrain.distributed.group import chunks
 from segtrain.errors import DataError
 
 

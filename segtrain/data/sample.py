@@ -9,7 +9,7 @@ import numpy as np
 
 from segtrain.data.labels import LabelTable, read_instances, read_label
 from segtrain.errors import DataError
-from segtrain.metrics import Rules
+from segtrain.scoring.scores import Rules
 
 
 class Sample(NamedTuple):

@@ -3,12 +3,12 @@ that contains it; a pixel of that class in it; a crop that contains that pixel."
 
 import numpy as np
 
-from segtrain.data.check import Seen
+from segtrain.console import Progress
 from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Sample
-from segtrain.data.signatures import counts_by_class
+from segtrain.data.verify.files import Seen
+from segtrain.data.verify.label_mistakes import counts_by_class
 from segtrain.errors import UsageError
-from segtrain.log import Progress
 from segtrain.threads import in_order
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from segtrain.abn import cupy_ops
+from segtrain.abn.backends import cupy as cupy_ops
 from tests.cuda_emulator import emu
 from tests.cuda_emulator.replay import Launch
 

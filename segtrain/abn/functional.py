@@ -1,0 +1,411 @@
+"""`inplace_abn`: BatchNorm and activation as one autograd function that keeps its output only."""
+
+import sys
+from typing import Any, NamedTuple
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from segtrain.abn import operators, sync
+from segtrain.abn.backends import aten as aten_ops
+from segtrain.abn.backends.aten import CODES, Activation, statistics_dtype
+
+INVERTIBLE = CODES
+ACTIVATIONS = (*INVERTIBLE, "relu")
+VARIANTS = ("one", "two")
+SCALES = ("abs", "signed")
+ops = torch.ops.segtrain_abn
+assert operators.library.ns == "segtrain_abn"  # the import above defines them
+
+
+class Options(NamedTuple):
+    """What one call of the layer is to do, besides its tensors."""
+
+    training: bool  # normalise by the batch's statistics
+    momentum: float
+    eps: float
+    activation: Activation
+    overwrite: bool = True
+    variant: str = "one"
+    scale: str = "abs"
+    group: Any = None  # the process group to synchronise over, or None
+    backward_follows: bool = False
+
+
+# ------------------------------------------------------------------------------------------------------- checks
+
+
+def invertible(activation: str, param: float) -> Activation:
+    """The checked activation of an in-place layer; ValueError where its input cannot be computed from its output."""
+    if activation not in INVERTIBLE:
+        advice = "; use leaky_relu with a small slope, or ABN, which keeps its input" if activation == "relu" else ""
+        raise ValueError(
+            f"In-Place ABN needs an invertible activation ({', '.join(INVERTIBLE)}), not {activation!r}{advice}"
+        )
+    if activation != "identity" and not param > 0:
+        name = "negative slope" if activation == "leaky_relu" else "alpha"
+        raise ValueError(f"In-Place ABN inverts {activation}: its {name} must be greater than 0, not {param}")
+    return Activation(activation, param)
+
+
+def one_of(name: str, value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}: choose {', '.join(known)}")
+    return value
+
+
+def check_input(x: Tensor, training: bool, synchronised: bool = False) -> None:
+    """ValueError for an input that has no statistics. x: (N, C) or (N, C, *spatial).
+
+    Where statistics are synchronised, this process may have no value or one per channel: the others' count too.
+    """
+    if x.dim() < 2:
+        raise ValueError(f"expected an input of shape (N, C) or (N, C, *spatial), found {tuple(x.shape)}")
+    if synchronised:
+        return
+    if x.numel() == 0:
+        raise ValueError(f"the input of shape {tuple(x.shape)} is empty: nothing to normalise")
+    if training and x.numel() == x.shape[1]:
+        raise ValueError(
+            f"expected more than one value per channel in training, found shape {tuple(x.shape)}: "
+            "use a larger batch, or eval mode to freeze the statistics"
+        )
+
+
+def recomputing() -> bool:
+    """Whether this forward runs inside a backward pass, as torch.utils.checkpoint's second forward does."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+checkpoint_file = torch.utils.checkpoint.__file__
+OWN_INPUT = (
+    "an In-Place ABN layer is about to overwrite a tensor that is still needed: {}. "
+    "Give the first layer of a block overwrite=False: it writes elsewhere and keeps as little"
+)
+
+
+def check_overwritten(x: Tensor) -> None:
+    """RuntimeError where x is known to be needed later: another in-place layer's output, or a checkpointed input.
+
+    Autograd finds the rest when backward comes, but says little about it.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if is_checkpointed(x):
+        raise RuntimeError(OWN_INPUT.format("the input of a block under torch.utils.checkpoint, which is run again"))
+    if hasattr(x, "_segtrain_kept") and torch.is_grad_enabled() and x.requires_grad:
+        raise RuntimeError(OWN_INPUT.format("the output of the In-Place ABN layer before it"))
+
+
+def is_checkpointed(x: Tensor) -> bool:
+    """Whether x is an argument of a torch.utils.checkpoint call that is under way."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_filename == checkpoint_file and any(x is value for value in frame.f_locals.get("args", ())):
+            return True
+    return False
+
+
+# ----------------------------------------------------------------------------------------------- scale and shift
+
+
+def effective_scale(weight: Tensor, eps: float, scale: str = "abs") -> Tensor:
+    """The factor that the layer multiplies with, which is never 0.
+
+    "abs": |weight| + eps, as published (official code, all versions). "signed": the weight itself, which is what an
+    ordinary BatchNorm multiplies with, but of magnitude eps at least.
+    """
+    if scale == "abs":
+        return weight.abs() + eps
+    return torch.where(weight < 0, weight.clamp(max=-eps), weight.clamp(min=eps))
+
+
+def as_type(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """t.to(dtype), which would cost microseconds where there is nothing to do."""
+    return t if t.dtype == dtype else t.to(dtype)
+
+
+def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, scale: str) -> tuple[Tensor, Tensor]:
+    """(gamma, beta) in x's statistics dtype."""
+    dtype = statistics_dtype(x)
+    channels = x.shape[1]
+    if weight is None:
+        gamma = torch.ones(channels, dtype=dtype, device=x.device)
+    else:
+        gamma = effective_scale(as_type(weight, dtype), eps, scale)
+    beta = torch.zeros(channels, dtype=dtype, device=x.device) if bias is None else as_type(bias, dtype)
+    return gamma, beta
+
+
+def weight_gradient(dgamma: Tensor, weight: Tensor, scale: str) -> Tensor:
+    """dL/dweight from dL/dgamma. |w| has slope 1 at 0, by the published convention."""
+    if scale == "abs":
+        dgamma = torch.where(weight < 0, -dgamma, dgamma)
+    return as_type(dgamma, weight.dtype)
+
+
+# ------------------------------------------------------------------------------------------------- the function
+
+
+def batch_statistics(
+    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, options: Options
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """(mean, rstd, values per channel) over the group, or of the running statistics in eval mode."""
+    dtype = statistics_dtype(x)
+    if not options.training:
+        assert running_mean is not None and running_var is not None
+        return running_mean.to(dtype), torch.rsqrt(running_var.to(dtype) + options.eps), 1.0
+    mean, var = ops.statistics(x)
+    own = x.numel() / x.shape[1]
+    count: Tensor | float = own
+    if options.group is not None:
+        mean, var, count = sync.merge_statistics(mean, var, own, options.backward_follows, options.group)
+    if running_mean is not None and running_var is not None:
+        running_mean.lerp_(mean.to(running_mean.dtype), options.momentum)
+        running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), options.momentum)
+    return mean, torch.rsqrt(var + options.eps), count
+
+
+def normalise(
+    x: Tensor, gamma: Tensor, beta: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+    shortcut: Tensor | None, options: Options,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:  # fmt: skip
+    """(z, mean, rstd, values per channel); z is x itself if options.overwrite."""
+    activation = CODES.index(options.activation.name), options.activation.param
+    tracked = [t for t in (running_mean, running_var) if t is not None]
+    # The fused operator moves the running statistics itself, if they have its dtype.
+    if options.training and options.group is None and all(t.dtype == gamma.dtype for t in tracked):
+        arguments = x, gamma, beta, running_mean, running_var, options.momentum, options.eps, *activation, shortcut
+        z, (mean, rstd) = x, (gamma, gamma)
+        if options.overwrite:
+            mean, rstd = ops.forward_(*arguments)
+        else:
+            z, mean, rstd = ops.forward(*arguments)
+        return z, mean, rstd, x.numel() / x.shape[1]
+    mean, rstd, count = batch_statistics(x, running_mean, running_var, options)
+    scale = gamma * rstd
+    shift = beta - mean * scale
+    if options.overwrite:
+        ops.normalise_(x, scale, shift, *activation, shortcut)
+        return x, mean, rstd, count
+    return ops.normalise(x, scale, shift, *activation, shortcut), mean, rstd, count
+
+
+class InPlaceABNFunction(torch.autograd.Function):
+    """Saves z and per-channel vectors. x is overwritten (and marked so) unless `overwrite` is False."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, shortcut: Tensor | None,
+        running_mean: Tensor | None, running_var: Tensor | None, options: Options,
+    ) -> Tensor:  # fmt: skip
+        gamma, beta = affine(x, weight, bias, options.eps, options.scale)
+        z, _, rstd, count = normalise(x, gamma, beta, running_mean, running_var, shortcut, options)
+        if options.overwrite:
+            ctx.mark_dirty(x)
+        total = count if isinstance(count, Tensor) else None
+        ctx.save_for_backward(z, weight, bias, shortcut, gamma, rstd, total)
+        ctx.count = 0.0 if isinstance(count, Tensor) else count
+        ctx.options = options
+        return z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
+        z, weight, bias, shortcut, gamma, rstd, total = ctx.saved_tensors
+        beta = torch.zeros_like(gamma) if bias is None else as_type(bias, gamma.dtype)
+        options = ctx.options
+        center, inverse = beta, gamma.reciprocal()
+        if options.variant == "two":
+            center, inverse = torch.zeros_like(beta), torch.ones_like(gamma)
+        count = ctx.count if total is None else total
+        dx, dgamma, dbeta, dshortcut = gradients(
+            z, dz, shortcut, None, gamma, beta, rstd, center, inverse, count, options, ctx.needs_input_grad
+        )
+        dweight = None if weight is None else weight_gradient(dgamma, weight, options.scale)
+        dbias = None if bias is None else as_type(dbeta, bias.dtype)
+        return dx, dweight, dbias, dshortcut, None, None, None
+
+
+def gradients(
+    kept: Tensor, dz: Tensor, shortcut: Tensor | None, kept_affine: tuple[Tensor, Tensor] | None, gamma: Tensor,
+    beta: Tensor, rstd: Tensor, center: Tensor, inverse: Tensor, count: Tensor | float, options: Options,
+    needed: tuple[bool, ...],
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """(dx, dgamma, dbeta, dshortcut) from what was kept. `needed`: for x, weight, bias and shortcut.
+
+    Variant two of the paper (section 3.3) takes center = 0, inverse = 1, so that the sums are those of dy and dy * y,
+    and the normalised input is never formed:
+        dgamma = (sum(dy y) - beta dbeta) / gamma
+        dx = (dy - dgamma y / (gamma m) - (dbeta - (beta / gamma) dgamma) / m) gamma rstd
+    The paper prints a plus in the last bracket; the minus is what follows from variant one.
+    """
+    scale, shift = (None, None) if kept_affine is None else kept_affine
+    activation = CODES.index(options.activation.name), options.activation.param
+    arguments = kept, dz, center, inverse, *activation, shortcut, scale, shift
+    factor = gamma * rstd
+    # Where nothing follows the sum, the shortcut's gradient is dz itself.
+    through = shortcut is not None and needed[3] and options.activation.name != "identity"
+    dx = None
+    if options.training and options.group is None and options.variant == "one" and kept.numel():
+        dx, sums, dshortcut = ops.backward(*arguments, factor, through)
+        dbeta, dgamma = sums.unbind()
+    else:
+        sums = ops.sums(*arguments)
+        everywhere = sums
+        if options.training and options.group is not None:
+            everywhere = sync.add_up(sums, options.group)
+        dbeta, dgamma = sums.unbind()
+        if options.variant == "two":
+            dgamma = (dgamma - beta * dbeta) / gamma
+            total_dgamma = (everywhere[1] - beta * everywhere[0]) / gamma
+            everywhere = torch.stack([everywhere[0] - beta / gamma * total_dgamma, total_dgamma / gamma])
+        means = everywhere / count if options.training else torch.zeros_like(everywhere)
+        dshortcut = None
+        if needed[0] or through:
+            dx, dshortcut = ops.gradient(*arguments, factor, means.to(factor.dtype), through)
+    if shortcut is None or not needed[3]:
+        dshortcut = None
+    elif not through:
+        dshortcut = dz
+    return dx if needed[0] else None, dgamma, dbeta, dshortcut
+
+
+def inplace_abn(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str = "leaky_relu",
+    activation_param: float = 0.01,
+    *,
+    shortcut: Tensor | None = None,
+    overwrite: bool = True,
+    variant: str = "one",
+    scale: str = "abs",
+) -> Tensor:
+    """act(gamma * (x - mean) / sqrt(var + eps) + bias (+ shortcut)) with gamma = |weight| + eps, written over x.
+
+    x: (N, C) or (N, C, *spatial), float32, float64, float16 or bfloat16; weight, bias and running statistics: (C,),
+    float32 (float64 for float64 x). In training mean and var are the batch's, var biased, and running_mean and
+    running_var (if given) move by `momentum` towards the batch's mean and unbiased variance; otherwise the running ones
+    are used. Once differentiable.
+
+    shortcut: of x's shape, added before the activation; it is kept for backward, and left alone.
+    overwrite=False leaves x alone and still keeps only the output: right for the first layer of a block, whose input
+    belongs to somebody else.
+    variant: "one" | "two", the two ways of the paper's sections 3.2 and 3.3 to the same gradients.
+    scale="signed" multiplies with the weight itself instead of |weight| + eps, see `effective_scale`.
+    Raises ValueError for what cannot be normalised or inverted, RuntimeError where x is still needed.
+    """
+    return call(
+        x, weight, bias, running_mean, running_var, shortcut, None,
+        Options(training, momentum, eps, invertible(activation, activation_param), overwrite, variant, scale),
+    )  # fmt: skip
+
+
+def inplace_abn_sync(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str = "leaky_relu",
+    activation_param: float = 0.01,
+    group: Any = None,
+    *,
+    shortcut: Tensor | None = None,
+    overwrite: bool = True,
+    variant: str = "one",
+    scale: str = "abs",
+) -> Tensor:
+    """`inplace_abn` by the statistics of all processes of `group` (default: all there are).
+
+    Every process of the group calls it, with any number of pictures of any extent, none included. One collective in
+    forward, one in backward. Without torch.distributed, or with one process, it is `inplace_abn`. The gradients of
+    weight and bias are this process's share; adding them up over processes (DistributedDataParallel averages) gives
+    the whole. Raises RuntimeError on every process where some will run backward and some will not.
+    """
+    return call(
+        x, weight, bias, running_mean, running_var, shortcut, sync.group_or_none(group) if training else None,
+        Options(training, momentum, eps, invertible(activation, activation_param), overwrite, variant, scale),
+    )  # fmt: skip
+
+
+def call(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    shortcut: Tensor | None, group: Any, options: Options,
+) -> Tensor:  # fmt: skip
+    check_input(x, options.training, group is not None)
+    one_of("variant", options.variant, VARIANTS)
+    one_of("scale", options.scale, SCALES)
+    if not options.training and (running_mean is None or running_var is None):
+        raise ValueError("eval mode needs running statistics")
+    if shortcut is not None and (shortcut.shape != x.shape or shortcut.dtype != x.dtype):
+        raise ValueError(
+            f"the shortcut, {tuple(shortcut.shape)} {shortcut.dtype}, must match the input, {tuple(x.shape)} {x.dtype}"
+        )
+    if options.overwrite:
+        check_overwritten(x)
+    follows = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, shortcut))
+    if group is not None:
+        options = options._replace(group=group, backward_follows=follows)
+    if torch.compiler.is_compiling() and not follows:  # what dynamo inlines, and knows no mark_dirty in
+        gamma, beta = affine(x, weight, bias, options.eps, options.scale)
+        return normalise(x, gamma, beta, running_mean, running_var, shortcut, options)[0]
+    try:
+        z: Tensor = InPlaceABNFunction.apply(x, weight, bias, shortcut, running_mean, running_var, options)
+    except RuntimeError as error:
+        if options.overwrite and "being modified inplace" in str(error):
+            raise RuntimeError(OWN_INPUT.format("a view made by another autograd function")) from error
+        raise
+    if follows and not torch.compiler.is_compiling():
+        z._segtrain_kept = True  # type: ignore[attr-defined]
+    return z
+
+
+# ------------------------------------------------------------------------------------------ by ordinary autograd
+
+
+def abn(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str = "leaky_relu",
+    activation_param: float = 0.01,
+    *,
+    shortcut: Tensor | None = None,
+    scale: str = "abs",
+) -> Tensor:
+    """The same function by torch's ordinary differentiable operations: keeps input and output, saves no memory.
+
+    The oracle of `inplace_abn`. Also takes activation="relu".
+    """
+    check_input(x, training)
+    gamma = None if weight is None else effective_scale(weight, eps, scale)
+    y = nn.functional.batch_norm(x, running_mean, running_var, gamma, bias, training, momentum, eps)
+    if shortcut is not None:
+        y = y + shortcut
+    return activate(y, activation, activation_param)
+
+
+def activate(y: Tensor, activation: str, param: float) -> Tensor:
+    """leaky_relu (param = negative slope), elu (param = alpha), relu or identity, written over y."""
+    if activation == "relu":
+        return nn.functional.relu_(y)
+    return aten_ops.activate_(y, Activation(activation, param))

@@ -1,0 +1,170 @@
+"""`segtrain score`: label PNGs made by anyone, against the labels, by the data set's own rules."""
+
+import bisect
+import fnmatch
+import os
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from segtrain.config import ScoreConfig
+from segtrain.console import Progress, say
+from segtrain.data.dataset import described, label_table, labelled_samples
+from segtrain.data.labels import IGNORE, LabelTable, read_label
+from segtrain.data.sample import Sample, read_labels
+from segtrain.errors import DataError, UsageError
+from segtrain.scoring.report import print_table, protocol, summarised, write_result
+from segtrain.scoring.scores import Scores
+from segtrain.threads import in_order
+
+
+def score(config: ScoreConfig) -> dict[str, Any]:
+    """Prints the table and writes evaluation.json. Returns its content."""
+    if config.predictions is None:
+        raise UsageError("predictions is not set: give predictions=FOLDER with one label PNG per picture")
+    data = config.dataset
+    if data.name == "mixture":
+        raise UsageError("dataset=mixture has no labels of its own to score against: name one of its data sets")
+    dataset, table = described(data), label_table(data)
+    split = config.split or dataset.scored
+    samples = labelled_samples(data, split)
+    answers = find_answers(Path(config.predictions), [dataset.answer(sample.name) for sample in samples])
+    encoding = config.predictions_encoding or ("pixelmap" if data.name == "cocostuff" else "ids")
+    say(f"scoring     {len(samples)} predictions ({encoding}) in {config.predictions}")
+    say(f"against     {data.name} {split}, by the rules of {dataset.rules.source}")
+    encodings = known_encodings(table, data.name)
+    counted = Scores(table, dataset.rules, config.boundary)
+    pairs = list(zip(samples, answers, strict=True))
+    progress = Progress("scoring", len(pairs))
+    for number, (ids, predicted, instances) in enumerate(in_order(partial(read, table), pairs), 1):
+        counted.add(ids, predicted, instances, encodings[encoding].to_id)
+        progress.show(number)
+    found = np.flatnonzero(counted.pixels.sum(0)).tolist()
+    refuse_wrong_encoding(counted, encodings, encoding, found)
+    strange = [value for value in found if value not in encodings[encoding].values]
+    warnings = []
+    if strange:
+        pixels = int(counted.pixels[:, strange].sum())
+        warnings.append(f"{pixels} pixels were predicted as {strange[:8]}, which are no {encoding} of {data.name}; "
+                        f"on labelled pixels {counted.rules.ignored_prediction}")  # fmt: skip
+    counted.translate(encodings[encoding].to_id)
+    how = {"predictions": str(config.predictions), "predictions_encoding": encoding}
+    result = summarised(counted, None) | {"dataset": data.name, "split": split}
+    result["protocol"] = protocol(counted, data, split, samples, warnings, how)
+    print_table(result)
+    folder = Path(config.output or "segtrain-out/score")
+    write_result(folder, result, [], table, counted.evaluated())
+    print(folder / "evaluation.json")
+    return result
+
+
+# -------------------------------------------------------------------------------------------------------- the files
+
+
+def find_answers(folder: Path, patterns: list[str]) -> list[Path]:
+    """The one file below `folder` for each pattern of a file name (with folders, where it has some)."""
+    if not folder.is_dir():
+        raise UsageError(f"predictions={folder}: no such folder")
+    files = sorted(
+        (name, Path(place, name)) for place, _, names in os.walk(folder) for name in names if not name.startswith("._")
+    )
+    names = [name for name, _ in files]
+    found: list[Path] = []
+    missing: list[str] = []
+    for pattern in patterns:
+        inner, _, pattern_name = pattern.rpartition("/")
+        start = re.split(r"[*?\[]", pattern_name)[0]
+        first = bisect.bisect_left(names, start)
+        several = []
+        for name, path in files[first:]:
+            if not name.startswith(start):
+                break
+            if fnmatch.fnmatchcase(name, pattern_name) and path.parent.as_posix().endswith(inner):
+                several.append(path)
+        if len(several) > 1:
+            shown = ", ".join(str(path) for path in several[:3])
+            raise DataError(
+                f"{len(several)} files answer for {pattern}: {shown}; give the folder of the label pictures alone "
+                "(what segtrain predict writes: OUTPUT/labels)"
+            )
+        if several:
+            found.append(several[0])
+        else:
+            missing.append(pattern)
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(patterns)} predictions are missing below {folder}: {', '.join(missing[:3])}"
+            f"{', ...' if len(missing) > 3 else ''}; {len(files)} files are there"
+        )
+    return found
+
+
+def read(table: LabelTable, pair: tuple[Sample, Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Label ids, what was predicted, both uint8 (H, W), and instances. DataError for what cannot be compared."""
+    sample, answer = pair
+    _, ids, instances = read_labels(sample, table)
+    predicted = read_label(answer)
+    if predicted.shape != ids.shape:
+        (height, width), (h, w) = ids.shape, predicted.shape
+        raise DataError(
+            f"{answer} is {w}x{h}, its label {sample.label} is {width}x{height} (width x height): predictions are "
+            "scored at the label's size; resize them with the nearest pixel, or predict at full size"
+        )
+    return ids, predicted, instances
+
+
+# -------------------------------------------------------------------------------------------------- what pixels mean
+
+
+class Encoding(NamedTuple):
+    """to_id: uint8 (256,), what a pixel holds -> label id; values: what it may hold."""
+
+    to_id: np.ndarray
+    values: frozenset[int]
+
+
+def known_encodings(table: LabelTable, name: str) -> dict[str, Encoding]:
+    """By name. What an encoding does not have becomes an id that is no class."""
+    outside = next(iter(table.ignored_ids), None)
+    if outside is None:
+        outside = next(label for label in range(255, -1, -1) if label not in table.ids)
+    rows = {int(row["id"]) for row in table.rows}
+
+    def encoding(to_id: dict[int, int]) -> Encoding:
+        lut = np.full(256, outside, np.uint8)
+        for value, label in to_id.items():
+            lut[value] = label
+        return Encoding(lut, frozenset(to_id))
+
+    train_ids = encoding({number: int(label) for number, label in enumerate(table.ids)})
+    result = {
+        "ids": encoding({label: label for label in rows}),
+        "train_ids": train_ids._replace(values=train_ids.values | {IGNORE}),
+    }
+    if name == "cocostuff":
+        result["pixelmap"] = result["ids"]
+        result["ids"] = encoding({(label + 1) & 255: label for label in rows})
+    return result
+
+
+def refuse_wrong_encoding(counted: Scores, encodings: dict[str, Encoding], chosen: str, found: list[int]) -> None:
+    """DataError if the pixels fit another encoding, and agree with the labels far better there."""
+    accuracy = {name: agreement(counted, encoding.to_id) for name, encoding in encodings.items()}
+    for name, encoding in encodings.items():
+        if name != chosen and encoding.values.issuperset(found) and accuracy[name] > max(0.3, 3 * accuracy[chosen]):
+            raise DataError(
+                f"these predictions look like {name}, not {chosen}: read as {name} {100 * accuracy[name]:.1f} % of the "
+                f"labelled pixels are right, as {chosen} {100 * accuracy[chosen]:.1f} %. "
+                f"Set predictions_encoding={name}"
+            )
+
+
+def agreement(counted: Scores, to_id: np.ndarray) -> float:
+    """Share of the labelled pixels whose class is predicted."""
+    labels = counted.class_of[:, None]
+    right = (labels == counted.class_of[to_id][None, :]) & (labels != IGNORE)
+    total = counted.pixels[counted.class_of != IGNORE].sum()
+    return float(counted.pixels[right].sum() / total) if total else 0.0

@@ -1,0 +1,1 @@
+"""Whole images with one class each."""

@@ -1,0 +1,73 @@
+"""Cityscapes, label ids as downloaded. Layout and numbers: the README of the data set's own scripts."""
+
+import functools
+import glob
+from pathlib import Path
+
+from segtrain.config import CityscapesConfig
+from segtrain.console import say
+from segtrain.data.labels import IGNORE, LabelTable, published_table
+from segtrain.data.sample import DataSet, Files, Sample, by_stem, expect_folder, expect_split
+from segtrain.scoring.scores import CITYSCAPES
+
+TREE = """{root}/leftImg8bit/{{train,val,test}}/<city>/<city>_000000_000019_leftImg8bit.png
+{root}/gtFine/{{train,val}}/<city>/<city>_000000_000019_gtFine_labelIds.png  (and _instanceIds.png)
+Get leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from https://www.cityscapes-dataset.com/downloads/
+and unpack both there. Coarse labels: gtCoarse.zip, and leftImg8bit_trainextra.zip for the split train_extra."""
+COARSE = {"coarse_train": "train", "coarse_val": "val", "train_extra": "train_extra"}
+PUBLISHED = {
+    "train": 2975, "val": 500, "test": 1525, "coarse_train": 2975, "coarse_val": 500, "train_extra": 19998,
+}  # fmt: skip
+
+
+@functools.cache
+def labels_are_train_ids(root: Path) -> bool:
+    """Whether only the converted labels are there, which are not in the download; said aloud."""
+    as_downloaded, converted = (
+        next(root.glob(f"gt*/*/*/*_{kind}.png"), None) for kind in ("labelIds", "labelTrainIds")
+    )
+    if as_downloaded is not None or converted is None:
+        return False
+    say(f"labels     {root} has *_labelTrainIds.png only, no *_labelIds.png: read as train ids, 255 = ignored")
+    return True
+
+
+def table(config: CityscapesConfig) -> LabelTable:
+    found = published_table("cityscapes", "cityscapes")
+    if not labels_are_train_ids(config.folder()):
+        return found
+    stored = {train_id: int(label) for train_id, label in enumerate(found.ids)} | {IGNORE: 0}
+    return LabelTable(found.rows, "the cityscapes train ids", stored)
+
+
+def files(config: CityscapesConfig, split: str) -> Files:
+    root = config.folder()
+    expect_folder(root, "Cityscapes", TREE)
+    known = {path.name for kind in ("leftImg8bit", "gtFine") for path in (root / kind).glob("*") if path.is_dir()}
+    known -= {"train_extra"}
+    if (root / "gtCoarse").is_dir():
+        known |= COARSE.keys()
+    expect_split(split, known, root)
+    return layout_files(root, split)
+
+
+def layout_files(root: Path, split: str) -> Files:
+    """Files of any data in Cityscapes' layout, named <city>_<sequence>_<frame>. The test split's labels are void."""
+    folder, kind = COARSE.get(split, split), "gtCoarse" if split in COARSE else "gtFine"
+    images = by_stem(root / "leftImg8bit" / folder, "*/*_leftImg8bit.png", "_leftImg8bit.png")
+    if split == "test":
+        return Files(images, None)
+    labels, instances = root / kind / folder, f"_{kind}_instanceIds.png"
+    ending = f"_{kind}_{'labelTrainIds' if labels_are_train_ids(root) else 'labelIds'}.png"
+    return Files(images, by_stem(labels, f"*/*{ending}", ending), by_stem(labels, f"*/*{instances}", instances))
+
+
+def answer(name: str) -> str:
+    return f"{glob.escape('_'.join(name.split('_')[:3]))}*.png"
+
+
+def identity(sample: Sample) -> str:
+    return f"{sample.image.parts[-3]}/{sample.name}"  # street scenes in this layout count from 0 in every split
+
+
+DATASET = DataSet(table, files, CITYSCAPES, PUBLISHED, answer=answer, family="cityscapes", identity=identity)

@@ -1,0 +1,1 @@
+"""Is this data what the configuration says it is?"""
