@@ -2,9 +2,7 @@
 
 import contextlib
 import io
-import os
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +12,8 @@ from PIL import Image
 
 from segtrain.cli import entry as cli
 from segtrain.models import BACKBONES
+from tests.helpers.checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
     line.strip() for line in (ROOT / "tests" / "allowed_skips.txt").read_text().splitlines() if line and line[0] != "#"
 }
@@ -96,16 +94,6 @@ def scenes(tmp_path_factory):
     return root
 
 
-def small_run(scenes: Path, *more: str) -> list[str]:
-    """Overrides for a training of a few seconds on `scenes`."""
-    return [
-        f"dataset.root={scenes}", "dataset.scenes=6", "dataset.val_scenes=3", "model.output_stride=16",
-        "model.head_channels=8", "augmentation.crop_size=[64,96]", "augmentation.scale=[0.3,0.5]",
-        "trainer.batch_size=2", "trainer.epochs=null", "trainer.max_steps=4", "trainer.validate_every=4",
-        "trainer.save_every=2", "loader.workers=0", "logging.every=1", "logging.pictures=2", "device=cpu", *more,
-    ]  # fmt: skip
-
-
 @pytest.fixture
 def folder_data(tmp_path):
     """A folder data set of two classes plus void: 4 train and 2 val pairs of 48x64 pixels, and its overrides."""
@@ -151,8 +139,3 @@ def ponds(tmp_path):
         "model.output_stride=16", "model.head_channels=8", "trainer.batch_size=2", "trainer.epochs=null",
         "trainer.max_steps=2", "loader.workers=0", "device=cpu",
     ]  # fmt: skip
-
-
-def environment() -> dict[str, str]:
-    """For a subprocess that runs this checkout's segtrain."""
-    return {**os.environ, "PYTHONPATH": str(ROOT)}

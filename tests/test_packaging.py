@@ -15,8 +15,9 @@ import yaml
 from segtrain import device
 from segtrain.cli import entry as cli
 from segtrain.errors import UsageError
-from tests.conftest import ROOT, small_run
-from tests.test_plugins import OWN_PARTS, PLUGINS
+from tests.helpers.checkout import ROOT
+from tests.helpers.own_parts import OWN_PARTS, PLUGINS
+from tests.helpers.runs import small_run
 
 BIN = Path(sys.executable).parent
 
@@ -237,7 +238,7 @@ def test_the_readme_commands_exist():
         assert line in cli.COMMANDS, line
     for path in re.findall(r"\]\(([^)#]+)\)", text):
         assert path.startswith("http") or (ROOT / path).exists(), path
-    for path in sorted((ROOT / "tests/data/plugins").glob("*.py")):
+    for path in sorted((ROOT / "tests/fixtures/plugins").glob("*.py")):
         assert path.read_text().strip() in text, path
     assert "not measured" in text
     assert "linted" in text
