@@ -20,10 +20,10 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from segtrain.config import AugmentationConfig
+from segtrain.config import IGNORE_INDEX, AugmentationConfig
 from segtrain.data.augment import Augmentation
 from segtrain.data.cache import Decoded
-from segtrain.data.labels import IGNORE, published_table, read_image, read_label
+from segtrain.data.labels import published_table, read_image, read_label
 from segtrain.data.loader import read_pixels
 from segtrain.data.sample import Sample
 from segtrain.data.verify.files import Seen
@@ -62,7 +62,7 @@ def usual_route(sample: Sample, seed: int) -> torch.Tensor:
     label = tv.resize(label, size, interpolation=v2.InterpolationMode.NEAREST)
     missing = [max(0, CROP[1] - size[1]), max(0, CROP[0] - size[0])]
     if any(missing):
-        image, label = tv.pad(image, [0, 0, *missing]), tv.pad(label, [0, 0, *missing], fill=IGNORE)
+        image, label = tv.pad(image, [0, 0, *missing]), tv.pad(label, [0, 0, *missing], fill=IGNORE_INDEX)
     height, width = max(size[0], CROP[0]), max(size[1], CROP[1])
     top, left = int(rng.integers(0, height - CROP[0] + 1)), int(rng.integers(0, width - CROP[1] + 1))
     image, label = tv.crop(image, top, left, *CROP), tv.crop(label, top, left, *CROP)
@@ -89,7 +89,7 @@ def resize_and_crop(image: np.ndarray, labels: np.ndarray, seed: int) -> np.ndar
     missing = max(0, CROP[0] - size[1]), max(0, CROP[1] - size[0])
     if any(missing):
         image = cv2.copyMakeBorder(image, 0, missing[0], 0, missing[1], cv2.BORDER_CONSTANT, value=(124, 116, 104))
-        labels = cv2.copyMakeBorder(labels, 0, missing[0], 0, missing[1], cv2.BORDER_CONSTANT, value=IGNORE)
+        labels = cv2.copyMakeBorder(labels, 0, missing[0], 0, missing[1], cv2.BORDER_CONSTANT, value=IGNORE_INDEX)
     top, left = int(rng.integers(0, image.shape[0] - CROP[0] + 1)), int(rng.integers(0, image.shape[1] - CROP[1] + 1))
     image = image[top : top + CROP[0], left : left + CROP[1]]
     labels = labels[top : top + CROP[0], left : left + CROP[1]]

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segtrain.config import ScoreConfig
+from segtrain.config import IGNORE_INDEX, ScoreConfig
 from segtrain.console import Progress, say
 from segtrain.data.dataset import described, label_table, labelled_samples
-from segtrain.data.labels import IGNORE, LabelTable, read_label
+from segtrain.data.labels import LabelTable, read_label
 from segtrain.data.sample import Sample, read_labels
 from segtrain.errors import DataError, UsageError
 from segtrain.scoring.report import print_table, protocol, summarised, write_result
@@ -142,7 +142,7 @@ def known_encodings(table: LabelTable, name: str) -> dict[str, Encoding]:
     train_ids = encoding({number: int(label) for number, label in enumerate(table.ids)})
     result = {
         "ids": encoding({label: label for label in rows}),
-        "train_ids": train_ids._replace(values=train_ids.values | {IGNORE}),
+        "train_ids": train_ids._replace(values=train_ids.values | {IGNORE_INDEX}),
     }
     if name == "cocostuff":
         result["pixelmap"] = result["ids"]
@@ -165,6 +165,6 @@ def refuse_wrong_encoding(counted: Scores, encodings: dict[str, Encoding], chose
 def agreement(counted: Scores, to_id: np.ndarray) -> float:
     """Share of the labelled pixels whose class is predicted."""
     labels = counted.class_of[:, None]
-    right = (labels == counted.class_of[to_id][None, :]) & (labels != IGNORE)
-    total = counted.pixels[counted.class_of != IGNORE].sum()
+    right = (labels == counted.class_of[to_id][None, :]) & (labels != IGNORE_INDEX)
+    total = counted.pixels[counted.class_of != IGNORE_INDEX].sum()
     return float(counted.pixels[right].sum() / total) if total else 0.0

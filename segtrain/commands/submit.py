@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from segtrain.commands.score import find_answers, known_encodings
-from segtrain.config import SubmitConfig
+from segtrain.config import IGNORE_INDEX, SubmitConfig
 from segtrain.console import Progress, say
 from segtrain.data.dataset import described, label_table, split_files
-from segtrain.data.labels import IGNORE, LabelTable, read_image, read_label
+from segtrain.data.labels import LabelTable, read_image, read_label
 from segtrain.device import describe_device, resolve
 from segtrain.errors import DataError, UsageError
 from segtrain.scoring import figures as pictures
@@ -107,7 +107,7 @@ def accepted(answers: dict[str, Path], table: LabelTable, config: SubmitConfig) 
     if (
         config.predictions_encoding is None
         and encoding == "ids"
-        and values <= {*range(table.num_classes), IGNORE}
+        and values <= {*range(table.num_classes), IGNORE_INDEX}
         and not values <= classes
     ):
         raise DataError(

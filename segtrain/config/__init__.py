@@ -15,6 +15,8 @@ from typing import Any
 from segtrain.errors import UsageError
 from segtrain.threads import cpus
 
+IGNORE_INDEX = 255  # train id of pixels that count nowhere: not in the loss, not in the scores
+
 
 def option(default: Any, text: str) -> Any:
     """A field with its default and the line that `segtrain COMMAND --help` prints."""

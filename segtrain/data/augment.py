@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from segtrain.config import AugmentationConfig
-from segtrain.data.labels import IGNORE
+from segtrain.config import IGNORE_INDEX, AugmentationConfig
 from segtrain.errors import DataError, UsageError
 
 FILL = (124, 116, 104)  # the ImageNet mean in grey levels: padding that normalises to about 0
@@ -42,7 +41,7 @@ class Augmentation:
     crop_size.
 
     A pure function of the inputs and `seed`. Pictures smaller than the window are padded, on random sides: images with
-    FILL, labels with IGNORE. UsageError for an entry of `extra` that albumentations or the labels cannot bear.
+    FILL, labels with IGNORE_INDEX. UsageError for an entry of `extra` that albumentations or the labels cannot bear.
     """
 
     def __init__(self, config: AugmentationConfig) -> None:
@@ -62,7 +61,7 @@ class Augmentation:
         sample = resized(image[window], rows, columns, self.config.crop_size, cv2.INTER_LINEAR, FILL)
         if encode is not None:
             target = encode(target)
-        target = resized(target, rows, columns, self.config.crop_size, cv2.INTER_NEAREST_EXACT, IGNORE)
+        target = resized(target, rows, columns, self.config.crop_size, cv2.INTER_NEAREST_EXACT, IGNORE_INDEX)
         if flip:
             sample, target = cv2.flip(sample, 1), cv2.flip(target, 1)
         if self.config.color > 0:
@@ -132,9 +131,9 @@ def resized(
 class Extra:
     """A transform of albumentations by name and arguments: {"name": "GaussianBlur", "p": 0.3, "blur_limit": [3, 7]}.
 
-    What it moves into the picture from outside is FILL in the image and IGNORE in the label, unless told otherwise. It
-    is tried on a made-up picture at once: UsageError where it changes the size or the type of image or label, or gives
-    labels that were not there. A real picture on which it does is a DataError.
+    What it moves into the picture from outside is FILL in the image and IGNORE_INDEX in the label, unless told
+    otherwise. It is tried on a made-up image at once: UsageError where it changes the size or the type of image or
+    label, or gives labels that were not there. A real image on which it does is a DataError.
     """
 
     def __init__(self, entry: Mapping[str, Any], crop_size: list[int]) -> None:
@@ -170,12 +169,11 @@ def violation(shape: tuple[int, ...], image: Any, target: np.ndarray, changed: A
     if changed is target:
         return ""
     present = np.bincount(target.ravel(), minlength=256) > 0
-    present[IGNORE] = True
+    present[IGNORE_INDEX] = True
     new = np.flatnonzero((np.bincount(changed.ravel(), minlength=256) > 0) & ~present)
     if len(new):
-        return (
-            f"gives labels that were not there: {', '.join(map(str, new[:5]))} (allowed are the old ones and {IGNORE})"
-        )
+        values = ", ".join(map(str, new[:5]))
+        return f"gives labels that were not there: {values} (allowed are the old ones and {IGNORE_INDEX})"
     return ""
 
 
@@ -221,10 +219,10 @@ def check_arguments(name: str, kind: type, arguments: Mapping[str, Any]) -> None
                 f"augmentation.extra: {name}.{key}={value} is not possible: it would mix labels; "
                 f"give {cv2.INTER_NEAREST} (nearest) or leave it out"
             )
-        if key in MASK_FILLS and value not in (None, IGNORE):
+        if key in MASK_FILLS and value not in (None, IGNORE_INDEX):
             raise UsageError(
                 f"augmentation.extra: {name}.{key}={value} is not possible: it would be taken for a class; "
-                f"give {IGNORE} (ignored) or leave it out"
+                f"give {IGNORE_INDEX} (ignored) or leave it out"
             )
     p = arguments.get("p", 0.5)
     if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
@@ -243,7 +241,7 @@ def with_defaults(kind: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
     known = parameters(kind)
     arguments = dict(arguments)
     if "fill_mask" in known and known["fill_mask"].default is not None:  # None leaves the label alone
-        arguments = {"fill_mask": IGNORE} | arguments
+        arguments = {"fill_mask": IGNORE_INDEX} | arguments
         if "fill" in known and known["fill"].default == 0 and "tuple" in str(known["fill"].annotation):
             arguments = {"fill": FILL} | arguments
     return arguments
@@ -302,7 +300,7 @@ def tried(name: str, transform: Any, crop_size: list[int]) -> Any:
     height, width = crop_size
     rng = np.random.default_rng(0)
     image = cv2.resize(rng.integers(0, 256, (8, 8, 3), np.uint8), (width, height))
-    cells = np.array([3, 90, 91, IGNORE], np.uint8)[rng.integers(0, 4, (8, 8))]
+    cells = np.array([3, 90, 91, IGNORE_INDEX], np.uint8)[rng.integers(0, 4, (8, 8))]
     target = cv2.resize(cells, (width, height), interpolation=cv2.INTER_NEAREST)
     for _ in range(TRIALS):
         set_random(transform, rng)

@@ -5,12 +5,12 @@ from pathlib import Path
 from segtrain.config import DatasetConfig, MixtureConfig, StreetsCommandConfig, StreetsConfig
 from segtrain.console import Progress, say
 from segtrain.data.labels import LabelTable, published_table
+from segtrain.data.rules import CITYSCAPES
 from segtrain.data.sample import DataSet, Files, Sample
 from segtrain.data.scenes import layouts as street_layouts
 from segtrain.data.sets import cityscapes, cocostuff, folder, kitti, vistas
 from segtrain.data.sets.mixture import Mixture, mixed, target_part
 from segtrain.errors import DataError
-from segtrain.scoring.scores import CITYSCAPES
 
 
 def street_files(config: StreetsConfig, split: str) -> Files:

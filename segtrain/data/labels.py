@@ -1,7 +1,7 @@
 """Label tables: which number in a label picture means which class, and how it is drawn.
 
 Two numberings, never mixed: `id` is what a data set's label pictures hold; `train_id` (0 .. num_classes - 1) is what
-the network predicts. IGNORE marks pixels that neither train nor score.
+the network predicts. IGNORE_INDEX marks pixels that neither train nor score.
 """
 
 import csv
@@ -17,9 +17,9 @@ import numpy as np
 import yaml
 from PIL import Image, UnidentifiedImageError
 
+from segtrain.config import IGNORE_INDEX
 from segtrain.errors import DataError
 
-IGNORE = 255
 UNKNOWN = 254  # marks ids that are not in the table while encoding; so a table has at most 254 classes
 
 
@@ -32,21 +32,21 @@ class LabelTable:
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]], source: str, stored: Mapping[int, int] | None = None) -> None:
-        """rows: dicts with id, name, color [r,g,b] and train_id (IGNORE for ignored ones); source: for messages.
+        """rows: dicts with id, name, color [r,g,b] and train_id (IGNORE_INDEX for ignored ones); source: for messages.
 
         stored: what the label pictures hold -> id, where that is not the id itself.
         """
         self.rows = [row for row in rows if 0 <= row["id"] <= 255]
         first: dict[int, Mapping[str, Any]] = {}
         for row in self.rows:
-            if row["train_id"] != IGNORE:
+            if row["train_id"] != IGNORE_INDEX:
                 first.setdefault(row["train_id"], row)
         classes = [first[train_id] for train_id in sorted(first)]
         self.source = source
         self.names = [str(row["name"]) for row in classes]
         self.colors = np.array([row["color"] for row in classes], np.uint8).reshape(-1, 3)
         self.ids = np.array([row["id"] for row in classes], np.uint8)
-        self.ignored_ids = sorted({int(row["id"]) for row in self.rows if row["train_id"] == IGNORE})
+        self.ignored_ids = sorted({int(row["id"]) for row in self.rows if row["train_id"] == IGNORE_INDEX})
         by_id = {row["id"]: row["train_id"] for row in self.rows}
         self.stored = dict(stored) if stored is not None else {label: label for label in by_id}
         self._train_ids = np.full(256, UNKNOWN, np.uint8)
@@ -73,8 +73,8 @@ class LabelTable:
         return train_ids
 
     def encode_values(self, stored: np.ndarray) -> np.ndarray:
-        """As `encode`, but what is not known becomes IGNORE."""
-        lut = np.where(self._train_ids == UNKNOWN, np.uint8(IGNORE), self._train_ids)
+        """As `encode`, but what is not known becomes IGNORE_INDEX."""
+        lut = np.where(self._train_ids == UNKNOWN, np.uint8(IGNORE_INDEX), self._train_ids)
         return np.asarray(cv2.LUT(stored, lut)).reshape(stored.shape)
 
     def stored_value(self, name: str) -> int:
@@ -117,7 +117,9 @@ class LabelTable:
     def from_dict(cls, table: Mapping[str, Any]) -> "LabelTable":
         columns = zip(table["names"], table["ids"], table["colors"], strict=True)
         rows = [{"name": n, "id": i, "color": c, "train_id": t} for t, (n, i, c) in enumerate(columns)]
-        rows += [{"name": "ignored", "id": i, "color": [0, 0, 0], "train_id": IGNORE} for i in table["ignored_ids"]]
+        rows += [
+            {"name": "ignored", "id": i, "color": [0, 0, 0], "train_id": IGNORE_INDEX} for i in table["ignored_ids"]
+        ]
         return cls(rows, table["source"])
 
 
@@ -167,8 +169,8 @@ def read_user_table(path: Path) -> LabelTable:
         raw = list(csv.DictReader(text.splitlines(), skipinitialspace=True))
     rows: list[dict[str, Any]] = []
     for number, row in enumerate(raw, 1):
-        rows.append(_user_row(row, f"{path}, class {number}", len([r for r in rows if r["train_id"] != IGNORE])))
-    names = [row["name"] for row in rows if row["train_id"] != IGNORE]
+        rows.append(_user_row(row, f"{path}, class {number}", len([r for r in rows if r["train_id"] != IGNORE_INDEX])))
+    names = [row["name"] for row in rows if row["train_id"] != IGNORE_INDEX]
     for what, values in (("id", [row["id"] for row in rows]), ("name", names)):
         twice = sorted({str(value) for value in values if values.count(value) > 1})
         if twice:
@@ -201,7 +203,7 @@ def _user_row(row: Any, where: str, train_id: int) -> dict[str, Any]:
     ignored = ignore in ("true", "yes", "1")
     color = _color(row.get("color"), where) or _default_color(label)
     name = str(row["name"]).strip()
-    return {"id": label, "name": name, "color": color, "train_id": IGNORE if ignored else train_id}
+    return {"id": label, "name": name, "color": color, "train_id": IGNORE_INDEX if ignored else train_id}
 
 
 def _color(value: Any, where: str) -> list[int] | None:

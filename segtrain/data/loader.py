@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from segtrain.config import IGNORE_INDEX
 from segtrain.data.augment import Augmentation
-from segtrain.data.labels import IGNORE, LabelTable, read_image, read_label
+from segtrain.data.labels import LabelTable, read_image, read_label
 from segtrain.data.sample import Sample, different_sizes, read_labels
 from segtrain.data.sampling import ClassIndex, random_pixel
 from segtrain.data.sets.mixture import TURNS
@@ -29,8 +30,8 @@ from segtrain.errors import DataError
 
 class Batch(NamedTuple):
     """images: uint8 (N, 3, h, w) RGB; float32 of about 0 to 255 for whole pictures. targets: uint8 (N, h, w) train ids
-    or IGNORE; int64 (N,) for whole pictures. names, positions, windows: of the N samples; their places in the run's
-    endless row; [top, left, height, width, mirrored?] of what is shown of them."""
+    or IGNORE_INDEX; int64 (N,) for whole pictures. names, positions, windows: of the N samples; their places in the
+    run's endless row; [top, left, height, width, mirrored?] of what is shown of them."""
 
     images: Tensor
     targets: Tensor
@@ -40,10 +41,10 @@ class Batch(NamedTuple):
 
 
 def read_sample(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 (H, W, 3) and train ids uint8 (H, W), all IGNORE if there is no label. DataError if sizes differ."""
+    """Image uint8 (H, W, 3) and train ids uint8 (H, W), all IGNORE_INDEX without a label. DataError if sizes differ."""
     image = read_image(sample.image)
     if sample.label is None:
-        return image, np.full(image.shape[:2], IGNORE, np.uint8)
+        return image, np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
     target = (sample.table or table).encode(read_label(sample.label), sample.label)
     if target.shape != image.shape[:2]:
         raise different_sizes(sample, image.shape[:2], target.shape)

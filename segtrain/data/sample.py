@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from segtrain.data.labels import LabelTable, read_instances, read_label
+from segtrain.data.rules import Rules
 from segtrain.errors import DataError
-from segtrain.scoring.scores import Rules
 
 
 class Sample(NamedTuple):

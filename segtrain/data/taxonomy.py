@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from segtrain.data.labels import IGNORE, UNKNOWN, LabelTable, published_table, read_json_table
+from segtrain.config import IGNORE_INDEX
+from segtrain.data.labels import UNKNOWN, LabelTable, published_table, read_json_table
 from segtrain.errors import DataError, UsageError
 
 PUBLISHED = ("vistas_to_cityscapes", "vistas_v2.0_to_cityscapes")
@@ -37,7 +38,7 @@ class MappedTable(LabelTable):
             to = mapping.get(names[label], ())
             if len(to) > 1 and to not in groups:
                 groups.append(to)
-            code = IGNORE if not to else to[0] if len(to) == 1 else self.num_classes + groups.index(to)
+            code = IGNORE_INDEX if not to else to[0] if len(to) == 1 else self.num_classes + groups.index(to)
             self._train_ids[value] = code
             self._ids[value] = target.ids[to[0]] if len(to) == 1 else void
         self._train_ids[~known] = UNKNOWN
@@ -93,7 +94,7 @@ def published(name: str, column: str, source: LabelTable, target: LabelTable) ->
     found: dict[str, tuple[int, ...]] = {}
     for row in rows:
         train_id = row["train_id"] if column == RECOMMENDED else row["sources"][column]
-        found[row["name"]] = () if train_id in (None, IGNORE) else (target.names.index(classes[train_id]),)
+        found[row["name"]] = () if train_id in (None, IGNORE_INDEX) else (target.names.index(classes[train_id]),)
     return found
 
 

@@ -15,13 +15,14 @@ from torch import nn
 
 from segtrain.abn import describe_backend
 from segtrain.config import TrainConfig, TrainerConfig, classifies
-from segtrain.console import Progress, RunLog, duration, memory, peak_memory, say
+from segtrain.console import Progress, duration, say
 from segtrain.data.loader import Batch, Parts, training_batches
-from segtrain.device import describe_device, resolve
+from segtrain.device import describe_device, memory, peak_memory, resolve
 from segtrain.distributed.group import PeerDied, World, joined
 from segtrain.engine.blackbox import BlackBox
 from segtrain.engine.learner import Learner, Outcome, smallest_part
 from segtrain.engine.run import REQUEUE, Interrupted, Interruption, Run, environment, flat
+from segtrain.engine.sinks import RunLog
 from segtrain.errors import DataError, SegtrainError, UsageError
 from segtrain.files import write_atomically
 from segtrain.models import from_config

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segtrain.config import LossConfig, require
-from segtrain.data.labels import IGNORE
+from segtrain.config import IGNORE_INDEX, LossConfig, require
 from segtrain.errors import UsageError
 
 # Numbers in a strip of (rows, classes, columns): what fits a core's cache, and what keeps a GPU busy.
@@ -33,14 +32,14 @@ class Loss:
     def count(self, target: Tensor) -> float:
         """What this batch adds to the divisor: here, its labelled pixels. A function of the target alone.
 
-        target: uint8 or int64 (N, H, W), IGNORE where there is no label.
+        target: uint8 or int64 (N, H, W), IGNORE_INDEX where there is no label.
         """
-        return int((target != IGNORE).sum())
+        return int((target != IGNORE_INDEX).sum())
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """(N,): each picture's sum, differentiable, in at least float32; 0 with gradient 0 for one without a label.
 
-        logits: float (N, C, h, w), at any stride. target: int64 (N, H, W), IGNORE where there is no label.
+        logits: float (N, C, h, w), at any stride. target: int64 (N, H, W), IGNORE_INDEX where there is no label.
         """
         raise NotImplementedError
 
@@ -152,7 +151,7 @@ class Strips:
         self.classes = logits.shape[0]
         self.wide = logits.permute(1, 0, 2) @ self.columns.T  # (h, C, W)
         self.wide_gradient: Tensor | None = None
-        self.valid = target != IGNORE  # (H, W)
+        self.valid = target != IGNORE_INDEX  # (H, W)
         plain = self.valid & (target < self.classes) if groups else self.valid
         self.index = target.where(plain, 0)[:, None]  # (H, 1, W)
         self.grouped = [(members, target == self.classes + g) for g, members in enumerate(groups)]
@@ -200,7 +199,7 @@ def bilinear(size: int, like: Tensor) -> Tensor:
 
 def labelled(target: Tensor) -> list[int]:
     """The labelled pixels of each picture. target: (N, H, W)."""
-    counts: list[int] = (target != IGNORE).flatten(1).sum(1).tolist()
+    counts: list[int] = (target != IGNORE_INDEX).flatten(1).sum(1).tolist()
     return counts
 
 
@@ -228,7 +227,7 @@ class CrossEntropy(StripLoss):
         if self.class_weights is None:
             return super().count(target)
         weights = torch.tensor(self.class_weights, dtype=torch.float64)
-        pixels = torch.bincount(target[target != IGNORE].long(), minlength=len(weights))
+        pixels = torch.bincount(target[target != IGNORE_INDEX].long(), minlength=len(weights))
         return float(pixels.cpu().double() @ weights)
 
     def sums(self, pictures: list[Strips], wanted: bool) -> list[Tensor]:

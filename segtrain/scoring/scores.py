@@ -3,51 +3,17 @@
 Everything is counted in label ids, as the scripts do. What is counted adds up: over pictures, and over processes.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import cv2
 import numpy as np
 
-from segtrain.data.labels import IGNORE, LabelTable
+from segtrain.config import IGNORE_INDEX
+from segtrain.data.labels import LabelTable
+from segtrain.data.rules import PLAIN, Rules
 from segtrain.distributed.group import add_up
 from segtrain.native.pixels import joint_histogram
-
-
-class Rules(NamedTuple):
-    """How a benchmark averages.
-
-    absent: a class is left out of the mean where "union": nobody labelled it, nor predicted it on an evaluated pixel;
-    "ground truth": nobody labelled it. ignored_prediction: an evaluated pixel for which an id outside the classes was
-    predicted is a "miss" of its class, or "dropped". divisor: instance value // divisor is the label id, and `single`
-    tells which values are one object each (None: no instances). categories: a class's row -> the names of the groups
-    it counts in, from coarse to fine. merged: whether an object taken for another class of its category is found, by
-    the category's instance-weighted score.
-    """
-
-    source: str  # whose script this is
-    absent: str = "union"
-    ignored_prediction: str = "miss"
-    divisor: int | None = None
-    single: Callable[[np.ndarray], np.ndarray] | None = None
-    categories: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda row: ()
-    merged: bool = True
-
-
-PLAIN = Rules("cityscapesScripts, classes only")
-CITYSCAPES = Rules(
-    "cityscapesScripts evalPixelLevelSemanticLabeling", divisor=1000, single=lambda values: values >= 1000,
-    categories=lambda row: (row["category"],),
-)  # fmt: skip
-KITTI = CITYSCAPES._replace(
-    source="KITTI devkit_semantics evalPixelLevelSemanticLabeling", divisor=256, single=lambda values: values % 256 > 0
-)
-VISTAS = Rules(
-    "mapillary_vistas evaluation, with integer division", ignored_prediction="dropped", divisor=256,
-    single=lambda values: values >= 0, merged=False,
-    categories=lambda row: (row["name"].split("--")[0], "--".join(row["name"].split("--")[:2])),
-)  # fmt: skip
-COCOSTUFF = Rules("cocostuff evaluate_performance", absent="ground truth", categories=lambda row: (row["category"],))
 
 
 class Scores:
@@ -67,11 +33,11 @@ class Scores:
         self.images = 0
         self.images_with_instances = 0
         self.object_pixels = np.zeros(2, np.int64)  # in the instance maps; and of these, where the label agrees
-        self.class_of = np.full(256, IGNORE, np.uint8)  # label id -> train id
+        self.class_of = np.full(256, IGNORE_INDEX, np.uint8)  # label id -> train id
         self.sizes = np.full(256, np.nan)  # label id -> average size of its objects; NaN: it has none; 0: not known
         for row in table.rows:
             self.class_of[row["id"]] = row["train_id"]
-            if row.get("has_instances") and row["train_id"] != IGNORE:
+            if row.get("has_instances") and row["train_id"] != IGNORE_INDEX:
                 self.sizes[row["id"]] = row.get("avg_instance_size") or 0
 
     def add(
@@ -188,7 +154,7 @@ class Scores:
         """For each level, group name -> train ids."""
         result: list[dict[str, list[int]]] = []
         for row in self.table.rows:
-            if row["train_id"] != IGNORE:
+            if row["train_id"] != IGNORE_INDEX:
                 for level, name in enumerate(self.rules.categories(row)):
                     if level == len(result):
                         result.append({})
@@ -231,7 +197,7 @@ class Scores:
 
     def outside(self, members: list[int]) -> np.ndarray:
         """bool (256,): ids that are evaluated, but in none of these classes."""
-        return (self.class_of != IGNORE) & ~np.isin(self.class_of, members)
+        return (self.class_of != IGNORE_INDEX) & ~np.isin(self.class_of, members)
 
     def under_other_rules(self) -> dict[str, float | None]:
         """mIoU of the same counts as other tools define it; these differ by whole points on small splits."""
@@ -290,7 +256,7 @@ def boundary_counts(target: np.ndarray, prediction: np.ndarray, classes: int) ->
     """
     result = np.zeros((2, classes), np.int64)
     width = max(1, round(0.02 * float(np.hypot(*target.shape))))
-    labelled = target != IGNORE
+    labelled = target != IGNORE_INDEX
 
     def band(mask: np.ndarray) -> np.ndarray:
         padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from segtrain.cli import entry as cli
-from segtrain.config import AugmentationConfig
+from segtrain.config import IGNORE_INDEX, AugmentationConfig
 from segtrain.data.augment import FILL, Augmentation, Extra
-from segtrain.data.labels import IGNORE, published_table
+from segtrain.data.labels import published_table
 from segtrain.data.loader import Parts, TrainingData, training_batches
 from segtrain.data.sample import Sample
 from segtrain.errors import DataError, UsageError
@@ -34,7 +34,7 @@ def augmentation(*extra, size=SIZE, **options):
 def picture(size=SIZE, classes=6, seed=3):
     rng = np.random.default_rng(seed)
     labels = cv2.resize(rng.integers(1, classes + 1, (6, 6), np.uint8), tuple(size[::-1]), interpolation=0)
-    labels[:2, :5] = IGNORE
+    labels[:2, :5] = IGNORE_INDEX
     return rng.integers(0, 256, (*size, 3), np.uint8), labels
 
 
@@ -136,7 +136,7 @@ def usable():
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of those that find nothing to do
 def test_every_transform_is_a_function_of_the_seed_and_keeps_to_the_rules():
     image, labels = picture()
-    allowed = {*np.unique(labels), IGNORE}
+    allowed = {*np.unique(labels), IGNORE_INDEX}
     count = 0
     for extra in usable():
         kept = image.copy(), labels.copy()
@@ -198,7 +198,7 @@ def test_what_comes_in_from_outside_is_ignored():
     augment = augmentation({"name": "Affine", "translate_px": {"x": [16, 16], "y": [0, 0]}, "p": 1.0})
     image, labels = picture()
     shown, target = augment(image, labels, (0,))
-    assert (target[:, :16] == IGNORE).all()
+    assert (target[:, :16] == IGNORE_INDEX).all()
     assert (shown[:, :16] == FILL).all()
     assert np.array_equal(target[:, 16:], labels[:, :-16])
 
@@ -208,7 +208,7 @@ def test_dropped_regions_keep_their_label_unless_told_otherwise():
     _, target = augmentation({"name": "CoarseDropout", "p": 1.0})(image, labels, (0,))
     assert np.array_equal(target, labels)
     _, target = augmentation({"name": "CoarseDropout", "p": 1.0, "fill_mask": 255})(image, labels, (0,))
-    assert (target == IGNORE).sum() > (labels == IGNORE).sum()
+    assert (target == IGNORE_INDEX).sum() > (labels == IGNORE_INDEX).sum()
 
 
 class Rogue:

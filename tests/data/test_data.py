@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from segtrain.config import AugmentationConfig, CityscapesConfig, FolderConfig, KittiConfig, StreetsConfig
+from segtrain.config import IGNORE_INDEX, AugmentationConfig, CityscapesConfig, FolderConfig, KittiConfig, StreetsConfig
 from segtrain.data.augment import Augmentation, draw_span, resized
 from segtrain.data.cache import Decoded
 from segtrain.data.dataset import label_table, split_samples
-from segtrain.data.labels import IGNORE, published_table, read_json_table
+from segtrain.data.labels import published_table, read_json_table
 from segtrain.data.loader import Parts, TrainingData, evaluation_samples, read_pixels, read_sample, training_batches
 from segtrain.data.sample import Sample
 from segtrain.data.sampling import class_index, random_pixel
@@ -34,7 +34,7 @@ def test_cityscapes_layout(scenes):
     assert samples[0].name == "streets_000000_000019"
     image, target = read_sample(samples[0], label_table(config))
     assert image.shape == (256, 512, 3)
-    assert set(np.unique(target)) <= {*range(19), IGNORE}
+    assert set(np.unique(target)) <= {*range(19), IGNORE_INDEX}
     with pytest.raises(DataError, match="no split 'vall'.*there is night, train, val"):
         split_samples(config, "vall")
 
@@ -272,9 +272,9 @@ def test_transforms_draw_independently():
     for i in range(300):
         _, target = augment(image, image[..., 0] // 255, (1, i))
         columns = np.where(target == 1)[1]
-        padded = (target == IGNORE).any()
+        padded = (target == IGNORE_INDEX).any()
         small.append(padded)
-        centre = np.where(target != IGNORE)[1].mean()
+        centre = np.where(target != IGNORE_INDEX)[1].mean()
         flips.append(columns.mean() > centre if len(columns) else False)
     assert abs(np.corrcoef(flips, small)[0, 1]) < 0.2
     assert 0.35 < np.mean(flips) < 0.65
@@ -287,8 +287,8 @@ def test_padding_is_ignored_and_no_new_labels_appear():
     for i in range(30):
         out, label = augmentation(crop_size=[64, 64], scale=[0.5, 1.5])(image, target, (0, i))
         assert out.shape == (64, 64, 3)
-        assert set(np.unique(label)) <= {3, 9, IGNORE}
-        assert (label == IGNORE).any()
+        assert set(np.unique(label)) <= {3, 9, IGNORE_INDEX}
+        assert (label == IGNORE_INDEX).any()
 
 
 def test_image_and_label_stay_aligned():
@@ -298,7 +298,7 @@ def test_image_and_label_stay_aligned():
     for i in range(60):
         out, label = augmentation(crop_size=[32, 48], scale=[0.5, 2.0], flip=0.0)(image, target, (0, i))
         row, labels = out[16, :, 0].astype(float), label[16]
-        if {0, 1} <= set(labels) and IGNORE not in labels:
+        if {0, 1} <= set(labels) and IGNORE_INDEX not in labels:
             edge = (200 - row).sum() / 200  # sub-pixel place of the step
             shifts.append(edge - (labels == 0).sum())
     assert len(shifts) > 10
@@ -324,7 +324,7 @@ def test_the_window_is_that_of_a_float_resize(height, width, scale, seed):
     rows, columns = (draw_span((height, width)[a], crop[a], scale, np.random.default_rng(seed), None) for a in (0, 1))
     window = np.s_[rows.start : rows.start + rows.length, columns.start : columns.start + columns.length]
     found = resized(image[window], rows, columns, crop, cv2.INTER_LINEAR, (1, 2, 3))
-    target = resized(labels[window], rows, columns, crop, cv2.INTER_NEAREST_EXACT, IGNORE)
+    target = resized(labels[window], rows, columns, crop, cv2.INTER_NEAREST_EXACT, IGNORE_INDEX)
     inside = np.s_[rows.place : rows.place + rows.size, columns.place : columns.place + columns.size]
     expected = interpolate(torch.from_numpy(image[window]).permute(2, 0, 1)[None].double(), (rows.size, columns.size),
                            mode="bilinear")[0].permute(1, 2, 0).numpy()  # fmt: skip
@@ -340,7 +340,7 @@ def test_the_window_is_that_of_a_float_resize(height, width, scale, seed):
     assert (target[inside] == exact)[free].all()
     outside = np.ones(crop, bool)
     outside[inside] = False
-    assert (target[outside] == IGNORE).all()
+    assert (target[outside] == IGNORE_INDEX).all()
     assert (found[outside] == (1, 2, 3)).all()
 
 

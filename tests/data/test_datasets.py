@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from segtrain.config import CityscapesConfig, CocoStuffConfig, KittiConfig, VistasConfig
+from segtrain.config import IGNORE_INDEX, CityscapesConfig, CocoStuffConfig, KittiConfig, VistasConfig
 from segtrain.data.dataset import label_table, labelled_samples, split_samples
-from segtrain.data.labels import IGNORE, published_table, read_instances, read_json_table, read_label
+from segtrain.data.labels import published_table, read_instances, read_json_table, read_label
 from segtrain.data.loader import read_sample
 from segtrain.data.sample import read_labels
 from segtrain.data.scenes.layouts import write
@@ -74,7 +74,7 @@ def test_cityscapes_converted_labels_are_read_and_said(copy, capsys):
     root = copy("cityscapes")
     config = CityscapesConfig(name="cityscapes", root=str(root))
     plain = [read_labels(sample, label_table(config))[:2] for sample in split_samples(config, "val")]
-    lut = np.full(256, IGNORE, np.uint8)
+    lut = np.full(256, IGNORE_INDEX, np.uint8)
     lut[published_table("cityscapes").ids] = np.arange(19)
     for path in root.rglob("*_labelIds.png"):
         save(path.with_name(path.name.replace("labelIds", "labelTrainIds")), lut[read_label(path)])
@@ -87,7 +87,7 @@ def test_cityscapes_converted_labels_are_read_and_said(copy, capsys):
     for sample, (target, ids) in zip(split_samples(config, "val"), plain, strict=True):
         found, found_ids, _ = read_labels(sample, table)
         assert (found == target).all()
-        assert (found_ids[target != IGNORE] == ids[target != IGNORE]).all()
+        assert (found_ids[target != IGNORE_INDEX] == ids[target != IGNORE_INDEX]).all()
 
 
 def test_labels_can_be_scored_without_pictures(copy):
@@ -114,7 +114,7 @@ def test_vistas_v1_2(drawn):
         assert image.shape[:2] == target.shape
         ids = read_label(sample.label)  # palette PNGs, read as indices
         assert (read_instances(sample.instances) // 256 == ids).all()
-        assert (target == np.where(ids == 65, IGNORE, ids)).all()
+        assert (target == np.where(ids == 65, IGNORE_INDEX, ids)).all()
     assert split_samples(config, "test")[0].label is None
 
 
@@ -133,7 +133,10 @@ def v2_tree(root, labels):
 
 def test_vistas_v2_0_holds_both_versions(tmp_path):
     root = v2_tree(tmp_path / "v2", {"v1.2": [13, 65, 0], "v2.0": [2, 123, 0]})
-    for version, classes, expected in (("v1.2", 65, [13, IGNORE, 0]), ("v2.0", 116, [IGNORE, IGNORE, 0])):
+    for version, classes, expected in (
+        ("v1.2", 65, [13, IGNORE_INDEX, 0]),
+        ("v2.0", 116, [IGNORE_INDEX, IGNORE_INDEX, 0]),
+    ):
         config = VistasConfig(name="vistas", root=str(root), version=version)
         table = label_table(config)
         assert table.num_classes == classes
@@ -189,8 +192,8 @@ def test_cocostuff_164k(drawn):
 def test_stuff91_ignores_things_or_makes_them_one_class(drawn):
     root = drawn("cocostuff")
     values = np.array([[0, 181, 91, 255, 79]], np.uint8)  # person, wood, banner, unlabeled, hair drier
-    for options, expected, classes in (({}, [IGNORE, 90, 0, IGNORE, IGNORE], 91),
-                                       ({"other": "class"}, [91, 90, 0, IGNORE, 91], 92)):  # fmt: skip
+    for options, expected, classes in (({}, [IGNORE_INDEX, 90, 0, IGNORE_INDEX, IGNORE_INDEX], 91),
+                                       ({"other": "class"}, [91, 90, 0, IGNORE_INDEX, 91], 92)):  # fmt: skip
         table = label_table(coco(root, classes="stuff91", **options))
         assert table.num_classes == classes
         assert table.encode(values, root).tolist() == [expected]
@@ -205,7 +208,7 @@ def test_cocos_own_stuff_maps_serve_stuff91_only(tmp_path):
     label.putdata([0, 92, 182, 183])
     (tmp_path / "annotations" / "stuff_val2017_pixelmaps").mkdir(parents=True)
     label.save(tmp_path / "annotations" / "stuff_val2017_pixelmaps" / "000000000139.png")
-    for other, expected in (("ignore", [IGNORE, 0, 90, IGNORE]), ("class", [IGNORE, 0, 90, 91])):
+    for other, expected in (("ignore", [IGNORE_INDEX, 0, 90, IGNORE_INDEX]), ("class", [IGNORE_INDEX, 0, 90, 91])):
         config = coco(tmp_path, classes="stuff91", other=other)
         assert read_sample(split_samples(config, "val")[0], label_table(config))[1].tolist() == [expected]
     with pytest.raises(UsageError, match="all things are one class.*stuffthingmaps_trainval2017.zip"):
@@ -223,9 +226,9 @@ def test_cocostuff_10k(tmp_path):
     config = coco(tmp_path)
     table = label_table(config)
     (train,), (val,) = split_samples(config, "train"), split_samples(config, "val")
-    assert read_sample(train, table)[1].tolist() == [[IGNORE, 0, 170]]
+    assert read_sample(train, table)[1].tolist() == [[IGNORE_INDEX, 0, 170]]
     target, ids, _ = read_labels(val, table)
-    assert target.tolist() == [[table.names.index("banner"), 0, IGNORE]]
+    assert target.tolist() == [[table.names.index("banner"), 0, IGNORE_INDEX]]
     assert ids.tolist() == [[91, 0, 255]]
     (tmp_path / "annotations" / "COCO_train2014_000000000025.mat").write_bytes(b"not matlab")
     with pytest.raises(DataError, match="cannot be read"):

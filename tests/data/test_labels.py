@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segtrain.data.labels import IGNORE, LabelTable, published_table, read_image, read_label, read_user_table
+from segtrain.config import IGNORE_INDEX
+from segtrain.data.labels import LabelTable, published_table, read_image, read_label, read_user_table
 from segtrain.errors import DataError
 
 
@@ -20,9 +21,9 @@ def test_encode_and_decode(tmp_path):
     table = published_table("cityscapes")
     ids = np.array([[7, 8, 0, 33], [23, 1, 29, 11]], np.uint8)
     train_ids = table.encode(ids, tmp_path / "x.png")
-    assert train_ids.tolist() == [[0, 1, IGNORE, 18], [10, IGNORE, IGNORE, 2]]
+    assert train_ids.tolist() == [[0, 1, IGNORE_INDEX, 18], [10, IGNORE_INDEX, IGNORE_INDEX, 2]]
     assert train_ids.dtype == np.uint8
-    kept = train_ids != IGNORE
+    kept = train_ids != IGNORE_INDEX
     assert (table.decode(np.where(kept, train_ids, 0))[kept] == ids[kept]).all()
     assert table.colorize(train_ids)[0, 2].tolist() == [0, 0, 0]
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from segtrain.config import AugmentationConfig, KittiConfig, LossConfig, MixtureConfig
+from segtrain.config import IGNORE_INDEX, AugmentationConfig, KittiConfig, LossConfig, MixtureConfig
 from segtrain.data.augment import Augmentation
 from segtrain.data.dataset import described, label_table, split_samples, training_mixture
-from segtrain.data.labels import IGNORE, LabelTable, published_table, read_json_table, read_label
+from segtrain.data.labels import LabelTable, published_table, read_json_table, read_label
 from segtrain.data.loader import TrainingData, read_sample, turn
 from segtrain.data.scenes.layouts import write
 from segtrain.data.taxonomy import MappedTable, taxonomy
@@ -102,7 +102,7 @@ def test_a_users_taxonomy_may_say_several_or_nothing(tmp_path):
     mapped = MappedTable(table, table, mapping, groups, "mine")
     assert groups == [(13, 14, 15)]
     ids = np.array([[26, 27, 25, 7, 0]], np.uint8)  # car, truck, rider, road, unlabeled
-    assert mapped.encode(ids, Path()).tolist() == [[19, 19, IGNORE, 0, IGNORE]]
+    assert mapped.encode(ids, Path()).tolist() == [[19, 19, IGNORE_INDEX, 0, IGNORE_INDEX]]
     assert mapped.to_ids(ids).tolist() == [[0, 0, 0, 7, 0]]
     with pytest.raises(DataError, match="label id 99"):
         mapped.encode(np.full((1, 1), 99, np.uint8), Path())
@@ -138,7 +138,7 @@ def test_published_taxonomies_fit_their_source_and_target_only():
             taxonomy(source, target, "vistas_to_cityscapes", "recommended")
     rows = list(reversed([dict(row) for row in cityscapes.rows]))
     for row in rows:
-        row["train_id"] = IGNORE if row["train_id"] == IGNORE else 18 - row["train_id"]
+        row["train_id"] = IGNORE_INDEX if row["train_id"] == IGNORE_INDEX else 18 - row["train_id"]
     backwards = LabelTable(rows, "backwards")
     assert taxonomy(vistas, backwards, "vistas_to_cityscapes", "recommended")["construction--flat--road"] == (18,)
 
@@ -257,17 +257,17 @@ def test_a_group_costs_the_sum_of_its_probabilities(hardest):
     groups = [(1, 3), (0, 2, 4)]
     logits = torch.randn(2, 5, 6, 7, dtype=torch.float64, requires_grad=True)
     target = torch.randint(0, 7, (2, 12, 14))
-    target[0, :2] = IGNORE
+    target[0, :2] = IGNORE_INDEX
     loss = build_loss(LossConfig("bootstrapped", hardest), 5, groups).mean(logits, target)
     (gradient,) = torch.autograd.grad(loss, logits)
 
     p = F.interpolate(logits, size=(12, 14), mode="bilinear").softmax(1)
     members = [(k,) for k in range(5)] + groups
     each = torch.stack([-p[:, list(group)].sum(1).log() for group in members], 1)  # (N, 7, H, W)
-    every = each.gather(1, target.where(target != IGNORE, 0)[:, None])[:, 0]
+    every = each.gather(1, target.where(target != IGNORE_INDEX, 0)[:, None])[:, 0]
     chosen = []
     for losses, labels in zip(every, target, strict=True):
-        known = losses[labels != IGNORE]
+        known = losses[labels != IGNORE_INDEX]
         chosen.append(known.topk(int(np.ceil(len(known) * hardest))).values)
     expected = torch.cat(chosen).mean()
     (wanted,) = torch.autograd.grad(expected, logits)

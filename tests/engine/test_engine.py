@@ -18,7 +18,7 @@ from torch import nn
 
 from segtrain import config
 from segtrain.cli import entry as cli
-from segtrain.data.labels import IGNORE
+from segtrain.config import IGNORE_INDEX
 from segtrain.data.loader import Batch, Parts
 from segtrain.distributed.group import World, chunks
 from segtrain.engine.learner import Learner
@@ -97,7 +97,7 @@ def batch(positions):
         rng = np.random.default_rng(position)
         images.append(rng.integers(0, 255, (3, 33, 47)))
         target = rng.integers(0, 3, (33, 47))
-        target[: 3 * (position % 7)] = IGNORE
+        target[: 3 * (position % 7)] = IGNORE_INDEX
         targets.append(target)
     tensors = (torch.tensor(np.stack(arrays).astype(np.uint8)) for arrays in (images, targets))
     return Batch(

@@ -7,8 +7,8 @@ import torch
 import segtrain
 from segtrain import losses
 from segtrain.abn import ABN
+from segtrain.config import IGNORE_INDEX
 from segtrain.data import augment as transforms
-from segtrain.data.labels import IGNORE
 from segtrain.data.loader import Batch
 from segtrain.distributed.group import World
 from segtrain.engine import learner
@@ -64,7 +64,7 @@ def moved_labels(down, right):
 
         def moved(self, *arguments, **more):
             image, target = augment(self, *arguments, **more)
-            result = np.full_like(target, IGNORE)
+            result = np.full_like(target, IGNORE_INDEX)
             result[down:, right:] = target[: target.shape[0] - down, : target.shape[1] - right]
             return image, result
 
@@ -77,7 +77,9 @@ def ignored_pixels_counted(patch):
     """As the first class, which is what the loss has there before it masks them."""
     kind = losses.CrossEntropy
     call = kind.__call__
-    patch.setattr(kind, "__call__", lambda self, logits, target: call(self, logits, target.where(target != IGNORE, 0)))
+    patch.setattr(
+        kind, "__call__", lambda self, logits, target: call(self, logits, target.where(target != IGNORE_INDEX, 0))
+    )
     patch.setattr(kind, "count", lambda self, target: target.numel())
 
 
@@ -117,7 +119,7 @@ def made_up_batches():
     for _ in range(8):
         targets = rng.integers(0, 19, (4, SIZE[0] // 8, SIZE[1] // 8)).repeat(8, 1).repeat(8, 2).astype(np.uint8)
         images = 12 * targets[:, None] + rng.integers(0, 40, (4, 3, *SIZE))
-        targets[:, :4] = IGNORE
+        targets[:, :4] = IGNORE_INDEX
         yield Batch(torch.tensor(images.astype(np.uint8)), torch.tensor(targets), [""] * 4, [0] * 4, [[0] * 5] * 4)
 
 

@@ -13,7 +13,8 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from segtrain import console as log
 from segtrain.config import LoggingConfig
-from segtrain.console import Progress, RunLog
+from segtrain.console import Progress
+from segtrain.engine.sinks import RunLog
 from segtrain.errors import UsageError
 from tests.helpers.runs import refused
 

@@ -24,10 +24,9 @@ from torch.nn import functional as F
 
 import segtrain
 from segtrain.abn import describe_backend
-from segtrain.config import TrainConfig, run_folder
+from segtrain.config import IGNORE_INDEX, TrainConfig, run_folder
 from segtrain.data.augment import Augmentation
 from segtrain.data.dataset import label_table, split_samples
-from segtrain.data.labels import IGNORE
 from segtrain.data.loader import Parts, TrainingData, training_batches
 from segtrain.models import BACKBONES
 from segtrain.models.blocks import Backbone, IdentityResidualBlock, Norm, ResidualBlock, conv, stage
@@ -116,7 +115,7 @@ def figures(config: TrainConfig) -> dict[str, float]:
         with torch.inference_mode():
             ready = normalise(images.to(trained.device), config.model.mean, config.model.std)
             logits = trained.network(ready).cpu()
-        found[f"{split} loss"] = float(F.cross_entropy(logits, targets, ignore_index=IGNORE))  # torch's, not ours
+        found[f"{split} loss"] = float(F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX))  # torch's, not ours
         if split == "train":
             found |= places(logits, targets)
     return found
@@ -136,8 +135,10 @@ def places(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
     better than the true ones. And how probable the first class, road, is where there is no label."""
 
     def gain(labels: torch.Tensor, opposite: torch.Tensor) -> torch.Tensor:
-        one, other = (F.cross_entropy(logits, t, ignore_index=IGNORE, reduction="none") for t in (labels, opposite))
-        differ = (labels != opposite) & (labels != IGNORE) & (opposite != IGNORE)
+        one, other = (
+            F.cross_entropy(logits, t, ignore_index=IGNORE_INDEX, reduction="none") for t in (labels, opposite)
+        )
+        differ = (labels != opposite) & (labels != IGNORE_INDEX) & (opposite != IGNORE_INDEX)
         inner = (..., slice(MOVED, -MOVED), slice(MOVED, -MOVED))
         return (other - one)[inner][differ[inner]]
 
@@ -145,7 +146,7 @@ def places(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
         "labels to the right": float(gain(targets.roll(MOVED, 2), targets.roll(-MOVED, 2)).mean()),
         "labels down": float(gain(targets.roll(MOVED, 1), targets.roll(-MOVED, 1)).mean()),
         "labels mirrored": float((gain(targets.flip(2), targets) > 0).float().mean()),
-        "road where ignored": float(logits.softmax(1)[:, 0][targets == IGNORE].mean()),
+        "road where ignored": float(logits.softmax(1)[:, 0][targets == IGNORE_INDEX].mean()),
     }
 
 

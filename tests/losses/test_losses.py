@@ -13,8 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from segtrain import losses
-from segtrain.config import LossConfig
-from segtrain.data.labels import IGNORE
+from segtrain.config import IGNORE_INDEX, LossConfig
 from segtrain.errors import UsageError
 from segtrain.losses import LOSSES, Loss, build_loss, highest_weights
 from segtrain.models.memory import Allocations
@@ -29,7 +28,7 @@ def slow(logits, target, hardest):
     total, chosen = 0.0, 0
     for scores, labels in zip(logits.double().numpy(), target.numpy(), strict=True):
         losses = []
-        for y, x in np.argwhere(labels != IGNORE):
+        for y, x in np.argwhere(labels != IGNORE_INDEX):
             row = scores[:, y, x]
             losses.append(math.log(np.exp(row - row.max()).sum()) + row.max() - row[labels[y, x]])
         count = math.ceil(len(losses) * hardest)
@@ -41,8 +40,8 @@ def slow(logits, target, hardest):
 def plain(logits, target, hardest=1.0):
     """What others do, in torch's words: upsample everything, then the loss of every pixel."""
     every = F.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)
-    loss = F.cross_entropy(every, target, ignore_index=IGNORE, reduction="none").flatten(1)
-    shares = [math.ceil(n * hardest) for n in (target != IGNORE).flatten(1).sum(1).tolist()]
+    loss = F.cross_entropy(every, target, ignore_index=IGNORE_INDEX, reduction="none").flatten(1)
+    shares = [math.ceil(n * hardest) for n in (target != IGNORE_INDEX).flatten(1).sum(1).tolist()]
     return sum(row.topk(share).values.sum() for row, share in zip(loss, shares, strict=True)) / max(sum(shares), 1)
 
 
@@ -50,7 +49,7 @@ def drawn(classes, small, large, dtype=torch.float64, ignored=0.2, batch=2):
     generator = torch.Generator().manual_seed(classes + sum(small) + sum(large))
     logits = torch.randn(batch, classes, *small, generator=generator, dtype=torch.float64) * 3
     target = torch.randint(0, classes, (batch, *large), generator=generator)
-    target[torch.rand(target.shape, generator=generator) < ignored] = IGNORE
+    target[torch.rand(target.shape, generator=generator) < ignored] = IGNORE_INDEX
     return logits.to(dtype), target
 
 
@@ -72,7 +71,7 @@ def test_equals_the_definition(seed, hardest, ignored):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(2, 4, 5, 6, generator=generator).double()
     target = torch.randint(0, 4, (2, 5, 6), generator=generator)
-    target[torch.rand(2, 5, 6, generator=generator) < ignored] = IGNORE
+    target[torch.rand(2, 5, 6, generator=generator) < ignored] = IGNORE_INDEX
     value = bootstrapped(logits, target, hardest).item()
     assert value == pytest.approx(slow(logits, target, hardest), abs=1e-12)
 
@@ -142,7 +141,7 @@ def test_layout_and_repetition_change_nothing():
 @pytest.mark.parametrize("hardest", [1.0, 0.25])
 def test_no_labelled_pixel_gives_zero_and_zero_gradient(hardest):
     logits = torch.randn(2, 4, 3, 3)
-    value, got = gradient(bootstrapped, logits, torch.full((2, 6, 6), IGNORE), hardest)
+    value, got = gradient(bootstrapped, logits, torch.full((2, 6, 6), IGNORE_INDEX), hardest)
     assert value == 0
     assert got.abs().sum() == 0
 
@@ -201,7 +200,7 @@ def test_peak_memory(classes, hardest, bound):
 
     def everything(logits, target):
         every = F.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)
-        return F.cross_entropy(every, target, ignore_index=IGNORE)
+        return F.cross_entropy(every, target, ignore_index=IGNORE_INDEX)
 
     with FakeTensorMode():
         most = peak(everything)
@@ -220,7 +219,7 @@ def enlarged(logits, target):
 
 def torchs(**options):
     def loss(logits, target):
-        return F.cross_entropy(enlarged(logits, target), target, ignore_index=IGNORE, **options)
+        return F.cross_entropy(enlarged(logits, target), target, ignore_index=IGNORE_INDEX, **options)
 
     return loss
 
@@ -231,8 +230,8 @@ def pictures(of_picture):
     def loss(logits, target):
         found = []
         for scores, labels in zip(enlarged(logits, target), target, strict=True):
-            if (labels != IGNORE).any():
-                found.append(of_picture(scores[:, labels != IGNORE].T, labels[labels != IGNORE]))
+            if (labels != IGNORE_INDEX).any():
+                found.append(of_picture(scores[:, labels != IGNORE_INDEX].T, labels[labels != IGNORE_INDEX]))
         return sum(found) / len(found)
 
     return loss
@@ -240,7 +239,7 @@ def pictures(of_picture):
 
 def slow_focal(gamma, weights):
     def loss(logits, target):
-        known = target != IGNORE
+        known = target != IGNORE_INDEX
         p = enlarged(logits, target).movedim(1, -1)[known].softmax(1)[range(int(known.sum())), target[known]]
         w = torch.tensor(weights, dtype=p.dtype)[target[known]]
         return sum(-a * (1 - q) ** gamma * torch.log(q) for a, q in zip(w, p, strict=True)) / w.sum()
@@ -250,7 +249,7 @@ def slow_focal(gamma, weights):
 
 def slow_seamseg(share):
     def loss(logits, target):
-        every = F.cross_entropy(enlarged(logits, target), target, ignore_index=IGNORE, reduction="none")
+        every = F.cross_entropy(enlarged(logits, target), target, ignore_index=IGNORE_INDEX, reduction="none")
         means = []
         for picture in every.flatten(1):
             highest = sorted(picture, key=Tensor.item, reverse=True)[: math.ceil(share * len(picture))]
@@ -262,8 +261,8 @@ def slow_seamseg(share):
 
 def slow_batch(share):
     def loss(logits, target):
-        losses = F.cross_entropy(enlarged(logits, target), target, ignore_index=IGNORE, reduction="none")
-        highest = sorted(losses[target != IGNORE], key=Tensor.item, reverse=True)
+        losses = F.cross_entropy(enlarged(logits, target), target, ignore_index=IGNORE_INDEX, reduction="none")
+        highest = sorted(losses[target != IGNORE_INDEX], key=Tensor.item, reverse=True)
         highest = highest[: math.ceil(share * len(highest))]
         return sum(highest) / len(highest)
 
@@ -361,7 +360,7 @@ def built(case):
 def three(small=(3, 4), large=(7, 10)):
     """A batch of three pictures, the second without any label, the third with two classes."""
     logits, target = drawn(C, small, large, batch=3)
-    target[1] = IGNORE
+    target[1] = IGNORE_INDEX
     target[2][target[2] == 3] = 1
     target[2][target[2] == 0] = 1
     return logits, target
@@ -395,7 +394,7 @@ def test_a_batch_in_parts_is_the_batch(case, seed, cuts, ignored):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(5, C, 2, 3, generator=generator).double()
     target = torch.randint(0, C, (5, 4, 6), generator=generator)
-    target[torch.rand(5, 4, 6, generator=generator) < ignored] = IGNORE
+    target[torch.rand(5, 4, 6, generator=generator) < ignored] = IGNORE_INDEX
     loss = built(case)
     assert loss.per_batch == (case == "over the batch")
     if loss.per_batch:
@@ -433,14 +432,14 @@ def test_pictures_without_labels_and_ignored_pixels_count_nothing(case, scale):
     assert sums.isfinite().all()
     assert sums[1] == 0
     assert logits.grad.isfinite().all()
-    assert logits.grad.movedim(1, -1)[target == IGNORE].abs().max() == 0
-    assert loss.mean(logits, torch.full_like(target, IGNORE)) == 0
+    assert logits.grad.movedim(1, -1)[target == IGNORE_INDEX].abs().max() == 0
+    assert loss.mean(logits, torch.full_like(target, IGNORE_INDEX)) == 0
 
 
 @each_loss
 def test_perfect_answers_cost_nothing(case):
     target = three()[1]
-    logits = 200 * F.one_hot(target.where(target != IGNORE, 0), C).movedim(3, 1).float()
+    logits = 200 * F.one_hot(target.where(target != IGNORE_INDEX, 0), C).movedim(3, 1).float()
     value, got = gradient(built(case).mean, logits, target)
     smoothed = built(case).label_smoothing if hasattr(built(case), "label_smoothing") else 0
     assert smoothed or value.item() == pytest.approx(0, abs=1e-6)
@@ -550,7 +549,7 @@ def test_groups_in_other_losses(config):
 
     only = torch.where(target == 1, C, torch.where(target == 3, C, target))  # labels 0, 2, 4 and the group
     value, got = gradient(build_loss(config, C, [(1, 3)]).mean, logits, only)
-    renamed = torch.full_like(only, IGNORE)
+    renamed = torch.full_like(only, IGNORE_INDEX)
     for new, old in enumerate((0, 2, 4, C)):
         renamed[only == old] = new
     expected, want = gradient(merged, logits, renamed)
@@ -574,7 +573,7 @@ class Squares(Loss):
         self.power = power
 
     def __call__(self, logits, target):
-        known = target != IGNORE
+        known = target != IGNORE_INDEX
         wanted = F.one_hot(target.where(known, 0), logits.shape[1]).movedim(3, 1)
         missed = (enlarged(logits, target).softmax(1) - wanted).abs() ** self.power
         return (missed.sum(1) * known).sum((1, 2))
@@ -587,7 +586,7 @@ def test_a_loss_of_ones_own(monkeypatch):
         config = LossConfig("squares", options=options)
         config.check()
         value = build_loss(config, C).mean(logits, target)
-        assert value == Squares(power)(logits, target).sum() / (target != IGNORE).sum()
+        assert value == Squares(power)(logits, target).sum() / (target != IGNORE_INDEX).sum()
     for wrong in ({"pwer": 3}, {"config": 3}):
         with pytest.raises(UsageError, match=r"loss.options=.*loss.name=squares takes power") as caught:
             build_loss(LossConfig("squares", options=wrong), C)

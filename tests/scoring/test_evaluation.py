@@ -10,8 +10,9 @@ import pytest
 
 from segtrain.data.labels import published_table
 from segtrain.data.loader import EvaluationItem
+from segtrain.data.rules import CITYSCAPES
 from segtrain.data.sample import Sample
-from segtrain.scoring.scores import CITYSCAPES, Scores
+from segtrain.scoring.scores import Scores
 from segtrain.tasks.evaluation import Prediction, score
 from tests.helpers.checkout import environment
 

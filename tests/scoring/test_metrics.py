@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segtrain.data.labels import IGNORE, LabelTable, published_table
+from segtrain.config import IGNORE_INDEX
+from segtrain.data.labels import LabelTable, published_table
+from segtrain.data.rules import CITYSCAPES, COCOSTUFF, KITTI, PLAIN, VISTAS
 from segtrain.native import compile as compiling
 from segtrain.native import pixels
-from segtrain.scoring.scores import CITYSCAPES, COCOSTUFF, KITTI, PLAIN, VISTAS, PositionPrior, Scores, boundary_counts
+from segtrain.scoring.scores import PositionPrior, Scores, boundary_counts
 
 OFFICIAL = Path(__file__).parents[1] / "fixtures" / "official_scores"
 NAMES = ["a", "b", "c", "d"]
@@ -20,7 +22,7 @@ NAMES = ["a", "b", "c", "d"]
 def small_table(classes=4):
     """Ids 10, 11, ...; 0 and 1 are ignored."""
     rows = [{"id": 10 + k, "name": chr(97 + k), "color": [k, 0, 0], "train_id": k} for k in range(classes)]
-    rows += [{"id": i, "name": f"void {i}", "color": [0, 0, 0], "train_id": IGNORE} for i in (0, 1)]
+    rows += [{"id": i, "name": f"void {i}", "color": [0, 0, 0], "train_id": IGNORE_INDEX} for i in (0, 1)]
     return LabelTable(rows, "a small table")
 
 
@@ -169,14 +171,14 @@ def test_boundary_iou_equals_its_definition():
     rng = np.random.default_rng(0)
     target = rng.integers(0, 3, (6, 9)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
     prediction = np.roll(target, 2, 1)
-    target[:5] = IGNORE
+    target[:5] = IGNORE_INDEX
     width = round(0.02 * np.hypot(*target.shape))
     found = boundary_counts(target, prediction, 3)
     for k in range(3):
-        truth, answer = (boundary_by_distance(t == k, width) & (target != IGNORE) for t in (target, prediction))
+        truth, answer = (boundary_by_distance(t == k, width) & (target != IGNORE_INDEX) for t in (target, prediction))
         assert found[:, k].tolist() == [(truth & answer).sum(), (truth | answer).sum()]
     scores = Scores(small_table(3), boundary=True)
-    ids = np.where(target == IGNORE, 0, target + 10).astype(np.uint8)
+    ids = np.where(target == IGNORE_INDEX, 0, target + 10).astype(np.uint8)
     scores.add(ids, (prediction + 10).clip(max=13).astype(np.uint8))
     assert scores.result()["boundary_miou"] == pytest.approx(np.mean(found[0] / found[1]))
 
@@ -238,7 +240,7 @@ def test_columns_are_translated():
 
 def test_position_prior_predicts_the_commonest_class_of_a_place():
     prior = PositionPrior(3, grid=(2, 2))
-    prior.add(np.array([[0, 1], [2, IGNORE]], np.uint8))
+    prior.add(np.array([[0, 1], [2, IGNORE_INDEX]], np.uint8))
     prior.add(np.array([[0, 1], [2, 1]], np.uint8).repeat(2, 0).repeat(2, 1))  # another size, the same places
     prior.add(np.array([[1, 1], [0, 1]], np.uint8))
     assert prior.predict((4, 4)).tolist() == [[0, 0, 1, 1]] * 2 + [[2, 2, 1, 1]] * 2

@@ -4,11 +4,11 @@ import functools
 import glob
 from pathlib import Path
 
-from segtrain.config import CityscapesConfig
+from segtrain.config import IGNORE_INDEX, CityscapesConfig
 from segtrain.console import say
-from segtrain.data.labels import IGNORE, LabelTable, published_table
+from segtrain.data.labels import LabelTable, published_table
+from segtrain.data.rules import CITYSCAPES
 from segtrain.data.sample import DataSet, Files, Sample, by_stem, expect_folder, expect_split
-from segtrain.scoring.scores import CITYSCAPES
 
 TREE = """{root}/leftImg8bit/{{train,val,test}}/<city>/<city>_000000_000019_leftImg8bit.png
 {root}/gtFine/{{train,val}}/<city>/<city>_000000_000019_gtFine_labelIds.png  (and _instanceIds.png)
@@ -36,7 +36,7 @@ def table(config: CityscapesConfig) -> LabelTable:
     found = published_table("cityscapes", "cityscapes")
     if not labels_are_train_ids(config.folder()):
         return found
-    stored = {train_id: int(label) for train_id, label in enumerate(found.ids)} | {IGNORE: 0}
+    stored = {train_id: int(label) for train_id, label in enumerate(found.ids)} | {IGNORE_INDEX: 0}
     return LabelTable(found.rows, "the cityscapes train ids", stored)
 
 

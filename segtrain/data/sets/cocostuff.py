@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from segtrain.config import CocoStuffConfig
-from segtrain.data.labels import IGNORE, LabelTable, read_json_table
+from segtrain.config import IGNORE_INDEX, CocoStuffConfig
+from segtrain.data.labels import LabelTable, read_json_table
+from segtrain.data.rules import COCOSTUFF
 from segtrain.data.sample import DataSet, Files, Sample, by_stem, expect_folder, expect_split
 from segtrain.errors import DataError, UsageError
-from segtrain.scoring.scores import COCOSTUFF
 
 TREE = """{root}/images/{{train2017,val2017}}/000000000139.jpg
 {root}/annotations/{{train2017,val2017}}/000000000139.png
@@ -30,7 +30,7 @@ def table(config: CocoStuffConfig) -> LabelTable:
         row = row | {"id": row["pixelmap_value"]}
         if config.classes == "stuff91" and row["kind"] != "void":
             thing = row["kind"] == "thing" or not row["in_dataset"]
-            row["train_id"] = row["train_id"] - 80 if not thing else 91 if config.other == "class" else IGNORE
+            row["train_id"] = row["train_id"] - 80 if not thing else 91 if config.other == "class" else IGNORE_INDEX
         rows.append(row)
     if config.classes == "stuff91" and config.other == "class":
         # First of its class, so that this is what a prediction is called.

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from segtrain.config import FolderConfig
 from segtrain.data.labels import LabelTable, read_user_table
+from segtrain.data.rules import PLAIN
 from segtrain.data.sample import DataSet, Files, expect_folder, expect_split
 from segtrain.errors import DataError, UsageError
-from segtrain.scoring.scores import PLAIN
 
 TREE = """any folder with pictures and label pictures, described by
   dataset.splits.train={{images:train/*.jpg,labels:train_labels/*.png}}  (the same for val), or {{pairs:train.txt}}

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from segtrain.config import KittiConfig
 from segtrain.data.labels import LabelTable, published_table, read_json_table
+from segtrain.data.rules import KITTI
 from segtrain.data.sample import DataSet, Files, by_stem, expect_folder, expect_split
 from segtrain.errors import UsageError
-from segtrain.scoring.scores import KITTI
 
 TREE = """{root}/training/image_2/000000_10.png  (200 pictures; the same names in training/semantic and instance)
 {root}/testing/image_2/000000_10.png

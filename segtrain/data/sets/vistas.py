@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from segtrain.config import VistasConfig
-from segtrain.data.labels import IGNORE, LabelTable, read_json_table
+from segtrain.config import IGNORE_INDEX, VistasConfig
+from segtrain.data.labels import LabelTable, read_json_table
+from segtrain.data.rules import VISTAS
 from segtrain.data.sample import DataSet, Files, by_stem, expect_folder, expect_split
 from segtrain.errors import DataError
-from segtrain.scoring.scores import VISTAS
 
 TREE = """{root}/config.json, {{training,validation,testing}}/{{images,labels,instances}}/<22 characters>.jpg or .png
 or, in the zip of v2.0 (which holds v1.2 too):
@@ -44,7 +44,7 @@ def table(config: VistasConfig) -> LabelTable:
     for number, label in enumerate(labels):
         evaluated = bool(label["evaluate"])
         facts = {"id": number, "color": label["color"], "has_instances": bool(label["instances"])}
-        rows.append(published[label["name"]] | facts | {"train_id": train_id if evaluated else IGNORE})
+        rows.append(published[label["name"]] | facts | {"train_id": train_id if evaluated else IGNORE_INDEX})
         train_id += evaluated
     return LabelTable(rows, str(path))
 

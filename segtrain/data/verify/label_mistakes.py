@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from segtrain.data.labels import IGNORE, LabelTable, ranges
+from segtrain.config import IGNORE_INDEX
+from segtrain.data.labels import LabelTable, ranges
 
 # Labels that hardly a handful of pictures is without.
 COMMON = {
@@ -84,7 +85,7 @@ def train_ids(histogram: np.ndarray, table: LabelTable) -> Finding | None:
     classes = table.num_classes
     if (
         (table.ids == np.arange(classes)).all()
-        or histogram[classes:IGNORE].any()
+        or histogram[classes:IGNORE_INDEX].any()
         or (histogram[:classes] > 0).sum() < 3
     ):
         return None
