@@ -33,28 +33,15 @@ ONLY_LIBRARIES = {"abn": {"torch", "cupy", "numpy"}, "config": {"hydra", "omegac
 # Libraries -> the number of modules that may import them, and the room of these modules.
 IMPORTERS = {("hydra", "omegaconf"): (1, "config"), ("albumentations",): (2, "data"), ("cupy",): (1, "abn")}
 # Import paths for users: a docstring, imports and __all__. They are in no room, and segtrain does not import them.
-REEXPORTS: tuple[str, ...] = ()
+REEXPORTS = ("metrics", "data.datasets", "abn.functions")
 MAX_FILE, MAX_FUNCTION, MAX_COMPLEXITY, MAX_ROOT, MAX_REEXPORT = 400, 60, 20, 8, 10
 # Test files that may be longer -> reason.
-LONG_TESTS = {"tests/cuda_emulator/ptx.py": "one class that translates PTX, an instruction at a time"}
+LONG_TESTS = {"tests/abn/cuda_emulator/ptx.py": "one class that translates PTX, an instruction at a time"}
 # Package -> functions that several of its modules provide under one name, because the caller chooses the module.
 INTERFACES = {
     "abn": {"available", "backward", "forward", "gradient", "normalise", "statistics", "sums"},  # every back end
     "data": {"files", "identity", "table"},  # every dataset
 }
-
-# Until the rooms are folders: module at the root -> its room.
-FUTURE = {
-    "compiling": "native", "pixels": "native", "memory": "models",
-    "checkpoint": "weights", "naming": "weights",
-    "inference": "scoring", "metrics": "scoring", "pictures": "scoring", "protocol": "scoring",
-    "classification": "tasks", "evaluation": "tasks", "segmentation": "tasks",
-    "blackbox": "engine", "learner": "engine", "log": "engine", "optim": "engine", "run": "engine",
-    "training": "engine",
-    "check": "commands", "convert": "commands", "info": "commands", "paper": "commands", "predict": "commands",
-    "replay": "commands", "runs": "commands", "score": "commands", "submit": "commands", "verify": "commands",
-    "completion": "cli", "help": "cli", "plugins": "cli", "slurm": "cli",
-}  # fmt: skip
 
 
 class Module(NamedTuple):
@@ -113,7 +100,7 @@ def room_of(name: str) -> str | None:
     first = name.partition(".")[0]
     if name in LEAVES or name == "__main__":
         return "leaves" if name in LEAVES else "cli"
-    return first if any(first in floor for floor in FLOORS) else FUTURE.get(first)
+    return first if any(first in floor for floor in FLOORS) else None
 
 
 def level(room: str) -> int:
