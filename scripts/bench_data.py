@@ -26,7 +26,7 @@ from segtrain.data.cache import Decoded
 from segtrain.data.labels import published_table, read_image, read_label
 from segtrain.data.loader import read_pixels
 from segtrain.data.sample import Sample
-from segtrain.data.verify.files import Seen
+from segtrain.data.verify.files import FileFacts
 
 CROP, SCALE = [768, 768], [0.5, 2.0]
 TABLE = published_table("cityscapes")
@@ -129,7 +129,7 @@ def main() -> None:
         )
         pixels = [(read_image(s.image), read_label(s.label)) for s in samples if s.label is not None]
         decoded = Decoded(Path(folder) / "decoded")
-        decoded.build(samples, Seen(Path(folder), samples), print)
+        decoded.build(samples, FileFacts(Path(folder), samples), print)
 
         def each(items: list) -> Callable[[int], object]:
             return lambda seed: items[seed % len(items)]

@@ -13,7 +13,7 @@ CUDA13_CAPABILITY = (7, 5)  # Turing; CUDA 13 dropped what is older
 CUDA126_DRIVER = 525
 
 
-def resolve(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """The device for auto, cuda or cpu. UsageError for a card that torch cannot use, unless cpu is asked for."""
     if name == "cpu":
         return torch.device("cpu")

@@ -211,22 +211,22 @@ def fake_card(folder, monkeypatch, line):
 def test_a_card_that_torch_cannot_use_stops_training_with_advice(line, words, tmp_path, monkeypatch, segtrain):
     fake_card(tmp_path, monkeypatch, line)
     with pytest.raises(UsageError) as caught:
-        device.resolve("auto")
+        device.resolve_device("auto")
     for word in [*words, "device=cpu insists"]:
         assert word in str(caught.value)
     answer = segtrain("train", "experiment=toy")
     assert answer.status == 2
     assert "cannot use" in answer.err
-    assert device.resolve("cpu").type == "cpu"
+    assert device.resolve_device("cpu").type == "cpu"
     assert words[-1] in segtrain("info").out
 
 
 def test_without_a_card(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert device.resolve("auto").type == "cpu"
+    assert device.resolve_device("auto").type == "cpu"
     with pytest.raises(UsageError, match="no NVIDIA card"):
-        device.resolve("cuda")
+        device.resolve_device("cuda")
 
 
 # ------------------------------------------------------------------------------------------------ pages

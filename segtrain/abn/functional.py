@@ -257,7 +257,7 @@ def gradients(
         sums = ops.sums(*arguments)
         everywhere = sums
         if options.training and options.group is not None:
-            everywhere = sync.add_up(sums, options.group)
+            everywhere = sync.all_reduce(sums, options.group)
         dbeta, dgamma = sums.unbind()
         if options.variant == "two":
             dgamma = (dgamma - beta * dbeta) / gamma

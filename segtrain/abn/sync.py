@@ -59,7 +59,7 @@ def check(counts: list[float], follows: list[float]) -> None:
         )
 
 
-def add_up(sums: Tensor, group: Any) -> Tensor:
+def all_reduce(sums: Tensor, group: Any) -> Tensor:
     """The sums over the group; the argument is left alone. One all-reduce."""
     total = sums.clone()
     dist.all_reduce(total, group=group)

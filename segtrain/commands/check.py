@@ -12,18 +12,18 @@ from PIL import Image
 
 from segtrain.config import CheckConfig, DatasetConfig, FolderConfig, MixtureConfig, classifies
 from segtrain.console import Progress, say
-from segtrain.data.dataset import described, label_table, split_files
+from segtrain.data.dataset import dataset_spec, label_table, split_files
 from segtrain.data.labels import LabelTable, read_image, read_instances, read_label
-from segtrain.data.sample import DataSet, Files, Sample
+from segtrain.data.sample import DatasetSpec, Sample, SplitFiles
 from segtrain.data.scenes.layouts import MANIFEST
 from segtrain.data.sets.mixture import parts
-from segtrain.data.verify.files import Seen
+from segtrain.data.verify.files import FileFacts
 from segtrain.data.verify.guess import write_guess
 from segtrain.data.verify.label_mistakes import Finding, find_mistakes
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
 from segtrain.scoring import figures as pictures
-from segtrain.threads import in_order
+from segtrain.threads import threaded_map
 
 SHEET = 8  # pictures on the contact sheet
 INSTANCES_READ = 200  # at most so many instance maps of a split are compared with the labels
@@ -41,7 +41,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
     data = config.dataset
     if classifies(data):
         return check_pictures(data, config.split, output)
-    dataset, table = described(data), label_table(data)
+    dataset, table = dataset_spec(data), label_table(data)
     mixture = isinstance(data, MixtureConfig)
     if mixture and config.split:
         raise UsageError(f"split={config.split}: of a mixture each part has its own, dataset.parts.<part>.split")
@@ -115,7 +115,7 @@ def check_pictures(data: DatasetConfig, split: str | None, output: Path) -> dict
             findings.append(Finding(severity, "count", f"{name}: {len(some)} pictures, published are {published}"))
         bad: list[str] = []
         progress = Progress(f"checking {name}", len(some))
-        for done, wrong in enumerate(in_order(undecoded, (some.folder / one for one in some.names)), 1):
+        for done, wrong in enumerate(threaded_map(undecoded, (some.folder / one for one in some.names)), 1):
             bad += [wrong] if wrong else []
             progress.show(done)
         if bad:
@@ -141,7 +141,7 @@ def check_data_set(
     panels: list[np.ndarray], required: Collection[str | None] = (),
 ) -> None:  # fmt: skip
     """Adds facts, findings and panels of these splits. required: splits whose names must exist."""
-    dataset, table = described(data), label_table(data)
+    dataset, table = dataset_spec(data), label_table(data)
     built_in = (data.folder() / MANIFEST).is_file()
     if built_in:
         say("            built-in street scenes: counts are not compared with published ones")
@@ -168,7 +168,7 @@ def check_data_set(
 
 
 def check_split(
-    name: str, files: Files, table: LabelTable, dataset: DataSet, kind: str, cache: Path, published: int | None
+    name: str, files: SplitFiles, table: LabelTable, dataset: DatasetSpec, kind: str, cache: Path, published: int | None
 ) -> tuple[dict[str, Any], list[Finding]]:
     """Facts for the report, and what was found."""
     findings: list[Finding] = []
@@ -189,7 +189,7 @@ def check_split(
         severity = "error" if name == dataset.scored and files.labels is not None else "note"
         findings.append(Finding(severity, "count", f"{len(files.images)} pictures, published are {published}"))
     samples = [Sample(n, p, labels.get(n), files.instances.get(n)) for n, p in sorted(files.images.items())]
-    seen = Seen(cache, samples)
+    seen = FileFacts(cache, samples)
     histogram = np.zeros(256, np.int64)
     sizes: Counter[tuple[int, int]] = Counter()
     modes: Counter[str] = Counter()
@@ -203,7 +203,7 @@ def check_split(
         except DataError as error:
             return (0, 0), None, "", [explained(sample, error, table, seen)]
 
-    for done, (size, values, mode, found) in enumerate(in_order(examine, samples), 1):
+    for done, (size, values, mode, found) in enumerate(threaded_map(examine, samples), 1):
         for finding in found:
             bad.setdefault(finding.kind, []).append(finding.text)
         if not found:
@@ -238,7 +238,7 @@ def mode_of(path: Path) -> str:
         return str(picture.mode)
 
 
-def explained(sample: Sample, error: DataError, table: LabelTable, seen: Seen) -> Finding:
+def explained(sample: Sample, error: DataError, table: LabelTable, seen: FileFacts) -> Finding:
     """A faulty file, with the mistake that is behind it where that shows."""
     try:
         assert sample.label is not None
@@ -272,7 +272,7 @@ def colours(path: Path, table: LabelTable) -> str:
     return f"{path} has {len(found)} colours, {len(found & known)} of them in {table.source}: {remedy}"
 
 
-def check_instances(samples: list[Sample], table: LabelTable, dataset: DataSet) -> list[Finding]:
+def check_instances(samples: list[Sample], table: LabelTable, dataset: DatasetSpec) -> list[Finding]:
     """Whether the instance maps, read as this data set has them, agree with the labels."""
     divisor, single = dataset.rules.divisor, dataset.rules.single
     with_both = [sample for sample in samples if sample.instances is not None and sample.label is not None]
@@ -306,7 +306,7 @@ def check_instances(samples: list[Sample], table: LabelTable, dataset: DataSet) 
     return []
 
 
-def contact(files: Files, table: LabelTable, most: int) -> list[np.ndarray]:
+def contact(files: SplitFiles, table: LabelTable, most: int) -> list[np.ndarray]:
     """Pictures beside their labels and with the labels laid over them, evenly spread over the split."""
     panels = []
     labelled = [sample for sample in files.labelled() if sample.name in files.images] if files.labels else []

@@ -44,7 +44,7 @@ def info(config: InfoConfig) -> None:
             "first, then pip install '.[cuda12]'"
         )
     try:
-        say(f"used         {device.resolve('auto')}")
+        say(f"used         {device.resolve_device('auto')}")
     except UsageError as error:
         say(f"used         none: {error}")
     say(f"kernels      In-Place ABN on the CPU: {abn.describe_backend('cpu')}; on CUDA: {abn.describe_backend('cuda')}")
@@ -61,7 +61,7 @@ def tested_file() -> Path:
 
 def gpu_test() -> None:
     """Tests and benchmark of the CUDA kernels. UsageError where they cannot run, SegtrainError where they are wrong."""
-    if device.resolve("auto").type != "cuda":
+    if device.resolve_device("auto").type != "cuda":
         raise UsageError("gpu_test=true needs a CUDA device, and there is none: `segtrain info` says what to install")
     try:
         abn.use_backend("cupy")

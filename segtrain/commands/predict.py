@@ -7,7 +7,7 @@ import numpy as np
 from segtrain.config import PredictConfig
 from segtrain.console import Progress, say
 from segtrain.data.labels import LabelTable, read_image
-from segtrain.device import describe_device, resolve
+from segtrain.device import describe_device, resolve_device
 from segtrain.errors import DataError, UsageError
 from segtrain.scoring import figures as pictures
 from segtrain.scoring.inference import Answer
@@ -26,7 +26,7 @@ def predict(config: PredictConfig) -> Path:
     source = Path(config.input)
     files = find_images(source)
     names = output_names(source, files)
-    on = resolve(config.device)
+    on = resolve_device(config.device)
     trained, content = restore(Path(config.checkpoint or ""), on, config.checkpoint_weights)
     say(f"checkpoint  {config.checkpoint}, step {content['step']}")
     say(f"predicting  {len(files)} pictures, inference {config.inference.name}, on {describe_device(on)}")

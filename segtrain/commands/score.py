@@ -12,13 +12,13 @@ import numpy as np
 
 from segtrain.config import IGNORE_INDEX, ScoreConfig
 from segtrain.console import Progress, say
-from segtrain.data.dataset import described, label_table, labelled_samples
+from segtrain.data.dataset import dataset_spec, label_table, labelled_samples
 from segtrain.data.labels import LabelTable, read_label
 from segtrain.data.sample import Sample, read_labels
 from segtrain.errors import DataError, UsageError
 from segtrain.scoring.report import print_table, protocol, summarised, write_result
 from segtrain.scoring.scores import Scores
-from segtrain.threads import in_order
+from segtrain.threads import threaded_map
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     data = config.dataset
     if data.name == "mixture":
         raise UsageError("dataset=mixture has no labels of its own to score against: name one of its data sets")
-    dataset, table = described(data), label_table(data)
+    dataset, table = dataset_spec(data), label_table(data)
     split = config.split or dataset.scored
     samples = labelled_samples(data, split)
     answers = find_answers(Path(config.predictions), [dataset.answer(sample.name) for sample in samples])
@@ -39,7 +39,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     counted = Scores(table, dataset.rules, config.boundary)
     pairs = list(zip(samples, answers, strict=True))
     progress = Progress("scoring", len(pairs))
-    for number, (ids, predicted, instances) in enumerate(in_order(partial(read, table), pairs), 1):
+    for number, (ids, predicted, instances) in enumerate(threaded_map(partial(read, table), pairs), 1):
         counted.add(ids, predicted, instances, encodings[encoding].to_id)
         progress.show(number)
     found = np.flatnonzero(counted.pixels.sum(0)).tolist()

@@ -16,14 +16,14 @@ from PIL import Image
 from segtrain.commands.score import find_answers, known_encodings
 from segtrain.config import IGNORE_INDEX, SubmitConfig
 from segtrain.console import Progress, say
-from segtrain.data.dataset import described, label_table, split_files
+from segtrain.data.dataset import dataset_spec, label_table, split_files
 from segtrain.data.labels import LabelTable, read_image, read_label
-from segtrain.device import describe_device, resolve
+from segtrain.device import describe_device, resolve_device
 from segtrain.errors import DataError, UsageError
 from segtrain.scoring import figures as pictures
 from segtrain.scoring.report import file_hash
 from segtrain.tasks.evaluation import Trained, refuse_other_classes, restore
-from segtrain.threads import in_order
+from segtrain.threads import threaded_map
 
 # Name in the archive of a sample's label picture, by data set.
 PLACES = {"cityscapes": "{}.png", "kitti": "semantic/{}.png", "vistas": "{}.png"}
@@ -49,7 +49,7 @@ def submit(config: SubmitConfig) -> Path:
         raise DataError(f"no pictures of the split {split!r} in {data.folder()}: the server wants one answer for each")
     output = Path(config.output or "segtrain-out/submit")
     if config.predictions is not None:
-        found = find_answers(Path(config.predictions), [described(data).answer(name) for name in images])
+        found = find_answers(Path(config.predictions), [dataset_spec(data).answer(name) for name in images])
         answers = dict(zip(images, found, strict=True))
         to_id = accepted(answers, table, config)
     else:
@@ -66,7 +66,7 @@ def submit(config: SubmitConfig) -> Path:
         unverified.replace(archive)
     finally:
         unverified.unlink(missing_ok=True)
-    published = described(data).published.get(split)
+    published = dataset_spec(data).published.get(split)
     if published is not None and published != len(images):
         say(f"warning     {len(images)} pictures, but {data.name} {split} has {published}: the server will refuse this")
     say(
@@ -79,7 +79,7 @@ def submit(config: SubmitConfig) -> Path:
 def predicted(config: SubmitConfig, images: dict[str, Path], table: LabelTable, output: Path) -> dict[str, Path]:
     """Label pictures by the network in the checkpoint; those of an interrupted call are kept."""
     path = Path(config.checkpoint or "")
-    on = resolve(config.device)
+    on = resolve_device(config.device)
     trained: Trained = restore(path, on, config.checkpoint_weights)[0]
     refuse_other_classes(trained, table, path, config.dataset.name)
     options = json.dumps([asdict(config.inference), config.checkpoint_weights])
@@ -100,7 +100,7 @@ def accepted(answers: dict[str, Path], table: LabelTable, config: SubmitConfig) 
     """Value of a given label picture -> id. DataError for train ids, and for values that are no ids."""
     encoding = config.predictions_encoding or ("pixelmap" if config.dataset.name == "cocostuff" else "ids")
     histogram = np.zeros(256, np.int64)
-    for picture in in_order(read_label, answers.values()):
+    for picture in threaded_map(read_label, answers.values()):
         histogram += np.bincount(picture.ravel(), minlength=256)
     chosen = known_encodings(table, config.dataset.name)[encoding]
     values, classes = set(np.flatnonzero(histogram).tolist()), set(table.ids.tolist())

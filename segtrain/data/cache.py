@@ -15,10 +15,10 @@ import numpy as np
 from segtrain.console import Progress
 from segtrain.data.labels import read_image, read_label
 from segtrain.data.sample import Sample
-from segtrain.data.verify.files import Seen
+from segtrain.data.verify.files import FileFacts
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
-from segtrain.threads import in_order
+from segtrain.threads import threaded_map
 
 SPARE = 1 << 30  # bytes that are left free on the disk
 
@@ -51,7 +51,7 @@ class Decoded:
         pixels: np.ndarray = np.load(place, mmap_mode="r")
         return pixels
 
-    def build(self, samples: list[Sample], seen: Seen, say: Callable[[str], None]) -> None:
+    def build(self, samples: list[Sample], seen: FileFacts, say: Callable[[str], None]) -> None:
         """Decodes what is missing. UsageError if the disk has no room for it."""
 
         def missing(sample: Sample) -> int:
@@ -60,7 +60,7 @@ class Decoded:
             parts = ((sample.image, 3), (sample.label, 1))
             return sum(height * width * depth for path, depth in parts if path and not self.place(path).is_file())
 
-        sizes = list(in_order(missing, samples))
+        sizes = list(threaded_map(missing, samples))
         total = sum(sizes)
         if not total:
             say(f"cache      {self.folder}: all pictures are decoded already")
@@ -83,7 +83,7 @@ class Decoded:
                 return error
             return None
 
-        for done, error in enumerate(in_order(decode, todo), 1):
+        for done, error in enumerate(threaded_map(decode, todo), 1):
             if error is not None:
                 raise error
             progress.show(done)

@@ -6,14 +6,14 @@ from segtrain.config import DatasetConfig, MixtureConfig, StreetsCommandConfig, 
 from segtrain.console import Progress, say
 from segtrain.data.labels import LabelTable, published_table
 from segtrain.data.rules import CITYSCAPES
-from segtrain.data.sample import DataSet, Files, Sample
+from segtrain.data.sample import DatasetSpec, Sample, SplitFiles
 from segtrain.data.scenes import layouts as street_layouts
 from segtrain.data.sets import cityscapes, cocostuff, folder, kitti, vistas
 from segtrain.data.sets.mixture import Mixture, mixed, target_part
 from segtrain.errors import DataError
 
 
-def street_files(config: StreetsConfig, split: str) -> Files:
+def street_files(config: StreetsConfig, split: str) -> SplitFiles:
     """The built-in scenes, drawn where they are missing. Folders may hold more scenes than asked for."""
     wanted = {"train": config.scenes, "val": config.val_scenes, "night": config.night_scenes}
     if split not in wanted:
@@ -21,7 +21,7 @@ def street_files(config: StreetsConfig, split: str) -> Files:
     draw_streets(config.folder(), "cityscapes", wanted, config.seed, config.size, None)
     found = cityscapes.layout_files(config.folder(), split)
     names = sorted(found.images)[: wanted[split]]
-    return Files(
+    return SplitFiles(
         *({name: kind[name] for name in names} for kind in (found.images, found.labels or {}, found.instances))
     )
 
@@ -55,8 +55,8 @@ def draw_streets(
     return street_layouts.write(root, layout, scenes, seed, (size[0], size[1]), workers, show)
 
 
-DATASETS: dict[str, DataSet] = {
-    "streets": DataSet(
+DATASETS: dict[str, DatasetSpec] = {
+    "streets": DatasetSpec(
         lambda config: published_table("cityscapes", "cityscapes"), street_files, CITYSCAPES,
         answer=cityscapes.answer, family="streets", identity=cityscapes.identity,
     ),
@@ -74,7 +74,7 @@ def label_table(config: DatasetConfig) -> LabelTable:
     return DATASETS[config.name].table(config)
 
 
-def described(config: DatasetConfig) -> DataSet:
+def dataset_spec(config: DatasetConfig) -> DatasetSpec:
     """How this data set's benchmark scores; of a mixture: that of the part whose classes it has."""
     return DATASETS[target_part(config).config.name if isinstance(config, MixtureConfig) else config.name]
 
@@ -89,11 +89,11 @@ def training_mixture(config: DatasetConfig) -> Mixture:
 
 def identities(config: DatasetConfig, samples: list[Sample]) -> list[str]:
     """Which pictures these are, whatever split or version of the data they were read from."""
-    dataset = described(config)
+    dataset = dataset_spec(config)
     return [f"{dataset.family}/{dataset.identity(sample)}" for sample in samples]
 
 
-def split_files(config: DatasetConfig, split: str) -> Files:
+def split_files(config: DatasetConfig, split: str) -> SplitFiles:
     """The files of a split, or of several: train+train_extra. Of a mixture: those of the part whose classes it has."""
     if isinstance(config, MixtureConfig):
         target = target_part(config).config
@@ -114,7 +114,7 @@ def split_files(config: DatasetConfig, split: str) -> Files:
                     f"{split}: {len(twice)} pictures are in more than one of these splits ({twice[0]}, ...)"
                 )
             mine |= theirs or {}
-    return Files(*found)
+    return SplitFiles(*found)
 
 
 def split_samples(config: DatasetConfig, split: str) -> list[Sample]:

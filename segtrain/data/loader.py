@@ -170,7 +170,7 @@ class EvaluationData(Dataset["EvaluationItem | DataError"]):
         return len(self.samples)
 
 
-class Parts:
+class MicroBatches:
     """The positions that one of `size` processes reads, part by part: `accumulation` lists of them for every step.
 
     A batch is divided in order and as evenly as possible into size x accumulation pieces; the first `size` of them, one
@@ -193,7 +193,7 @@ class Parts:
 
 
 def training_batches(
-    data: Dataset["TrainingItem | DataError"], parts: Parts, workers: int, pin_memory: bool, prefetch: int = 4
+    data: Dataset["TrainingItem | DataError"], parts: MicroBatches, workers: int, pin_memory: bool, prefetch: int = 4
 ) -> Iterator[list[Batch]]:
     """One list of parts for every step. DataError, naming the step, for a sample that cannot be read.
 

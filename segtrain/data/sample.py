@@ -1,4 +1,4 @@
-"""A sample is a picture and, where there is one, its label picture. `Files` is what a data set knows of a split."""
+"""A sample is an image and, where there is one, its label image. `SplitFiles` lists the files of a split."""
 
 import glob
 from collections.abc import Callable, Collection, Mapping
@@ -23,7 +23,7 @@ class Sample(NamedTuple):
     table: LabelTable | None = None
 
 
-class Files(NamedTuple):
+class SplitFiles(NamedTuple):
     """The files of a split by sample name; labels is None for a split that has none."""
 
     images: Mapping[str, Path]
@@ -42,7 +42,7 @@ class Files(NamedTuple):
         return [Sample(n, self.images.get(n, labels[n]), labels[n], self.instances.get(n)) for n in sorted(labels)]
 
 
-class DataSet(NamedTuple):
+class DatasetSpec(NamedTuple):
     """One kind of data set.
 
     table(config): what its labels mean. files(config, split): where its files are. rules: how its benchmark scores.
@@ -52,7 +52,7 @@ class DataSet(NamedTuple):
     """
 
     table: Callable[[Any], LabelTable]
-    files: Callable[[Any, str], Files]
+    files: Callable[[Any, str], SplitFiles]
     rules: Rules
     published: Mapping[str, int] = {}
     scored: str = "val"
@@ -122,3 +122,8 @@ def different_sizes(sample: Sample, image: tuple[int, ...], label: tuple[int, ..
         f"{sample.image} is {image[1]}x{image[0]} but its label {sample.label} is {label[1]}x{label[0]} "
         "(width x height): they must match pixel by pixel; use the label made for this picture"
     )
+
+
+# The names that plugins were written with.
+DataSet = DatasetSpec
+Files = SplitFiles

@@ -6,10 +6,10 @@ import numpy as np
 from segtrain.console import Progress
 from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Sample
-from segtrain.data.verify.files import Seen
+from segtrain.data.verify.files import FileFacts
 from segtrain.data.verify.label_mistakes import counts_by_class
 from segtrain.errors import UsageError
-from segtrain.threads import in_order
+from segtrain.threads import threaded_map
 
 
 class ClassIndex:
@@ -29,7 +29,7 @@ class ClassIndex:
         return int(pictures[rng.integers(len(pictures))]), train_id
 
 
-def class_index(samples: list[Sample], table: LabelTable, seen: Seen) -> ClassIndex:
+def class_index(samples: list[Sample], table: LabelTable, seen: FileFacts) -> ClassIndex:
     """From the histograms of the labels, which the check before the training has kept; others are read now."""
     progress = Progress("reading labels for class-uniform sampling", len(samples))
 
@@ -38,7 +38,7 @@ def class_index(samples: list[Sample], table: LabelTable, seen: Seen) -> ClassIn
         return counts_by_class(seen.histogram(sample.label), sample.table or table) > 0
 
     rows = []
-    for row in in_order(present, samples):
+    for row in threaded_map(present, samples):
         rows.append(row)
         progress.show(len(rows))
     seen.save()

@@ -45,10 +45,10 @@ class World:
         self.local_rank = local_rank
         self.main = rank == 0
         self.store = store
-        self.pulse: Pulse | None = None
+        self.pulse: Watchdog | None = None
         self.turns = 0
 
-    def add(self, *values: float) -> list[float]:
+    def all_reduce(self, *values: float) -> list[float]:
         """The sums over all processes, of whole numbers up to 2**53 exactly."""
         if self.size == 1:
             return list(values)
@@ -61,7 +61,7 @@ class World:
         result: list[float] = total.tolist()
         return result
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """What each process gave, by rank: numbers, text, lists and dicts of them."""
         if self.size == 1:
             return [value]
@@ -73,7 +73,7 @@ class World:
         return everyone
 
     @contextlib.contextmanager
-    def main_first(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """The body runs in the first process, then in all others: they find what it has made.
 
         Waiting is no collective, so it may take hours; if the first one fails, so do the others.
@@ -115,11 +115,11 @@ class World:
         if isinstance(error, PeerDied):
             self.pulse.end()
         elif getattr(error, "everywhere", False):
-            self.pulse.farewell()
+            self.pulse.announce_done()
         else:
             status = getattr(error, "exit_status", 1)
             text = str(error) if isinstance(error, SegtrainError) else f"{type(error).__name__}: {error}"
-            self.pulse.last_words(status, text)
+            self.pulse.announce_failure(status, text)
 
 
 def lost(error: Exception) -> PeerDied:
@@ -129,7 +129,7 @@ def lost(error: Exception) -> PeerDied:
     )
 
 
-class Pulse(threading.Thread):
+class Watchdog(threading.Thread):
     """Signs of life. A process that is silent for SILENCE seconds, or says that it fails, ends all others.
 
     Every process counts up under its own key of the store; the others watch the counts, not the clocks, of each other.
@@ -154,12 +154,12 @@ class Pulse(threading.Thread):
         self.beats += 1
         self.store.set(self.key(self.world.rank), str(self.beats))
 
-    def last_words(self, status: int, text: str) -> None:
+    def announce_failure(self, status: int, text: str) -> None:
         self.end()
         with contextlib.suppress(RuntimeError), self.lock:
             self.store.set(self.key(self.world.rank), f"failed {status} {text}")
 
-    def farewell(self) -> None:
+    def announce_done(self) -> None:
         """This process has done its part; the others may go on."""
         self.end()
         with contextlib.suppress(RuntimeError), self.lock:
@@ -257,7 +257,7 @@ class Pulse(threading.Thread):
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[World]:
+def init_distributed() -> Iterator[World]:
     """The world of this process, (rank 0 of 1) without a launcher. Processes may talk while inside.
 
     Over gloo on the CPU and NCCL between cards. A process that leaves by an error takes the others with it.
@@ -290,7 +290,7 @@ def joined() -> Iterator[World]:
         "cpu:gloo,cuda:nccl" if cards else "gloo", store=store, rank=rank, world_size=size,
         timeout=datetime.timedelta(minutes=30),  # a dead process is found by the pulse, long before
     )  # fmt: skip
-    world.pulse = Pulse(world, connect(False))
+    world.pulse = Watchdog(world, connect(False))
     world.pulse.start()
     try:
         yield world
@@ -298,14 +298,14 @@ def joined() -> Iterator[World]:
         world.failed(error)
         raise
     else:
-        world.add(0.0)  # nobody leaves while another one still talks
-        world.pulse.farewell()
+        world.all_reduce(0.0)  # nobody leaves while another one still talks
+        world.pulse.announce_done()
     finally:
         if sys.exc_info()[0] is None:
             distributed.destroy_process_group()
 
 
-def add_up(*arrays: np.ndarray) -> None:
+def all_reduce_arrays(*arrays: np.ndarray) -> None:
     """Replace each array by its sum over all processes."""
     if process_count() > 1:
         import torch

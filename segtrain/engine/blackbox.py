@@ -7,7 +7,7 @@ from typing import Any
 
 from segtrain.console import say
 from segtrain.data.loader import Batch
-from segtrain.engine.learner import Outcome
+from segtrain.engine.learner import StepResult
 from segtrain.files import write_atomically
 
 KEPT = 500  # steps
@@ -39,7 +39,7 @@ class BlackBox:
         self.lines = self.lines[-KEPT:]
         write_atomically(self.path, "".join(f"{line}\n" for line in self.lines).encode())
 
-    def add(self, outcome: Outcome, loss: float) -> None:
+    def add(self, outcome: StepResult, loss: float) -> None:
         """What a step gave."""
         found = {"loss": loss, "gradient_norm": outcome.norm, "lr": outcome.rate, "skipped": outcome.skipped}
         self.write(outcome.step, outcome.batches, found, outcome.losses)

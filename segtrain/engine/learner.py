@@ -31,7 +31,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 RECENT = 100  # losses that a spike is measured by
 
 
-class Outcome:
+class StepResult:
     """What one step gave in this process: the loss of every picture and the gradient's norm, on their way to the CPU.
 
     step: how many were done before it. batches: this process's parts. divisor: what the sum of the losses of all
@@ -124,7 +124,7 @@ class Learner:
 
     # -------------------------------------------------------------------------------------------------- one step
 
-    def step(self, batches: Sequence[Batch], divisor: float, step: int, share: float) -> Outcome:
+    def step(self, batches: Sequence[Batch], divisor: float, step: int, share: float) -> StepResult:
         """One step of gradient descent on this process's parts of the batch.
 
         divisor: the loss's count over all parts of all processes. step, share: how many steps, and which share of the
@@ -146,8 +146,8 @@ class Learner:
                 sums.append(self.forward_backward(batch, divisor))
         self.scaler.unscale_(self.optimizer)
         norm = self.gradient_norm()
-        outcome = Outcome(step, batches, sums, norm, divisor, rate)
-        if options.on_bad_step == "skip" and self.bad(self.world.add(outcome.loss)[0], outcome.norm):
+        outcome = StepResult(step, batches, sums, norm, divisor, rate)
+        if options.on_bad_step == "skip" and self.bad(self.world.all_reduce(outcome.loss)[0], outcome.norm):
             outcome.skipped = True
             for now, was in zip(self.network.buffers(), before, strict=True):
                 now.copy_(was)
@@ -222,7 +222,7 @@ class Learner:
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 
-    def used(self) -> Segmenter | Classifier:
+    def evaluation_model(self) -> Segmenter | Classifier:
         """The network whose weights are validated: the averaged one where there is one. A collective call.
 
         Every process then has the running statistics of the first, whose own these are.

@@ -204,7 +204,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any
     return found
 
 
-class Interrupted(SegtrainError):
+class Preempted(SegtrainError):
     """The run was asked to stop and has saved itself."""
 
     def __init__(self, text: str, exit_status: int, everywhere: bool = True) -> None:
@@ -218,7 +218,7 @@ REQUEUE = 75  # exit status: saved, start me again
 AGAIN = 2.0  # seconds within which a launcher repeats the Ctrl-C that a terminal has sent to all
 
 
-class Interruption:
+class Preemption:
     """Turns Ctrl-C (exit status 130) and SIGTERM or SIGUSR1 (75: requeue me) into a stop at the end of the step.
 
     `status` is 0 until then. A later Ctrl-C stops at once, and so does any signal while `stepping` is not set: before
@@ -231,7 +231,7 @@ class Interruption:
         self.since = 0.0
         self.before: dict[int, Any] = {}
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():
             numbers = [signal.SIGINT, signal.SIGTERM]
             if hasattr(signal, "SIGUSR1"):  # not on Windows
@@ -252,13 +252,13 @@ class Interruption:
         self.since = time.monotonic()
         self.status = 130 if number == signal.SIGINT else REQUEUE
         if not self.stepping:
-            raise Interrupted("stopped before the first step; what was saved is untouched", self.status, False)
+            raise Preempted("stopped before the first step; what was saved is untouched", self.status, False)
         if os.environ.get("LOCAL_RANK", "0") == "0":
             os.write(2, b"\nstopping at the end of this step; Ctrl-C once more stops at once, without saving\n")
 
     def agreed(self, world: World) -> int:
         """The status that any process was asked for; the same everywhere, Ctrl-C before requeueing."""
-        asked = world.add(self.status == 130, self.status == REQUEUE)
+        asked = world.all_reduce(self.status == 130, self.status == REQUEUE)
         return 130 if asked[0] else REQUEUE if asked[1] else 0
 
     def watch(self, items: Iterable[T], rounds: int, world: World, stop: Callable[[int], Exception]) -> Iterator[T]:

@@ -16,12 +16,12 @@ from torch import nn
 from segtrain.abn import describe_backend
 from segtrain.config import TrainConfig, TrainerConfig, classifies
 from segtrain.console import Progress, duration, say
-from segtrain.data.loader import Batch, Parts, training_batches
-from segtrain.device import describe_device, memory, peak_memory, resolve
-from segtrain.distributed.group import PeerDied, World, joined
+from segtrain.data.loader import Batch, MicroBatches, training_batches
+from segtrain.device import describe_device, memory, peak_memory, resolve_device
+from segtrain.distributed.group import PeerDied, World, init_distributed
 from segtrain.engine.blackbox import BlackBox
-from segtrain.engine.learner import Learner, Outcome, smallest_part
-from segtrain.engine.run import REQUEUE, Interrupted, Interruption, Run, environment, flat
+from segtrain.engine.learner import Learner, StepResult, smallest_part
+from segtrain.engine.run import REQUEUE, Preempted, Preemption, Run, environment, flat
 from segtrain.engine.sinks import RunLog
 from segtrain.errors import DataError, SegtrainError, UsageError
 from segtrain.files import write_atomically
@@ -49,19 +49,19 @@ def train(config: TrainConfig) -> Path:
     with torch.device("meta"):  # a name or a combination that does not exist stops here, before any data is touched
         from_config(config.model, num_classes=2)
     task_of(config).check_options(config)
-    with Interruption() as interruption, joined() as world:
+    with Preemption() as preemption, init_distributed() as world:
         run = Run(config)
         try:
-            return train_share(config, run, world, interruption)
+            return train_share(config, run, world, preemption)
         except Exception as error:
             with beside_training():  # a full disk must not hide what the run ends of
                 if world.main and run.mine:
-                    state = "stopped" if isinstance(error, Interrupted) else "failed"
+                    state = "stopped" if isinstance(error, Preempted) else "failed"
                     run.tell(state, run.step, run.max_steps, str(error) or type(error).__name__)
                 if world.main and getattr(error, "exit_status", 1) == REQUEUE and run.folder.is_dir():
                     write_atomically(run.folder / "requeue", f"step {run.step}\n".encode())
             if getattr(error, "everywhere", False):
-                world.add(0.0)  # a launcher ends all processes as soon as one has left
+                world.all_reduce(0.0)  # a launcher ends all processes as soon as one has left
             raise
         finally:
             torch.use_deterministic_algorithms(False)
@@ -73,11 +73,11 @@ def task_of(config: TrainConfig) -> type[Task]:
     return Classification if classifies(config.dataset) else Segmentation
 
 
-def train_share(config: TrainConfig, run: Run, world: World, interruption: Interruption) -> Path:
+def train_share(config: TrainConfig, run: Run, world: World, preemption: Preemption) -> Path:
     """What one process of a training does."""
     on = device(config, world)
     options = config.trainer
-    with world.main_first():
+    with world.main_process_first():
         if world.main and config.restart:
             if any(int(os.environ.get(count) or 0) for count in RESTARTS):
                 say("restart=true is of the first start of this job; a requeued one goes on")
@@ -87,7 +87,7 @@ def train_share(config: TrainConfig, run: Run, world: World, interruption: Inter
         if state is None and config.model.weights != "none":
             existing(Path(config.model.weights))  # before the data, which take longer to get and to look at
         task = task_of(config)(config)
-    if len(set(steps := world.gather(0 if state is None else state["step"]))) > 1:
+    if len(set(steps := world.all_gather(0 if state is None else state["step"]))) > 1:
         raise DataError(
             f"the processes find different checkpoints in {run.folder} (steps {steps}): give run=FOLDER on a disk that "
             "all machines share"
@@ -103,7 +103,7 @@ def train_share(config: TrainConfig, run: Run, world: World, interruption: Inter
     trained_on = fingerprints(task.pictures)
     if state is not None:
         refuse_other_pictures(state, trained_on, run)
-    with world.main_first():
+    with world.main_process_first():
         task.check()
         data = task.data()  # fills the cache
     here = environment(world) | {"seed": options.seed, "accumulation": options.accumulation}
@@ -135,7 +135,7 @@ def train_share(config: TrainConfig, run: Run, world: World, interruption: Inter
     run.step, run.max_steps = start, length.max_steps or 0
     introduce(config, run, network, task, on, world, start, length)
     workers = config.loader.count()
-    share = Parts(options.batch_size, start, length.max_steps, world.rank, world.size, options.accumulation)
+    share = MicroBatches(options.batch_size, start, length.max_steps, world.rank, world.size, options.accumulation)
     batches = training_batches(data, share, workers, on.type == "cuda", config.loader.prefetch)
     log = RunLog(run.folder, start, config.logging, flat(asdict(config))) if world.main else None
     box = BlackBox(run.folder, world.rank, world.size, start)
@@ -149,18 +149,18 @@ def train_share(config: TrainConfig, run: Run, world: World, interruption: Inter
             content |= {"environment": here, "provenance": origin}
             keeper.save(content, is_best)
 
-    def stop(status: int, step: int) -> Interrupted:
+    def stop(status: int, step: int) -> Preempted:
         """Everything is saved: the error that ends this session."""
-        keeper.settle()
-        return Interrupted(f"stopped; {run.last} holds step {step}, and the same command goes on from there", status)
+        keeper.close()
+        return Preempted(f"stopped; {run.last} holds step {step}, and the same command goes on from there", status)
 
-    def judge(outcome: Outcome) -> None:
+    def judge(outcome: StepResult) -> None:
         """What all processes found in a step: into the log and the black box. DataError for one that is no number."""
-        total = world.add(outcome.loss)[0]
+        total = world.all_reduce(outcome.loss)[0]
         box.add(outcome, total)
         wrong = learner.bad(total, outcome.norm)
         if wrong:
-            where = worst(world.gather((outcome.losses, [n for b in outcome.batches for n in b.names])))
+            where = worst(world.all_gather((outcome.losses, [n for b in outcome.batches for n in b.names])))
             text = (
                 f"{wrong} at step {outcome.step + 1} ({where}); "
                 f"`segtrain replay run={run.folder} step={outcome.step + 1}` shows the batch"
@@ -187,9 +187,11 @@ def train_share(config: TrainConfig, run: Run, world: World, interruption: Inter
         nonlocal validated, best
 
         def watch(answers: Iterator[T], rounds: int) -> Iterator[T]:
-            return interruption.watch(alive(answers), rounds, world, lambda status: stop(status, step))
+            return preemption.watch(alive(answers), rounds, world, lambda status: stop(status, step))
 
-        found = task.validate(learner.used(), on, world, workers, watch, config.logging.pictures if world.main else 0)
+        found = task.validate(
+            learner.evaluation_model(), on, world, workers, watch, config.logging.pictures if world.main else 0
+        )
         result, score = found.result, found.result[task.measure]
         again, validated = validated == step, step
         is_best = score > best[task.measure]
@@ -213,9 +215,9 @@ def train_share(config: TrainConfig, run: Run, world: World, interruption: Inter
         progress.restart()
         return result
 
-    keeper = checkpoint.Keeper(run.folder, options.keep_last)
+    keeper = checkpoint.CheckpointWriter(run.folder, options.keep_last)
     done, status = start, 0
-    outcome: Outcome | None = None
+    outcome: StepResult | None = None
     result: dict[str, Any] | None = None
     final: dict[str, float] | None = None
     with contextlib.ExitStack() as stack:
@@ -223,15 +225,15 @@ def train_share(config: TrainConfig, run: Run, world: World, interruption: Inter
             stack.callback(lambda: log.close(final))
         stack.callback(progress.close)
         stack.enter_context(keeper.open())
-        interruption.stepping = True
+        preemption.stepping = True
         if start > 0 and validated < start and (length.over(start) or start % options.validate_every == 0):
             result = validate(start)  # the run was stopped between this step and its validation
             ended = ended or stalled(best, options)
         for step, batch in enumerate(() if ended else progress.waiting(batches), start):
             result = None
             divisor = math.fsum(loss.count(part.targets) for part in batch)
-            divisor, so_far = world.add(divisor, length.share(step) if world.main else 0.0)
-            status = interruption.agreed(world)
+            divisor, so_far = world.all_reduce(divisor, length.share(step) if world.main else 0.0)
+            status = preemption.agreed(world)
             if status or so_far >= 1:
                 break
             previous = outcome
@@ -266,7 +268,7 @@ def train_share(config: TrainConfig, run: Run, world: World, interruption: Inter
             raise stop(status, done)
         if result is None:
             save(done)
-            keeper.settle()
+            keeper.close()
             result = validate(done)
         counted = result.pop("confusion")
         if world.main:
@@ -281,7 +283,7 @@ def train_share(config: TrainConfig, run: Run, world: World, interruption: Inter
 
 def device(config: TrainConfig, world: World) -> torch.device:
     """Where this process computes, with what the options ask of it set up."""
-    on = resolve(config.device)
+    on = resolve_device(config.device)
     if config.trainer.compile and (reason := not_compilable(config.model, on)):
         raise UsageError(f"trainer.compile=true is not possible: {reason}")
     if on.type == "cuda":

@@ -12,7 +12,7 @@ import numpy as np
 
 import segtrain
 from segtrain.config import DatasetConfig
-from segtrain.data.dataset import described, identities
+from segtrain.data.dataset import dataset_spec, identities
 from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Sample
 from segtrain.errors import DataError
@@ -38,7 +38,7 @@ def protocol(
         raise DataError(
             f"{counted.images} pictures were scored, {len(samples)} are in the split: this is a fault of ours"
         )
-    published = described(data).published.get(split)
+    published = dataset_spec(data).published.get(split)
     rules, table = counted.rules, counted.table
     if published is not None and published != len(samples):
         warnings = [*warnings, f"{len(samples)} pictures, but {data.name} {split} has {published} as published: "
@@ -98,7 +98,7 @@ def seen_in_training(trained_on: Any, data: DatasetConfig, samples: list[Sample]
     """A warning if pictures to be scored are among those a checkpoint was trained on."""
     import torch
 
-    if trained_on is None or not described(data).family:
+    if trained_on is None or not dataset_spec(data).family:
         return []
     twice = int(torch.isin(fingerprints(identities(data, samples)), trained_on).sum())
     if not twice:

@@ -12,7 +12,7 @@ import numpy as np
 from segtrain.config import IGNORE_INDEX
 from segtrain.data.labels import LabelTable
 from segtrain.data.rules import PLAIN, Rules
-from segtrain.distributed.group import add_up
+from segtrain.distributed.group import all_reduce_arrays
 from segtrain.native.pixels import joint_histogram
 
 
@@ -89,10 +89,10 @@ class Scores:
             np.add.at(moved.T, to_id, columns.T)
             setattr(self, name, moved)
 
-    def add_up(self) -> None:
+    def all_reduce(self) -> None:
         """Over all processes of this command, so that every one of them has the whole."""
         number = np.array([self.images, self.images_with_instances])
-        add_up(
+        all_reduce_arrays(
             number, self.object_pixels, self.pixels, self.weighted, *([] if self.boundary is None else [self.boundary])
         )
         self.images, self.images_with_instances = map(int, number)

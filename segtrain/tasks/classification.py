@@ -19,8 +19,8 @@ from segtrain.config import EvaluateConfig, InferenceConfig, ModelConfig, TrainC
 from segtrain.console import Progress, say
 from segtrain.data.classify.images import PUBLISHED, Pictures, TrainingPictures, Views, batches_of, list_pictures, views
 from segtrain.data.labels import read_image, read_json_table
-from segtrain.device import describe_device, resolve
-from segtrain.distributed.group import World, add_up
+from segtrain.device import describe_device, resolve_device
+from segtrain.distributed.group import World, all_reduce_arrays
 from segtrain.errors import DataError
 from segtrain.files import write_atomically
 from segtrain.losses import Loss
@@ -167,7 +167,7 @@ def accuracies(
                 panels.append(captioned(some, number, int(answer.best[place, 0]), options))
         done += len(answer.numbers)
         progress.show(done)
-    add_up(right, in_five, seen)
+    all_reduce_arrays(right, in_five, seen)
     each = {name: float(right[i] / seen[i]) if seen[i] else None for i, name in enumerate(some.classes)}
     images = int(seen.sum())
     result = {"top1": int(right.sum()) / images, "top5": int(in_five.sum()) / images, "images": images}
@@ -243,7 +243,7 @@ def grid(panels: list[np.ndarray], columns: int = 6) -> np.ndarray:
 
 def evaluate_share(config: EvaluateConfig, world: World) -> dict[str, Any]:
     """`segtrain evaluate dataset=imagenet`: top-1 and top-5 of a checkpoint beside what is published for it."""
-    on = resolve(config.device)
+    on = resolve_device(config.device)
     path = Path(config.checkpoint or "")
     data, options = config.dataset, config.inference
     split = config.split or data.val_split

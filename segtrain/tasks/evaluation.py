@@ -19,12 +19,12 @@ from segtrain.config import (
     with_defaults,
 )
 from segtrain.console import Progress, say
-from segtrain.data.dataset import described, label_table, split_samples
+from segtrain.data.dataset import dataset_spec, label_table, split_samples
 from segtrain.data.labels import LabelTable, read_label
 from segtrain.data.loader import EvaluationItem, evaluation_samples
 from segtrain.data.sample import Sample
-from segtrain.device import describe_device, resolve
-from segtrain.distributed.group import joined
+from segtrain.device import describe_device, resolve_device
+from segtrain.distributed.group import init_distributed
 from segtrain.errors import DataError, UsageError
 from segtrain.models import BACKBONES, HEADS, Classifier, Segmenter, from_config
 from segtrain.scoring import figures as pictures
@@ -93,7 +93,7 @@ class Prediction(NamedTuple):
 
 def load(path: Path | str, device: str = "auto") -> Trained:
     """The network in a checkpoint or other file of weights, ready for `.predict(image)`; device: auto, cuda or cpu."""
-    return restore(Path(path), resolve(device))[0]
+    return restore(Path(path), resolve_device(device))[0]
 
 
 def restore(
@@ -191,7 +191,7 @@ def position_prior(samples: list[Sample], table: LabelTable) -> PositionPrior:
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """`segtrain evaluate`: score a checkpoint, print the table, write evaluation.json. Returns its content."""
-    with joined() as world:
+    with init_distributed() as world:
         if classifies(config.dataset):
             from segtrain.tasks import classification  # which imports this file
 
@@ -201,7 +201,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def evaluate_share(config: EvaluateConfig, rank: int, processes: int) -> dict[str, Any]:
     """Each of several processes counts every n-th picture; the counts are added up, so that each counts once."""
-    on = resolve(config.device)
+    on = resolve_device(config.device)
     path = Path(config.checkpoint or "")
     trained, content = restore(path, on, config.checkpoint_weights, config.activation)
     data = config.dataset
@@ -221,11 +221,11 @@ def evaluate_share(config: EvaluateConfig, rank: int, processes: int) -> dict[st
     prior = position_prior(prior_samples(data), table) if config.position_prior else None
     mine = samples[rank::processes]
     answers = predictions(trained._replace(table=table), mine, config.inference, min(config.loader.count(), len(mine)))
-    counted = Scores(table, described(data).rules, config.boundary)
+    counted = Scores(table, dataset_spec(data).rules, config.boundary)
     of_prior, panels = score(answers, len(mine), counted, prior, config.pictures)
     for scores in (counted, of_prior):
         if scores is not None:
-            scores.add_up()
+            scores.all_reduce()
     result = summarised(counted, of_prior) | describe(data.name, split, config.inference, str(path), content["step"])
     averaged = "ema" in content and config.checkpoint_weights != "raw"
     how = {"inference": result["inference"], "precision": "float32", "processes": processes,

@@ -17,12 +17,12 @@ from segtrain.config import MixtureConfig, TrainConfig
 from segtrain.console import say
 from segtrain.data.augment import Augmentation
 from segtrain.data.cache import Decoded
-from segtrain.data.dataset import described, label_table, split_samples, training_mixture
+from segtrain.data.dataset import dataset_spec, label_table, split_samples, training_mixture
 from segtrain.data.loader import TrainingData, read_pixels
 from segtrain.data.sample import Sample
 from segtrain.data.sampling import class_index
 from segtrain.data.sets.mixture import Mixture, parts
-from segtrain.data.verify.files import Seen, check_samples
+from segtrain.data.verify.files import FileFacts, check_samples
 from segtrain.distributed.group import World
 from segtrain.errors import DataError, UsageError
 from segtrain.losses import Loss, build_loss
@@ -103,7 +103,7 @@ class Segmentation:
         """What the loader reads, with the cache and the index of classes that the options ask for."""
         config, samples = self.config, self.samples
         folder, share = config.dataset.cache_folder(), config.sampling.class_uniform
-        seen = Seen(folder, samples)
+        seen = FileFacts(folder, samples)
         read: Callable[[Sample], tuple[np.ndarray, np.ndarray]] = read_pixels
         if config.dataset.cache == "decoded":
             read = Decoded(folder / "decoded")
@@ -141,13 +141,13 @@ class Segmentation:
         used = Trained(cast(Segmenter, network), self.table, config.model, on)
         mine = self.val_samples[world.rank :: world.size]
         answers = predictions(used, mine, config.inference, min(workers, len(mine)))
-        counted = Scores(self.table, described(config.dataset).rules)
+        counted = Scores(self.table, dataset_spec(config.dataset).rules)
         of_prior, panels = score(
             watch(answers, -(-len(self.val_samples) // world.size)), len(mine), counted, self.prior, kept
         )
         for scores in (counted, of_prior):
             if scores is not None:
-                scores.add_up()
+                scores.all_reduce()
         result = summarised(counted, of_prior)
         per_class = {f"val_iou/{name}": value for name, value in result["per_class"].items()}
         scalars = {"val/miou": result["miou"], "val/pixel_accuracy": result["pixel_accuracy"], **per_class}

@@ -125,7 +125,7 @@ def copied(value: Any) -> Any:
     return value
 
 
-class Keeper:
+class CheckpointWriter:
     """last.pt, best.pt and the `keep` newest step_<n>.pt of a run, written beside the training.
 
     A save costs the training a copy in memory, and a wait for the save before it where that is still being written.
@@ -175,7 +175,7 @@ class Keeper:
         except OSError as error:
             say(f"WARNING    {unwritten(self.folder, error)} It is tried again with the next one.")
 
-    def settle(self) -> None:
+    def close(self) -> None:
         """As `wait`, where nothing is saved afterwards: what could not be written is an error."""
         try:
             self.wait()
@@ -183,11 +183,11 @@ class Keeper:
             raise SegtrainError(unwritten(self.folder, error)) from error
 
     @contextlib.contextmanager
-    def open(self) -> Iterator["Keeper"]:
+    def open(self) -> Iterator["CheckpointWriter"]:
         """Nothing is left unwritten behind it, whatever ends the training."""
         try:
             yield self
-            self.settle()
+            self.close()
         except BaseException:
             with contextlib.suppress(OSError):
                 self.wait()

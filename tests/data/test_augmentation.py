@@ -14,7 +14,7 @@ from segtrain.cli import entry as cli
 from segtrain.config import IGNORE_INDEX, AugmentationConfig
 from segtrain.data.augment import FILL, Augmentation, Extra
 from segtrain.data.labels import published_table
-from segtrain.data.loader import Parts, TrainingData, training_batches
+from segtrain.data.loader import MicroBatches, TrainingData, training_batches
 from segtrain.data.sample import Sample
 from segtrain.errors import DataError, UsageError
 from tests.helpers.runs import refused, small_run
@@ -281,7 +281,7 @@ def test_samples_do_not_depend_on_workers_or_on_what_came_before(scenes):
         data = TrainingData(samples, table, augmentation(*SOME, color=0.2), 0)
         return [
             (batch.images.numpy(), batch.targets.numpy())
-            for (batch,) in training_batches(data, Parts(2, start, 4), workers, False)
+            for (batch,) in training_batches(data, MicroBatches(2, start, 4), workers, False)
         ]
 
     here = shown(0, 0)

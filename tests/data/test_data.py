@@ -17,11 +17,18 @@ from segtrain.data.augment import Augmentation, draw_span, resized
 from segtrain.data.cache import Decoded
 from segtrain.data.dataset import label_table, split_samples
 from segtrain.data.labels import published_table, read_json_table
-from segtrain.data.loader import Parts, TrainingData, evaluation_samples, read_pixels, read_sample, training_batches
+from segtrain.data.loader import (
+    MicroBatches,
+    TrainingData,
+    evaluation_samples,
+    read_pixels,
+    read_sample,
+    training_batches,
+)
 from segtrain.data.sample import Sample
 from segtrain.data.sampling import class_index, random_pixel
 from segtrain.data.scenes.layouts import write
-from segtrain.data.verify.files import Seen, check_samples
+from segtrain.data.verify.files import FileFacts, check_samples
 from segtrain.errors import DataError, UsageError
 
 # ------------------------------------------------------------------------------------------------ data sets
@@ -387,7 +394,7 @@ def rare(tmp_path):
 
 def test_classes_are_drawn_uniformly_and_shown(tmp_path):
     samples, table = rare(tmp_path), published_table("cityscapes")
-    index = class_index(samples, table, Seen(tmp_path / "cache", samples))
+    index = class_index(samples, table, FileFacts(tmp_path / "cache", samples))
     assert index.classes == [0, 18]
     assert [len(index.pictures[k]) for k in (0, 18)] == [10, 1]
     for share, least, most in ((1.0, 0.4, 0.6), (0.5, 0.15, 0.4), (0.0, 0.0, 0.1)):
@@ -402,9 +409,9 @@ def test_classes_are_drawn_uniformly_and_shown(tmp_path):
 
 def test_the_index_is_kept_and_read_by_nobody_twice(tmp_path, monkeypatch):
     samples, table = rare(tmp_path), published_table("cityscapes")
-    class_index(samples, table, Seen(tmp_path / "cache", samples))
+    class_index(samples, table, FileFacts(tmp_path / "cache", samples))
     monkeypatch.setattr("segtrain.data.verify.files.read_label", lambda path: pytest.fail("read again"))
-    class_index(samples, table, Seen(tmp_path / "cache", samples))
+    class_index(samples, table, FileFacts(tmp_path / "cache", samples))
 
 
 def test_a_pixel_of_a_class_is_uniform():
@@ -423,7 +430,7 @@ def test_a_pixel_of_a_class_is_uniform():
 def cached(tmp_path, samples):
     told = []
     decoded = Decoded(tmp_path / "cache" / "decoded")
-    decoded.build(samples, Seen(tmp_path / "cache", samples), told.append)
+    decoded.build(samples, FileFacts(tmp_path / "cache", samples), told.append)
     return decoded, told
 
 
@@ -450,7 +457,7 @@ def test_training_data_is_the_same_with_the_cache(scenes, tmp_path):
 
 def test_class_uniform_sampling_reads_the_cache_too(tmp_path):
     samples, table = rare(tmp_path), published_table("cityscapes")
-    index = class_index(samples, table, Seen(tmp_path / "cache", samples))
+    index = class_index(samples, table, FileFacts(tmp_path / "cache", samples))
     both = [TrainingData(samples, table, augmentation(), 0, read, index, 1.0)
             for read in (read_pixels, cached(tmp_path, samples)[0])]  # fmt: skip
     for position in range(20):
@@ -477,7 +484,7 @@ def training_data(scenes, seed=0):
 def steps(data, start, stop, workers):
     return [
         (batch.names, batch.images.contiguous().numpy().tobytes(), batch.targets.numpy().tobytes())
-        for (batch,) in training_batches(data, Parts(4, start, stop), workers, pin_memory=False)
+        for (batch,) in training_batches(data, MicroBatches(4, start, stop), workers, pin_memory=False)
     ]
 
 
@@ -494,7 +501,7 @@ def test_pixels_do_not_depend_on_how_many_processes_read_them(scenes, size, accu
     """1x4 = 2x2 = 4x1, and three processes for a batch of four."""
     data = training_data(scenes)
     parts = [
-        list(training_batches(data, Parts(4, 1, 3, rank, size, accumulation), rank % 2, pin_memory=False))
+        list(training_batches(data, MicroBatches(4, 1, 3, rank, size, accumulation), rank % 2, pin_memory=False))
         for rank in range(size)
     ]
     for step, (names, images, targets) in enumerate(steps(data, 1, 3, workers=0)):

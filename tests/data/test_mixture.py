@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from segtrain.config import IGNORE_INDEX, AugmentationConfig, KittiConfig, LossConfig, MixtureConfig
 from segtrain.data.augment import Augmentation
-from segtrain.data.dataset import described, label_table, split_samples, training_mixture
+from segtrain.data.dataset import dataset_spec, label_table, split_samples, training_mixture
 from segtrain.data.labels import LabelTable, published_table, read_json_table, read_label
 from segtrain.data.loader import TrainingData, read_sample, turn
 from segtrain.data.scenes.layouts import write
@@ -53,7 +53,7 @@ def test_vistas_is_told_in_cityscapes_classes(roots):
             assert (target == expected).all()
         else:
             assert (target == published_table("cityscapes").encode(stored, Path())).all()
-    assert described(config).rules.source.startswith("KITTI")
+    assert dataset_spec(config).rules.source.startswith("KITTI")
     assert split_samples(config, "val") == split_samples(KittiConfig(name="kitti", root=str(roots / "kitti")), "val")
 
 

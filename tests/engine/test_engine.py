@@ -19,7 +19,7 @@ from torch import nn
 from segtrain import config
 from segtrain.cli import entry as cli
 from segtrain.config import IGNORE_INDEX
-from segtrain.data.loader import Batch, Parts
+from segtrain.data.loader import Batch, MicroBatches
 from segtrain.distributed.group import World, chunks
 from segtrain.engine.learner import Learner
 from segtrain.errors import DataError, UsageError
@@ -43,14 +43,14 @@ def test_a_batch_is_divided_whole_in_order_and_evenly(batch, parts):
 
 @pytest.mark.parametrize(("size", "accumulation"), [(4, 1), (2, 2), (1, 4), (3, 2), (1, 1)])
 def test_positions_do_not_depend_on_how_many_read_them(size, accumulation):
-    every = [list(Parts(10, 3, 6, rank, size, accumulation)) for rank in range(size)]
+    every = [list(MicroBatches(10, 3, 6, rank, size, accumulation)) for rank in range(size)]
     for number, step in enumerate(range(3, 6)):
         mine = [every[rank][number * accumulation + part] for part in range(accumulation) for rank in range(size)]
         assert [position for piece in mine for position in piece] == list(range(10 * step, 10 * step + 10))
 
 
 def test_a_training_by_the_clock_has_no_last_step():
-    parts = iter(Parts(2, 5, None))
+    parts = iter(MicroBatches(2, 5, None))
     assert [next(parts) for _ in range(3)] == [[10, 11], [12, 13], [14, 15]]
 
 
@@ -116,13 +116,13 @@ def three_steps(world, norm, batch_size, accumulation, prepare=lambda network: N
     network = small_network(norm)
     prepare(network)
     learner = Learner(network, build_loss(options.loss, 3), options, world, torch.device("cpu"))
-    parts = iter(Parts(batch_size, 0, 3, world.rank, world.size, accumulation))
+    parts = iter(MicroBatches(batch_size, 0, 3, world.rank, world.size, accumulation))
     losses, outcome = [], None
     for step in range(3):
         mine = [batch(next(parts)) for _ in range(accumulation)]
-        divisor = world.add(sum(learner.loss.count(part.targets) for part in mine))[0]
+        divisor = world.all_reduce(sum(learner.loss.count(part.targets) for part in mine))[0]
         outcome = learner.step(mine, divisor, step, step / 3)
-        losses.append(world.add(outcome.loss)[0])
+        losses.append(world.all_reduce(outcome.loss)[0])
     return losses, outcome.norm, {name: t.detach() for name, t in learner.network.named_parameters()}
 
 
@@ -204,7 +204,7 @@ def test_averaged_weights_follow_the_formula():
         if value.is_floating_point():  # the first update takes the weights as they are
             expected = 0.9 * (0.9 * weights[0][name] + 0.1 * weights[1][name]) + 0.1 * weights[2][name]
             torch.testing.assert_close(value, expected)
-    assert learner.used() is learner.average.module
+    assert learner.evaluation_model() is learner.average.module
 
 
 # ------------------------------------------------------------------------------------------------ bad steps

@@ -31,7 +31,7 @@ def kept(folder):
 
 
 def test_the_newest_are_kept_and_the_best(tmp_path):
-    keeper = checkpoint.Keeper(tmp_path, keep=2)
+    keeper = checkpoint.CheckpointWriter(tmp_path, keep=2)
     with keeper.open():
         for step in (1, 2, 3, 4):
             keeper.save({"step": step}, best=step == 2)
@@ -43,7 +43,7 @@ def test_the_newest_are_kept_and_the_best(tmp_path):
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "missing"])
 def test_a_torn_checkpoint_is_replaced_by_the_one_before(tmp_path, damage, capsys):
-    keeper = checkpoint.Keeper(tmp_path, keep=2)
+    keeper = checkpoint.CheckpointWriter(tmp_path, keep=2)
     with keeper.open():
         for step in (10, 20):
             keeper.save({"step": step, "weights": torch.arange(10000.0) + step})
@@ -77,7 +77,7 @@ def test_what_is_saved_is_the_state_at_that_moment(tmp_path, monkeypatch):
     write = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda *arguments: (going.wait(10), write(*arguments)))
     weights = torch.zeros(5)
-    keeper = checkpoint.Keeper(tmp_path, keep=1)
+    keeper = checkpoint.CheckpointWriter(tmp_path, keep=1)
     with keeper.open():
         keeper.save({"step": 1, "model": {"w": weights}, "list": [weights]})
         assert not (tmp_path / "last.pt").exists()  # nobody waited
@@ -89,7 +89,7 @@ def test_what_is_saved_is_the_state_at_that_moment(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_in_the_middle_is_told_and_the_training_goes_on(tmp_path, monkeypatch, capsys):
-    keeper = checkpoint.Keeper(tmp_path, keep=1)
+    keeper = checkpoint.CheckpointWriter(tmp_path, keep=1)
     full = True
     write = checkpoint.write_atomically
 
@@ -106,7 +106,7 @@ def test_a_full_disk_in_the_middle_is_told_and_the_training_goes_on(tmp_path, mo
         keeper.save({"step": 3})  # says that 2 was not written
         assert "cannot write the checkpoint" in capsys.readouterr().out
         with pytest.raises(SegtrainError, match="No space left on device. What was saved before is untouched"):
-            keeper.settle()
+            keeper.close()
         assert checkpoint.load(tmp_path / "last.pt")["step"] == 1
         full = False
         keeper.save({"step": 4})
@@ -123,7 +123,7 @@ def test_files_of_a_killed_writer_go(segtrain, words):
 
 def test_a_newer_file_that_is_damaged_does_not_push_out_the_one_it_went_back_to(tmp_path):
     (tmp_path / "step_0000009.pt").write_bytes(b"damaged")
-    keeper = checkpoint.Keeper(tmp_path, keep=1)
+    keeper = checkpoint.CheckpointWriter(tmp_path, keep=1)
     with keeper.open():
         keeper.save({"step": 3})
     assert checkpoint.load(tmp_path / "step_0000003.pt")["step"] == 3
@@ -339,15 +339,15 @@ learner.Learner.state = broken
 """
 BREAK_POSITION = """
 from segtrain.data import loader
-start = loader.Parts.__init__
+start = loader.MicroBatches.__init__
 def from_the_beginning(self, batch_size, begin, *more):
     start(self, batch_size, begin, *more)
     self.shift = begin
 def positions(self):
     for step, piece in enumerate(whole(self)):
         yield [position - self.shift * self.batch_size for position in piece]
-whole = loader.Parts.__iter__
-loader.Parts.__init__, loader.Parts.__iter__ = from_the_beginning, positions
+whole = loader.MicroBatches.__iter__
+loader.MicroBatches.__init__, loader.MicroBatches.__iter__ = from_the_beginning, positions
 """
 BREAK_RANDOM = """
 import torch
@@ -423,16 +423,16 @@ def test_a_signal_before_the_first_step_asks_to_be_requeued(words):
 
 
 def test_a_schedulers_second_signal_only_hurries():
-    from segtrain.engine.run import Interrupted, Interruption
+    from segtrain.engine.run import Preempted, Preemption
 
-    with Interruption() as interruption:
-        with pytest.raises(Interrupted) as stopped:
+    with Preemption() as preemption:
+        with pytest.raises(Preempted) as stopped:
             signal.raise_signal(signal.SIGTERM)
         assert stopped.value.exit_status == 75
-        interruption.status, interruption.stepping = 0, True
+        preemption.status, preemption.stepping = 0, True
         signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGTERM)
-        assert interruption.status == 75
+        assert preemption.status == 75
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 

@@ -27,7 +27,7 @@ from segtrain.abn import describe_backend
 from segtrain.config import IGNORE_INDEX, TrainConfig, run_folder
 from segtrain.data.augment import Augmentation
 from segtrain.data.dataset import label_table, split_samples
-from segtrain.data.loader import Parts, TrainingData, training_batches
+from segtrain.data.loader import MicroBatches, TrainingData, training_batches
 from segtrain.models import BACKBONES
 from segtrain.models.blocks import Backbone, IdentityResidualBlock, Norm, ResidualBlock, conv, stage
 from segtrain.scoring.inference import normalise
@@ -125,7 +125,7 @@ def crops(config: TrainConfig, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """images uint8 (CROPS, 3, h, w) and targets int64 (CROPS, h, w), drawn as for training."""
     augmentation = Augmentation(config.augmentation)
     data = TrainingData(split_samples(config.dataset, split), label_table(config.dataset), augmentation, seed=1000)
-    batch = next(training_batches(data, Parts(CROPS, 0, 1), workers=0, pin_memory=False))[0]
+    batch = next(training_batches(data, MicroBatches(CROPS, 0, 1), workers=0, pin_memory=False))[0]
     return batch.images, batch.targets.long()
 
 

@@ -8,7 +8,7 @@ from segtrain.config import IGNORE_INDEX, CityscapesConfig
 from segtrain.console import say
 from segtrain.data.labels import LabelTable, published_table
 from segtrain.data.rules import CITYSCAPES
-from segtrain.data.sample import DataSet, Files, Sample, by_stem, expect_folder, expect_split
+from segtrain.data.sample import DatasetSpec, Sample, SplitFiles, by_stem, expect_folder, expect_split
 
 TREE = """{root}/leftImg8bit/{{train,val,test}}/<city>/<city>_000000_000019_leftImg8bit.png
 {root}/gtFine/{{train,val}}/<city>/<city>_000000_000019_gtFine_labelIds.png  (and _instanceIds.png)
@@ -40,7 +40,7 @@ def table(config: CityscapesConfig) -> LabelTable:
     return LabelTable(found.rows, "the cityscapes train ids", stored)
 
 
-def files(config: CityscapesConfig, split: str) -> Files:
+def files(config: CityscapesConfig, split: str) -> SplitFiles:
     root = config.folder()
     expect_folder(root, "Cityscapes", TREE)
     known = {path.name for kind in ("leftImg8bit", "gtFine") for path in (root / kind).glob("*") if path.is_dir()}
@@ -51,15 +51,15 @@ def files(config: CityscapesConfig, split: str) -> Files:
     return layout_files(root, split)
 
 
-def layout_files(root: Path, split: str) -> Files:
+def layout_files(root: Path, split: str) -> SplitFiles:
     """Files of any data in Cityscapes' layout, named <city>_<sequence>_<frame>. The test split's labels are void."""
     folder, kind = COARSE.get(split, split), "gtCoarse" if split in COARSE else "gtFine"
     images = by_stem(root / "leftImg8bit" / folder, "*/*_leftImg8bit.png", "_leftImg8bit.png")
     if split == "test":
-        return Files(images, None)
+        return SplitFiles(images, None)
     labels, instances = root / kind / folder, f"_{kind}_instanceIds.png"
     ending = f"_{kind}_{'labelTrainIds' if labels_are_train_ids(root) else 'labelIds'}.png"
-    return Files(images, by_stem(labels, f"*/*{ending}", ending), by_stem(labels, f"*/*{instances}", instances))
+    return SplitFiles(images, by_stem(labels, f"*/*{ending}", ending), by_stem(labels, f"*/*{instances}", instances))
 
 
 def answer(name: str) -> str:
@@ -70,4 +70,4 @@ def identity(sample: Sample) -> str:
     return f"{sample.image.parts[-3]}/{sample.name}"  # street scenes in this layout count from 0 in every split
 
 
-DATASET = DataSet(table, files, CITYSCAPES, PUBLISHED, answer=answer, family="cityscapes", identity=identity)
+DATASET = DatasetSpec(table, files, CITYSCAPES, PUBLISHED, answer=answer, family="cityscapes", identity=identity)

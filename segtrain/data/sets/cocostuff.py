@@ -7,7 +7,7 @@ from typing import Any
 from segtrain.config import IGNORE_INDEX, CocoStuffConfig
 from segtrain.data.labels import LabelTable, read_json_table
 from segtrain.data.rules import COCOSTUFF
-from segtrain.data.sample import DataSet, Files, Sample, by_stem, expect_folder, expect_split
+from segtrain.data.sample import DatasetSpec, Sample, SplitFiles, by_stem, expect_folder, expect_split
 from segtrain.errors import DataError, UsageError
 
 TREE = """{root}/images/{{train2017,val2017}}/000000000139.jpg
@@ -67,14 +67,14 @@ def label_folder(root: Path, folder: str) -> Path | None:
     return next((path for path in found if next(path.glob("*.png"), None) is not None), None)
 
 
-def folder_files(root: Path, folder: str) -> Files:
+def folder_files(root: Path, folder: str) -> SplitFiles:
     """All files of train2017 or val2017."""
     images = by_stem(root / "images" / folder, "*.jpg") or by_stem(root / folder, "*.jpg")
     labels = label_folder(root, folder) or stuff_pixelmaps(root, folder)
-    return Files(images, by_stem(labels, "*.png") if labels else {})
+    return SplitFiles(images, by_stem(labels, "*.png") if labels else {})
 
 
-def files(config: CocoStuffConfig, split: str) -> Files:
+def files(config: CocoStuffConfig, split: str) -> SplitFiles:
     root = config.folder()
     expect_folder(root, "COCO-Stuff", TREE)
     if is_10k(root):
@@ -83,7 +83,7 @@ def files(config: CocoStuffConfig, split: str) -> Files:
         return listed_10k(root, split)
     expect_split(split, (*SPLITS, "test"), root)
     if split == "test":
-        return Files(folder_files(root, "test2017").images, None)
+        return SplitFiles(folder_files(root, "test2017").images, None)
     if config.split == "full":
         return folder_files(root, SPLITS[split])
     wanted = challenge_ids(root, split)
@@ -93,7 +93,7 @@ def files(config: CocoStuffConfig, split: str) -> Files:
         found = folder_files(root, folder)
         images |= {name: path for name, path in found.images.items() if name in wanted}
         labels |= {name: path for name, path in (found.labels or {}).items() if name in wanted}
-    return Files(images, labels)
+    return SplitFiles(images, labels)
 
 
 def challenge_ids(root: Path, split: str) -> set[str]:
@@ -108,7 +108,7 @@ def challenge_ids(root: Path, split: str) -> set[str]:
     return {f"{int(number):012d}" for number in re.findall(r"\d+", path.read_text())}
 
 
-def listed_10k(root: Path, split: str) -> Files:
+def listed_10k(root: Path, split: str) -> SplitFiles:
     lists = {"train": "train", "val": "test", "test": "test"}
     expect_split(split, lists, root)
     path = root / "imageLists" / f"{lists[split]}.txt"
@@ -120,7 +120,7 @@ def listed_10k(root: Path, split: str) -> Files:
         paths = {name: root / kind / f"{name}{suffix}" for name in names}
         return {name: path for name, path in paths.items() if path.is_file()}
 
-    return Files(there("images", ".jpg"), there("annotations", ".mat"))
+    return SplitFiles(there("images", ".jpg"), there("annotations", ".mat"))
 
 
 def identity(sample: Sample) -> str:
@@ -128,4 +128,4 @@ def identity(sample: Sample) -> str:
     return sample.name.rpartition("_")[2]
 
 
-DATASET = DataSet(table, files, COCOSTUFF, PUBLISHED, family="coco", identity=identity)
+DATASET = DatasetSpec(table, files, COCOSTUFF, PUBLISHED, family="coco", identity=identity)

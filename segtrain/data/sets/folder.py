@@ -6,7 +6,7 @@ from pathlib import Path
 from segtrain.config import FolderConfig
 from segtrain.data.labels import LabelTable, read_user_table
 from segtrain.data.rules import PLAIN
-from segtrain.data.sample import DataSet, Files, expect_folder, expect_split
+from segtrain.data.sample import DatasetSpec, SplitFiles, expect_folder, expect_split
 from segtrain.errors import DataError, UsageError
 
 TREE = """any folder with pictures and label pictures, described by
@@ -23,7 +23,7 @@ def table(config: FolderConfig) -> LabelTable:
     return read_user_table(next((p for p in (config.folder() / path, path) if p.is_file()), path))
 
 
-def files(config: FolderConfig, split: str) -> Files:
+def files(config: FolderConfig, split: str) -> SplitFiles:
     root = config.folder()
     if config.root is None:
         raise UsageError("dataset.root is not set: give the folder of your pictures")
@@ -35,14 +35,14 @@ def files(config: FolderConfig, split: str) -> Files:
     return match_patterns(root, entry["images"], entry.get("labels"), f"dataset.splits.{split}")
 
 
-def match_patterns(root: Path, images: str, labels: str | None, key: str) -> Files:
+def match_patterns(root: Path, images: str, labels: str | None, key: str) -> SplitFiles:
     """Images, and labels for which the `*`, `**` and `?` of the two patterns stand for the same text."""
     found = matches(root, images, f"{key}.images")
     if labels is None:
-        return Files(found, None)
+        return SplitFiles(found, None)
     if len(WILDCARDS.findall(images)) != len(WILDCARDS.findall(labels)):
         raise UsageError(f"{key}: the patterns {images} and {labels} need the same number of * to pair by")
-    return Files(found, matches(root, labels, f"{key}.labels"))
+    return SplitFiles(found, matches(root, labels, f"{key}.labels"))
 
 
 def matches(root: Path, pattern: str, key: str) -> dict[str, Path]:
@@ -64,7 +64,7 @@ def matches(root: Path, pattern: str, key: str) -> dict[str, Path]:
     return found
 
 
-def read_pairs(root: Path, name: str) -> Files:
+def read_pairs(root: Path, name: str) -> SplitFiles:
     """One `image,label` (or `image label`) a line, paths below root or absolute; # begins a comment."""
     path = root / name
     try:
@@ -89,7 +89,7 @@ def read_pairs(root: Path, name: str) -> Files:
         if key in images:
             raise DataError(f"{path}, line {number}: {image} and {images[key]} have the same name {key!r}")
         images[key], labels[key] = two
-    return Files(images, labels)
+    return SplitFiles(images, labels)
 
 
-DATASET = DataSet(table, files, PLAIN)
+DATASET = DatasetSpec(table, files, PLAIN)

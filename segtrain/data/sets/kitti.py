@@ -5,7 +5,7 @@ from pathlib import Path
 from segtrain.config import KittiConfig
 from segtrain.data.labels import LabelTable, published_table, read_json_table
 from segtrain.data.rules import KITTI
-from segtrain.data.sample import DataSet, Files, by_stem, expect_folder, expect_split
+from segtrain.data.sample import DatasetSpec, SplitFiles, by_stem, expect_folder, expect_split
 from segtrain.errors import UsageError
 
 TREE = """{root}/training/image_2/000000_10.png  (200 pictures; the same names in training/semantic and instance)
@@ -18,13 +18,13 @@ def table(config: KittiConfig) -> LabelTable:
     return published_table("cityscapes", "kitti")
 
 
-def files(config: KittiConfig, split: str) -> Files:
+def files(config: KittiConfig, split: str) -> SplitFiles:
     """train and val by a published list (there is no official validation split), trainval (all 200), or test."""
     root = config.folder()
     expect_folder(root, "KITTI", TREE)
     expect_split(split, ("train", "val", "trainval", "test"), root)
     if split == "test":
-        return Files(by_stem(root / "testing" / "image_2", "*_10.png"), None)
+        return SplitFiles(by_stem(root / "testing" / "image_2", "*_10.png"), None)
     lists = read_json_table("kitti_splits")
     del lists["note"]
     if config.val_list not in lists:
@@ -35,7 +35,7 @@ def files(config: KittiConfig, split: str) -> Files:
         found = by_stem(root / "training" / folder, "*_10.png")
         return {name: path for name, path in found.items() if split == "trainval" or (name in val) == (split == "val")}
 
-    return Files(chosen("image_2"), chosen("semantic"), chosen("instance"))
+    return SplitFiles(chosen("image_2"), chosen("semantic"), chosen("instance"))
 
 
-DATASET = DataSet(table, files, KITTI, {"trainval": 200, "test": 200}, scored="trainval", family="kitti")
+DATASET = DatasetSpec(table, files, KITTI, {"trainval": 200, "test": 200}, scored="trainval", family="kitti")

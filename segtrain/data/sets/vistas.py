@@ -7,7 +7,7 @@ from typing import Any
 from segtrain.config import IGNORE_INDEX, VistasConfig
 from segtrain.data.labels import LabelTable, read_json_table
 from segtrain.data.rules import VISTAS
-from segtrain.data.sample import DataSet, Files, by_stem, expect_folder, expect_split
+from segtrain.data.sample import DatasetSpec, SplitFiles, by_stem, expect_folder, expect_split
 from segtrain.errors import DataError
 
 TREE = """{root}/config.json, {{training,validation,testing}}/{{images,labels,instances}}/<22 characters>.jpg or .png
@@ -61,16 +61,16 @@ def read_config(path: Path) -> list[dict[str, Any]]:
     return labels
 
 
-def files(config: VistasConfig, split: str) -> Files:
+def files(config: VistasConfig, split: str) -> SplitFiles:
     root = config.folder()
     expect_folder(root, "Vistas", TREE)
     expect_split(split, SPLITS, root)
     folder = root / SPLITS[split]
     images = by_stem(folder / "images", "*.jpg")
     if split == "test":
-        return Files(images, None)
+        return SplitFiles(images, None)
     inner = folder / config.version if (folder / config.version).is_dir() else folder
-    return Files(images, by_stem(inner / "labels", "*.png"), by_stem(inner / "instances", "*.png"))
+    return SplitFiles(images, by_stem(inner / "labels", "*.png"), by_stem(inner / "instances", "*.png"))
 
 
-DATASET = DataSet(table, files, VISTAS, PUBLISHED, family="vistas")
+DATASET = DatasetSpec(table, files, VISTAS, PUBLISHED, family="vistas")

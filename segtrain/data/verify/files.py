@@ -23,7 +23,7 @@ from segtrain.data.sample import Sample, different_sizes
 from segtrain.data.verify.label_mistakes import find_mistakes
 from segtrain.errors import DataError
 from segtrain.files import write_atomically
-from segtrain.threads import in_order
+from segtrain.threads import threaded_map
 
 LABELS_READ = 5000  # at most so many label pictures have their ids looked up; the rest are checked when they are read
 ERRORS_SHOWN = 5
@@ -34,7 +34,7 @@ def check_samples(
 ) -> tuple[int, int]:
     """Largest (height, width) among the pictures. DataError lists the faulty files, the first few of them in full, or
     names the mistake if the label pictures hold something else than the table says."""
-    seen = Seen(cache_folder, samples)
+    seen = FileFacts(cache_folder, samples)
     every = max(1, -(-len(samples) // LABELS_READ))
     if every > 1:
         say(f"checking the files of {len(samples)} samples, the label ids of every {every}th")
@@ -50,7 +50,7 @@ def check_samples(
         except DataError as error:
             return error
 
-    for number, result in enumerate(in_order(examine, enumerate(samples)), 1):
+    for number, result in enumerate(threaded_map(examine, enumerate(samples)), 1):
         if isinstance(result, DataError):
             errors.append(str(result))
         else:
@@ -86,7 +86,7 @@ def unknown_ids(read: Callable[[Path], np.ndarray], table: LabelTable, path: Pat
     return f"{path} was changed while it was read"
 
 
-class Seen:
+class FileFacts:
     """Size and ids of files, remembered between runs."""
 
     def __init__(self, folder: Path, samples: list[Sample]) -> None:
