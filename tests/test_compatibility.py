@@ -1,6 +1,6 @@
 """What users have, from the code before its modules moved into packages: runs, checkpoints, plugins, command lines.
 
-tests/data/compatibility holds it; its make.py says how it was made.
+tests/fixtures/compatibility holds it; its make.py says how it was made.
 """
 
 import importlib
@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tests import zygote
-from tests.conftest import ROOT
+from tests.helpers import zygote
+from tests.helpers.checkout import ROOT
 
-FOLDER = ROOT / "tests" / "data" / "compatibility"
+FOLDER = ROOT / "tests" / "fixtures" / "compatibility"
 MADE = json.loads((FOLDER / "made.json").read_text())
 STOP, COMMANDS = MADE["stopped_at"], MADE["commands"]
 PLUGIN = "plugins=[plugins/my_small_backbone.py]"
