@@ -15,7 +15,7 @@ from typing import Any
 from segtrain.config import VerifyConfig
 from segtrain.console import process_count, say
 from segtrain.engine.blackbox import read_lines
-from segtrain.engine.train import task_of
+from segtrain.engine.start import task_of
 from segtrain.errors import DataError, SegtrainError, UsageError
 from segtrain.weights import checkpoint
 
