@@ -149,7 +149,9 @@ class Strips:
         self.rows = rows  # (H, h)
         self.columns = bilinear(target.shape[1], logits)  # (W, w)
         self.classes = logits.shape[0]
-        self.wide = logits.permute(1, 0, 2) @ self.columns.T  # (h, C, W)
+        # In one layout whatever that of the logits, channels last as networks give them: a product's bits depend on it.
+        wide = logits.permute(1, 2, 0).contiguous().transpose(1, 2)
+        self.wide = wide @ self.columns.T  # (h, C, W)
         self.wide_gradient: Tensor | None = None
         self.valid = target != IGNORE_INDEX  # (H, W)
         plain = self.valid & (target < self.classes) if groups else self.valid
