@@ -419,7 +419,7 @@ def trained_with(overrides: list[str]) -> dict[str, Any]:
     """The configuration inside the checkpoint that the overrides name."""
     named = given(overrides, "checkpoint", "run")
     path = checkpoint_path(named.get("checkpoint"), named.get("run"))
-    from segtrain.commands.convert import run_content
+    from segtrain.weights.network_file import run_content
 
     trained: dict[str, Any] = run_content(path, keep=True)["config"]
     return trained

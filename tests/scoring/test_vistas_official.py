@@ -10,7 +10,6 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from segtrain.commands import convert
 from segtrain.config import InferenceConfig, ModelConfig
 from segtrain.data.labels import LabelTable, published_table
 from segtrain.data.scenes.layouts import write
@@ -18,6 +17,7 @@ from segtrain.models import build_model
 from segtrain.scoring import inference as module
 from segtrain.scoring.inference import answer, fitted
 from segtrain.tasks.evaluation import Trained
+from segtrain.weights import network_file
 from segtrain.weights import transfer as weights
 from tests.helpers.networks import hollow, meta, shapes
 from tests.helpers.runs import refused
@@ -237,7 +237,7 @@ def files(folder):
 @torch.no_grad()
 def test_the_published_file_is_evaluated_as_downloaded(segtrain, published, data, network, monkeypatch, tmp_path):
     read = []
-    monkeypatch.setattr(convert, "read", lambda path, real=weights.read: read.append(path) or real(path))
+    monkeypatch.setattr(network_file, "read", lambda path, real=weights.read: read.append(path) or real(path))
     small = [*SMALL, "loader.workers=0", "pictures=0", "position_prior=false"]
     call = ["evaluate", NAME, "dataset=vistas", f"dataset.root={data}", *small]
     done = segtrain(*call)
@@ -352,8 +352,8 @@ def test_the_vistas_network_is_the_published_one(monkeypatch, tmp_path):
     torch.save({"state_dict": hollow(ours)}, NAME)
     known = next(one for one in weights.known_files() if one["file"] == NAME)
     monkeypatch.setitem(known, "md5", hashlib.md5((tmp_path / NAME).read_bytes()).hexdigest())
-    monkeypatch.setattr(convert, "from_config", lambda options, classes: ours)
-    content = convert.run_content(weights.Path(NAME))
+    monkeypatch.setattr(network_file, "from_config", lambda options, classes: ours)
+    content = network_file.run_content(weights.Path(NAME))
     options = content["config"]["model"]
     assert sum(t.numel() for k, t in content["model"].items() if ".running_" not in k and "num_" not in k) == 135827073
     assert (options["backbone"], options["head"], options["head_channels"]) == ("wider_resnet38", "deeplabv3", 256)
@@ -363,6 +363,6 @@ def test_the_vistas_network_is_the_published_one(monkeypatch, tmp_path):
     assert content["provenance"]["data"].keys() == {"imagenet", "vistas"}
 
     monkeypatch.setitem(known, "md5", "0" * 32)  # the same network, written anew
-    again = convert.run_content(weights.Path(NAME))
+    again = network_file.run_content(weights.Path(NAME))
     assert again["config"]["model"] == options and again["known"] is None
     assert "the published wide_resnet38_deeplab_vistas's are taken, model.mean=[0.41738699" in again["report"]

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from segtrain.commands.convert import options_of, write
+from segtrain.commands.convert import write
 from segtrain.data.labels import LabelTable, published_table
 from segtrain.errors import DataError, UsageError
 from segtrain.models import BACKBONES, build_classifier, build_model
@@ -22,6 +22,7 @@ from segtrain.tasks import evaluation
 from segtrain.weights import checkpoint
 from segtrain.weights import transfer as module
 from segtrain.weights.layouts import FORMS, LEAVES, named, place
+from segtrain.weights.network_file import options_of
 from segtrain.weights.transfer import BODIES, known_files, load_weights, provenance, read
 from tests.helpers.networks import hollow, lived_in, meta, shapes, with_leaky_relu
 from tests.helpers.runs import small_run
