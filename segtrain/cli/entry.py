@@ -97,7 +97,7 @@ COMMANDS = {
     ),
     "weights": Command(
         "use", "published files of weights: where they are, md5, licence, accuracy", config.WeightsConfig,
-        "segtrain.commands.convert:weights", "verify",
+        "segtrain.commands.weights:weights", "verify",
         ("segtrain weights", "segtrain weights verify=wide_resnet38_ipabn_lr_256.pth.tar",
          "segtrain weights resnext101_ipabn_lr_512.pth.tar"),
     ),

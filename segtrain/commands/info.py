@@ -18,7 +18,7 @@ from segtrain.console import Progress, say
 from segtrain.errors import SegtrainError, UsageError
 from segtrain.files import write_atomically
 from segtrain.weights.network_file import published_figure, run_content
-from segtrain.weights.transfer import origin
+from segtrain.weights.provenance import origin
 
 
 def info(config: InfoConfig) -> None:

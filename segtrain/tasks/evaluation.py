@@ -139,7 +139,7 @@ def restored(
                 "give plugins=[FILE] with the file that defines it"
             )
     network = from_config(options, len(content["classes"]["names"]))
-    checkpoint.load_weights(network, content["ema" if averaged else "model"], path)
+    checkpoint.load_strict(network, content["ema" if averaged else "model"], path)
     return network.eval().to(on), options, content
 
 
