@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from segtrain.commands.convert import published_figure, run_content
 from segtrain.config import (
     DatasetConfig,
     EvaluateConfig,
@@ -32,6 +31,7 @@ from segtrain.scoring.inference import Answer, answer, fitted, nearest, normalis
 from segtrain.scoring.report import file_hash, print_table, protocol, seen_in_training, summarised, write_result
 from segtrain.scoring.scores import PositionPrior, Scores
 from segtrain.weights import checkpoint
+from segtrain.weights.network_file import published_figure, run_content
 
 PRIOR_SAMPLES = 300  # training labels that the position prior is counted from
 
@@ -139,7 +139,7 @@ def restored(
                 "give plugins=[FILE] with the file that defines it"
             )
     network = from_config(options, len(content["classes"]["names"]))
-    checkpoint.load_weights(network, content["ema" if averaged else "model"], path)
+    checkpoint.load_strict(network, content["ema" if averaged else "model"], path)
     return network.eval().to(on), options, content
 
 
