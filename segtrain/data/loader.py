@@ -20,7 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from segtrain.config import IGNORE_INDEX
 from segtrain.data.augment import Augmentation
-from segtrain.data.labels import LabelTable, read_image, read_label
+from segtrain.data.images import read_image
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Sample, different_sizes, read_labels
 from segtrain.data.sampling import ClassIndex, random_pixel
 from segtrain.data.sets.mixture import TURNS

@@ -10,7 +10,8 @@ from PIL import Image
 
 from segtrain.config import CocoStuffConfig
 from segtrain.data.dataset import label_table
-from segtrain.data.labels import published_table, read_label
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import published_table
 from segtrain.data.scenes.layouts import MANIFEST, write
 from segtrain.data.verify.label_mistakes import find_mistakes
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from segtrain.commands.submit import decode_runs, encode_runs, verify_coco
-from segtrain.data.labels import published_table, read_label
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import published_table
 from segtrain.data.scenes.layouts import write
 from segtrain.errors import DataError
 from tests.helpers import zygote

@@ -10,7 +10,8 @@ from scipy.io import savemat
 
 from segtrain.config import IGNORE_INDEX, CityscapesConfig, CocoStuffConfig, KittiConfig, VistasConfig
 from segtrain.data.dataset import label_table, labelled_samples, split_samples
-from segtrain.data.labels import published_table, read_instances, read_json_table, read_label
+from segtrain.data.label_files import read_instances, read_label
+from segtrain.data.labels import published_table, read_json_table
 from segtrain.data.loader import read_sample
 from segtrain.data.sample import read_labels
 from segtrain.data.scenes.layouts import write

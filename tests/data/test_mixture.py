@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from segtrain.config import IGNORE_INDEX, AugmentationConfig, KittiConfig, LossConfig, MixtureConfig
 from segtrain.data.augment import Augmentation
 from segtrain.data.dataset import dataset_spec, label_table, split_samples, training_mixture
-from segtrain.data.labels import LabelTable, published_table, read_json_table, read_label
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable, published_table, read_json_table
 from segtrain.data.loader import TrainingData, read_sample, turn
 from segtrain.data.scenes.layouts import write
 from segtrain.data.taxonomy import MappedTable, taxonomy
