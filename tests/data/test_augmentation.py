@@ -14,7 +14,8 @@ from segtrain.cli import entry as cli
 from segtrain.config import IGNORE_INDEX, AugmentationConfig
 from segtrain.data.augment import FILL, Augmentation, Extra
 from segtrain.data.labels import published_table
-from segtrain.data.loader import MicroBatches, TrainingData, training_batches
+from segtrain.data.loader import TrainingData, training_batches
+from segtrain.data.order import MicroBatches
 from segtrain.data.sample import Sample
 from segtrain.errors import DataError, UsageError
 from tests.helpers.runs import refused, small_run

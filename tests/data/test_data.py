@@ -17,14 +17,8 @@ from segtrain.data.augment import Augmentation, draw_span, resized
 from segtrain.data.cache import Decoded
 from segtrain.data.dataset import label_table, split_samples
 from segtrain.data.labels import published_table, read_json_table
-from segtrain.data.loader import (
-    MicroBatches,
-    TrainingData,
-    evaluation_samples,
-    read_pixels,
-    read_sample,
-    training_batches,
-)
+from segtrain.data.loader import TrainingData, evaluation_samples, read_pixels, read_sample, training_batches
+from segtrain.data.order import MicroBatches
 from segtrain.data.sample import Sample
 from segtrain.data.sampling import class_index, random_pixel
 from segtrain.data.scenes.layouts import write
