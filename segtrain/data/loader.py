@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from segtrain.config import IGNORE_INDEX
 from segtrain.data.augment import Augmentation
 from segtrain.data.images import read_image
 from segtrain.data.label_files import read_label
@@ -33,17 +32,6 @@ class Batch(NamedTuple):
     names: list[str]
     positions: list[int]
     windows: list[list[int]]
-
-
-def read_sample(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 (H, W, 3) and train ids uint8 (H, W), all IGNORE_INDEX without a label. DataError if sizes differ."""
-    image = read_image(sample.image)
-    if sample.label is None:
-        return image, np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
-    target = (sample.table or table).encode(read_label(sample.label), sample.label)
-    if target.shape != image.shape[:2]:
-        raise different_sizes(sample, image.shape[:2], target.shape)
-    return image, target
 
 
 class EvaluationItem(NamedTuple):

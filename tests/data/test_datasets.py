@@ -12,10 +12,10 @@ from segtrain.config import IGNORE_INDEX, CityscapesConfig, CocoStuffConfig, Kit
 from segtrain.data.dataset import label_table, labelled_samples, split_samples
 from segtrain.data.label_files import read_instances, read_label
 from segtrain.data.labels import published_table, read_json_table
-from segtrain.data.loader import read_sample
 from segtrain.data.sample import read_labels
 from segtrain.data.scenes.layouts import write
 from segtrain.errors import DataError, UsageError
+from tests.helpers.samples import read_sample
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,13 @@ from segtrain.data.augment import Augmentation
 from segtrain.data.dataset import dataset_spec, label_table, split_samples, training_mixture
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable, published_table, read_json_table
-from segtrain.data.loader import TrainingData, read_sample
+from segtrain.data.loader import TrainingData
 from segtrain.data.order import turn
 from segtrain.data.scenes.layouts import write
 from segtrain.data.taxonomy import MappedTable, taxonomy
 from segtrain.errors import DataError, UsageError
 from segtrain.losses import build_loss
+from tests.helpers.samples import read_sample
 
 
 @pytest.fixture(scope="module")
