@@ -21,7 +21,7 @@ from segtrain.data.loader import TrainingData, evaluation_samples, read_pixels, 
 from segtrain.data.order import MicroBatches
 from segtrain.data.sample import Sample
 from segtrain.data.sampling import class_index, random_pixel
-from segtrain.data.scenes.layouts import write
+from segtrain.data.scenes.layouts import write_scenes
 from segtrain.data.verify.files import FileFacts, check_samples
 from segtrain.errors import DataError, UsageError
 from tests.helpers.samples import read_sample
@@ -69,7 +69,7 @@ def test_kitti_layout_and_published_splits(tmp_path):
 
 
 def test_kitti_scenes_train_ids(tmp_path):
-    write(tmp_path / "k", "kitti", {"train": 3, "val": 1}, 0, (256, 512), workers=1)
+    write_scenes(tmp_path / "k", "kitti", {"train": 3, "val": 1}, 0, (256, 512), workers=1)
     config = KittiConfig(name="kitti", root=str(tmp_path / "k"))
     for sample in split_samples(config, "trainval"):
         image, target = read_sample(sample, label_table(config))
