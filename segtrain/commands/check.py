@@ -13,7 +13,9 @@ from PIL import Image
 from segtrain.config import CheckConfig, DatasetConfig, FolderConfig, MixtureConfig, classifies
 from segtrain.console import Progress, say
 from segtrain.data.dataset import dataset_spec, label_table, split_files
-from segtrain.data.labels import LabelTable, read_image, read_instances, read_label
+from segtrain.data.images import read_image
+from segtrain.data.label_files import read_instances, read_label
+from segtrain.data.labels import LabelTable
 from segtrain.data.sample import DatasetSpec, Sample, SplitFiles
 from segtrain.data.scenes.layouts import MANIFEST
 from segtrain.data.sets.mixture import parts

@@ -13,7 +13,8 @@ import numpy as np
 from segtrain.config import IGNORE_INDEX, ScoreConfig
 from segtrain.console import Progress, say
 from segtrain.data.dataset import dataset_spec, label_table, labelled_samples
-from segtrain.data.labels import LabelTable, read_label
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Sample, read_labels
 from segtrain.errors import DataError, UsageError
 from segtrain.scoring.report import print_table, protocol, summarised, write_result

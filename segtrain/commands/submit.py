@@ -17,7 +17,9 @@ from segtrain.commands.score import find_answers, known_encodings
 from segtrain.config import IGNORE_INDEX, SubmitConfig
 from segtrain.console import Progress, say
 from segtrain.data.dataset import dataset_spec, label_table, split_files
-from segtrain.data.labels import LabelTable, read_image, read_label
+from segtrain.data.images import read_image
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable
 from segtrain.device import describe_device, resolve_device
 from segtrain.errors import DataError, UsageError
 from segtrain.scoring import figures as pictures

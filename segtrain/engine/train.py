@@ -16,7 +16,8 @@ from torch import nn
 from segtrain.abn import describe_backend
 from segtrain.config import TrainConfig, TrainerConfig, classifies
 from segtrain.console import Progress, duration, say
-from segtrain.data.loader import Batch, MicroBatches, training_batches
+from segtrain.data.loader import Batch, training_batches
+from segtrain.data.order import MicroBatches
 from segtrain.device import describe_device, memory, peak_memory, resolve_device
 from segtrain.distributed.group import PeerDied, World, init_distributed
 from segtrain.engine.blackbox import BlackBox

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from segtrain.config import EvaluateConfig, InferenceConfig, ModelConfig, TrainConfig, refuse_other_task
 from segtrain.console import Progress, say
 from segtrain.data.classify.images import PUBLISHED, Pictures, TrainingPictures, Views, batches_of, list_pictures, views
-from segtrain.data.labels import read_image, read_json_table
+from segtrain.data.images import read_image
+from segtrain.data.labels import read_json_table
 from segtrain.device import describe_device, resolve_device
 from segtrain.distributed.group import World, all_reduce_arrays
 from segtrain.errors import DataError

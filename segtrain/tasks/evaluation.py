@@ -19,7 +19,8 @@ from segtrain.config import (
 )
 from segtrain.console import Progress, say
 from segtrain.data.dataset import dataset_spec, label_table, split_samples
-from segtrain.data.labels import LabelTable, read_label
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable
 from segtrain.data.loader import EvaluationItem, evaluation_samples
 from segtrain.data.sample import Sample
 from segtrain.device import describe_device, resolve_device

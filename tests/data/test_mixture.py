@@ -14,19 +14,22 @@ from torch.nn import functional as F
 from segtrain.config import IGNORE_INDEX, AugmentationConfig, KittiConfig, LossConfig, MixtureConfig
 from segtrain.data.augment import Augmentation
 from segtrain.data.dataset import dataset_spec, label_table, split_samples, training_mixture
-from segtrain.data.labels import LabelTable, published_table, read_json_table, read_label
-from segtrain.data.loader import TrainingData, read_sample, turn
-from segtrain.data.scenes.layouts import write
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable, published_table, read_json_table
+from segtrain.data.loader import TrainingData
+from segtrain.data.order import turn
+from segtrain.data.scenes.layouts import write_scenes
 from segtrain.data.taxonomy import MappedTable, taxonomy
 from segtrain.errors import DataError, UsageError
 from segtrain.losses import build_loss
+from tests.helpers.samples import read_sample
 
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
     for layout in ("vistas", "kitti", "cityscapes"):
-        write(folder / layout, layout, {"train": 3, "val": 2}, 0, (256, 512), workers=1)
+        write_scenes(folder / layout, layout, {"train": 3, "val": 2}, 0, (256, 512), workers=1)
     return folder
 
 
