@@ -65,7 +65,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
     if not any("images" in facts for facts in splits.values()):
         findings.append(Finding("error", "empty", f"no pictures at all in {where}"))
     if panels:
-        pictures.write(output / "contact.png", pictures.sheet(panels, table))
+        pictures.write_png(output / "contact.png", pictures.sheet(panels, table))
     return reported(output, {"dataset": data.name, "root": where, "classes": table.names}, splits, findings)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional as tv
 
-from segtrain.config import AugmentationConfig, ImageNetConfig, InferenceConfig
+from segtrain.config import AugmentationConfig, ImageNetConfig, InferenceConfig, ModelConfig
 from segtrain.data.classify.images import (
     COMPONENTS,
     Pictures,
@@ -26,9 +26,9 @@ from segtrain.data.classify.images import (
 )
 from segtrain.errors import DataError
 from segtrain.models import build_classifier
-from segtrain.scoring.inference import normalise
-from segtrain.tasks.classification import Answer, PictureCrossEntropy, accuracies, identities
-from segtrain.tasks.evaluation import restored
+from segtrain.scoring.inference import normalise_images
+from segtrain.scoring.predictor import load_network
+from segtrain.tasks.classification import ClassificationEvaluator, ImageCrossEntropy, TopK, identify_images
 from tests.helpers.checkout import TINY, environment
 from tests.helpers.losses import step_loss
 from tests.helpers.runs import small_run
@@ -270,10 +270,13 @@ def test_views_are_torchvisions(size):
 def test_accuracies_of_a_hand_worked_case(tree):
     some = list_pictures(ImageNetConfig("imagenet", str(tree)), "val")
     answers = [
-        Answer([0, 1], np.array([0, 0]), np.array([[0, 1, 2, 3, 4], [5, 4, 3, 2, 1]])),  # right; not among five
-        Answer([3, 4], np.array([1, 1]), np.array([[2, 3, 4, 5, 1], [0, 1, 2, 3, 4]])),  # fifth; second
+        TopK([0, 1], np.array([0, 0]), np.array([[0, 1, 2, 3, 4], [5, 4, 3, 2, 1]])),  # right; not among five
+        TopK([3, 4], np.array([1, 1]), np.array([[2, 3, 4, 5, 1], [0, 1, 2, 3, 4]])),  # fifth; second
     ]
-    result, panels = accuracies(iter(answers), some, 4, CENTER, 2)
+    evaluator = ClassificationEvaluator(ImageNetConfig("imagenet"), "val", some, ModelConfig(), CENTER)
+    evaluator.batch_size = 2
+    counts, panels = evaluator.count(iter(answers), 4, 2)
+    result = counts.result()
     assert (result["top1"], result["top5"], result["images"]) == (0.25, 0.75, 4)
     assert result["per_class_top1"] == {"n00000000": 0.5, "n00000001": 0.0} | {f"n{n:08d}": None for n in range(2, 6)}
     assert len(panels) == 2
@@ -281,7 +284,7 @@ def test_accuracies_of_a_hand_worked_case(tree):
 
 def test_the_loss_is_cross_entropy():
     logits, target = torch.randn(5, 7), torch.tensor([0, 1, 2, 6, 6])
-    loss = PictureCrossEntropy(0.1)
+    loss = ImageCrossEntropy(0.1)
     wanted = torch.nn.functional.cross_entropy(logits, target, label_smoothing=0.1)
     assert torch.allclose(step_loss(loss, logits, target), wanted)
     assert loss.count(target) == 5
@@ -291,10 +294,10 @@ def test_pictures_are_known_in_other_folders(tree):
     some = list_pictures(ImageNetConfig("imagenet", str(tree)), "val")
     published = [f"a/ILSVRC2012_val_{n:08d}.JPEG" for n in range(2)]
     here, there = (Pictures(Path(folder), ["a"], published, [0, 0]) for folder in ("x/val", "y/all"))
-    assert identities(here) == identities(there)
+    assert identify_images(here) == identify_images(there)
     own = [name.replace("ILSVRC2012_val", "a") for name in some.names]
     train, val = (Pictures(tree / split, some.classes, own, some.targets.tolist()) for split in ("train", "val"))
-    assert not set(identities(train)) & set(identities(val))
+    assert not set(identify_images(train)) & set(identify_images(val))
 
 
 # ---------------------------------------------------------------------------------------------------- the loop
@@ -407,7 +410,7 @@ def test_a_published_classifier_is_evaluated_as_downloaded(tree, segtrain, monke
     assert "published  " not in on_train.out  # for it is of another split
     batch = next(batches_of(list_pictures(ImageNetConfig("imagenet", "one"), "val"), list(range(6)), TEN, 6, 0))
     with torch.no_grad():
-        images = normalise(batch.images.flatten(0, 1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        images = normalise_images(batch.images.flatten(0, 1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         wanted = network.eval()(images).view(6, 10, 6).mean(1).argmax(1)
     assert result["top1"] == int((wanted == batch.targets).sum()) / 6
     other = segtrain(*call, "inference=tencrop", "inference.resize=40", "inference.crop=32")
@@ -432,10 +435,10 @@ def test_an_exchanged_activation_leaves_in_place_layers_as_they_were():
     for activation in ("elu", "identity"):
         wanted = build_classifier("resnet18", 6, activation=activation)
         wanted.load_state_dict(network.state_dict())
-        found, options, _ = restored(Path("a.pth.tar"), torch.device("cpu"), activation=activation)
+        found, options, _, _ = load_network(Path("a.pth.tar"), torch.device("cpu"), activation=activation)
         assert (options.norm, options.scale, options.activation) == ("abn", "abs", activation)
         assert torch.allclose(found(images), wanted.eval()(images), rtol=1e-4, atol=1e-5)
-    found = restored(Path("a.pth.tar"), torch.device("cpu"), activation="relu")[0]
+    found = load_network(Path("a.pth.tar"), torch.device("cpu"), activation="relu")[0]
     plain = build_classifier("resnet18", 6, norm="abn", activation="relu")
     plain.load_state_dict(network.state_dict())
     assert torch.allclose(found(images), plain.eval()(images), rtol=1e-4, atol=1e-5)
