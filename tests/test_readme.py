@@ -18,11 +18,11 @@ import segtrain as package
 from segtrain.cli import entry as cli
 from segtrain.cli.help import known_options
 from segtrain.config import DATASET_CONFIGS, TrainConfig
-from segtrain.data.scenes.layouts import write
+from segtrain.data.scenes.layouts import write_scenes
 from segtrain.losses import LOSSES
 from segtrain.models import BACKBONES, HEADS, build_model
 from segtrain.models.blocks import NORMS
-from segtrain.weights.layouts import FORMS, named
+from segtrain.weights.layouts import LAYOUTS, to_layout
 from tests.helpers import pages
 from tests.helpers.checkout import ROOT
 from tests.helpers.own_parts import FOLDER
@@ -81,7 +81,7 @@ def data(tmp_path):
             Image.fromarray(image.astype(np.uint8)).save(tmp_path / f"data/mine/{split}/{i}.jpg")
             Image.fromarray(label).save(tmp_path / f"data/mine/{split}_labels/{i}.png")
     shutil.copytree(tmp_path / "data/mine/val", tmp_path / "data/new")
-    write(tmp_path / "data/kitti", "kitti", {"train": 4, "val": 2, "night": 0}, 0, (256, 512), workers=1)
+    write_scenes(tmp_path / "data/kitti", "kitti", {"train": 4, "val": 2, "night": 0}, 0, (256, 512), workers=1)
     return tmp_path / "data"
 
 
@@ -149,7 +149,7 @@ def test_kitti_is_evaluated_and_answered_by_a_network_with_nvidias_key_names(seg
     with torch.device("meta"):
         model = build_model("wider_resnet38", "deeplabv3plus", 19, 8, norm="batch_norm", activation="relu")
     state = {key: 0.02 * torch.rand(tensor.shape) for key, tensor in model.state_dict().items()}
-    state = {f"module.{key}": tensor for key, tensor in named(FORMS["nvidia_deeplabv3plus"], state).items()}
+    state = {f"module.{key}": tensor for key, tensor in to_layout(LAYOUTS["nvidia_deeplabv3plus"], state).items()}
     torch.save({"state_dict": state}, "cityscapes_best.pth")
     commands = [command for command in pages.commands("README.md") if "dataset=kitti" in command.words]
     assert len(commands) == 3

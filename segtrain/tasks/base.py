@@ -18,6 +18,7 @@ from segtrain.losses import Loss
 from segtrain.scoring.predictor import LoadedNetwork
 from segtrain.scoring.report import Evaluation
 
+Counted = TypeVar("Counted", contravariant=True)  # the same where it is only taken
 Answer = TypeVar("Answer")  # of the network, for one image or a batch of images
 # (answers, rounds) -> the answers; it may end an evaluation between two of them. rounds: at least the number of
 # answers, and the same in all processes.
@@ -37,10 +38,10 @@ class NetworkFacts(NamedTuple):
     card: dict[str, Any]
 
 
-class Counts(Protocol[Answer]):
+class Counts(Protocol[Counted]):
     """What an evaluation counts; counts add up over answers and processes."""
 
-    def add_answer(self, answer: Answer) -> None: ...
+    def add_answer(self, answer: Counted) -> None: ...
 
     def all_reduce(self) -> None: ...
 
