@@ -33,7 +33,9 @@ from segtrain.tasks.base import NetworkFacts
 from segtrain.tasks.classification import Classification
 from segtrain.tasks.segmentation import Segmentation
 from segtrain.weights import checkpoint
-from segtrain.weights.transfer import data_names, existing, load_weights, provenance
+from segtrain.weights.files import existing
+from segtrain.weights.provenance import data_names, provenance
+from segtrain.weights.transfer import load_weights
 
 SKIPPED_AT_MOST = 100  # bad steps in a row, after which nothing is learnt any more
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
@@ -124,7 +126,7 @@ def train_share(config: TrainConfig, run: Run, world: World, preemption: Preempt
     origin = provenance(data_names(asdict(config.dataset)), began_with)
     start, validated, best = 0, 0, {task.metric: -1.0, "step": 0, "since": 0}
     if state is not None:
-        checkpoint.load_weights(network, state["model"], run.last)
+        checkpoint.load_strict(network, state["model"], run.last)
         start, validated, best = state["step"], state["validated"], {"since": 0} | state["best"]
         origin = state.get("provenance", origin)
     learner = Learner(network, loss, config, world, on)

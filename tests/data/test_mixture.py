@@ -323,4 +323,4 @@ def test_weights_of_other_classes_begin_with_a_new_classifier_and_say_so(roots, 
     assert segtrain("train", *overrides, "run=mine").status == 0
     answer = segtrain("train", "dataset=kitti", f"dataset.root={roots / 'kitti'}", "model.weights=mine/last.pt", *SMALL)
     assert answer.status == 0, answer.err
-    assert "2 classes in the file, 19 here: 0 rows of the classifier kept, 19 start anew (road, " in answer.out
+    assert "2 classes in the file, 19 here: 0 rows of the classifier taken, 19 start anew (road, " in answer.out

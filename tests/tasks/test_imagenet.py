@@ -353,7 +353,7 @@ def test_the_result_is_what_segmentation_begins_with(tree, scenes, segtrain):
     answer = segtrain("train", *small_run(scenes, "model.weights=body/last.pt", "trainer.max_steps=1", "run=pixels"))
     assert answer.status == 0, answer.err
     assert "(100 %)" in answer.out
-    assert "2 not taken: classes of whole pictures" in answer.out
+    assert "2 not taken: classifier of images" in answer.out
     assert "normalised otherwise" not in answer.out
     more = ["model.weights=body/last.pt", "trainer.max_steps=1", "run=others", "model.mean=[0.4,0.4,0.4]"]
     answer = segtrain("train", *small_run(scenes, *more))
@@ -372,7 +372,8 @@ def test_the_result_is_what_segmentation_begins_with(tree, scenes, segtrain):
 
 def test_a_published_classifier_is_evaluated_as_downloaded(tree, segtrain, monkeypatch):
     """In the official layout; the published figures of the file that it passes for stand beside what was measured."""
-    from segtrain.weights import transfer as weights
+    from segtrain.weights import files
+    from segtrain.weights.published import known_files
 
     for folder in (tree / "val").iterdir():  # a picture of each class
         (Path("one") / "val" / folder.name).mkdir(parents=True)
@@ -381,8 +382,8 @@ def test_a_published_classifier_is_evaluated_as_downloaded(tree, segtrain, monke
     torch.manual_seed(0)
     network = build_classifier("resnet18", 6)
     torch.save({"state_dict": {f"module.{key}": value for key, value in network.state_dict().items()}}, "a.pth.tar")
-    known = next(dict(row) for row in weights.known_files() if row["name"] == "resnet50_ipabn-sync_lr_512")
-    monkeypatch.setattr(weights, "known_by_hash", lambda md5, sha256: known)
+    known = next(dict(row) for row in known_files() if row["name"] == "resnet50_ipabn-sync_lr_512")
+    monkeypatch.setattr(files, "known_by_hash", lambda md5, sha256: known)
     call = [
         "evaluate",
         "checkpoint=a.pth.tar",
