@@ -20,6 +20,7 @@ from segtrain.scoring.report import Evaluation
 
 Counted = TypeVar("Counted", contravariant=True)  # the same where it is only taken
 Answer = TypeVar("Answer")  # of the network, for one image or a batch of images
+Counted = TypeVar("Counted", contravariant=True)  # the same
 # (answers, rounds) -> the answers; it may end an evaluation between two of them. rounds: at least the number of
 # answers, and the same in all processes.
 Guard = Callable[[Iterator[Any], int], Iterator[Any]]
@@ -64,8 +65,8 @@ class Evaluator(ABC, Generic[Answer]):
         self.inference = inference
 
     def run(
-        self, network: nn.Module, facts: NetworkFacts, device: torch.device, dist: World, workers: int,
-        guard: Guard | None = None, figures: int = 0,
+        self, network: nn.Module, device: torch.device, dist: World, workers: int, guard: Guard | None = None,
+        figures: int = 0, *, facts: NetworkFacts,
     ) -> Evaluation:  # fmt: skip
         """Evaluate `network`, which is on `device`. A collective call.
 
