@@ -23,7 +23,7 @@ from segtrain.engine.step_result import StepResult
 from segtrain.errors import SegtrainError
 from segtrain.losses import Loss
 from segtrain.models import Segmenter
-from segtrain.scoring.inference import normalise
+from segtrain.scoring.inference import normalise_images
 from segtrain.weights import checkpoint
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -109,7 +109,7 @@ class Learner:
     def forward_backward(self, batch: Batch, divisor: float) -> Tensor:
         """Add the gradient of one micro-batch. Returns each image's sum of the loss, (N,) float."""
         mean, std = self.config.model.mean, self.config.model.std
-        images = normalise(batch.images.to(self.device, non_blocking=True), mean, std)
+        images = normalise_images(batch.images.to(self.device, non_blocking=True), mean, std)
         target = batch.targets.to(self.device, non_blocking=True).long()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.model(images, **self.forward_options)

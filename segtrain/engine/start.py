@@ -16,11 +16,12 @@ from segtrain.engine.run import Run
 from segtrain.engine.state import TrainState
 from segtrain.losses import Loss
 from segtrain.models import from_config
+from segtrain.tasks.base import Task
 from segtrain.tasks.classification import Classification
 from segtrain.tasks.segmentation import Segmentation
-from segtrain.weights.transfer import data_names, existing, load_weights, provenance
-
-Task = Segmentation | Classification
+from segtrain.weights.files import existing
+from segtrain.weights.provenance import data_names, provenance
+from segtrain.weights.transfer import load_weights
 
 
 def task_of(config: TrainConfig) -> type[Task]:
@@ -100,9 +101,9 @@ def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, sta
         say(f"processes  {dist.size}, {trainer.parallel}, {statistics}")
     say(f"model      {options.backbone} + {options.head}, stride {options.output_stride}, {options.norm}{backend}, "
         f"{parameters:.1f} M parameters, initial weights {options.weights.replace('none', 'random')}")  # fmt: skip
-    say(f"data       {config.dataset.name}: {len(task.samples)} {config.dataset.train_split} and "
-        f"{len(task.val_samples)} {config.dataset.val_split} pictures, {task.num_classes} classes")  # fmt: skip
+    say(f"data       {config.dataset.name}: {task.num_train} {config.dataset.train_split} and "
+        f"{task.num_val} {config.dataset.val_split} pictures, {task.num_classes} classes")  # fmt: skip
     parts = dist.size * trainer.accumulation
     divided = f" ({trainer.batch_size / parts:g} at a time x {trainer.accumulation} in each of {dist.size})"
-    say(f"training   {state} of {trainer.batch_size} {task.shown}{divided if parts > 1 else ''} "
+    say(f"training   {state} of {trainer.batch_size} {task.batch_of}{divided if parts > 1 else ''} "
         f"{config.augmentation.crop_size}, seed {trainer.seed}, {config.loader.count()} loader processes")  # fmt: skip

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from segtrain.config import TrainConfig
-from segtrain.data.loader import MicroBatches, training_batches
+from segtrain.data.loader import training_batches
+from segtrain.data.order import MicroBatches
 from segtrain.distributed.group import init_distributed
 from segtrain.engine.checkpoint_writer import CheckpointWriter
 from segtrain.engine.environment import session_environment, training_device
@@ -30,17 +31,15 @@ def train(config: TrainConfig) -> Path:
         with dist.main_process_first():
             saved = run.restore()  # the newest checkpoint of this run, None for a new one
             task = prepare_task(config, saved)
-        state = TrainState(config.trainer, len(task.samples), task.measure, saved)
+        state = TrainState(config.trainer, task.num_train, task.metric, saved)
         run.require_same_step(state.step)
         if saved is not None and state.finished and run.evaluation is not None:
             return run.report_finished(state)
         loss = task.loss()
         smallest_micro_batch(config, dist, loss)
-        trained_on = fingerprints(task.pictures)
+        trained_on = fingerprints(task.image_ids)
         run.require_same_images(saved, trained_on)
-        with dist.main_process_first():
-            task.check()
-            data = task.data()  # fills the cache
+        data = task.prepare(dist)  # checks files, fills the cache
         run.begin(state, task.classes, trained_on, session_environment(config, dist))
         learner = build_learner(config, task, loss, dist, device, run, saved)
         del saved  # as large as the weights

@@ -85,7 +85,7 @@ def require_same_tensors(model: nn.Module, weights: dict[str, torch.Tensor], pat
         )
 
 
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+def load_strict(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Copy a checkpoint's weights into the network. DataError if a name or a shape does not match."""
     require_same_tensors(model, weights, path)
     model.load_state_dict(weights)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from segtrain import config
-from segtrain.data.loader import MicroBatches
+from segtrain.data.order import MicroBatches
 from segtrain.distributed.group import World, chunks
 from segtrain.engine.learner import Learner
 from segtrain.losses import build_loss

@@ -43,16 +43,16 @@ learner.Learner.state_dict = broken
 
 
 BREAK_POSITION = """
-from segtrain.data import loader
-start = loader.MicroBatches.__init__
+from segtrain.data import order
+start = order.MicroBatches.__init__
 def from_the_beginning(self, batch_size, begin, *more):
     start(self, batch_size, begin, *more)
     self.shift = begin
 def positions(self):
     for step, piece in enumerate(whole(self)):
         yield [position - self.shift * self.batch_size for position in piece]
-whole = loader.MicroBatches.__iter__
-loader.MicroBatches.__init__, loader.MicroBatches.__iter__ = from_the_beginning, positions
+whole = order.MicroBatches.__iter__
+order.MicroBatches.__init__, order.MicroBatches.__iter__ = from_the_beginning, positions
 """
 
 

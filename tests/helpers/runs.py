@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
-from torch.distributed import TCPStore
+from torch import distributed
 
 from tests.helpers import zygote
 from tests.helpers.checkout import environment
@@ -53,7 +53,7 @@ class Ranks:
     """
 
     def __init__(self, count, *arguments):
-        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         launcher = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port), "WORLD_SIZE": str(count),
                     "LOCAL_WORLD_SIZE": str(count), "TORCHELASTIC_USE_AGENT_STORE": "True", **ONE_THREAD}  # fmt: skip
         self.processes = [
