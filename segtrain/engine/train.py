@@ -25,8 +25,7 @@ from segtrain.engine.run import REQUEUE, Preempted, Preemption, Run, environment
 from segtrain.engine.sinks import RunLog
 from segtrain.errors import DataError, SegtrainError, UsageError
 from segtrain.files import write_atomically
-from segtrain.models import from_config
-from segtrain.models.segmenter import not_compilable
+from segtrain.models import from_config, not_compilable
 from segtrain.scoring import figures as pictures
 from segtrain.scoring.report import fingerprints, print_table, table_lines
 from segtrain.tasks.classification import Classification

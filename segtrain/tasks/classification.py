@@ -24,8 +24,8 @@ from segtrain.distributed.group import World, all_reduce_arrays
 from segtrain.errors import DataError
 from segtrain.files import write_atomically
 from segtrain.losses import Loss
+from segtrain.models.preprocess import normalise_images
 from segtrain.scoring import figures as pictures
-from segtrain.scoring.inference import normalise
 from segtrain.scoring.report import code_version, file_hash, fingerprints, names_hash, print_table
 from segtrain.tasks.evaluation import Found, Watch, describe, restored, result_folder
 
@@ -142,7 +142,7 @@ def named(
     batch: Views
     for batch in batches_of(some, numbers, options, batch_size(options), workers):
         images = batch.images.flatten(0, 1).to(on)
-        logits = network(normalise(images, model.mean, model.std)).float()
+        logits = network(normalise_images(images, model.mean, model.std)).float()
         logits = logits.unflatten(0, batch.images.shape[:2]).mean(1)
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu().numpy()
         yield Answer(batch.numbers, batch.targets.numpy(), best)

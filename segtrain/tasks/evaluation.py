@@ -27,8 +27,9 @@ from segtrain.device import describe_device, resolve_device
 from segtrain.distributed.group import init_distributed
 from segtrain.errors import DataError, UsageError
 from segtrain.models import BACKBONES, HEADS, Classifier, Segmenter, from_config
+from segtrain.models.preprocess import normalise_images
 from segtrain.scoring import figures as pictures
-from segtrain.scoring.inference import Answer, answer, fitted, nearest, normalise
+from segtrain.scoring.inference import Answer, answer, fitted, nearest
 from segtrain.scoring.report import file_hash, print_table, protocol, seen_in_training, summarised, write_result
 from segtrain.scoring.scores import PositionPrior, Scores
 from segtrain.weights import checkpoint
@@ -55,7 +56,7 @@ class Trained(NamedTuple):
         tensor = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None].to(self.device)
 
         def network(window: torch.Tensor) -> torch.Tensor:
-            ready = normalise(window, self.options.mean, self.options.std)
+            ready = normalise_images(window, self.options.mean, self.options.std)
             logits: torch.Tensor = self.network(ready, upsample=False)
             return logits
 

@@ -26,7 +26,7 @@ from segtrain.data.classify.images import (
 )
 from segtrain.errors import DataError
 from segtrain.models import build_classifier
-from segtrain.scoring.inference import normalise
+from segtrain.models.preprocess import normalise_images
 from segtrain.tasks.classification import Answer, PictureCrossEntropy, accuracies, identities
 from segtrain.tasks.evaluation import restored
 from tests.helpers.checkout import TINY, environment
@@ -406,7 +406,7 @@ def test_a_published_classifier_is_evaluated_as_downloaded(tree, segtrain, monke
     assert "published  " not in on_train.out  # for it is of another split
     batch = next(batches_of(list_pictures(ImageNetConfig("imagenet", "one"), "val"), list(range(6)), TEN, 6, 0))
     with torch.no_grad():
-        images = normalise(batch.images.flatten(0, 1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        images = normalise_images(batch.images.flatten(0, 1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         wanted = network.eval()(images).view(6, 10, 6).mean(1).argmax(1)
     assert result["top1"] == int((wanted == batch.targets).sum()) / 6
     other = segtrain(*call, "inference=tencrop", "inference.resize=40", "inference.crop=32")
