@@ -20,7 +20,7 @@ from segtrain.console import say
 from segtrain.device import resolve_device
 from segtrain.distributed.group import World
 from segtrain.errors import UsageError
-from segtrain.models.segmenter import not_compilable
+from segtrain.models import not_compilable
 
 
 @contextlib.contextmanager
