@@ -19,7 +19,7 @@ from segtrain.engine.preemption import Preempted
 from segtrain.engine.state import TrainState
 from segtrain.errors import REQUEUE, DataError
 from segtrain.files import write_atomically
-from segtrain.scoring.report import print_table
+from segtrain.scoring.report import fingerprints, print_table
 from segtrain.weights import checkpoint
 
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")  # set by a launcher that starts a job again
@@ -36,8 +36,8 @@ class Run:
     """runs/<name>/ of one configuration: last.pt, best.pt, step_*.pt, config.yaml, evaluation.json, metrics.jsonl,
     summary.txt, state.json, environment.json, blackbox/, pictures/, tensorboard/.
 
-    Only the first process writes. `begin` sets what a checkpoint says of the data (`classes`, `trained_on`) and of this
-    session (`session`: host, versions, processes); `provenance` is what the weights come from.
+    Only the first process writes. For the checkpoints it knows the classes, the fingerprints of the training images
+    (trained_on), the host and versions of this session, and what the weights come from (provenance).
     """
 
     def __init__(self, config: TrainConfig, dist: World) -> None:
@@ -124,8 +124,9 @@ class Run:
                 "that all machines share"
             )
 
-    def require_same_images(self, saved: dict[str, Any] | None, trained_on: torch.Tensor) -> None:
-        """DataError if the run began with other training images: their order and crops would be others."""
+    def set_images(self, image_ids: list[str], saved: dict[str, Any] | None) -> None:
+        """Note the training images. DataError if the saved run began with others: order and crops would change."""
+        self.trained_on = trained_on = fingerprints(image_ids)
         before = None if saved is None else saved.get("trained_on")
         if before is not None and not torch.equal(before, trained_on):
             raise DataError(
@@ -135,11 +136,9 @@ class Run:
 
     # ------------------------------------------------------------------------------------ while it trains
 
-    def begin(
-        self, state: TrainState, classes: dict[str, Any], trained_on: torch.Tensor, session: dict[str, Any]
-    ) -> None:
+    def begin(self, state: TrainState, classes: dict[str, Any], session: dict[str, Any]) -> None:
         """Claim the folder and make it ready. Scores of a shorter training are removed: they are outdated."""
-        self.state, self.classes, self.trained_on, self.session = state, classes, trained_on, session
+        self.state, self.classes, self.session = state, classes, session
         if not self.dist.main:
             return
         self.claim()

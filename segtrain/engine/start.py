@@ -1,14 +1,18 @@
 """What happens before the first step: early checks, the network and its first weights, what is printed."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 from segtrain.abn import describe_backend
 from segtrain.config import TrainConfig, classifies
 from segtrain.console import say
+from segtrain.data.loader import Batch, training_batches
+from segtrain.data.order import MicroBatches
 from segtrain.device import describe_device
 from segtrain.distributed.group import World
 from segtrain.engine.learner import Learner
@@ -70,6 +74,15 @@ def build_learner(
         run.provenance = saved.get("provenance", run.provenance)
         warn_of_other_statistics(saved.get("environment", {}), run.session, config)
     return learner
+
+
+def step_batches(
+    config: TrainConfig, data: Dataset[Any], state: TrainState, dist: World, device: torch.device
+) -> Iterator[list[Batch]]:
+    """This process's micro-batches of every step from `state.step` on."""
+    options, loader = config.trainer, config.loader
+    order = MicroBatches(options.batch_size, state.step, state.max_steps, dist.rank, dist.size, options.accumulation)
+    return training_batches(data, order, loader.count(), device.type == "cuda", loader.prefetch)
 
 
 def warn_of_other_statistics(before: dict[str, Any], now: dict[str, Any], config: TrainConfig) -> None:

@@ -3,8 +3,6 @@
 from pathlib import Path
 
 from segtrain.config import TrainConfig
-from segtrain.data.loader import training_batches
-from segtrain.data.order import MicroBatches
 from segtrain.distributed.group import init_distributed
 from segtrain.engine.checkpoint_writer import CheckpointWriter
 from segtrain.engine.environment import session_environment, training_device
@@ -12,10 +10,9 @@ from segtrain.engine.monitor import Monitor
 from segtrain.engine.parallel import smallest_micro_batch
 from segtrain.engine.preemption import Preemption
 from segtrain.engine.run import open_run
-from segtrain.engine.start import build_learner, check_before_data, prepare_task, print_start
+from segtrain.engine.start import build_learner, check_before_data, prepare_task, print_start, step_batches
 from segtrain.engine.state import TrainState
 from segtrain.engine.validator import Validator
-from segtrain.scoring.report import fingerprints
 
 
 def train(config: TrainConfig) -> Path:
@@ -37,22 +34,15 @@ def train(config: TrainConfig) -> Path:
             return run.report_finished(state)
         loss = task.loss()
         smallest_micro_batch(config, dist, loss)
-        trained_on = fingerprints(task.image_ids)
-        run.require_same_images(saved, trained_on)
+        run.set_images(task.image_ids, saved)
         data = task.prepare(dist)  # checks files, fills the cache
-        run.begin(state, task.classes, trained_on, session_environment(config, dist))
+        run.begin(state, task.classes, session_environment(config, dist))
         learner = build_learner(config, task, loss, dist, device, run, saved)
         del saved  # as large as the weights
         print_start(config, run, learner, task, state)
-        options, loader = config.trainer, config.loader
-        order = MicroBatches(
-            options.batch_size, state.step, state.max_steps, dist.rank, dist.size, options.accumulation
-        )
-        batches = training_batches(data, order, loader.count(), device.type == "cuda", loader.prefetch)
-        with (
-            Monitor(run, learner, state) as monitor,
-            CheckpointWriter(run.folder, options.keep_last, dist.main) as writer,
-        ):
+        batches = step_batches(config, data, state, dist, device)
+        writer = CheckpointWriter(run.folder, config.trainer.keep_last, dist.main)
+        with Monitor(run, learner, state) as monitor, writer:
             validator = Validator(task, learner, state, run, monitor, writer, preemption)
             preemption.stepping, signal = True, 0
             if state.validation_missing:  # stopped between a step and its validation
