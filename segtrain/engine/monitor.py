@@ -127,4 +127,4 @@ class Monitor:
         if self.log is not None:
             self.log.scalars(self.state.step, scalars)
             for name, figure in figures.items():
-                self.log.picture(self.state.step, name, figure)
+                self.log.image(self.state.step, name, figure)
