@@ -18,6 +18,7 @@ from torch import Tensor
 from segtrain.abn.functional import effective_scale
 from segtrain.config import DATASET_CONFIGS, ConvertConfig, InferenceConfig, ModelConfig, TrainConfig, WeightsConfig
 from segtrain.console import say
+from segtrain.data.dataset import dataset_with_classes, published_tables
 from segtrain.data.labels import LabelTable, published_table, read_user_table
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
@@ -26,7 +27,6 @@ from segtrain.weights import checkpoint
 from segtrain.weights.layouts import FORMS, WHOLE_PICTURES, named, rows_of
 from segtrain.weights.transfer import (
     HEAD_OF,
-    TABLES,
     Network,
     Source,
     describe_known,
@@ -42,8 +42,6 @@ from segtrain.weights.transfer import (
     refusal,
     take,
 )
-
-DATA_OF = {"cityscapes": ("cityscapes",), "vistas": ("vistas_v1.2",), "cocostuff": ("cocostuff",)}
 
 
 def weights(config: WeightsConfig) -> None:
@@ -107,9 +105,10 @@ def convert(config: ConvertConfig) -> Path:
 
 def classes_named(name: str, source: Source) -> LabelTable:
     """The published table, or the user's, of classes=; UsageError if it is not what the file tells apart."""
-    if name not in TABLES and not Path(name).is_file():
-        raise UsageError(f"classes={name} is not possible: choose {', '.join(TABLES)} or a file that is there")
-    table = published_table(name) if name in TABLES else read_user_table(Path(name))
+    known = published_tables()
+    if name not in known and not Path(name).is_file():
+        raise UsageError(f"classes={name} is not possible: choose {', '.join(known)} or a file that is there")
+    table = published_table(name) if name in known else read_user_table(Path(name))
     rows = rows_of(source.tensors, FORMS[source.form], "cls.weight")
     if rows is None:
         raise UsageError(f"classes={name}: {source.path} has no classifier of pixels whose rows they could be")
@@ -247,8 +246,7 @@ def as_run(source: Source) -> dict[str, Any]:
         )
     else:
         classes, names = source.classes.as_dict(), source.classes.names
-        fits = (name for name, tables in DATA_OF.items() if any(published_table(t).names == names for t in tables))
-        data = next(fits, "folder")
+        data = dataset_with_classes(names) or "folder"
     model = from_config(options, len(classes["names"]))
     report = take(source, model, None if whole_pictures else source.classes)
     if source.known is None and not source.model and not whole_pictures:

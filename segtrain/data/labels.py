@@ -139,6 +139,12 @@ def published_table(name: str, sizes: str | None = None) -> LabelTable:
     return LabelTable(rows, f"the {name} label table")
 
 
+def json_tables() -> list[str]:
+    """The names of all files in segtrain/data/tables."""
+    files = resources.files("segtrain.data").joinpath("tables").iterdir()
+    return [file.name.removesuffix(".json") for file in files if file.name.endswith(".json")]
+
+
 def read_json_table(name: str) -> Any:
     """The content of segtrain/data/tables/<name>.json."""
     return json.loads(resources.files("segtrain.data").joinpath(f"tables/{name}.json").read_text())

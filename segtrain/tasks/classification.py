@@ -4,7 +4,6 @@ segmentation.py is the same for pixels.
 """
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segtrain.config import EvaluateConfig, InferenceConfig, ModelConfig, TrainConfig, refuse_other_task
+from segtrain.config import DatasetConfig, EvaluateConfig, InferenceConfig, ModelConfig, TrainConfig, refuse_other_task
 from segtrain.console import Progress, say
-from segtrain.data.classify.images import PUBLISHED, Pictures, TrainingPictures, Views, batches_of, list_pictures, views
+from segtrain.data.classify.loader import TrainingPictures, Views, batches_of
+from segtrain.data.classify.samples import Pictures
+from segtrain.data.classify.views import crop_views
+from segtrain.data.dataset import classification_spec, list_pictures
 from segtrain.data.images import read_image
 from segtrain.data.labels import read_json_table
 from segtrain.device import describe_device, resolve_device
@@ -79,7 +81,7 @@ class Classification:
 
     @property
     def pictures(self) -> list[str]:
-        return identities(self.samples)
+        return classification_spec(self.config.dataset).identity(self.samples)
 
     @property
     def classes(self) -> dict[str, Any]:
@@ -122,7 +124,7 @@ class Classification:
         split = "train" if config.trainer.overfit is not None else config.dataset.val_split
 
         def card(trained_on: torch.Tensor, how: dict[str, Any]) -> dict[str, Any]:
-            return protocol(config.dataset.name, split, some, seen_in_training(trained_on, some), how)
+            return protocol(config.dataset, split, some, seen_in_training(trained_on, config.dataset, some), how)
 
         return Found(result, {"val/top1": result["top1"], "val/top5": result["top5"]}, drawings, card)
 
@@ -175,14 +177,16 @@ def accuracies(
     return result | {"per_class_top1": each}, panels
 
 
-def protocol(dataset: str, split: str, some: Pictures, warnings: list[str], how: dict[str, Any]) -> dict[str, Any]:
+def protocol(
+    data: DatasetConfig, split: str, some: Pictures, warnings: list[str], how: dict[str, Any]
+) -> dict[str, Any]:
     """The card in evaluation.json."""
-    top, wanted = min(5, len(some.classes)), PUBLISHED.get(split)
+    top, wanted = min(5, len(some.classes)), classification_spec(data).published.get(split)
     if wanted is not None and wanted != len(some):
-        warnings = [*warnings, f"{len(some)} pictures, but {dataset} {split} has {wanted} as published: "
+        warnings = [*warnings, f"{len(some)} pictures, but {data.name} {split} has {wanted} as published: "
                                "the figure is not comparable with published ones"]  # fmt: skip
     return {
-        "dataset": dataset,
+        "dataset": data.name,
         "split": split,
         "split_sha256": names_hash(some.names),
         "images": {"expected": len(some), "seen": len(some), "published": wanted},
@@ -195,21 +199,10 @@ def protocol(dataset: str, split: str, some: Pictures, warnings: list[str], how:
     }
 
 
-PUBLISHED_NAME = re.compile(r"(n\d{8}|ILSVRC2012_(val|test))_\d+\.JPEG")
-
-
-def identities(some: Pictures) -> list[str]:
-    """Which pictures these are: ImageNet's by their own names, in whatever folder; others by their place in a split."""
-    files = ((name, name.rpartition("/")[2]) for name in some.names)
-    return [
-        f"imagenet/{file}" if PUBLISHED_NAME.fullmatch(file) else f"{some.folder.name}/{name}" for name, file in files
-    ]
-
-
-def seen_in_training(trained_on: torch.Tensor | None, some: Pictures) -> list[str]:
+def seen_in_training(trained_on: torch.Tensor | None, data: DatasetConfig, some: Pictures) -> list[str]:
     if trained_on is None:
         return []
-    twice = int(torch.isin(fingerprints(identities(some)), trained_on).sum())
+    twice = int(torch.isin(fingerprints(classification_spec(data).identity(some)), trained_on).sum())
     text = f"{twice} of the {len(some)} pictures were in this checkpoint's training: the score is too high"
     return [text] if twice else []
 
@@ -221,7 +214,7 @@ def captioned(some: Pictures, number: int, said: int, options: InferenceConfig) 
     """A picture with its class and what the network took it for."""
     target = int(some.targets[number])
     word = some.classes[target] if said == target else f"{some.classes[said]} (is {some.classes[target]})"
-    return titled(views(read_image(some.folder / some.names[number]), options)[0], word)
+    return titled(crop_views(read_image(some.folder / some.names[number]), options)[0], word)
 
 
 def titled(image: np.ndarray, text: str) -> np.ndarray:
@@ -258,7 +251,7 @@ def evaluate_share(config: EvaluateConfig, world: World) -> dict[str, Any]:
         say("classes     numbered in the order of the folders' names, as ImageNet's published networks have them")
         known = some.classes
     refuse_other_classes(some, known, f"the classes of {path}")
-    warnings = seen_in_training(content.get("trained_on"), some)
+    warnings = seen_in_training(content.get("trained_on"), data, some)
     mine = list(range(world.rank, len(some), world.size))
     answers = named(network, model, on, some, mine, options, min(config.loader.count(), len(mine)))
     result, panels = accuracies(answers, some, len(mine), options, config.pictures)
@@ -267,7 +260,7 @@ def evaluate_share(config: EvaluateConfig, world: World) -> dict[str, Any]:
            "weights": "averaged" if "ema" in content and config.checkpoint_weights != "raw" else "raw",
            "activation": model.activation, "checkpoint_sha256": file_hash(path), "step": content["step"]}  # fmt: skip
     figures = published(content, options, model.activation) if split == data.val_split else None
-    result["protocol"] = protocol(data.name, split, some, warnings, how) | {"published": figures}
+    result["protocol"] = protocol(data, split, some, warnings, how) | {"published": figures}
     if world.rank == 0:
         print_table(result)
         if figures is not None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from segtrain.config import MixtureConfig, TrainConfig
+from segtrain.config import TrainConfig
 from segtrain.console import say
 from segtrain.data.augment import Augmentation
 from segtrain.data.cache import Decoded
@@ -21,7 +21,6 @@ from segtrain.data.dataset import dataset_spec, label_table, split_samples, trai
 from segtrain.data.loader import TrainingData, read_pixels
 from segtrain.data.sample import Sample
 from segtrain.data.sampling import class_index
-from segtrain.data.sets.mixture import Mixture, parts
 from segtrain.data.verify.files import FileFacts, check_samples
 from segtrain.distributed.group import World
 from segtrain.errors import DataError, UsageError
@@ -51,7 +50,7 @@ class Segmentation:
         mixture = training_mixture(config.dataset)  # draws the street scenes where they are missing
         self.val_samples = split_samples(config.dataset, config.dataset.val_split)
         if (few := config.trainer.overfit) is not None:
-            mixture = Mixture(mixture.samples[:few], mixture.pictures[:few], None, mixture.groups)
+            mixture = mixture.first(few)
             self.val_samples = mixture.samples
         self.mixture = mixture
         self.samples = mixture.samples
@@ -81,16 +80,12 @@ class Segmentation:
         if not config.trainer.check_data:
             return
         cache = config.dataset.cache_folder()
-        if isinstance(config.dataset, MixtureConfig):  # each part by its own table
-            sizes = []
-            for part in parts(config.dataset):
-                if part.weight != 0:
-                    own = split_samples(part.config, part.split)
-                    sizes.append(check_samples(own, label_table(part.config), cache, say, part.config.name))
-            largest = max(height for height, _ in sizes), max(width for _, width in sizes)
-        else:
-            largest = check_samples(self.samples, self.table, cache, say, config.dataset.name)
-        check_samples(self.val_samples, self.table, cache, say, config.dataset.name)
+        sizes = [
+            check_samples(samples, label_table(data), cache, say, dataset_spec(data).expected)
+            for data, samples in self.mixture.parts  # each part by its own table
+        ]
+        largest = max(height for height, _ in sizes), max(width for _, width in sizes)
+        check_samples(self.val_samples, self.table, cache, say, dataset_spec(config.dataset).expected)
         enlarged = [math.ceil(extent * config.augmentation.scale[1]) for extent in largest]
         crop = config.augmentation.crop_size
         if crop[0] > enlarged[0] or crop[1] > enlarged[1]:

@@ -25,15 +25,16 @@ from torch import Tensor, nn
 from segtrain.abn import ABN, BatchNormAct
 from segtrain.abn.functional import ACTIVATIONS, SCALES, effective_scale
 from segtrain.cli.help import CONFIGS
+from segtrain.data.dataset import published_tables
 from segtrain.data.labels import LabelTable, published_table, read_json_table
-from segtrain.data.taxonomy import RECOMMENDED, taxonomy
+from segtrain.data.sets.mixture import dataset_names
+from segtrain.data.taxonomy import RECOMMENDED, published_between, taxonomy
 from segtrain.errors import DataError, UsageError
 from segtrain.models import HEADS, Classifier, Segmenter
 from segtrain.weights import checkpoint
 from segtrain.weights.layouts import FORMS, LEAVES, place, rows_of
 
 Network = Segmenter | Classifier
-TABLES = ("cityscapes", "vistas_v1.2", "vistas_v2.0", "cocostuff")
 
 # ---------------------------------------------------------------------------------------------- the known files
 
@@ -312,10 +313,8 @@ def classes_of(known: Mapping[str, Any], tensors: Mapping[str, Tensor], form: st
 
 
 def data_names(data: Mapping[str, Any]) -> list[str]:
-    """The data sets behind the options of one, those in a mixture by name."""
-    if data["name"] != "mixture":
-        return [data["name"]]
-    return [part.get("dataset", name) for name, part in data["parts"].items() if part.get("weight") != 0]
+    """The datasets behind the options of one, those in a mixture by name."""
+    return dataset_names(data)
 
 
 def own_provenance(path: Path, known: dict[str, Any] | None, alike: list[dict[str, Any]]) -> dict[str, Any]:
@@ -762,13 +761,9 @@ def plain_name(name: str) -> str:
 
 def told_by(classes: LabelTable, table: LabelTable, mapping: str | None, column: str) -> Mapping[str, tuple[int, ...]]:
     """Name of a class of the file -> train ids here."""
-    source = next((found for found in map(published_table, TABLES) if found.names == classes.names), classes)
-    cityscapes = published_table("cityscapes").names
-    if mapping is None and set(cityscapes) <= set(table.names):
-        if source.names == published_table("vistas_v1.2").names:
-            mapping = "vistas_to_cityscapes"
-        elif source.names == published_table("vistas_v2.0").names:
-            mapping = "vistas_v2.0_to_cityscapes"
+    known = map(published_table, published_tables())
+    source = next((published for published in known if published.names == classes.names), classes)
+    mapping = mapping or published_between(source, table)
     if mapping is not None:
         return taxonomy(source, table, mapping, column)
     ours = {plain_name(name): train_id for train_id, name in enumerate(table.names)}

@@ -124,9 +124,9 @@ def test_images_without_label_and_the_reverse(tmp_path):
     for i in range(3):
         picture(tmp_path / f"a/{i}.png")
     picture(tmp_path / "b/0.png")
-    with pytest.raises(DataError, match=r"2 of 3 images have no label picture: .*a/1\.png"):
+    with pytest.raises(DataError, match=r"2 of 3 images have no label: .*a/1\.png"):
         split_samples(folder_config(tmp_path, "a/*.png", "b/*.png"), "train")
-    with pytest.raises(DataError, match=r"2 of 3 labels have no image picture: .*a/1\.png"):
+    with pytest.raises(DataError, match=r"2 of 3 labels have no image: .*a/1\.png"):
         split_samples(folder_config(tmp_path, "b/*.png", "a/*.png"), "train")
 
 

@@ -119,7 +119,7 @@ def test_a_users_taxonomy_may_say_several_or_nothing(tmp_path):
     [
         ({"raod": "road"}, None, "'raod' is not in the cityscapes label table; did you mean road"),
         ({"road": "street"}, None, "'street' is not in the cityscapes label table"),
-        ({}, ["road", "car"], "does not say what sidewalk, building"),
+        ({}, ["road", "car"], "does not map sidewalk, building"),
     ],
 )
 def test_wrong_taxonomies(tmp_path, changes, names, words):
@@ -150,7 +150,7 @@ def test_published_taxonomies_fit_their_source_and_target_only():
     ("command", "words"),
     [
         (["check", "split=val"], "of a mixture each part has its own"),
-        (["score", "predictions=x"], "name one of its data sets"),
+        (["score", "predictions=x"], "name one of its datasets"),
         (["submit", "predictions=x"], "no server to submit to"),
     ],
 )

@@ -15,19 +15,15 @@ from torchvision import transforms
 from torchvision.transforms import functional as tv
 
 from segtrain.config import AugmentationConfig, ImageNetConfig, InferenceConfig
-from segtrain.data.classify.images import (
-    COMPONENTS,
-    Pictures,
-    RandomView,
-    TrainingPictures,
-    batches_of,
-    list_pictures,
-    views,
-)
+from segtrain.data.classify.loader import TrainingPictures, batches_of
+from segtrain.data.classify.samples import Pictures
+from segtrain.data.classify.views import COMPONENTS, RandomView, crop_views
+from segtrain.data.dataset import list_pictures
+from segtrain.data.sets.imagenet import identity
 from segtrain.errors import DataError
 from segtrain.models import build_classifier
 from segtrain.scoring.inference import normalise
-from segtrain.tasks.classification import Answer, PictureCrossEntropy, accuracies, identities
+from segtrain.tasks.classification import Answer, PictureCrossEntropy, accuracies
 from segtrain.tasks.evaluation import restored
 from tests.helpers.checkout import TINY, environment
 from tests.helpers.runs import small_run
@@ -90,7 +86,7 @@ def test_a_flat_validation_folder_is_recognised(tree, tmp_path, segtrain):
         Image.new("RGB", (40, 40)).save(tmp_path / "flat" / "val" / f"ILSVRC2012_val_{i:08d}.JPEG")
     answer = segtrain("train", *words(tmp_path / "flat"))
     assert answer.status == 1
-    for part in ("holds 3 pictures that are in no folder of a class", "valprep.sh | bash", f"cd {tmp_path / 'flat'}"):
+    for part in ("holds 3 images outside the folders of the classes", "valprep.sh | bash", f"cd {tmp_path / 'flat'}"):
         assert part in answer.err
 
 
@@ -98,7 +94,7 @@ def test_classes_without_pictures_are_named(tree, tmp_path):
     for number in range(4):
         (tmp_path / "val" / f"n0000000{number}").mkdir(parents=True)
     (tmp_path / "val" / "n00000009").symlink_to(tree / "val" / "n00000000")
-    with pytest.raises(DataError, match=r"4 of the 5 classes in .*val have no pictures .n00000000, n0000"):
+    with pytest.raises(DataError, match=r"4 of the 5 classes in .*val have no images .n00000000, n0000"):
         list_pictures(ImageNetConfig("imagenet", str(tmp_path)), "val")
 
 
@@ -162,7 +158,7 @@ def test_check_reads_every_picture_and_compares_the_splits(segtrain, tree, tmp_p
     assert [(found["severity"], found["kind"]) for found in report["findings"]] == [
         ("error", "unreadable"), ("error", "classes"),
     ]  # fmt: skip
-    assert "train: 6 of 30 pictures cannot be read: " in answer.out
+    assert "train: 6 of 30 images cannot be read: " in answer.out
     assert "broken4.JPEG" in answer.out and "broken5.JPEG" not in answer.out
     assert "n00000077" in answer.out
     assert segtrain(*call, f"dataset.root={bad}", "split=val").status == 0  # of itself it is whole
@@ -177,7 +173,7 @@ def test_check_compares_the_published_classes_with_the_published_counts(segtrain
         (tmp_path / "val" / f"n{number:08d}").symlink_to(tree / "val" / "n00000000")
     answer = segtrain("check", "dataset=imagenet", f"dataset.root={tmp_path}", "split=val", "output=o")
     assert answer.status == 1
-    assert "val: 3000 pictures, published are 50000" in answer.err
+    assert "val: 3000 images, published are 50000" in answer.err
 
 
 # ---------------------------------------------------------------------------------------------------- augmentation
@@ -260,10 +256,10 @@ def test_views_are_torchvisions(size):
     image = noise(*size)
     picture = Image.fromarray(image)
     shrunk = transforms.Resize(256)(picture)
-    assert np.array_equal(views(image, CENTER)[0], np.asarray(transforms.CenterCrop(224)(shrunk)))
+    assert np.array_equal(crop_views(image, CENTER)[0], np.asarray(transforms.CenterCrop(224)(shrunk)))
     theirs = {np.asarray(one).tobytes() for one in transforms.TenCrop(224)(shrunk)}
-    assert {one.tobytes() for one in views(image, TEN)} == theirs
-    assert views(image, InferenceConfig(resize=320, crop=320)).shape == (1, 320, 320, 3)
+    assert {one.tobytes() for one in crop_views(image, TEN)} == theirs
+    assert crop_views(image, InferenceConfig(resize=320, crop=320)).shape == (1, 320, 320, 3)
 
 
 def test_accuracies_of_a_hand_worked_case(tree):
@@ -290,10 +286,10 @@ def test_pictures_are_known_in_other_folders(tree):
     some = list_pictures(ImageNetConfig("imagenet", str(tree)), "val")
     published = [f"a/ILSVRC2012_val_{n:08d}.JPEG" for n in range(2)]
     here, there = (Pictures(Path(folder), ["a"], published, [0, 0]) for folder in ("x/val", "y/all"))
-    assert identities(here) == identities(there)
+    assert identity(here) == identity(there)
     own = [name.replace("ILSVRC2012_val", "a") for name in some.names]
     train, val = (Pictures(tree / split, some.classes, own, some.targets.tolist()) for split in ("train", "val"))
-    assert not set(identities(train)) & set(identities(val))
+    assert not set(identity(train)) & set(identity(val))
 
 
 # ---------------------------------------------------------------------------------------------------- the loop

@@ -22,7 +22,7 @@ from segtrain.data.images import unreadable
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Sample, different_sizes
-from segtrain.data.verify.label_mistakes import find_mistakes
+from segtrain.data.verify.label_mistakes import NOTHING_KNOWN, Expected, find_mistakes
 from segtrain.errors import DataError
 from segtrain.files import write_atomically
 from segtrain.threads import threaded_map
@@ -32,7 +32,11 @@ ERRORS_SHOWN = 5
 
 
 def check_samples(
-    samples: list[Sample], table: LabelTable, cache_folder: Path, say: Callable[[str], None], dataset: str = ""
+    samples: list[Sample],
+    table: LabelTable,
+    cache_folder: Path,
+    say: Callable[[str], None],
+    expected: Expected = NOTHING_KNOWN,
 ) -> tuple[int, int]:
     """Largest (height, width) among the pictures. DataError lists the faulty files, the first few of them in full, or
     names the mistake if the label pictures hold something else than the table says."""
@@ -68,7 +72,7 @@ def check_samples(
             left = (told - started) * (len(samples) - number) / number
             say(f"checking files: {number} of {len(samples)}, about {left:.0f} s left")
     seen.save()
-    findings = find_mistakes(histogram, table, dataset, len(samples))
+    findings = find_mistakes(histogram, table, expected, len(samples))
     mistakes = [finding for finding in findings if finding.severity == "error"]
     if mistakes and mistakes[0].kind != "unknown ids":
         raise DataError(mistakes[0].text)

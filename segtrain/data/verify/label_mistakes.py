@@ -1,5 +1,6 @@
-"""What wrong label pictures look like: a histogram of their values names the mistake and its remedy."""
+"""Recognise wrong label images: a histogram of their values identifies the mistake and its remedy."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -7,12 +8,7 @@ import numpy as np
 from segtrain.config import IGNORE_INDEX
 from segtrain.data.labels import LabelTable, ranges
 
-# Labels that hardly a handful of pictures is without.
-COMMON = {
-    "cityscapes": ("road", "vegetation"), "kitti": ("road", "vegetation"), "streets": ("road", "vegetation"),
-    "vistas": ("construction--flat--road", "nature--sky"), "cocostuff": ("unlabeled",),
-}  # fmt: skip
-HANDFUL = 4  # pictures
+HANDFUL = 4  # images
 
 
 class Finding(NamedTuple):
@@ -26,14 +22,28 @@ class Finding(NamedTuple):
         return f"{self.severity}: {self.text}"
 
 
-def find_mistakes(histogram: np.ndarray, table: LabelTable, dataset: str, pictures: int) -> list[Finding]:
-    """histogram: int64 (256,), how many pixels of so many label pictures of a data set hold each value."""
+class Expected(NamedTuple):
+    """What is known of a dataset's label images.
+
+    common: names of labels that occur in almost any handful of images. mistake(histogram, table): a mistake that only
+    this dataset's label images can have.
+    """
+
+    common: tuple[str, ...] = ()
+    mistake: Callable[[np.ndarray, LabelTable], Finding | None] = lambda histogram, table: None
+
+
+NOTHING_KNOWN = Expected()
+
+
+def find_mistakes(histogram: np.ndarray, table: LabelTable, expected: Expected, images: int) -> list[Finding]:
+    """histogram: int64 (256,), the number of pixels with each value in that many label images."""
     if not histogram.any():
         return []
-    common = COMMON.get(dataset, ()) if pictures >= HANDFUL else ()
+    common = expected.common if images >= HANDFUL else ()
     for finding in (
         binary(histogram, table), train_ids(histogram, table), grey_palette(histogram, table),
-        shifted(histogram, table, common), other_version(histogram, table, dataset),
+        shifted(histogram, table, common), expected.mistake(histogram, table),
     ):  # fmt: skip
         if finding is not None:
             return [finding]
@@ -111,17 +121,6 @@ def grey_palette(histogram: np.ndarray, table: LabelTable) -> Finding | None:
         "error", "grey colours",
         "the values of the label pictures are the colours of the classes turned to grey: the pictures have lost their "
         "ids when they were converted (palette PNGs must be read as indices); take them as downloaded",
-    )  # fmt: skip
-
-
-def other_version(histogram: np.ndarray, table: LabelTable, dataset: str) -> Finding | None:
-    highest = int(np.flatnonzero(histogram).max())
-    if dataset != "vistas" or len(table.rows) != 66 or not 66 <= highest <= 123:
-        return None
-    return Finding(
-        "error", "Vistas v2.0",
-        f"the label pictures hold ids up to {highest}: these are labels of Vistas v2.0 (0 to 123), read with the table "
-        "of v1.2 (0 to 65): set dataset.version=v2.0, or take the pictures from v1.2/labels",
     )  # fmt: skip
 
 
