@@ -28,7 +28,7 @@ from segtrain.data.verify.label_mistakes import Finding
 from segtrain.data.verify.splits import check_split
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
-from segtrain.scoring import figures as pictures
+from segtrain.scoring import figures
 from segtrain.threads import threaded_map
 
 SHEET = 8  # images on the contact sheet
@@ -65,7 +65,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
     if not any("images" in facts for facts in splits.values()):
         findings.append(Finding("error", "empty", f"no images at all in {where}"))
     if panels:
-        pictures.write(output / "contact.png", pictures.sheet(panels, table))
+        figures.write(output / "contact.png", figures.sheet(panels, table))
     about = {"dataset": data.name, "root": where, "licence": dataset.licence, "classes": table.names}
     return write_report(output, about, splits, findings)
 
@@ -180,7 +180,7 @@ def contact(files: SplitFiles, table: LabelTable, most: int) -> list[np.ndarray]
             image, stored = read_image(sample.image), read_label(sample.label)
             if stored.shape == image.shape[:2]:
                 target = table.encode_values(stored)
-                panels.append(pictures.beside(image, table.colorize(target), pictures.overlay(image, target, table)))
+                panels.append(figures.beside(image, table.colorize(target), figures.overlay(image, target, table)))
         except DataError:
             continue  # it is among the findings
     return panels

@@ -54,7 +54,7 @@ class Segmentation:
             self.val_samples = mixture.samples
         self.mixture = mixture
         self.samples = mixture.samples
-        self.pictures = mixture.pictures
+        self.pictures = mixture.identities
 
     @staticmethod
     def check_options(config: TrainConfig) -> None:

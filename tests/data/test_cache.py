@@ -30,7 +30,7 @@ def test_the_cache_gives_the_same_pixels_and_notices_changes(tmp_path):
         for found, expected in zip(decoded(sample), read_pixels(sample), strict=True):
             assert isinstance(found, np.memmap)
             assert (found == expected).all()
-    assert cached(tmp_path, samples)[1] == [f"cache      {tmp_path}/cache/decoded: all pictures are decoded already"]
+    assert cached(tmp_path, samples)[1] == [f"cache      {tmp_path}/cache/decoded: all images are decoded already"]
     picture(samples[3].image, 99, size=(64, 96))
     os.utime(samples[3].image, ns=(1, 1))
     assert (decoded(samples[3])[0] == 99).all()

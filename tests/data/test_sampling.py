@@ -14,7 +14,7 @@ def test_classes_are_drawn_uniformly_and_shown(tmp_path):
     samples, table = rare(tmp_path), published_table("cityscapes")
     index = class_index(samples, table, FileFacts(tmp_path / "cache", samples))
     assert index.classes == [0, 18]
-    assert [len(index.pictures[k]) for k in (0, 18)] == [10, 1]
+    assert [len(index.images[k]) for k in (0, 18)] == [10, 1]
     for share, least, most in ((1.0, 0.4, 0.6), (0.5, 0.15, 0.4), (0.0, 0.0, 0.1)):
         data = TrainingData(samples, table, augmentation(crop_size=[32, 32], scale=[0.8, 1.2]), 0, index=index,
                             class_uniform=share)  # fmt: skip

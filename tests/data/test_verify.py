@@ -41,7 +41,7 @@ def test_good_files_pass_and_the_largest_size_is_told(pairs, tmp_path):
         (lambda p: p.image.unlink(), r"i1\.png cannot be read.*no such file"),
         (lambda p: picture(p.label, 7, (6, 5)), r"i1\.png is 4x6 but its label .*l1\.png is 5x6"),
         (lambda p: picture(p.label, 40), r"l1\.png: label id 40"),
-        (lambda p: Image.new("RGB", (4, 6)).save(p.label), r"l1\.png is a RGB colour picture"),
+        (lambda p: Image.new("RGB", (4, 6)).save(p.label), r"l1\.png is a RGB colour image"),
     ],
 )
 def test_damage_is_named(pairs, tmp_path, damage, words):

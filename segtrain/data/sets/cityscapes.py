@@ -34,11 +34,11 @@ def labels_are_train_ids(root: Path) -> bool:
 
 
 def table(config: CityscapesConfig) -> LabelTable:
-    found = published_table("cityscapes", "cityscapes")
+    published = published_table("cityscapes", "cityscapes")
     if not labels_are_train_ids(config.folder()):
-        return found
-    stored = {train_id: int(label) for train_id, label in enumerate(found.ids)} | {IGNORE_INDEX: 0}
-    return LabelTable(found.rows, "the cityscapes train ids", stored)
+        return published
+    stored = {train_id: int(label) for train_id, label in enumerate(published.ids)} | {IGNORE_INDEX: 0}
+    return LabelTable(published.rows, "the cityscapes train ids", stored)
 
 
 def files(config: CityscapesConfig, split: str) -> SplitFiles:

@@ -202,7 +202,7 @@ def encode_runs(mask: np.ndarray) -> dict[str, Any]:
 
 
 def decode_runs(segment: dict[str, Any]) -> np.ndarray:
-    """The bool (H, W) that `encode_runs` was given."""
+    """The argument of `encode_runs`, bool (H, W)."""
     lengths: list[int] = []
     number = shift = 0
     for character in segment["counts"]:
@@ -232,8 +232,8 @@ def verify_coco(segments: list[dict[str, Any]], images: Mapping[str, Path]) -> N
             )
         covered[segment["image_id"]] = covered.get(segment["image_id"], np.zeros(mask.shape, np.uint8)) + mask
     for name, path in images.items():
-        with Image.open(path) as picture:
-            size = (picture.height, picture.width)
+        with Image.open(path) as image:
+            size = (image.height, image.width)
         count = covered.pop(int(image_number(name)), None)
         if count is None or count.shape != size or (count != 1).any():
             raise DataError(f"the segments of {name} do not cover its {size[1]}x{size[0]} pixels once each")

@@ -97,20 +97,20 @@ def target_part(config: MixtureConfig) -> Part:
 
 
 class Mixture(NamedTuple):
-    """samples: of all parts, one part after the other, each with its table. pictures: which images these are, the same
-    in any split. weights: size and weight of each part, or None: all samples are shuffled together. groups: the train
-    ids that labels above the classes stand for. parts: each part's dataset and samples, as they are without the others.
+    """samples: of all parts, one part after the other, each with its table. identities: which images these are, the
+    same in any split. weights: size and weight of each part, or None: all samples are shuffled together. groups: the
+    train ids that labels above the classes stand for. parts: dataset and samples of each part, without the mapping.
     """
 
     samples: list[Sample]
-    pictures: list[str]
+    identities: list[str]
     weights: list[tuple[int, float]] | None = None
     groups: Sequence[tuple[int, ...]] = ()
     parts: Sequence[tuple[DatasetConfig, list[Sample]]] = ()
 
     def first(self, count: int) -> "Mixture":
         """Its first samples, in one row."""
-        return self._replace(samples=self.samples[:count], pictures=self.pictures[:count], weights=None)
+        return self._replace(samples=self.samples[:count], identities=self.identities[:count], weights=None)
 
 
 def mixed(
@@ -120,7 +120,7 @@ def mixed(
     """The training split of the mixture."""
     target = label_table(target_part(config).config)
     samples: list[Sample] = []
-    pictures: list[str] = []
+    names: list[str] = []
     sizes: list[tuple[int, float]] = []
     groups: list[tuple[int, ...]] = []
     every = parts(config)
@@ -133,12 +133,12 @@ def mixed(
         named = f"{item.taxonomy or 'the same names'}{'' if item.column == RECOMMENDED else f', column {item.column}'}"
         table = MappedTable(source, target, mapping, groups, named)
         own = split_samples(item.config, item.split)
-        pictures += identities(item.config, own)
+        names += identities(item.config, own)
         apart.append((item.config, own))
         samples += [sample._replace(name=f"{item.name}/{sample.name}", table=table) for sample in own]
         sizes.append((len(own), item.weight or float(len(own))))
         say(f"part       {item.name} {item.split}: {len(own)} images, {describe_mapping(mapping, target)} ({named})")
-    return Mixture(samples, pictures, None if every[0].weight is None else sizes, groups, apart)
+    return Mixture(samples, names, None if every[0].weight is None else sizes, groups, apart)
 
 
 def dataset_names(stored: Mapping[str, Any]) -> list[str]:

@@ -30,7 +30,7 @@ def files(config: StreetsConfig, split: str) -> SplitFiles:
 
 
 def streets(config: StreetsCommandConfig) -> Path:
-    """`segtrain streets`: write the scenes in the layout of a published data set. Returns the folder."""
+    """`segtrain streets`: write the scenes in the layout of a published dataset. Returns the folder."""
     root = Path(config.output or "segtrain-out/streets")
     scenes = {"train": config.scenes, "val": config.val_scenes}
     if config.layout == "cityscapes":

@@ -197,13 +197,13 @@ def kind(root: Path, group: Group) -> str:
 
 def looks_like(path: Path) -> str:
     try:
-        with Image.open(path) as picture:
-            if picture.format == "JPEG":
+        with Image.open(path) as image:
+            if image.format == "JPEG":
                 return "image"
-            if picture.mode == "RGB":
-                return "image" if len(picture.getcolors(1 << 24) or []) > 256 else "other"
-            if picture.mode in ("P", "1", "L"):
-                return "label" if len(np.unique(np.asarray(picture))) <= 64 else "image"
+            if image.mode == "RGB":
+                return "image" if len(image.getcolors(1 << 24) or []) > 256 else "other"
+            if image.mode in ("P", "1", "L"):
+                return "label" if len(np.unique(np.asarray(image))) <= 64 else "image"
     except (OSError, UnidentifiedImageError):
         pass
     return "other"
@@ -243,8 +243,8 @@ def guess_classes(labels: Iterable[Path]) -> list[tuple[int, str, str, str]]:
             say(f"note: {error}")
             continue
         if palette is None:
-            with Image.open(path) as picture:
-                palette = picture.getpalette() if picture.mode == "P" else None
+            with Image.open(path) as image:
+                palette = image.getpalette() if image.mode == "P" else None
         progress.show(done)
 
     def color(label: int) -> str:

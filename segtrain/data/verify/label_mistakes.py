@@ -54,13 +54,13 @@ def find_mistakes(histogram: np.ndarray, table: LabelTable, expected: Expected, 
         findings.append(Finding(
             "error", "unknown ids",
             f"label id {listed} is not in {table.source}, which has {ranges(np.flatnonzero(table.known))}: correct "
-            "the pictures, or the table",
+            "the images, or the table",
         ))  # fmt: skip
     labelled = counts_by_class(histogram, table)
     if not labelled.any():
         findings.append(Finding(
             "error", "void only",
-            "the label pictures hold ignored ids only, as those of Cityscapes' test split do: nothing can be trained "
+            "the label images hold ignored ids only, as those of Cityscapes' test split do: nothing can be trained "
             "or scored with them; take another split",
         ))  # fmt: skip
     else:
@@ -86,8 +86,8 @@ def binary(histogram: np.ndarray, table: LabelTable) -> Finding | None:
         return None
     return Finding(
         "error", "0/255 masks",
-        f"the label pictures hold 0 and 255 only, as masks of one class do, but {table.source} has {table.num_classes} "
-        "classes: give pictures with one class id per pixel (a mask: value // 255, with a table of two classes)",
+        f"the label images hold 0 and 255 only, as masks of one class do, but {table.source} has {table.num_classes} "
+        "classes: give images with one class id per pixel (a mask: value // 255, with a table of two classes)",
     )  # fmt: skip
 
 
@@ -105,8 +105,8 @@ def train_ids(histogram: np.ndarray, table: LabelTable) -> Finding | None:
         return None
     return Finding(
         "error", "train ids",
-        f"the label pictures hold 0 to {classes - 1} and 255: these are train ids, not label ids ({table.source}). "
-        "Give the pictures as downloaded (Cityscapes: *_labelIds.png), or name converted ones *_labelTrainIds.png",
+        f"the label images hold 0 to {classes - 1} and 255: these are train ids, not label ids ({table.source}). "
+        "Give the images as downloaded (Cityscapes: *_labelIds.png), or name converted ones *_labelTrainIds.png",
     )  # fmt: skip
 
 
@@ -119,8 +119,8 @@ def grey_palette(histogram: np.ndarray, table: LabelTable) -> Finding | None:
         return None
     return Finding(
         "error", "grey colours",
-        "the values of the label pictures are the colours of the classes turned to grey: the pictures have lost their "
-        "ids when they were converted (palette PNGs must be read as indices); take them as downloaded",
+        "the values of the label images are the colours of the classes converted to grey: the images have lost their "
+        "ids when they were converted (palette PNGs must be read as indices); use them as downloaded",
     )  # fmt: skip
 
 
@@ -148,8 +148,8 @@ def shifted(histogram: np.ndarray, table: LabelTable, names: tuple[str, ...]) ->
         if legal_then and better and counts_by_class(moved, table).any():
             return Finding(
                 "error", "shifted by one",
-                f"every value of the label pictures is one too {word}: with {step:+d} they are ids of {table.source}. "
+                f"every value of the label images is one too {word}: with {step:+d} they are ids of {table.source}. "
                 "Somebody subtracted or added 1 (COCO-Stuff: 164k pixel maps are id - 1, the 10k set has ids; "
-                "mmsegmentation: reduce_zero_label); take the pictures as downloaded",
+                "mmsegmentation: reduce_zero_label); use the images as downloaded",
             )  # fmt: skip
     return None

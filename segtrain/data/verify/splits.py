@@ -119,9 +119,9 @@ def scan_files(name: str, samples: list[Sample], table: LabelTable, cache: Path)
 
 
 def mode_of(path: Path) -> str:
-    """Pillow's name of what a picture's pixels are."""
-    with Image.open(path) as picture:
-        return str(picture.mode)
+    """Pillow's name of an image's pixel format."""
+    with Image.open(path) as image:
+        return str(image.mode)
 
 
 def explain_error(sample: Sample, error: DataError, table: LabelTable, seen: FileFacts) -> Finding:
@@ -133,10 +133,10 @@ def explain_error(sample: Sample, error: DataError, table: LabelTable, seen: Fil
             return Finding("error", "swapped size", f"{error} (height and width are swapped: the label was written "
                                                     "transposed, or only one of the two was rotated)")  # fmt: skip
         if label == (height, width):
-            with Image.open(sample.label) as picture:
-                if picture.mode in ("RGB", "RGBA"):
+            with Image.open(sample.label) as image:
+                if image.mode in ("RGB", "RGBA"):
                     return Finding("error", "colours", explain_colours(sample.label, table))
-                if picture.mode.startswith("I"):
+                if image.mode.startswith("I"):
                     return Finding("error", "16 bits", str(error))
         return Finding("error", "sizes", str(error))
     except (DataError, AssertionError, OSError):
