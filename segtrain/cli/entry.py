@@ -61,7 +61,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "results", "score a checkpoint on a split", config.EvaluateConfig,
-        "segtrain.tasks.evaluation:evaluate", "checkpoint",
+        "segtrain.commands.evaluate:evaluate", "checkpoint",
         ("segtrain evaluate runs/toy/last.pt",
          "segtrain evaluate checkpoint=runs/toy/best.pt split=night dataset.night_scenes=20",
          "segtrain evaluate wide_resnet38_deeplab_vistas.pth.tar dataset=vistas inference=vistas_official"),
@@ -97,7 +97,7 @@ COMMANDS = {
     ),
     "weights": Command(
         "use", "published files of weights: where they are, md5, licence, accuracy", config.WeightsConfig,
-        "segtrain.commands.convert:weights", "verify",
+        "segtrain.commands.weights:weights", "verify",
         ("segtrain weights", "segtrain weights verify=wide_resnet38_ipabn_lr_256.pth.tar",
          "segtrain weights resnext101_ipabn_lr_512.pth.tar"),
     ),
@@ -420,7 +420,7 @@ def trained_with(overrides: list[str]) -> dict[str, Any]:
     """The configuration inside the checkpoint that the overrides name."""
     named = given(overrides, "checkpoint", "run")
     path = checkpoint_path(named.get("checkpoint"), named.get("run"))
-    from segtrain.commands.convert import run_content
+    from segtrain.weights.network_file import run_content
 
     trained: dict[str, Any] = run_content(path, keep=True)["config"]
     return trained

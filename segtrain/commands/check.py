@@ -9,12 +9,12 @@ import numpy as np
 
 from segtrain.config import CheckConfig, DatasetConfig, classifies
 from segtrain.console import Progress, say
-from segtrain.data.classify.samples import Pictures
+from segtrain.data.classify.samples import ClassImages
 from segtrain.data.dataset import (
     classification_spec,
     dataset_spec,
     label_table,
-    list_pictures,
+    list_images,
     parts_of,
     split_files,
 )
@@ -65,7 +65,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
     if not any("images" in facts for facts in splits.values()):
         findings.append(Finding("error", "empty", f"no images at all in {where}"))
     if panels:
-        figures.write(output / "contact.png", figures.sheet(panels, table))
+        figures.write_png(output / "contact.png", figures.sheet(panels, table))
     about = {"dataset": data.name, "root": where, "licence": dataset.licence, "classes": table.names}
     return write_report(output, about, splits, findings)
 
@@ -99,10 +99,10 @@ def check_classes(data: DatasetConfig, split: str | None, output: Path) -> dict[
     say(f"checking    {data.name} in {data.folder()}")
     splits: dict[str, Any] = {}
     findings: list[Finding] = []
-    first: Pictures | None = None
+    first: ClassImages | None = None
     for name in [split] if split else dict.fromkeys([data.train_split, data.val_split]):
         try:
-            some = list_pictures(data, name)
+            some = list_images(data, name)
         except DataError as error:
             findings.append(Finding("error", "tree", f"{name}: {error}"))
             continue

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from segtrain.config import DatasetConfig, MixtureConfig
-from segtrain.data.classify.samples import ClassificationSpec, Pictures
+from segtrain.data.classify.samples import ClassificationSpec, ClassImages
 from segtrain.data.labels import LabelTable, published_table
 from segtrain.data.sample import DatasetSpec, Sample, SplitFiles, Submission
 from segtrain.data.sets import cityscapes, cocostuff, folder, imagenet, kitti, mixture, streets, vistas
@@ -137,6 +137,6 @@ def classification_spec(config: DatasetConfig) -> ClassificationSpec:
     return spec
 
 
-def list_pictures(config: DatasetConfig, split: str) -> Pictures:
+def list_images(config: DatasetConfig, split: str) -> ClassImages:
     """The images of a split, with one class each; DataError if there are none."""
     return classification_spec(config).images(config, split)

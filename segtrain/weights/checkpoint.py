@@ -71,7 +71,7 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+def load_strict(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Copy a checkpoint's weights into the network. DataError if a name or a shape does not match."""
     own = model.state_dict()
     missing = sorted(set(own) - set(weights))

@@ -22,6 +22,7 @@ from segtrain.data.scenes.layouts import write_scenes
 from segtrain.data.taxonomy import MappedTable, taxonomy
 from segtrain.errors import DataError, UsageError
 from segtrain.losses import build_loss
+from tests.helpers.losses import step_loss
 from tests.helpers.samples import read_sample
 
 
@@ -262,7 +263,7 @@ def test_a_group_costs_the_sum_of_its_probabilities(hardest):
     logits = torch.randn(2, 5, 6, 7, dtype=torch.float64, requires_grad=True)
     target = torch.randint(0, 7, (2, 12, 14))
     target[0, :2] = IGNORE_INDEX
-    loss = build_loss(LossConfig("bootstrapped", hardest), 5, groups).mean(logits, target)
+    loss = step_loss(build_loss(LossConfig("bootstrapped", hardest), 5, groups), logits, target)
     (gradient,) = torch.autograd.grad(loss, logits)
 
     p = F.interpolate(logits, size=(12, 14), mode="bilinear").softmax(1)
@@ -281,7 +282,7 @@ def test_a_group_costs_the_sum_of_its_probabilities(hardest):
 
 def test_a_group_of_hopeless_classes_has_a_finite_gradient():
     logits = torch.tensor([500.0, -500.0, -499.0]).view(1, 3, 1, 1).requires_grad_()
-    loss = build_loss(LossConfig(), 3, [(1, 2)]).mean(logits, torch.full((1, 1, 1), 3))
+    loss = step_loss(build_loss(LossConfig(), 3, [(1, 2)]), logits, torch.full((1, 1, 1), 3))
     (gradient,) = torch.autograd.grad(loss, logits)
     share = torch.tensor([-500.0, -499.0]).softmax(0)
     torch.testing.assert_close(gradient.flatten(), torch.cat([torch.ones(1), -share]))
@@ -327,4 +328,4 @@ def test_weights_of_other_classes_begin_with_a_new_classifier_and_say_so(roots, 
     assert segtrain("train", *overrides, "run=mine").status == 0
     answer = segtrain("train", "dataset=kitti", f"dataset.root={roots / 'kitti'}", "model.weights=mine/last.pt", *SMALL)
     assert answer.status == 0, answer.err
-    assert "2 classes in the file, 19 here: 0 rows of the classifier kept, 19 start anew (road, " in answer.out
+    assert "2 classes in the file, 19 here: 0 rows of the classifier taken, 19 start anew (road, " in answer.out

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,16 +14,21 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from segtrain.commands.convert import options_of, write
+import segtrain
+import segtrain as package
 from segtrain.data.labels import LabelTable, published_table
 from segtrain.errors import DataError, UsageError
 from segtrain.models import BACKBONES, build_classifier, build_model
 from segtrain.models import wider_resnet as wider
-from segtrain.tasks import evaluation
 from segtrain.weights import checkpoint
-from segtrain.weights import transfer as module
-from segtrain.weights.layouts import FORMS, LEAVES, named, place
-from segtrain.weights.transfer import BODIES, known_files, load_weights, provenance, read
+from segtrain.weights.files import read_weights, unwrap, write_weights
+from segtrain.weights.identify import BODIES
+from segtrain.weights.layouts import LAYOUTS, LEAVES, locate, to_layout
+from segtrain.weights.matching import canonical, norm_layers
+from segtrain.weights.network_file import options_of
+from segtrain.weights.provenance import data_names, provenance
+from segtrain.weights.published import known_files
+from segtrain.weights.transfer import load_weights
 from tests.helpers.networks import hollow, lived_in, meta, shapes, with_leaky_relu
 from tests.helpers.runs import small_run
 
@@ -72,8 +78,8 @@ def test_every_name_and_shape_has_its_place(name, build):
     theirs = {k: t.shape for k, t in meta(build, name).state_dict().items() if "num_batches" not in k}
     ours = shapes(name)
     places = {}
-    for key, tensor in module.canonical(ours).items():
-        (found,) = place(FORMS["torchvision"], key).names
+    for key, tensor in canonical(ours).items():
+        (found,) = locate(LAYOUTS["torchvision"], key).keys
         places[found] = tensor.shape
     assert places == theirs
 
@@ -151,7 +157,7 @@ def test_published_weights_are_the_same_under_batch_norm(tmp_path):
     """Of the official files the scale is |weight| + eps, negative weights too."""
     torch.manual_seed(0)
     theirs = network(norm="abn").eval()
-    for layer in module.norm_layers(theirs).values():
+    for layer in norm_layers(theirs).values():
         nn.init.uniform_(layer.weight, -1, 1)
     path = saved(tmp_path / "x.pth.tar", {"state_dict": theirs.state_dict()})
     for options in ({"norm": "batch_norm"}, {"scale": "signed"}, {}):
@@ -200,7 +206,7 @@ def test_every_naming_of_the_imagenet_files(tmp_path, renamed, prefix):
     before = segmenter.head.red_conv.weight.clone()
     report = load_weights(path, segmenter)
     assert report.ratio == 1 and report.matched == 100
-    assert report.explained == {"classes of whole pictures": 2}
+    assert report.explained == {"classifier of images": 2}
     assert torch.equal(segmenter.body.mod5.block2.convs.conv2.weight, theirs.mod5.block2.convs.conv2.weight)
     assert torch.equal(segmenter.head.red_conv.weight, before)
 
@@ -209,14 +215,14 @@ def test_old_names_of_every_backbone_become_the_new_ones():
     for backbone in BACKBONES:
         keys = list(shapes(backbone).state_dict())
         one = torch.zeros(1)
-        assert list(module.clean({f"module.{old(key)}": one for key in keys})) == keys
+        assert list(unwrap({f"module.{old(key)}": one for key in keys})) == keys
 
 
 def test_nvidias_imagenet_file_is_batch_norms(tmp_path):
     ours = meta(build_classifier, "wider_resnet38_pooled", **PLAIN)
     state = {f"module.{sequence(key)}": tensor for key, tensor in hollow(ours).items()}
     report = load_weights(saved(tmp_path / "x.pth.tar", {"state_dict": state}), ours)
-    assert (report.source.form, report.source.scale, report.source.activation) == ("nvidia", "signed", "relu")
+    assert (report.source.layout, report.source.scale, report.source.activation) == ("nvidia", "signed", "relu")
     assert (report.ratio, report.matched, report.notes) == (1, 193, [])
     plus = load_weights(tmp_path / "x.pth.tar", meta(build_model, "wider_resnet38", "deeplabv3plus", **PLAIN))
     assert (plus.ratio, plus.matched) == (1, 187)
@@ -224,7 +230,7 @@ def test_nvidias_imagenet_file_is_batch_norms(tmp_path):
 
 def test_what_norms_are_is_assumed_aloud_and_can_be_said(segtrain, tmp_path):
     theirs = network(norm="batch_norm").eval()
-    for layer in module.norm_layers(theirs).values():
+    for layer in norm_layers(theirs).values():
         nn.init.uniform_(layer.weight, -1, 1)
     path = saved(tmp_path / "x.pth", theirs.state_dict())
     assert "taken as In-Place ABN's" in str(load_weights(path, network()))
@@ -263,7 +269,7 @@ def test_imagenet_weights_of_wider_resnet38_go_into_both_forms(tmp_path):
     assert load_weights(path, shapes("wider_resnet38_pooled")).matched == 193
     plus = load_weights(path, meta(build_model, "wider_resnet38", "deeplabv3plus"))
     assert plus.matched == 187
-    assert plus.explained == {"classes of whole pictures": 2, "the head reads the sum before this norm": 4}
+    assert plus.explained == {"classifier of images": 2, "the head reads the sum before this norm": 4}
 
 
 # ------------------------------------------------------------------------------------------------ NVIDIA's
@@ -350,7 +356,7 @@ def test_nvidias_deeplabv3plus_gives_the_same_logits(tmp_path, monkeypatch, city
         expected = theirs(picture(64, 96))
         found = ours(picture(64, 96), upsample=False)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
-    back = named(FORMS["nvidia_deeplabv3plus"], module.canonical(ours))
+    back = to_layout(LAYOUTS["nvidia_deeplabv3plus"], canonical(ours))
     assert back.keys() == {key for key in theirs.state_dict() if "num_batches" not in key}
     assert all(torch.equal(tensor, theirs.state_dict()[key]) for key, tensor in back.items())
 
@@ -363,7 +369,7 @@ def test_another_backbones_file_is_refused_and_named(tmp_path):
     with pytest.raises(DataError) as error:
         load_weights(path, meta(build_model, "resnet18", **PLAIN))
     assert "without a place (layer1.2.conv1.weight, " in str(error.value)
-    assert "where 100 % are asked for" in str(error.value)
+    assert "where 100 % are required" in str(error.value)
     assert "model.backbone=resnet34" in str(error.value)
     with pytest.raises(DataError, match="resnet18"):
         path = saved(tmp_path / "x.pth", hollow(meta(torchvision.models.resnet18)))
@@ -379,10 +385,10 @@ def test_a_part_is_taken_only_when_asked_for(tmp_path):
     ours = network(classes=5)
     before = {k: t.clone() for k, t in ours.state_dict().items()}
     # mod5: two blocks of two convolutions and norms of four tensors, and a projection with its norm: 25 of 121.
-    with pytest.raises(DataError, match=r"25 not in the file.*1 of another shape.*model.weights_match=SHARE"):
+    with pytest.raises(DataError, match=r"25 not in the file.*1 of another shape.*model.weights_match=FRACTION"):
         load_weights(path, ours)
     assert all(torch.equal(t, before[k]) for k, t in ours.state_dict().items())  # nothing was taken
-    report = load_weights(path, ours, least=0.7)
+    report = load_weights(path, ours, minimum=0.7)
     assert report.matched == 121 - 25 - 1
     assert report.ratio == pytest.approx(95 / 121)
     assert "head.red_conv.weight is (8, 16, 1, 1) there, (8, 32, 1, 1) here" in str(report)
@@ -394,7 +400,7 @@ def test_a_part_is_taken_only_when_asked_for(tmp_path):
 def test_backbones_are_known_by_their_numbers():
     found = {}
     for backbone in BACKBONES:
-        body = {k: t for k, t in module.canonical(shapes(backbone)).items() if k.startswith("body.")}
+        body = {k: t for k, t in canonical(shapes(backbone)).items() if k.startswith("body.")}
         parameters = sum(t.numel() for k, t in body.items() if "running" not in k)
         found.setdefault((parameters, len(body)), backbone)
     assert found == BODIES
@@ -409,14 +415,17 @@ class Danger:
     ("content", "words"),
     [
         ({"state_dict": Danger()}, r"could run code, which are never loaded \(\w*io.open\)"),
-        ({"a": torch.zeros(1), "b": torch.zeros(1)}, r"no known form \(a, b, ...\).*layer1.0.conv1.weight"),
+        (
+            {"a": torch.zeros(1), "b": torch.zeros(1)},
+            r"the names of no known layout \(a, b, ...\).*layer1.0.conv1.weight",
+        ),
         ({"epoch": 3}, "no tensors at all"),
         ([1], "holds no named tensors but a list"),
     ],
 )
 def test_files_that_hold_something_else(tmp_path, content, words):
     with pytest.raises(DataError, match=words):
-        read(saved(tmp_path / "x.pth", content))
+        read_weights(saved(tmp_path / "x.pth", content))
     assert not (tmp_path / "executed").exists()
 
 
@@ -426,10 +435,10 @@ def test_damaged_files(tmp_path, name):
     if name == "x.pth":
         saved(path, network().state_dict())
     else:
-        write(path, network().state_dict(), {})
+        write_weights(path, network().state_dict(), {})
     path.write_bytes(path.read_bytes()[:-3000])
     with pytest.raises(DataError, match=f"{name} is damaged"):
-        read(path)
+        read_weights(path)
 
 
 def test_a_changed_byte_is_noticed(tmp_path):
@@ -438,7 +447,7 @@ def test_a_changed_byte_is_noticed(tmp_path):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(DataError, match="is not what was written"):
-        read(path)
+        read_weights(path)
 
 
 def test_averaged_weights_of_a_run_are_preferred(tmp_path, cityscapes):
@@ -449,7 +458,7 @@ def test_averaged_weights_of_a_run_are_preferred(tmp_path, cityscapes):
         "classes": cityscapes.as_dict(), "model": state, "ema": {key: 0 * t for key, t in state.items()},
     }  # fmt: skip
     checkpoint.save(tmp_path / "last.pt", content)
-    source = read(tmp_path / "last.pt")
+    source = read_weights(tmp_path / "last.pt")
     assert not any(tensor.any() for tensor in source.tensors.values())
     assert (source.scale, source.negative_slope, source.classes.names) == ("abs", 0.1, cityscapes.names)
     assert source.provenance["noncommercial"] == ["data kitti (CC BY-NC-SA 3.0)"]
@@ -467,36 +476,36 @@ def test_settings_that_are_none_are_refused(tmp_path, settings, name):
         saved(tmp_path / name, content)
     else:
         save_file(content["state_dict"], tmp_path / name, {"segtrain": json.dumps(settings)})
-    with pytest.raises(DataError, match="what stands beside its tensors"):
-        read(tmp_path / name)
+    with pytest.raises(DataError, match="what it stores beside its tensors"):
+        read_weights(tmp_path / name)
 
 
 def test_a_checkpoint_without_its_options_is_refused(tmp_path):
     checkpoint.save(tmp_path / "last.pt", {"model": network().state_dict()})
-    with pytest.raises(DataError, match=r"what stands beside its tensors is not as segtrain writes it \(KeyError"):
-        read(tmp_path / "last.pt")
+    with pytest.raises(DataError, match=r"what it stores beside its tensors is not what segtrain writes \(KeyError"):
+        read_weights(tmp_path / "last.pt")
 
 
 def test_a_web_page_in_place_of_a_file_is_recognised(tmp_path):
     path = tmp_path / "resnext101_ipabn_lr_512.pth.tar"
     path.write_text("<!DOCTYPE html><html><title>Google Drive - Virus scan warning</title>")
     with pytest.raises(DataError) as error:
-        read(path)
+        read_weights(path)
     assert "begins with '<!DOCTYPE html" in str(error.value) and "a web page was saved" in str(error.value)
     assert "3b7a221cbc076410eb12c8dd361b7e4e" in str(error.value)
     path.write_text("hello")
     with pytest.raises(DataError, match="is no file of weights, it begins with 'hello'"):
-        read(path)
+        read_weights(path)
 
 
 def test_weights_of_another_recipe_that_was_not_run():
     with pytest.raises(UsageError, match="segtrain train experiment=vistas_wider_resnet38 name=vistas_wider_resnet38"):
-        read(module.Path("runs/vistas_wider_resnet38/last.pt"))
+        read_weights(Path("runs/vistas_wider_resnet38/last.pt"))
 
 
 def test_a_known_file_that_is_missing_is_described():
     with pytest.raises(UsageError) as error:
-        read(module.Path("weights/wide_resnet38_ipabn_lr_256.pth.tar"))
+        read_weights(Path("weights/wide_resnet38_ipabn_lr_256.pth.tar"))
     for word in (
         "model.weights=none",
         "1c085ab70b789cc1d6c1594f7a761007",
@@ -506,7 +515,7 @@ def test_a_known_file_that_is_missing_is_described():
     ):
         assert word in str(error.value)
     with pytest.raises(UsageError, match="segtrain weights"):
-        read(module.Path("mine.pth"))
+        read_weights(Path("mine.pth"))
 
 
 # ------------------------------------------------------------------------------------------------ other classes
@@ -519,7 +528,7 @@ def test_vistas_to_cityscapes_keeps_the_rows_that_the_taxonomy_maps(tmp_path, ci
     report = load_weights(saved(tmp_path / "x.pth", theirs.state_dict()), ours, cityscapes)
     assert report.ratio == 1
     assert report.rows == [
-        "65 classes in the file, 19 here: 18 rows of the classifier kept, 1 the mean of several (rider)"
+        "65 classes in the file, 19 here: 18 rows of the classifier taken, 1 the mean of several (rider)"
     ]
 
     def of(*names):
@@ -546,16 +555,16 @@ def test_a_taxonomy_of_ones_own(tmp_path):
 
     theirs, ours = network(classes=3), network(classes=3)
     path = tmp_path / "x.safetensors"
-    write(path, theirs.state_dict(), {"classes": table("water", "land", "air").as_dict()})
+    write_weights(path, theirs.state_dict(), {"classes": table("water", "land", "air").as_dict()})
     fresh = ours.cls.weight.clone()
     (tmp_path / "t.yaml").write_text("water: sea\nland: null\nair: [sky, sea]\n")
     report = load_weights(path, ours, table("soil", "sea", "sky"), mapping=str(tmp_path / "t.yaml"))
-    assert report.rows == ["3 classes in the file, 3 here: 1 rows of the classifier kept, 2 start anew (soil, sky)"]
+    assert report.rows == ["3 classes in the file, 3 here: 1 rows of the classifier taken, 2 start anew (soil, sky)"]
     assert torch.equal(ours.cls.weight[1], theirs.cls.weight[0])
     assert torch.equal(ours.cls.weight[[0, 2]], fresh[[0, 2]])
     # Without one, equal names; and the same classes are copied whole.
     report = load_weights(path, ours, table("sky", "Land", "sea"))
-    assert "1 rows of the classifier kept, 2 start anew (sky, sea)" in report.rows[0]
+    assert "1 rows of the classifier taken, 2 start anew (sky, sea)" in report.rows[0]
     assert torch.equal(ours.cls.weight[1], theirs.cls.weight[1])
     assert not load_weights(path, ours, table("water", "land", "air")).rows
     assert torch.equal(ours.cls.weight, theirs.cls.weight)
@@ -566,15 +575,21 @@ def test_classes_that_nobody_named_start_anew(tmp_path, segtrain, cityscapes):
     before = ours.cls.weight.clone()
     report = load_weights(saved(tmp_path / "x.pth", theirs.state_dict()), ours, cityscapes)
     (told,) = report.rows
-    assert told.startswith("the classifier's 19 rows start anew: what the file's 19 rows stand for is not known (`segt")
+    assert told.startswith(
+        "the classifier's 19 rows start anew: the classes of the file's 19 rows are not known (`segt"
+    )
     answer = segtrain("convert", "input=x.pth", "output=y.pth", "classes=cityscapes")
     assert answer.status == 0, answer.err
     again = load_weights(tmp_path / "y.pth", network(classes=19), cityscapes)
     assert not again.rows and again.source.classes.names == cityscapes.names
     answer = segtrain("convert", "input=x.pth", "output=y.pth", "classes=vistas_v1.2")
-    assert answer.status == 2 and "classes=vistas_v1.2 has 65 classes, x.pth tells 19 apart" in answer.err
+    assert answer.status == 2 and "classes=vistas_v1.2 has 65 classes, x.pth has 19" in answer.err
     answer = segtrain("convert", "input=x.pth", "output=y.pth", "classes=cityscape")
-    assert answer.status == 2 and "choose cityscapes, vistas_v1.2, vistas_v2.0, cocostuff or a file" in answer.err
+    assert (
+        answer.status == 2
+        and "neither a published table (cityscapes, vistas_v1.2, vistas_v2.0, cocostuff) nor an existing file"
+        in answer.err
+    )
     assert torch.equal(ours.cls.weight, before)
 
 
@@ -582,13 +597,13 @@ def test_classes_that_nobody_named_start_anew(tmp_path, segtrain, cityscapes):
 
 
 def test_the_table_of_known_files():
-    terms = json.loads((module.Path(module.__file__).parents[1] / "data/tables/weights.json").read_text())["data"]
+    terms = json.loads((Path(segtrain.__file__).parent / "data/tables/weights.json").read_text())["data"]
     hashes = [known[key] for known in known_files() for key in ("md5", "md5_old") if known[key]]
     assert len(hashes) == len(set(hashes)) == 16
     assert all(re.fullmatch("[0-9a-f]{32}", md5) for md5 in hashes)
     for known in known_files():
         assert known["backbone"] in BACKBONES
-        assert known["form"] in FORMS
+        assert known["form"] in LAYOUTS
         assert set(known["data"]) <= set(terms)
         assert known["page"].startswith("https://") and known["licence"] and known["published"]
     assert len({known["name"] for known in known_files()}) == len(known_files())
@@ -620,7 +635,7 @@ def test_torchvisions_names_carry_a_hash_that_is_checked(tmp_path, monkeypatch):
     path = saved(tmp_path / "x.pth", hollow(meta(torchvision.models.resnet18)))
     known = next(one for one in known_files() if one["backbone"] == "resnet18")
     monkeypatch.setitem(known, "sha256", hashlib.sha256(path.read_bytes()).hexdigest()[:8])
-    assert read(path).known["name"] == "torchvision_resnet18-f37072fd"
+    assert read_weights(path).known["name"] == "torchvision_resnet18-f37072fd"
 
 
 def test_how_the_vistas_model_saw_its_pictures_is_told(tmp_path, monkeypatch):
@@ -638,7 +653,7 @@ def test_how_the_vistas_model_saw_its_pictures_is_told(tmp_path, monkeypatch):
 
 def test_files_of_which_no_hash_is_published_are_known_by_name_and_tensors(tmp_path, segtrain, cityscapes):
     ours = meta(build_model, "wider_resnet38", "deeplabv3plus", 19)
-    state = named(FORMS["nvidia_deeplabv3plus"], hollow(ours))
+    state = to_layout(LAYOUTS["nvidia_deeplabv3plus"], hollow(ours))
     path = saved(tmp_path / "kitti_best.pth", {"state_dict": state})
     report = load_weights(path, meta(build_model, "wider_resnet38", "deeplabv3plus", 19, **PLAIN), cityscapes)
     assert report.source.known["name"] == "nvidia_kitti_best"
@@ -660,7 +675,7 @@ def test_files_of_which_no_hash_is_published_are_known_by_name_and_tensors(tmp_p
     assert f"not for commercial use: weights mine.pth ({licence}" in answer.out
     assert "data kitti" not in answer.out
     rest = {key: tensor for key, tensor in state.items() if not key.startswith("mod4")}
-    assert read(saved(tmp_path / "kitti_best.pth", rest)).known is None
+    assert read_weights(saved(tmp_path / "kitti_best.pth", rest)).known is None
 
 
 def test_torchvisions_dilations_are_told(tmp_path):
@@ -686,7 +701,7 @@ def test_a_body_alone_is_converted(tmp_path, segtrain):
     del body["layer1.0.conv1.weight"], body["bn1.weight"]
     body["layer1.0.conv1.weight"] = whole["layer1.0.conv1.weight"]
     answer = segtrain("convert", f"input={saved(tmp_path / 'x.pth', body)}", "output=w.pth")
-    assert answer.status == 2 and "is of no backbone of this package" in answer.err
+    assert answer.status == 2 and "are those of no known backbone" in answer.err
 
 
 @pytest.mark.parametrize("name", ["y.pth", "y.pth.tar", "y.safetensors"])
@@ -695,7 +710,7 @@ def test_what_is_written_tells_what_its_norms_are(tmp_path, segtrain, name):
     theirs = lived_in(torchvision.models.resnet18()).float()
     path = saved(tmp_path / "x.pth", theirs.state_dict())
     assert segtrain("convert", f"input={path}", f"output={name}").status == 0
-    first, again = read(path), read(tmp_path / name)
+    first, again = read_weights(path), read_weights(tmp_path / name)
     for one in (first, again):
         assert (one.activation, one.scale, one.provenance) == ("relu", "signed", first.provenance)
     report = load_weights(tmp_path / name, build_model("resnet18", scale="signed"))
@@ -730,7 +745,7 @@ def test_provenance_is_inherited(tmp_path, monkeypatch):
         f"weights x.pth ({known['licence']})", f"data imagenet ({known['licence']})",
         "data vistas (CC BY-NC-SA 4.0, registration)",
     ]  # fmt: skip
-    write(tmp_path / "y.safetensors", hollow(meta(build_model, "resnet50")), {"provenance": found})
+    write_weights(tmp_path / "y.safetensors", hollow(meta(build_model, "resnet50")), {"provenance": found})
     second = provenance(["streets", "vistas"], load_weights(tmp_path / "y.safetensors", meta(build_model, "resnet50")))
     assert list(second["data"]) == ["imagenet", "vistas", "streets"]
     assert second["weights"] == found["weights"] and second["noncommercial"] == found["noncommercial"]
@@ -741,7 +756,7 @@ def test_provenance_is_inherited(tmp_path, monkeypatch):
         "weights": [], "data": {"streets": "built in, MIT"}, "noncommercial": [],
     }  # fmt: skip
     parts = {"kitti": {}, "mine": {"dataset": "folder", "weight": 1}, "vistas": {"weight": 0}}
-    assert module.data_names({"name": "mixture", "parts": parts}) == ["kitti", "folder"]
+    assert data_names({"name": "mixture", "parts": parts}) == ["kitti", "folder"]
 
 
 # ------------------------------------------------------------------------------------------------ convert, train
@@ -753,8 +768,8 @@ def test_torchvision_there_and_back(segtrain, tmp_path):
     answer = segtrain("convert", "input=a.pth", "output=b.safetensors")
     assert answer.status == 0, answer.err
     assert answer.out.splitlines()[-1] == "b.safetensors"
-    middle = read(tmp_path / "b.safetensors")
-    assert (middle.form, middle.activation, middle.scale) == ("official", "relu", "signed")
+    middle = read_weights(tmp_path / "b.safetensors")
+    assert (middle.layout, middle.activation, middle.scale) == ("official", "relu", "signed")
     assert segtrain("convert", "b.safetensors", "output=c.pth", "form=torchvision").status == 0
     back = torch.load(tmp_path / "c.pth", weights_only=True)["state_dict"]
     assert back.keys() == {key for key in theirs.state_dict() if "num_batches" not in key}
@@ -764,7 +779,7 @@ def test_torchvision_there_and_back(segtrain, tmp_path):
 def test_official_weights_as_torchvisions(segtrain, tmp_path):
     torch.manual_seed(0)
     ours = build_classifier("resnet18", norm="abn").eval()
-    for layer in module.norm_layers(ours).values():
+    for layer in norm_layers(ours).values():
         nn.init.uniform_(layer.weight, -1, 1)
     saved(tmp_path / "a.pth.tar", {"state_dict": ours.state_dict()})
     answer = segtrain("convert", "input=a.pth.tar", "output=b.pth", "form=torchvision")
@@ -783,7 +798,7 @@ def test_a_run_becomes_safetensors_and_a_run_again(segtrain, scenes, tmp_path):
     answer = segtrain("convert", "a.safetensors", "output=b.pt", "form=run")
     assert answer.status == 0, answer.err
     image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
-    first, again = (evaluation.load(tmp_path / path, "cpu") for path in ("runs/first/last.pt", "b.pt"))
+    first, again = (package.load(tmp_path / path, "cpu") for path in ("runs/first/last.pt", "b.pt"))
     assert np.array_equal(first.predict(image), again.predict(image))
     assert checkpoint.load(tmp_path / "b.pt")["provenance"]["data"] == {"streets": "built in, MIT"}
     answer = segtrain("train", *small_run(scenes, *short[:1], "name=second", "model.weights=a.safetensors"))
@@ -798,8 +813,8 @@ def test_a_run_becomes_safetensors_and_a_run_again(segtrain, scenes, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words", "status"),
     [
-        (["input=a.pth"], "output=None is not possible", 2),
-        (["input=a.pth", "output=b.zip"], "end the name in .safetensors", 2),
+        (["input=a.pth"], "output must end in .safetensors, .pt, .pth or .pth.tar, got None", 2),
+        (["input=a.pth", "output=b.zip"], "output must end in .safetensors, .pt, .pth or .pth.tar, got b.zip", 2),
         (["input=a.pth", "output=b.pt", "form=keras"], "choose segtrain, torchvision", 2),
         (["input=none.pth", "output=b.pt"], "no weights file none.pth: give the file that is to be converted", 2),
     ],

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from segtrain.config import AugmentationConfig, InferenceConfig
-from segtrain.data.classify.samples import Pictures
+from segtrain.data.classify.samples import ClassImages
 from segtrain.data.classify.views import RandomView, crop_views
 from segtrain.data.images import read_image
 from segtrain.data.loader import TrainingItem, quiet_worker, raised
@@ -17,24 +17,24 @@ from segtrain.data.order import shuffling
 from segtrain.errors import DataError
 
 
-class TrainingPictures(Dataset["TrainingItem | DataError"]):
+class TrainingImages(Dataset["TrainingItem | DataError"]):
     """dataset[position] -> (image float32 (h, w, 3), class int64 (), name, position, window), order as TrainingData."""
 
-    def __init__(self, pictures: Pictures, augmentation: AugmentationConfig, seed: int) -> None:
-        self.pictures = pictures
+    def __init__(self, images: ClassImages, augmentation: AugmentationConfig, seed: int) -> None:
+        self.images = images
         self.view = RandomView(augmentation)
         self.seed = seed
 
     def __getitem__(self, position: int) -> "TrainingItem | DataError":
-        epoch, place = divmod(position, len(self.pictures))
-        number = int(shuffling(len(self.pictures), self.seed, epoch)[place])
-        name = self.pictures.names[number]
+        epoch, place = divmod(position, len(self.images))
+        number = int(shuffling(len(self.images), self.seed, epoch)[place])
+        name = self.images.names[number]
         try:
-            image = read_image(self.pictures.folder / name)
+            image = read_image(self.images.folder / name)
         except DataError as error:
             return error
         seen, view = self.view(image, (self.seed, position))
-        return seen, self.pictures.targets[number : number + 1].reshape(()), name, position, [int(n) for n in view]
+        return seen, self.images.targets[number : number + 1].reshape(()), name, position, [int(n) for n in view]
 
 
 class Views(NamedTuple):
@@ -45,9 +45,9 @@ class Views(NamedTuple):
     numbers: list[int]
 
 
-class EvaluationPictures(Dataset["tuple[np.ndarray, int] | DataError"]):
-    def __init__(self, pictures: Pictures, numbers: list[int], options: InferenceConfig) -> None:
-        self.pictures = pictures
+class EvaluationImages(Dataset["tuple[np.ndarray, int] | DataError"]):
+    def __init__(self, images: ClassImages, numbers: list[int], options: InferenceConfig) -> None:
+        self.images = images
         self.numbers = numbers
         self.options = options
 
@@ -57,13 +57,13 @@ class EvaluationPictures(Dataset["tuple[np.ndarray, int] | DataError"]):
     def __getitem__(self, place: int) -> "tuple[np.ndarray, int] | DataError":
         number = self.numbers[place]
         try:
-            return crop_views(read_image(self.pictures.folder / self.pictures.names[number]), self.options), number
+            return crop_views(read_image(self.images.folder / self.images.names[number]), self.options), number
         except DataError as error:
             return error
 
 
 def batches_of(
-    pictures: Pictures, numbers: list[int], options: InferenceConfig, batch_size: int, workers: int
+    images: ClassImages, numbers: list[int], options: InferenceConfig, batch_size: int, workers: int
 ) -> Iterator[Views]:
     """The images with these numbers, once each, in order. DataError for one that cannot be read."""
 
@@ -71,12 +71,12 @@ def batches_of(
         good = [item for item in items if not isinstance(item, DataError)]
         if len(good) < len(items):
             return next(item for item in items if isinstance(item, DataError))
-        images = torch.from_numpy(np.stack([seen for seen, _ in good])).permute(0, 1, 4, 2, 3)
+        crops = torch.from_numpy(np.stack([seen for seen, _ in good])).permute(0, 1, 4, 2, 3)
         chosen = [number for _, number in good]
-        return Views(images, torch.from_numpy(pictures.targets[chosen]), chosen)
+        return Views(crops, torch.from_numpy(images.targets[chosen]), chosen)
 
     loader: DataLoader[tuple[np.ndarray, int] | DataError] = DataLoader(
-        EvaluationPictures(pictures, numbers, options),
+        EvaluationImages(images, numbers, options),
         batch_size=batch_size,
         collate_fn=collate,
         num_workers=workers,

@@ -13,7 +13,7 @@ from segtrain.errors import DataError
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
 
 
-class Pictures:
+class ClassImages:
     """The images of a split, sorted: folder / names[i] is of class classes[targets[i]]. targets: int64 (n,).
 
     Names are strings and not paths: ImageNet has 1.28 million of them.
@@ -28,14 +28,14 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.names)
 
-    def first(self, count: int) -> "Pictures":
+    def first(self, count: int) -> "ClassImages":
         """At most `count` of them, evenly spread, so that several classes occur."""
         chosen = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
         names, targets = [self.names[i] for i in chosen], self.targets[chosen].tolist()
-        return Pictures(self.folder, self.classes, names, targets)
+        return ClassImages(self.folder, self.classes, names, targets)
 
 
-def class_folders(folder: Path, loose_files: str = "Sort them into a folder for each class") -> Pictures:
+def class_folders(folder: Path, loose_files: str = "Sort them into a folder for each class") -> ClassImages:
     """The images below `folder`, which has a folder for each class. loose_files: what to do about images outside them.
 
     DataError for images outside the folders, for classes without images, and if there is no image at all.
@@ -64,10 +64,10 @@ def class_folders(folder: Path, loose_files: str = "Sort them into a folder for 
             f"{len(empty)} of the {len(classes)} classes in {folder} have no images ({', '.join(empty[:3])}"
             f"{', ...' if len(empty) > 3 else ''}), as after an interrupted unpacking: unpack them again"
         )
-    return Pictures(folder, classes, names, targets)
+    return ClassImages(folder, classes, names, targets)
 
 
-def split_folder(config: DatasetConfig, split: str) -> Pictures:
+def split_folder(config: DatasetConfig, split: str) -> ClassImages:
     """The images below root/<split>/<class>/. DataError if there is no such folder."""
     folder = config.folder() / split
     if not folder.is_dir():
@@ -75,7 +75,7 @@ def split_folder(config: DatasetConfig, split: str) -> Pictures:
     return class_folders(folder)
 
 
-def names_in_split(images: Pictures) -> list[str]:
+def names_in_split(images: ClassImages) -> list[str]:
     return [f"{images.folder.name}/{name}" for name in images.names]
 
 
@@ -88,9 +88,9 @@ class ClassificationSpec(NamedTuple):
     of the images.
     """
 
-    images: Callable[[Any, str], Pictures] = split_folder
+    images: Callable[[Any, str], ClassImages] = split_folder
     published: Mapping[str, int] = {}
-    complete: Callable[[Pictures], bool] = lambda images: True
-    identity: Callable[[Pictures], list[str]] = names_in_split
+    complete: Callable[[ClassImages], bool] = lambda images: True
+    identity: Callable[[ClassImages], list[str]] = names_in_split
     options: type[DatasetConfig] = ImageNetConfig
     licence: str = ""

@@ -3,7 +3,7 @@
 import re
 
 from segtrain.config import DatasetConfig
-from segtrain.data.classify.samples import ClassificationSpec, Pictures, class_folders
+from segtrain.data.classify.samples import ClassificationSpec, ClassImages, class_folders
 from segtrain.errors import DataError
 
 TREE = """{root}/train/n01440764/n01440764_10026.JPEG   (a folder for each class)
@@ -15,7 +15,7 @@ SYNSET = re.compile(r"n\d{8}")
 FILE_NAME = re.compile(r"(n\d{8}|ILSVRC2012_(val|test))_\d+\.JPEG")
 
 
-def images(config: DatasetConfig, split: str) -> Pictures:
+def images(config: DatasetConfig, split: str) -> ClassImages:
     """The images of a split. DataError with the expected tree, or with what to do about images outside the folders."""
     root = config.folder()
     folder = root / split
@@ -32,12 +32,12 @@ def images(config: DatasetConfig, split: str) -> Pictures:
     )
 
 
-def complete(images: Pictures) -> bool:
+def complete(images: ClassImages) -> bool:
     """Whether these are the 1000 classes of ImageNet-1k."""
     return len(images.classes) == 1000 and all(SYNSET.fullmatch(name) for name in images.classes)
 
 
-def identity(images: Pictures) -> list[str]:
+def identity(images: ClassImages) -> list[str]:
     """ImageNet's images by their file names, in any folder; others by their place in a split."""
     files = ((name, name.rpartition("/")[2]) for name in images.names)
     return [f"imagenet/{file}" if FILE_NAME.fullmatch(file) else f"{images.folder.name}/{name}" for name, file in files]
