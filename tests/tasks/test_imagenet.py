@@ -16,7 +16,7 @@ from segtrain.data.classify.samples import ClassImages
 from segtrain.data.dataset import list_images
 from segtrain.data.sets.imagenet import identity
 from segtrain.models import build_classifier
-from segtrain.scoring.inference import normalise_images
+from segtrain.models.preprocess import normalise_images
 from segtrain.scoring.predictor import load_network
 from segtrain.tasks.classification import ClassificationEvaluator, ImageCrossEntropy, TopK
 from tests.helpers.checkout import TINY, environment
