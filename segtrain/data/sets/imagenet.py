@@ -32,7 +32,7 @@ def images(config: DatasetConfig, split: str) -> ClassImages:
     )
 
 
-def complete(images: ClassImages) -> bool:
+def is_imagenet_1k(images: ClassImages) -> bool:
     """Whether these are the 1000 classes of ImageNet-1k."""
     return len(images.classes) == 1000 and all(SYNSET.fullmatch(name) for name in images.classes)
 
@@ -44,5 +44,5 @@ def identity(images: ClassImages) -> list[str]:
 
 
 DATASET = ClassificationSpec(
-    images, PUBLISHED, complete, identity, licence="non-commercial research and education (https://image-net.org)"
+    images, PUBLISHED, is_imagenet_1k, identity, licence="non-commercial research and education (https://image-net.org)"
 )
