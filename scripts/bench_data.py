@@ -23,7 +23,9 @@ from torchvision.transforms.v2 import functional as tv
 from segtrain.config import IGNORE_INDEX, AugmentationConfig
 from segtrain.data.augment import Augmentation
 from segtrain.data.cache import Decoded
-from segtrain.data.labels import published_table, read_image, read_label
+from segtrain.data.images import read_image
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import published_table
 from segtrain.data.loader import read_pixels
 from segtrain.data.sample import Sample
 from segtrain.data.verify.files import FileFacts

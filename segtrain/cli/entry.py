@@ -61,7 +61,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "results", "score a checkpoint on a split", config.EvaluateConfig,
-        "segtrain.tasks.evaluation:evaluate", "checkpoint",
+        "segtrain.commands.evaluate:evaluate", "checkpoint",
         ("segtrain evaluate runs/toy/last.pt",
          "segtrain evaluate checkpoint=runs/toy/best.pt split=night dataset.night_scenes=20",
          "segtrain evaluate wide_resnet38_deeplab_vistas.pth.tar dataset=vistas inference=vistas_official"),

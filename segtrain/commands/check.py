@@ -13,7 +13,9 @@ from PIL import Image
 from segtrain.config import CheckConfig, DatasetConfig, FolderConfig, MixtureConfig, classifies
 from segtrain.console import Progress, say
 from segtrain.data.dataset import dataset_spec, label_table, split_files
-from segtrain.data.labels import LabelTable, read_image, read_instances, read_label
+from segtrain.data.images import read_image
+from segtrain.data.label_files import read_instances, read_label
+from segtrain.data.labels import LabelTable
 from segtrain.data.sample import DatasetSpec, Sample, SplitFiles
 from segtrain.data.scenes.layouts import MANIFEST
 from segtrain.data.sets.mixture import parts
@@ -63,7 +65,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
     if not any("images" in facts for facts in splits.values()):
         findings.append(Finding("error", "empty", f"no pictures at all in {where}"))
     if panels:
-        pictures.write(output / "contact.png", pictures.sheet(panels, table))
+        pictures.write_png(output / "contact.png", pictures.sheet(panels, table))
     return reported(output, {"dataset": data.name, "root": where, "classes": table.names}, splits, findings)
 
 

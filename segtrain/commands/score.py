@@ -13,10 +13,12 @@ import numpy as np
 from segtrain.config import IGNORE_INDEX, ScoreConfig
 from segtrain.console import Progress, say
 from segtrain.data.dataset import dataset_spec, label_table, labelled_samples
-from segtrain.data.labels import LabelTable, read_label
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Sample, read_labels
 from segtrain.errors import DataError, UsageError
-from segtrain.scoring.report import print_table, protocol, summarised, write_result
+from segtrain.scoring import figures
+from segtrain.scoring.report import CONFUSION, Evaluation, print_table, protocol, summarise
 from segtrain.scoring.scores import Scores
 from segtrain.threads import threaded_map
 
@@ -39,7 +41,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     counted = Scores(table, dataset.rules, config.boundary)
     pairs = list(zip(samples, answers, strict=True))
     progress = Progress("scoring", len(pairs))
-    for number, (ids, predicted, instances) in enumerate(threaded_map(partial(read, table), pairs), 1):
+    for number, (ids, predicted, instances) in enumerate(threaded_map(partial(read_pair, table), pairs), 1):
         counted.add(ids, predicted, instances, encodings[encoding].to_id)
         progress.show(number)
     found = np.flatnonzero(counted.pixels.sum(0)).tolist()
@@ -52,12 +54,12 @@ def score(config: ScoreConfig) -> dict[str, Any]:
                         f"on labelled pixels {counted.rules.ignored_prediction}")  # fmt: skip
     counted.translate(encodings[encoding].to_id)
     how = {"predictions": str(config.predictions), "predictions_encoding": encoding}
-    result = summarised(counted, None) | {"dataset": data.name, "split": split}
+    result = summarise(counted, None) | {"dataset": data.name, "split": split}
     result["protocol"] = protocol(counted, data, split, samples, warnings, how)
     print_table(result)
-    folder = Path(config.output or "segtrain-out/score")
-    write_result(folder, result, [], table, counted.evaluated())
-    print(folder / "evaluation.json")
+    confusion = counted.evaluated()
+    evaluation = Evaluation(result, {}, {CONFUSION: figures.confusion(confusion, table)}, confusion)
+    print(evaluation.write(Path(config.output or "segtrain-out/score")))
     return result
 
 
@@ -102,7 +104,7 @@ def find_answers(folder: Path, patterns: list[str]) -> list[Path]:
     return found
 
 
-def read(table: LabelTable, pair: tuple[Sample, Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def read_pair(table: LabelTable, pair: tuple[Sample, Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Label ids, what was predicted, both uint8 (H, W), and instances. DataError for what cannot be compared."""
     sample, answer = pair
     _, ids, instances = read_labels(sample, table)

@@ -17,12 +17,15 @@ from segtrain.commands.score import find_answers, known_encodings
 from segtrain.config import IGNORE_INDEX, SubmitConfig
 from segtrain.console import Progress, say
 from segtrain.data.dataset import dataset_spec, label_table, split_files
-from segtrain.data.labels import LabelTable, read_image, read_label
-from segtrain.device import describe_device, resolve_device
+from segtrain.data.images import read_image
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable
+from segtrain.device import describe_device
 from segtrain.errors import DataError, UsageError
-from segtrain.scoring import figures as pictures
+from segtrain.scoring import figures
+from segtrain.scoring.predictor import load_predictor
 from segtrain.scoring.report import file_hash
-from segtrain.tasks.evaluation import Trained, refuse_other_classes, restore
+from segtrain.tasks.segmentation import require_same_labels
 from segtrain.threads import threaded_map
 
 # Name in the archive of a sample's label picture, by data set.
@@ -77,21 +80,21 @@ def submit(config: SubmitConfig) -> Path:
 
 
 def predicted(config: SubmitConfig, images: dict[str, Path], table: LabelTable, output: Path) -> dict[str, Path]:
-    """Label pictures by the network in the checkpoint; those of an interrupted call are kept."""
+    """Write label images by the network in the checkpoint; the files of an interrupted call are used again."""
     path = Path(config.checkpoint or "")
-    on = resolve_device(config.device)
-    trained: Trained = restore(path, on, config.checkpoint_weights)[0]
-    refuse_other_classes(trained, table, path, config.dataset.name)
+    predictor = load_predictor(path, config.device, config.checkpoint_weights)
+    require_same_labels(predictor.table, table, path, config.dataset.name)
     options = json.dumps([asdict(config.inference), config.checkpoint_weights])
     recipe = f"{config.inference.name}-{hashlib.sha256(options.encode()).hexdigest()[:8]}"
     folder = output / f"labels-{file_hash(path)[:12]}-{recipe}"
     say(f"checkpoint  {path}")
-    say(f"predicting  {len(images)} pictures, inference {config.inference.name}, on {describe_device(on)}")
+    say(f"predicting  {len(images)} images, inference {config.inference.name}, on {describe_device(predictor.device)}")
     progress = Progress("predicting", len(images))
     answers = {name: folder / f"{name}.png" for name in images}
     for number, (name, image) in enumerate(images.items(), 1):
         if not answers[name].is_file():
-            pictures.write(answers[name], table.decode(trained.predict(read_image(image), config.inference)))
+            labels = table.decode(predictor.predict(read_image(image), config.inference))
+            figures.write_png(answers[name], labels)
         progress.show(number)
     return answers
 

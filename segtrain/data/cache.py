@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from segtrain.console import Progress
-from segtrain.data.labels import read_image, read_label
+from segtrain.data.images import read_image
+from segtrain.data.label_files import read_label
 from segtrain.data.sample import Sample
 from segtrain.data.verify.files import FileFacts
 from segtrain.errors import DataError, UsageError

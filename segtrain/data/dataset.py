@@ -7,7 +7,7 @@ from segtrain.console import Progress, say
 from segtrain.data.labels import LabelTable, published_table
 from segtrain.data.rules import CITYSCAPES
 from segtrain.data.sample import DatasetSpec, Sample, SplitFiles
-from segtrain.data.scenes import layouts as street_layouts
+from segtrain.data.scenes.layouts import write_scenes
 from segtrain.data.sets import cityscapes, cocostuff, folder, kitti, vistas
 from segtrain.data.sets.mixture import Mixture, mixed, target_part
 from segtrain.errors import DataError
@@ -52,7 +52,7 @@ def draw_streets(
         if done:
             progress.show(done)
 
-    return street_layouts.write(root, layout, scenes, seed, (size[0], size[1]), workers, show)
+    return write_scenes(root, layout, scenes, seed, (size[0], size[1]), workers, show)
 
 
 DATASETS: dict[str, DatasetSpec] = {

@@ -5,7 +5,6 @@ the network predicts. IGNORE_INDEX marks pixels that neither train nor score.
 """
 
 import csv
-import io
 import json
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -15,7 +14,6 @@ from typing import Any
 import cv2
 import numpy as np
 import yaml
-from PIL import Image, UnidentifiedImageError
 
 from segtrain.config import IGNORE_INDEX
 from segtrain.errors import DataError
@@ -235,82 +233,3 @@ def _default_color(label: int) -> list[int]:
             color[channel] |= (index >> channel & 1) << shift
         index >>= 3
     return color
-
-
-def read_image(path: Path) -> np.ndarray:
-    """RGB uint8 (H, W, 3) as stored: grey and palette pictures converted, EXIF orientation not applied.
-
-    Label pictures match the stored pixels, so a rotation would part them. DataError names a file that cannot be read.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error) from error
-    whole = not data.startswith(b"\xff\xd8") or b"\xff\xd9" in data[-1024:]  # OpenCV 4 takes half a JPEG
-    if data and whole:
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        try:
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        except cv2.error:
-            pixels = None
-        if pixels is not None:
-            return np.asarray(pixels)
-    try:  # Pillow knows more formats, and says what is wrong
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise unreadable(path, error) from error
-
-
-def read_label(path: Path) -> np.ndarray:
-    """What a label picture holds, uint8 (H, W): of a greyscale or palette picture (palette: the index), or the matrix
-    S of a MATLAB file, as COCO-Stuff 10k has them. DataError for anything else."""
-    if path.suffix == ".mat":
-        return read_matlab_label(path)
-    values, mode = read_values(path)
-    if mode in ("I;16", "I") and values.max() > 255:
-        raise DataError(
-            f"{path} is a 16-bit picture with values up to {values.max()}: this looks like an instance map; "
-            "give the pictures with one class id (0 to 255) per pixel"
-        )
-    return values.astype(np.uint8)
-
-
-def read_instances(path: Path) -> np.ndarray:
-    """An instance map: uint16 (H, W). DataError for a colour picture, and for one that has lost its 16 bits."""
-    values, mode = read_values(path)
-    if mode in ("L", "P", "1"):
-        raise DataError(f"{path} is an 8-bit picture, instance maps have 16 bits: take it as downloaded")
-    return values.astype(np.uint16)
-
-
-def read_values(path: Path) -> tuple[np.ndarray, str]:
-    """The numbers in a picture with one number per pixel, and Pillow's name of its mode."""
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            if mode not in ("L", "P", "1", "I;16", "I"):
-                raise DataError(
-                    f"{path} is a {mode} colour picture, but a label picture holds one class id per pixel: give 8-bit "
-                    "greyscale or palette PNGs (Cityscapes: *_labelIds.png, KITTI: semantic/, not the colour pictures)"
-                )
-            return np.asarray(image), mode
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise unreadable(path, error) from error
-
-
-def read_matlab_label(path: Path) -> np.ndarray:
-    from scipy.io import loadmat, matlab
-
-    try:
-        values = loadmat(path, variable_names=["S"])["S"]
-    except (OSError, ValueError, KeyError, TypeError, matlab.MatReadError) as error:
-        raise unreadable(path, error) from error
-    if values.ndim != 2 or values.min() < 0 or values.max() > 255:
-        raise DataError(f"{path}: S is no label map (shape {values.shape}, values to {values.max()})")
-    return np.asarray(values, np.uint8)
-
-
-def unreadable(path: Path, error: Exception) -> DataError:
-    text = "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
-    return DataError(f"{path} cannot be read as a picture ({text}): copy or download it again")

@@ -1,10 +1,4 @@
-"""Which sample comes when. Order and augmentation follow from (seed, position), never from workers, processes or
-restarts.
-
-A training run reads one endless row of positions: position p belongs to step p // batch_size, and is the (p % n)-th
-sample of the (p // n)-th shuffling of the n samples. Starting at any step is therefore free, and so is dividing a batch
-among any number of processes and parts.
-"""
+"""Batches of samples, read by worker processes."""
 
 import functools
 import itertools
@@ -18,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from segtrain.config import IGNORE_INDEX
 from segtrain.data.augment import Augmentation
-from segtrain.data.labels import LabelTable, read_image, read_label
+from segtrain.data.images import read_image
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable
+from segtrain.data.order import MicroBatches, sample_number
 from segtrain.data.sample import Sample, different_sizes, read_labels
 from segtrain.data.sampling import ClassIndex, random_pixel
-from segtrain.data.sets.mixture import TURNS
-from segtrain.distributed.group import chunks
 from segtrain.errors import DataError
 
 
@@ -40,17 +34,6 @@ class Batch(NamedTuple):
     windows: list[list[int]]
 
 
-def read_sample(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 (H, W, 3) and train ids uint8 (H, W), all IGNORE_INDEX without a label. DataError if sizes differ."""
-    image = read_image(sample.image)
-    if sample.label is None:
-        return image, np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
-    target = (sample.table or table).encode(read_label(sample.label), sample.label)
-    if target.shape != image.shape[:2]:
-        raise different_sizes(sample, image.shape[:2], target.shape)
-    return image, target
-
-
 class EvaluationItem(NamedTuple):
     """image uint8 (H, W, 3); target uint8 (H, W) train ids; ids uint8 (H, W) label ids; instances uint16 (H, W)."""
 
@@ -59,32 +42,6 @@ class EvaluationItem(NamedTuple):
     target: np.ndarray
     ids: np.ndarray
     instances: np.ndarray | None
-
-
-@functools.lru_cache(maxsize=2)
-def shuffling(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order, int64 (samples,), of one pass over the data."""
-    return np.random.default_rng(np.random.SeedSequence((seed, epoch))).permutation(samples)
-
-
-@functools.lru_cache(maxsize=2)
-def turns(weights: tuple[float, ...], seed: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which part of a mixture has its turn at each of the TURNS positions of a block, int64 (TURNS,), and how many
-    turns each part has in any block, int64 (parts,): so no position needs counting from the beginning."""
-    shares = np.array(weights) / sum(weights) * TURNS
-    counts = np.floor(shares).astype(np.int64)
-    for part in np.argsort(counts - shares, kind="stable")[: TURNS - counts.sum()]:
-        counts[part] += 1
-    parts = np.repeat(np.arange(len(weights)), counts)
-    return np.random.default_rng(np.random.SeedSequence((seed, block, 2))).permutation(parts), counts
-
-
-def turn(weights: tuple[float, ...], seed: int, position: int) -> tuple[int, int]:
-    """(part, how many turns it had before)"""
-    block, place = divmod(position, TURNS)
-    parts, counts = turns(weights, seed, block)
-    part = int(parts[place])
-    return part, int(block * counts[part] + (parts[:place] == part).sum())
 
 
 # An error travels from a loader process as a value: raised there, it would arrive wrapped in a traceback.
@@ -138,14 +95,8 @@ class TrainingData(Dataset["TrainingItem | DataError"]):
         return (*augmented, sample.name, position, self.augmentation.window(labels.shape, seed, focus))
 
     def order(self, position: int) -> int:
-        """The number of the sample at a position: each part of a mixture is shuffled by itself."""
-        if self.weights is None:
-            epoch, place = divmod(position, len(self.samples))
-            return int(shuffling(len(self.samples), self.seed, epoch)[place])
-        part, nth = turn(tuple(weight for _, weight in self.weights), self.seed, position)
-        sizes = [size for size, _ in self.weights]
-        epoch, place = divmod(nth, sizes[part])
-        return sum(sizes[:part]) + int(shuffling(sizes[part], self.seed + 7919 * (part + 1), epoch)[place])
+        """The number of the sample at a position."""
+        return sample_number(position, self.seed, len(self.samples), self.weights)
 
 
 class EvaluationData(Dataset["EvaluationItem | DataError"]):
@@ -168,28 +119,6 @@ class EvaluationData(Dataset["EvaluationItem | DataError"]):
 
     def __len__(self) -> int:
         return len(self.samples)
-
-
-class MicroBatches:
-    """The positions that one of `size` processes reads, part by part: `accumulation` lists of them for every step.
-
-    A batch is divided in order and as evenly as possible into size x accumulation pieces; the first `size` of them, one
-    for each process, are everybody's first part. stop: step before which to end, None: never.
-    """
-
-    def __init__(
-        self, batch_size: int, start: int, stop: int | None, rank: int = 0, size: int = 1, accumulation: int = 1
-    ) -> None:
-        pieces = chunks(batch_size, size * accumulation)
-        self.mine = [pieces[part * size + rank] for part in range(accumulation)]
-        self.batch_size = batch_size
-        self.steps = (start, stop)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        start, stop = self.steps
-        for step in itertools.count(start) if stop is None else range(start, stop):
-            for piece in self.mine:
-                yield [step * self.batch_size + place for place in piece]
 
 
 def training_batches(

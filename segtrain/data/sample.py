@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segtrain.data.labels import LabelTable, read_instances, read_label
+from segtrain.data.label_files import read_instances, read_label
+from segtrain.data.labels import LabelTable
 from segtrain.data.rules import Rules
 from segtrain.errors import DataError
 

@@ -24,8 +24,8 @@ from segtrain.engine.optim import build_optimizer, learning_rate
 from segtrain.errors import SegtrainError, UsageError
 from segtrain.losses import Loss
 from segtrain.models import Classifier, Segmenter, from_config
-from segtrain.models.segmenter import compiled, sharded
-from segtrain.scoring.inference import normalise
+from segtrain.models.parallel import compiled, sharded
+from segtrain.models.preprocess import normalise_images
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RECENT = 100  # losses that a spike is measured by
@@ -163,7 +163,7 @@ class Learner:
     def forward_backward(self, batch: Batch, divisor: float) -> Tensor:
         """Adds the gradient of one part. Returns the sums of the loss, (N,) float."""
         mean, std = self.config.model.mean, self.config.model.std
-        images = normalise(batch.images.to(self.device, non_blocking=True), mean, std)
+        images = normalise_images(batch.images.to(self.device, non_blocking=True), mean, std)
         target = batch.targets.to(self.device, non_blocking=True).long()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.model(images, **self.raw)
@@ -346,7 +346,7 @@ def smallest_part(config: TrainConfig, world: World, loss: Loss) -> int:
     if together < 2 and config.model.head != "classifier":
         raise UsageError(
             f"{key}: divided by {how}, a part is one picture, and the pooled branch of DeepLabV3 has one value per "
-            f"picture to normalise over; give {2 * parts} or more, or model.norm=inplace_abn_sync"
+            f"picture to normalise_images over; give {2 * parts} or more, or model.norm=inplace_abn_sync"
         )
     if parts > 1 and loss.per_batch:
         raise UsageError(

@@ -16,7 +16,8 @@ from torch import nn
 from segtrain.abn import describe_backend
 from segtrain.config import TrainConfig, TrainerConfig, classifies
 from segtrain.console import Progress, duration, say
-from segtrain.data.loader import Batch, MicroBatches, training_batches
+from segtrain.data.loader import Batch, training_batches
+from segtrain.data.order import MicroBatches
 from segtrain.device import describe_device, memory, peak_memory, resolve_device
 from segtrain.distributed.group import PeerDied, World, init_distributed
 from segtrain.engine.blackbox import BlackBox
@@ -25,12 +26,11 @@ from segtrain.engine.run import REQUEUE, Preempted, Preemption, Run, environment
 from segtrain.engine.sinks import RunLog
 from segtrain.errors import DataError, SegtrainError, UsageError
 from segtrain.files import write_atomically
-from segtrain.models import from_config
-from segtrain.models.segmenter import not_compilable
+from segtrain.models import from_config, not_compilable
 from segtrain.scoring import figures as pictures
-from segtrain.scoring.report import fingerprints, print_table, table_lines
+from segtrain.scoring.report import Evaluation, fingerprints, print_table, table_lines
+from segtrain.tasks.base import NetworkFacts
 from segtrain.tasks.classification import Classification
-from segtrain.tasks.evaluation import describe
 from segtrain.tasks.segmentation import Segmentation
 from segtrain.weights import checkpoint
 from segtrain.weights.files import existing
@@ -94,7 +94,7 @@ def train_share(config: TrainConfig, run: Run, world: World, preemption: Preempt
             f"the processes find different checkpoints in {run.folder} (steps {steps}): give run=FOLDER on a disk that "
             "all machines share"
         )
-    length = Length(options, len(task.samples), 0.0 if state is None else state.get("elapsed", 0.0))
+    length = Length(options, task.num_train, 0.0 if state is None else state.get("elapsed", 0.0))
     if state is not None and run.evaluation is not None and length.reached(state):
         say(f"{run.folder} is finished ({state['step']} steps): nothing to do. restart=true trains it anew.")
         print_table(run.evaluation)
@@ -102,7 +102,7 @@ def train_share(config: TrainConfig, run: Run, world: World, preemption: Preempt
     ended = state is not None and length.reached(state)
     loss = task.loss()
     smallest_part(config, world, loss)
-    trained_on = fingerprints(task.pictures)
+    trained_on = fingerprints(task.image_ids)
     if state is not None:
         refuse_other_pictures(state, trained_on, run)
     with world.main_process_first():
@@ -124,7 +124,7 @@ def train_share(config: TrainConfig, run: Run, world: World, preemption: Preempt
         if (usual := began_with.normalised) and usual != (chosen.mean, chosen.std):
             say(f"its pictures were normalised otherwise: add model.mean={usual[0]} model.std={usual[1]}")
     origin = provenance(data_names(asdict(config.dataset)), began_with)
-    start, validated, best = 0, 0, {task.measure: -1.0, "step": 0, "since": 0}
+    start, validated, best = 0, 0, {task.metric: -1.0, "step": 0, "since": 0}
     if state is not None:
         checkpoint.load_strict(network, state["model"], run.last)
         start, validated, best = state["step"], state["validated"], {"since": 0} | state["best"]
@@ -141,6 +141,7 @@ def train_share(config: TrainConfig, run: Run, world: World, preemption: Preempt
     batches = training_batches(data, share, workers, on.type == "cuda", config.loader.prefetch)
     log = RunLog(run.folder, start, config.logging, flat(asdict(config))) if world.main else None
     box = BlackBox(run.folder, world.rank, world.size, start)
+    evaluator = task.evaluator()
     progress = TrainingProgress(config, start, length)
 
     def save(step: int, is_best: bool = False) -> None:
@@ -185,42 +186,38 @@ def train_share(config: TrainConfig, run: Run, world: World, preemption: Preempt
                 run.tell("running", run.step, run.max_steps)
             yield item
 
-    def validate(step: int) -> dict[str, Any]:
+    def validate(step: int) -> Evaluation:
         nonlocal validated, best
 
         def watch(answers: Iterator[T], rounds: int) -> Iterator[T]:
             return preemption.watch(alive(answers), rounds, world, lambda status: stop(status, step))
 
-        found = task.validate(
-            learner.evaluation_model(), on, world, workers, watch, config.logging.pictures if world.main else 0
-        )
-        result, score = found.result, found.result[task.measure]
+        used = {"step": step, "weights": "averaged" if learner.average is not None else "raw"}
+        found = evaluator.run(
+            learner.evaluation_model(), on, world, workers, watch, config.logging.pictures if world.main else 0,
+            facts=NetworkFacts(str(run.last), step, trained_on, used),
+        )  # fmt: skip
+        score = found.result[task.metric]
         again, validated = validated == step, step
-        is_best = score > best[task.measure]
+        is_best = score > best[task.metric]
         worse = best | {"since": best["since"] + (not again)}
-        best = {task.measure: score, "step": step, "since": 0} if is_best else worse
+        best = {task.metric: score, "step": step, "since": 0} if is_best else worse
         save(step, is_best)  # now with what was found
         if log is not None:
             log.scalars(step, found.scalars)
-            for name, drawing in found.drawings.items():
+            for name, drawing in found.figures.items():
                 log.picture(step, name, drawing)
-            if (panels := found.drawings.get(task.panels)) is not None:
-                pictures.write(run.pictures / f"val_{step:07d}.png", panels)
-        top = 100 * best[task.measure]
-        say(f"validation at step {step}: {task.told(result)}, best {top:.1f} % (step {best['step']})")
-        split = "train" if options.overfit is not None else config.dataset.val_split
-        result |= describe(config.dataset.name, split, config.inference, str(run.last), step)
-        how = {"inference": result["inference"], "precision": "float32", "step": step,
-               "weights": "averaged" if learner.average is not None else "raw"}  # fmt: skip
-        result["protocol"] = found.card(trained_on, how)
-        result["confusion"] = found.confusion
+            if found.examples is not None:
+                pictures.write_png(run.pictures / f"val_{step:07d}.png", found.examples)
+        top = 100 * best[task.metric]
+        say(f"validation at step {step}: {task.describe(found.result)}, best {top:.1f} % (step {best['step']})")
         progress.restart()
-        return result
+        return found
 
     keeper = checkpoint.CheckpointWriter(run.folder, options.keep_last)
     done, status = start, 0
     outcome: StepResult | None = None
-    result: dict[str, Any] | None = None
+    result: Evaluation | None = None
     final: dict[str, float] | None = None
     with contextlib.ExitStack() as stack:
         if log is not None:
@@ -272,11 +269,10 @@ def train_share(config: TrainConfig, run: Run, world: World, preemption: Preempt
             save(done)
             keeper.close()
             result = validate(done)
-        counted = result.pop("confusion")
         if world.main:
-            task.write(run.folder, result, counted)
-            finish(run, result, best, config, done, length)
-            final = {key: result[key] for key in task.finals} | {f"best_{task.measure}": best[task.measure]}
+            result.write(run.folder)
+            finish(run, result.result, best, config, done, length)
+            final = {key: result.result[key] for key in task.final_scores} | {f"best_{task.metric}": best[task.metric]}
     return run.folder
 
 
@@ -343,12 +339,12 @@ def introduce(
         say(f"processes  {world.size}, {how.parallel}, {shared}")
     say(f"model      {options.backbone} + {options.head}, stride {options.output_stride}, {options.norm}{backend}, "
         f"{parameters:.1f} M parameters, initial weights {options.weights.replace('none', 'random')}")  # fmt: skip
-    say(f"data       {config.dataset.name}: {len(task.samples)} {config.dataset.train_split} and "
-        f"{len(task.val_samples)} {config.dataset.val_split} pictures, {task.num_classes} classes")  # fmt: skip
+    say(f"data       {config.dataset.name}: {task.num_train} {config.dataset.train_split} and "
+        f"{task.num_val} {config.dataset.val_split} pictures, {task.num_classes} classes")  # fmt: skip
     share = (
         f" ({how.batch_size / world.size / how.accumulation:g} at a time x {how.accumulation} in each of {world.size})"
     )
-    say(f"training   {length} of {how.batch_size} {task.shown}{share if world.size * how.accumulation > 1 else ''} "
+    say(f"training   {length} of {how.batch_size} {task.batch_of}{share if world.size * how.accumulation > 1 else ''} "
         f"{config.augmentation.crop_size}, seed {how.seed}, {config.loader.count()} loader processes")  # fmt: skip
 
 

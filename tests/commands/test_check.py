@@ -10,8 +10,9 @@ from PIL import Image
 
 from segtrain.config import CocoStuffConfig
 from segtrain.data.dataset import label_table
-from segtrain.data.labels import published_table, read_label
-from segtrain.data.scenes.layouts import MANIFEST, write
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import published_table
+from segtrain.data.scenes.layouts import MANIFEST, write_scenes
 from segtrain.data.verify.label_mistakes import find_mistakes
 
 LABELS = {"cityscapes": "*_labelIds.png", "kitti": "training/semantic/*.png", "vistas": "*/labels/*.png",
@@ -23,7 +24,7 @@ def originals(tmp_path_factory):
     folders = {}
     for layout in LABELS:
         folders[layout] = tmp_path_factory.mktemp("check") / layout
-        write(folders[layout], layout, {"train": 4, "val": 2}, 0, (256, 512), workers=1)
+        write_scenes(folders[layout], layout, {"train": 4, "val": 2}, 0, (256, 512), workers=1)
     return folders
 
 

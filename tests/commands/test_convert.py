@@ -6,8 +6,8 @@ import torch
 import torchvision
 from torch import nn
 
+from segtrain import load
 from segtrain.models import build_classifier, build_model
-from segtrain.tasks import evaluation
 from segtrain.weights import checkpoint
 from segtrain.weights.files import read_weights
 from segtrain.weights.matching import norm_layers
@@ -101,7 +101,7 @@ def test_a_run_becomes_safetensors_and_a_run_again(segtrain, scenes, tmp_path):
     answer = segtrain("convert", "a.safetensors", "output=b.pt", "form=run")
     assert answer.status == 0, answer.err
     image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
-    first, again = (evaluation.load(tmp_path / path, "cpu") for path in ("runs/first/last.pt", "b.pt"))
+    first, again = (load(tmp_path / path, "cpu") for path in ("runs/first/last.pt", "b.pt"))
     assert np.array_equal(first.predict(image), again.predict(image))
     assert checkpoint.load(tmp_path / "b.pt")["provenance"]["data"] == {"streets": "built in, MIT"}
     answer = segtrain("train", *small_run(scenes, *short[:1], "name=second", "model.weights=a.safetensors"))

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from segtrain.commands.submit import decode_runs, encode_runs, verify_coco
-from segtrain.data.labels import published_table, read_label
-from segtrain.data.scenes.layouts import write
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import published_table
+from segtrain.data.scenes.layouts import write_scenes
 from segtrain.errors import DataError
 from tests.helpers import zygote
 from tests.helpers.runs import small_run
@@ -26,7 +27,7 @@ def root(tmp_path):
 
     def draw(layout):
         folder = tmp_path / layout
-        write(folder, layout, {"train": 1, "val": 3, "night": 3}, 0, (256, 512), workers=1)
+        write_scenes(folder, layout, {"train": 1, "val": 3, "night": 3}, 0, (256, 512), workers=1)
         if layout == "cityscapes":
             (folder / "leftImg8bit" / "val").rename(folder / "leftImg8bit" / "test")
         if layout == "cocostuff":

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from segtrain import compose
+from segtrain.cli.entry import compose
 from segtrain.commands.paper import paper_table
 from segtrain.commands.runs import runs
 from segtrain.config import ModelConfig, RunsConfig, classifies
@@ -27,8 +27,8 @@ from segtrain.engine.optim import learning_rate
 from segtrain.engine.run import flat
 from segtrain.losses import build_loss
 from segtrain.models import from_config
-from segtrain.tasks.classification import PictureCrossEntropy
-from segtrain.weights.transfer import known_by_name
+from segtrain.tasks.classification import ImageCrossEntropy
+from segtrain.weights.published import known_by_name
 from tests.helpers.checkout import ROOT
 from tests.helpers.runs import refused, small_run
 
@@ -302,7 +302,7 @@ def test_one_step(recipe):
     config = composed(recipe)
     torch.manual_seed(0)
     if classifies(config.dataset):
-        classes, loss, targets = 1000, PictureCrossEntropy(0.0), torch.tensor([3, 997])
+        classes, loss, targets = 1000, ImageCrossEntropy(0.0), torch.tensor([3, 997])
     else:
         classes = label_table(config.dataset).num_classes
         loss, targets = build_loss(config.loss, classes), torch.randint(0, classes, (2, 64, 64), dtype=torch.uint8)

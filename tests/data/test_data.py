@@ -13,23 +13,18 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from segtrain.config import IGNORE_INDEX, AugmentationConfig, CityscapesConfig, FolderConfig, KittiConfig, StreetsConfig
-from segtrain.data.augment import Augmentation, draw_span, resized
+from segtrain.data.augment import Augmentation, draw_span, resize_window
 from segtrain.data.cache import Decoded
 from segtrain.data.dataset import label_table, split_samples
 from segtrain.data.labels import published_table, read_json_table
-from segtrain.data.loader import (
-    MicroBatches,
-    TrainingData,
-    evaluation_samples,
-    read_pixels,
-    read_sample,
-    training_batches,
-)
+from segtrain.data.loader import TrainingData, evaluation_samples, read_pixels, training_batches
+from segtrain.data.order import MicroBatches
 from segtrain.data.sample import Sample
 from segtrain.data.sampling import class_index, random_pixel
-from segtrain.data.scenes.layouts import write
+from segtrain.data.scenes.layouts import write_scenes
 from segtrain.data.verify.files import FileFacts, check_samples
 from segtrain.errors import DataError, UsageError
+from tests.helpers.samples import read_sample
 
 # ------------------------------------------------------------------------------------------------ data sets
 
@@ -74,7 +69,7 @@ def test_kitti_layout_and_published_splits(tmp_path):
 
 
 def test_kitti_scenes_train_ids(tmp_path):
-    write(tmp_path / "k", "kitti", {"train": 3, "val": 1}, 0, (256, 512), workers=1)
+    write_scenes(tmp_path / "k", "kitti", {"train": 3, "val": 1}, 0, (256, 512), workers=1)
     config = KittiConfig(name="kitti", root=str(tmp_path / "k"))
     for sample in split_samples(config, "trainval"):
         image, target = read_sample(sample, label_table(config))
@@ -330,8 +325,8 @@ def test_the_window_is_that_of_a_float_resize(height, width, scale, seed):
     crop = [40, 48]
     rows, columns = (draw_span((height, width)[a], crop[a], scale, np.random.default_rng(seed), None) for a in (0, 1))
     window = np.s_[rows.start : rows.start + rows.length, columns.start : columns.start + columns.length]
-    found = resized(image[window], rows, columns, crop, cv2.INTER_LINEAR, (1, 2, 3))
-    target = resized(labels[window], rows, columns, crop, cv2.INTER_NEAREST_EXACT, IGNORE_INDEX)
+    found = resize_window(image[window], rows, columns, crop, cv2.INTER_LINEAR, (1, 2, 3))
+    target = resize_window(labels[window], rows, columns, crop, cv2.INTER_NEAREST_EXACT, IGNORE_INDEX)
     inside = np.s_[rows.place : rows.place + rows.size, columns.place : columns.place + columns.size]
     expected = interpolate(torch.from_numpy(image[window]).permute(2, 0, 1)[None].double(), (rows.size, columns.size),
                            mode="bilinear")[0].permute(1, 2, 0).numpy()  # fmt: skip

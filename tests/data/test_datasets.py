@@ -10,11 +10,12 @@ from scipy.io import savemat
 
 from segtrain.config import IGNORE_INDEX, CityscapesConfig, CocoStuffConfig, KittiConfig, VistasConfig
 from segtrain.data.dataset import label_table, labelled_samples, split_samples
-from segtrain.data.labels import published_table, read_instances, read_json_table, read_label
-from segtrain.data.loader import read_sample
+from segtrain.data.label_files import read_instances, read_label
+from segtrain.data.labels import published_table, read_json_table
 from segtrain.data.sample import read_labels
-from segtrain.data.scenes.layouts import write
+from segtrain.data.scenes.layouts import write_scenes
 from segtrain.errors import DataError, UsageError
+from tests.helpers.samples import read_sample
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def drawn(tmp_path_factory):
     def draw(layout):
         if layout not in folders:
             folders[layout] = tmp_path_factory.mktemp(layout) / layout
-            write(folders[layout], layout, {"train": 3, "val": 8, "night": 1}, 0, (256, 512), workers=1)
+            write_scenes(folders[layout], layout, {"train": 3, "val": 8, "night": 1}, 0, (256, 512), workers=1)
         return folders[layout]
 
     return draw

@@ -3,7 +3,9 @@ import pytest
 from PIL import Image
 
 from segtrain.config import IGNORE_INDEX
-from segtrain.data.labels import LabelTable, published_table, read_image, read_label, read_user_table
+from segtrain.data.images import read_image
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable, published_table, read_user_table
 from segtrain.errors import DataError
 
 

@@ -14,19 +14,23 @@ from torch.nn import functional as F
 from segtrain.config import IGNORE_INDEX, AugmentationConfig, KittiConfig, LossConfig, MixtureConfig
 from segtrain.data.augment import Augmentation
 from segtrain.data.dataset import dataset_spec, label_table, split_samples, training_mixture
-from segtrain.data.labels import LabelTable, published_table, read_json_table, read_label
-from segtrain.data.loader import TrainingData, read_sample, turn
-from segtrain.data.scenes.layouts import write
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable, published_table, read_json_table
+from segtrain.data.loader import TrainingData
+from segtrain.data.order import turn
+from segtrain.data.scenes.layouts import write_scenes
 from segtrain.data.taxonomy import MappedTable, taxonomy
 from segtrain.errors import DataError, UsageError
 from segtrain.losses import build_loss
+from tests.helpers.losses import step_loss
+from tests.helpers.samples import read_sample
 
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
     for layout in ("vistas", "kitti", "cityscapes"):
-        write(folder / layout, layout, {"train": 3, "val": 2}, 0, (256, 512), workers=1)
+        write_scenes(folder / layout, layout, {"train": 3, "val": 2}, 0, (256, 512), workers=1)
     return folder
 
 
@@ -258,7 +262,7 @@ def test_a_group_costs_the_sum_of_its_probabilities(hardest):
     logits = torch.randn(2, 5, 6, 7, dtype=torch.float64, requires_grad=True)
     target = torch.randint(0, 7, (2, 12, 14))
     target[0, :2] = IGNORE_INDEX
-    loss = build_loss(LossConfig("bootstrapped", hardest), 5, groups).mean(logits, target)
+    loss = step_loss(build_loss(LossConfig("bootstrapped", hardest), 5, groups), logits, target)
     (gradient,) = torch.autograd.grad(loss, logits)
 
     p = F.interpolate(logits, size=(12, 14), mode="bilinear").softmax(1)
@@ -277,7 +281,7 @@ def test_a_group_costs_the_sum_of_its_probabilities(hardest):
 
 def test_a_group_of_hopeless_classes_has_a_finite_gradient():
     logits = torch.tensor([500.0, -500.0, -499.0]).view(1, 3, 1, 1).requires_grad_()
-    loss = build_loss(LossConfig(), 3, [(1, 2)]).mean(logits, torch.full((1, 1, 1), 3))
+    loss = step_loss(build_loss(LossConfig(), 3, [(1, 2)]), logits, torch.full((1, 1, 1), 3))
     (gradient,) = torch.autograd.grad(loss, logits)
     share = torch.tensor([-500.0, -499.0]).softmax(0)
     torch.testing.assert_close(gradient.flatten(), torch.cat([torch.ones(1), -share]))

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from segtrain.config import InferenceConfig, ModelConfig
 from segtrain.data.labels import LabelTable, published_table
-from segtrain.data.scenes.layouts import write
+from segtrain.data.scenes.layouts import write_scenes
 from segtrain.errors import UsageError
 from segtrain.models import build_model
 from segtrain.scoring import inference as module
-from segtrain.scoring.inference import answer, fitted
-from segtrain.tasks.evaluation import Trained
+from segtrain.scoring.inference import fitted, segment
+from segtrain.scoring.predictor import Predictor
 from segtrain.weights import network_file
 from segtrain.weights.files import read_weights
 from segtrain.weights.matching import norm_layers
@@ -50,9 +50,9 @@ class Cells(nn.Module):
         return self.conv(x)
 
 
-def trained(network, classes=5, **options):
+def predictor(network, classes=5, **options):
     rows = [{"name": f"c{i}", "id": 3 * i, "color": [i, 2 * i, 3 * i], "train_id": i} for i in range(classes)]
-    return Trained(network.eval(), LabelTable(rows, "the test"), ModelConfig(**options), torch.device("cpu"))
+    return Predictor(network.eval(), LabelTable(rows, "the test"), ModelConfig(**options), torch.device("cpu"))
 
 
 # ---------------------------------------------------------------------------------------------------- preprocessing
@@ -130,9 +130,9 @@ def agrees(found, probabilities, image):
 def test_the_whole_way_is_the_scripts(size, longest, scales, flip):
     network, image = Cells(), noise(*size, seed=longest)
     options = InferenceConfig(name="vistas_official", scales=scales, flip=flip, longest_side=longest)
-    found = trained(network, mean=MEAN, std=STD).answer(image, options, probability=True)
+    found = predictor(network, mean=MEAN, std=STD).segment(image, options, probability=True)
     agrees(found, script(Cells().double(), image, scales, flip, longest, MEAN, STD), image)
-    assert (trained(network, mean=MEAN, std=STD).predict(image, options) == found.train_ids).all()
+    assert (predictor(network, mean=MEAN, std=STD).predict(image, options) == found.train_ids).all()
 
 
 # ---------------------------------------------------------------------------------------------------- probabilities
@@ -165,13 +165,13 @@ def test_probabilities_of_every_inference(monkeypatch, options):
     def normalised(x):
         return network(x.float() / 127.5 - 1)
 
-    found = answer(normalised, whole, options, probability=True)
+    found = segment(normalised, whole, options, probability=True)
     assert max(heights) == 9 and sum(heights) == 130 * len(options.scales) * (2 if options.flip else 1)
     views = [module.view(normalised, whole, s, m, options)
              for s in options.scales for m in ((False, True) if options.flip else (False,))]  # fmt: skip
     full = [F.interpolate(v.double()[None], (130, 203), mode="bilinear")[0].softmax(0) for v in views]
     agrees(found, torch.stack(full).mean(0), image)
-    alone = answer(normalised, whole, options)
+    alone = segment(normalised, whole, options)
     assert alone.probability is None and (alone.train_ids == found.train_ids).all()
 
 
@@ -196,7 +196,7 @@ def test_options_that_cannot_be(options, words):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "vistas"
-    write(root, "vistas", {"train": 1, "val": 2, "night": 1}, 0, (256, 512), workers=1)
+    write_scenes(root, "vistas", {"train": 1, "val": 2, "night": 1}, 0, (256, 512), workers=1)
     return root
 
 
@@ -346,7 +346,7 @@ def test_files_that_are_no_network_of_a_run(segtrain, published, data, tmp_path)
         for word in ("913f78486a34aa1577a7cd295e8a33bb", "github.com/mapillary/inplace_abn#", "drive.google.com"):
             assert (word in away.err) == (word[:3] != "913")  # here it is the test's file that is known
     root = tmp_path / "streets"
-    write(root, "cityscapes", {"train": 1, "val": 1}, 0, (256, 512), workers=1)
+    write_scenes(root, "cityscapes", {"train": 1, "val": 1}, 0, (256, 512), workers=1)
     done = segtrain("evaluate", NAME, "dataset=cityscapes", f"dataset.root={root}", "inference=whole", "device=cpu")
     refused(done, "predicts 65 classes", "dataset=cityscapes has 19")
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from segtrain.config import AugmentationConfig, DatasetConfig, InferenceConfig
-from segtrain.data.labels import read_image
-from segtrain.data.loader import TrainingItem, quiet_worker, raised, shuffling
+from segtrain.data.images import read_image
+from segtrain.data.loader import TrainingItem, quiet_worker, raised
+from segtrain.data.order import shuffling
 from segtrain.errors import DataError
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")

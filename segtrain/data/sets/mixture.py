@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, get_args, get_origin
 from segtrain.config import DATASET_CONFIGS, DatasetConfig, MixtureConfig
 from segtrain.console import say
 from segtrain.data.labels import LabelTable
+from segtrain.data.order import TURNS
 from segtrain.data.sample import Sample
 from segtrain.data.taxonomy import RECOMMENDED, MappedTable, describe, taxonomy
 from segtrain.errors import UsageError
 
-TURNS = 1000  # positions in which the parts of a mixture have exactly their shares
 OWN = ("dataset", "weight", "split", "taxonomy", "column")  # options of a part; all others are those of its data set
 WHOLE = ("name", "cache", "cache_dir")  # those are the mixture's
 

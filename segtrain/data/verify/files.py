@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segtrain.data.labels import LabelTable, read_label, unreadable
+from segtrain.data.images import unreadable
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Sample, different_sizes
 from segtrain.data.verify.label_mistakes import find_mistakes
 from segtrain.errors import DataError

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image, UnidentifiedImageError
 
 from segtrain.console import Progress, say
-from segtrain.data.labels import read_label
+from segtrain.data.label_files import read_label
 from segtrain.data.sets.folder import match_patterns
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
