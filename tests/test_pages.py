@@ -89,11 +89,14 @@ def test_the_page_of_datasets_names_all():
         assert f"| `{name}` |" in PAGES["datasets/README.md"], name
 
 
+NEW = {"segtrain/commands/count.py", "configs/count.yaml"}  # of the example of a command
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_file_that_is_named_exists(name):
     found = [path for text in code(name) for path in pages.paths(text)]
     assert found or name == "datasets/README.md"
-    for path in found:
+    for path in set(found) - NEW:
         assert pages.exists(path), path
 
 
