@@ -35,7 +35,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "activation": loaded.options.activation, "checkpoint_sha256": file_hash(path), "step": step,
         }  # fmt: skip
         facts = NetworkFacts(str(path), step, trained_on, card | evaluator.published(loaded))
-        evaluation = evaluator.run(loaded.network, facts, device, dist, config.loader.count(), figures=config.pictures)
+        evaluation = evaluator.run(
+            loaded.network, device, dist, config.loader.count(), figures=config.pictures, facts=facts
+        )
         if dist.main:
             print_table(evaluation.result)
             print(evaluation.write(result_folder(config, path, loaded, split), examples=True))

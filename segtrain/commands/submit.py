@@ -19,7 +19,7 @@ from segtrain.console import Progress, say
 from segtrain.data.dataset import dataset_spec, label_table, split_files
 from segtrain.data.images import read_image
 from segtrain.data.label_files import read_label
-from segtrain.data.labels import LabelTable, read_image, read_label
+from segtrain.data.labels import LabelTable
 from segtrain.device import describe_device
 from segtrain.errors import DataError, UsageError
 from segtrain.scoring import figures

@@ -195,8 +195,8 @@ def train_share(config: TrainConfig, run: Run, world: World, preemption: Preempt
 
         used = {"step": step, "weights": "averaged" if learner.average is not None else "raw"}
         found = evaluator.run(
-            learner.evaluation_model(), NetworkFacts(str(run.last), step, trained_on, used), on, world, workers, watch,
-            config.logging.pictures if world.main else 0,
+            learner.evaluation_model(), on, world, workers, watch, config.logging.pictures if world.main else 0,
+            facts=NetworkFacts(str(run.last), step, trained_on, used),
         )  # fmt: skip
         score = found.result[task.metric]
         again, validated = validated == step, step

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from segtrain.commands.convert import run_content
 from segtrain.config import InferenceConfig, ModelConfig, names_pictures, with_defaults
 from segtrain.console import say
 from segtrain.data.labels import LabelTable
@@ -15,6 +14,7 @@ from segtrain.errors import UsageError
 from segtrain.models import BACKBONES, HEADS, Classifier, Segmenter, from_config
 from segtrain.scoring.inference import Prediction, fitted, nearest, normalise_images, segment
 from segtrain.weights import checkpoint
+from segtrain.weights.network_file import run_content
 
 
 class Predictor(NamedTuple):
@@ -105,7 +105,7 @@ def load_network(
                 "give plugins=[FILE] with the file that defines it"
             )
     network = from_config(options, len(content["classes"]["names"]))
-    checkpoint.load_weights(network, content["ema" if averaged else "model"], path)
+    checkpoint.load_strict(network, content["ema" if averaged else "model"], path)
     metadata = {key: value for key, value in content.items() if key not in ("model", "ema", "optimizer")}
     return LoadedNetwork(network.eval().to(device), options, metadata, averaged)
 

@@ -18,7 +18,9 @@ from segtrain.losses import Loss
 from segtrain.scoring.predictor import LoadedNetwork
 from segtrain.scoring.report import Evaluation
 
+Counted = TypeVar("Counted", contravariant=True)  # the same where it is only taken
 Answer = TypeVar("Answer")  # of the network, for one image or a batch of images
+Counted = TypeVar("Counted", contravariant=True)  # the same
 # (answers, rounds) -> the answers; it may end an evaluation between two of them. rounds: at least the number of
 # answers, and the same in all processes.
 Guard = Callable[[Iterator[Any], int], Iterator[Any]]
@@ -37,10 +39,10 @@ class NetworkFacts(NamedTuple):
     card: dict[str, Any]
 
 
-class Counts(Protocol[Answer]):
+class Counts(Protocol[Counted]):
     """What an evaluation counts; counts add up over answers and processes."""
 
-    def add_answer(self, answer: Answer) -> None: ...
+    def add_answer(self, answer: Counted) -> None: ...
 
     def all_reduce(self) -> None: ...
 
@@ -63,8 +65,8 @@ class Evaluator(ABC, Generic[Answer]):
         self.inference = inference
 
     def run(
-        self, network: nn.Module, facts: NetworkFacts, device: torch.device, dist: World, workers: int,
-        guard: Guard | None = None, figures: int = 0,
+        self, network: nn.Module, device: torch.device, dist: World, workers: int, guard: Guard | None = None,
+        figures: int = 0, *, facts: NetworkFacts,
     ) -> Evaluation:  # fmt: skip
         """Evaluate `network`, which is on `device`. A collective call.
 

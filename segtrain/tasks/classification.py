@@ -17,7 +17,7 @@ from segtrain.config import DatasetConfig, EvaluateConfig, InferenceConfig, Mode
 from segtrain.console import say
 from segtrain.data.classify.images import PUBLISHED, Pictures, TrainingPictures, Views, batches_of, list_pictures, views
 from segtrain.data.images import read_image
-from segtrain.data.labels import read_image, read_json_table
+from segtrain.data.labels import read_json_table
 from segtrain.errors import DataError
 from segtrain.losses import Loss
 from segtrain.scoring import figures

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segtrain.commands.convert import published_figure
 from segtrain.config import (
     DatasetConfig,
     EvaluateConfig,
@@ -42,6 +41,7 @@ from segtrain.scoring.predictor import LoadedNetwork, Predictor
 from segtrain.scoring.report import CONFUSION, Evaluation, protocol, seen_in_training, summarise
 from segtrain.scoring.scores import Scores
 from segtrain.tasks.base import Evaluator, Task
+from segtrain.weights.network_file import published_figure
 
 EXAMPLES = "val/image-target-prediction"  # name of the example predictions in the log
 

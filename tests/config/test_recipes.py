@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from segtrain import compose
+from segtrain.cli.entry import compose
 from segtrain.commands.paper import paper_table
 from segtrain.commands.runs import runs
 from segtrain.config import ModelConfig, RunsConfig, classifies
@@ -28,7 +28,7 @@ from segtrain.engine.run import flat
 from segtrain.losses import build_loss
 from segtrain.models import from_config
 from segtrain.tasks.classification import ImageCrossEntropy
-from segtrain.weights.transfer import known_by_name
+from segtrain.weights.published import known_by_name
 from tests.helpers.checkout import ROOT
 from tests.helpers.runs import refused, small_run
 

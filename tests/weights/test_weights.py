@@ -15,11 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import segtrain
+import segtrain as package
 from segtrain.data.labels import LabelTable, published_table
 from segtrain.errors import DataError, UsageError
 from segtrain.models import BACKBONES, build_classifier, build_model
 from segtrain.models import wider_resnet as wider
-from segtrain.tasks import evaluation
 from segtrain.weights import checkpoint
 from segtrain.weights.files import read_weights, unwrap, write_weights
 from segtrain.weights.identify import BODIES
@@ -798,7 +798,7 @@ def test_a_run_becomes_safetensors_and_a_run_again(segtrain, scenes, tmp_path):
     answer = segtrain("convert", "a.safetensors", "output=b.pt", "form=run")
     assert answer.status == 0, answer.err
     image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
-    first, again = (evaluation.load(tmp_path / path, "cpu") for path in ("runs/first/last.pt", "b.pt"))
+    first, again = (package.load(tmp_path / path, "cpu") for path in ("runs/first/last.pt", "b.pt"))
     assert np.array_equal(first.predict(image), again.predict(image))
     assert checkpoint.load(tmp_path / "b.pt")["provenance"]["data"] == {"streets": "built in, MIT"}
     answer = segtrain("train", *small_run(scenes, *short[:1], "name=second", "model.weights=a.safetensors"))
