@@ -19,8 +19,8 @@ def check_arguments(
     """ValueError for an x that is not (N, C) or (N, C, *spatial), and for tensors that do not fit it.
 
     weight, bias and running statistics: (C,), of any floating-point dtype and any stride, on x's device; the running
-    statistics both or (in training) neither, and in training no two channels in the same memory. shortcut: x's shape and device.
-    overwrite: x will be written to, so it is not the shortcut and has no two elements in the same memory.
+    statistics both or (in training) neither, and in training no two channels in the same memory. shortcut: x's shape
+    and device. overwrite: x will be written to, so it is not the shortcut and has no two elements in the same memory.
     """
     if x.dim() < 2:
         raise ValueError(f"expected an input of shape (N, C) or (N, C, *spatial), found {tuple(x.shape)}")

@@ -26,8 +26,7 @@ from segtrain.engine.run import REQUEUE, Preempted, Preemption, Run, environment
 from segtrain.engine.sinks import RunLog
 from segtrain.errors import DataError, SegtrainError, UsageError
 from segtrain.files import write_atomically
-from segtrain.models import from_config
-from segtrain.models.segmenter import not_compilable
+from segtrain.models import from_config, not_compilable
 from segtrain.scoring import figures as pictures
 from segtrain.scoring.report import Evaluation, fingerprints, print_table, table_lines
 from segtrain.tasks.base import NetworkFacts

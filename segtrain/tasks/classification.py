@@ -20,12 +20,17 @@ from segtrain.data.images import read_image
 from segtrain.data.labels import read_json_table
 from segtrain.errors import DataError
 from segtrain.losses import Loss
+from segtrain.models.preprocess import normalise_images
 from segtrain.scoring import figures
 from segtrain.scoring.accuracies import Accuracies
 from segtrain.scoring.extra_metrics import metric_scalars
-from segtrain.scoring.inference import normalise_images
 from segtrain.scoring.predictor import LoadedNetwork
-from segtrain.scoring.report import Evaluation, code_version, names_hash, seen_in_training
+from segtrain.scoring.report import (
+    Evaluation,
+    code_version,
+    names_hash,
+    seen_in_training,
+)
 from segtrain.tasks.base import Evaluator, Task
 
 BATCH = 32  # images that go through the network together, or views of them

@@ -31,7 +31,7 @@ from segtrain.data.loader import TrainingData, training_batches
 from segtrain.data.order import MicroBatches
 from segtrain.models import BACKBONES
 from segtrain.models.blocks import Backbone, IdentityResidualBlock, Norm, ResidualBlock, conv, stage
-from segtrain.scoring.inference import normalise_images
+from segtrain.models.preprocess import normalise_images
 
 RECORD = Path(__file__).with_name("golden.json")
 RECIPE = [

@@ -13,9 +13,14 @@ from PIL import Image
 from segtrain.config import ImageNetConfig, InferenceConfig, ModelConfig
 from segtrain.data.classify.images import Pictures, batches_of, list_pictures
 from segtrain.models import build_classifier
-from segtrain.scoring.inference import normalise_images
+from segtrain.models.preprocess import normalise_images
 from segtrain.scoring.predictor import load_network
-from segtrain.tasks.classification import ClassificationEvaluator, ImageCrossEntropy, TopK, identify_images
+from segtrain.tasks.classification import (
+    ClassificationEvaluator,
+    ImageCrossEntropy,
+    TopK,
+    identify_images,
+)
 from tests.helpers.checkout import TINY, environment
 from tests.helpers.losses import step_loss
 from tests.helpers.runs import small_run
