@@ -1,4 +1,4 @@
-"""`segtrain submit`: the archive a benchmark's server wants, written, read back and verified."""
+"""`segtrain submit`: write, read back and verify the archive that a benchmark's server expects."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ from segtrain.scoring.report import file_hash
 from segtrain.tasks.segmentation import require_same_labels
 from segtrain.threads import threaded_map
 
-# Name in the archive of a sample's label picture, by data set.
+# Name in the archive of a sample's label image, by dataset.
 PLACES = {"cityscapes": "{}.png", "kitti": "semantic/{}.png", "vistas": "{}.png"}
 WHERE = {
     "cityscapes": "https://www.cityscapes-dataset.com/submit",
@@ -37,7 +37,7 @@ WHERE = {
 
 
 def submit(config: SubmitConfig) -> Path:
-    """Writes and verifies <output>/<dataset>-<split>.zip. Returns it."""
+    """Write and verify <output>/<dataset>-<split>.zip. Returns its path."""
     data = config.dataset
     if config.predictions is not None and (config.checkpoint or config.run):
         raise UsageError("give predictions=FOLDER, or checkpoint=FILE or run=FOLDER, not both")
@@ -47,7 +47,9 @@ def submit(config: SubmitConfig) -> Path:
     split = config.split or "test"
     images = dict(sorted(split_files(data, split).images.items()))
     if not images:
-        raise DataError(f"no pictures of the split {split!r} in {data.folder()}: the server wants one answer for each")
+        raise DataError(
+            f"no images of the split {split!r} in {data.folder()}: the server expects one prediction for each"
+        )
     output = Path(config.output or "segtrain-out/submit")
     if config.predictions is not None:
         found = find_answers(Path(config.predictions), [dataset_spec(data).answer(name) for name in images])
@@ -69,7 +71,7 @@ def submit(config: SubmitConfig) -> Path:
         unverified.unlink(missing_ok=True)
     published = dataset_spec(data).published.get(split)
     if published is not None and published != len(images):
-        say(f"warning     {len(images)} pictures, but {data.name} {split} has {published}: the server will refuse this")
+        say(f"warning     {len(images)} images, but {data.name} {split} has {published}: the server will refuse this")
     say(
         f"verified    {len(images)} answers: names, sizes, 8 bits, ids of {table.source}; send it to {WHERE[data.name]}"
     )
@@ -98,11 +100,11 @@ def predicted(config: SubmitConfig, images: dict[str, Path], table: LabelTable, 
 
 
 def accepted(answers: dict[str, Path], table: LabelTable, config: SubmitConfig) -> np.ndarray:
-    """Value of a given label picture -> id. DataError for train ids, and for values that are no ids."""
+    """uint8 (256,): value in the label images -> id. DataError for train ids and for values that are no ids."""
     encoding = config.predictions_encoding or ("pixelmap" if config.dataset.name == "cocostuff" else "ids")
     histogram = np.zeros(256, np.int64)
-    for picture in threaded_map(read_label, answers.values()):
-        histogram += np.bincount(picture.ravel(), minlength=256)
+    for labels in threaded_map(read_label, answers.values()):
+        histogram += np.bincount(labels.ravel(), minlength=256)
     chosen = known_encodings(table, config.dataset.name)[encoding]
     values, classes = set(np.flatnonzero(histogram).tolist()), set(table.ids.tolist())
     if (
@@ -112,8 +114,8 @@ def accepted(answers: dict[str, Path], table: LabelTable, config: SubmitConfig) 
         and not values <= classes
     ):
         raise DataError(
-            f"{config.predictions} holds train ids (0 to {table.num_classes - 1}), the server wants label ids: "
-            "set predictions_encoding=train_ids, and they are converted (predictions_encoding=ids insists)"
+            f"{config.predictions} holds train ids (0 to {table.num_classes - 1}), the server expects label ids: "
+            "set predictions_encoding=train_ids to convert them, or predictions_encoding=ids if they are ids"
         )
     allowed = chosen.values if encoding != "train_ids" else chosen.values - {255}
     strange = sorted(values - allowed)
@@ -139,7 +141,7 @@ def contents(name: str, answers: dict[str, Path], to_id: np.ndarray) -> Iterator
 
 
 def verify(archive: Path, name: str, images: dict[str, Path], table: LabelTable) -> None:
-    """DataError unless the archive holds exactly one good answer for every picture."""
+    """DataError unless the archive holds exactly one valid label image for every image."""
     known = {int(row["id"]) for row in table.rows}
     with zipfile.ZipFile(archive) as file:
         if name == "cocostuff":
@@ -147,7 +149,7 @@ def verify(archive: Path, name: str, images: dict[str, Path], table: LabelTable)
             return
         expected = {PLACES[name].format(sample): image for sample, image in images.items()}
         if sorted(file.namelist()) != sorted(expected):
-            raise DataError(f"{archive} holds other names than the pictures have: a fault of ours")
+            raise DataError(f"the names in {archive} are not those of the images: this is a bug")
         for place, image in expected.items():
             with Image.open(io.BytesIO(file.read(place))) as picture, Image.open(image) as original:
                 if picture.mode != "L" or picture.size != original.size:

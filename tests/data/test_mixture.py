@@ -147,7 +147,7 @@ def test_published_taxonomies_fit_their_source_and_target_only():
     ("command", "words"),
     [
         (["check", "split=val"], "of a mixture each part has its own"),
-        (["score", "predictions=x"], "name one of its data sets"),
+        (["score", "predictions=x"], "name one of its datasets"),
         (["submit", "predictions=x"], "no server to submit to"),
     ],
 )
