@@ -87,10 +87,10 @@ def segtrain():
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
     """A folder of built-in scenes in Cityscapes' layout: 6 train, 3 val, 2 night. Read only."""
-    from segtrain.data.scenes.layouts import write
+    from segtrain.data.scenes.layouts import write_scenes
 
     root = tmp_path_factory.mktemp("streets") / "streets"
-    write(root, "cityscapes", {"train": 6, "val": 3, "night": 2}, 0, (256, 512), workers=1)
+    write_scenes(root, "cityscapes", {"train": 6, "val": 3, "night": 2}, 0, (256, 512), workers=1)
     return root
 
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from segtrain.config import PredictConfig
 from segtrain.console import Progress, say
-from segtrain.data.labels import LabelTable, read_image
+from segtrain.data.images import read_image
+from segtrain.data.labels import LabelTable
 from segtrain.device import describe_device
 from segtrain.errors import DataError, UsageError
 from segtrain.scoring import figures

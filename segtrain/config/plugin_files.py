@@ -18,7 +18,7 @@ from segtrain.errors import UsageError
 PARTS = {
     "dataset": ("segtrain.data.dataset", "DATASETS", "name"),
     "loss": ("segtrain.losses", "LOSSES", "name"),
-    "model": ("segtrain.models.segmenter", "BACKBONES", "backbone"),
+    "model": ("segtrain.models.registry", "BACKBONES", "backbone"),
 }
 
 

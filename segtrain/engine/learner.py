@@ -24,8 +24,8 @@ from segtrain.engine.optim import build_optimizer, learning_rate
 from segtrain.errors import SegtrainError, UsageError
 from segtrain.losses import Loss
 from segtrain.models import Classifier, Segmenter, from_config
-from segtrain.models.segmenter import compiled, sharded
-from segtrain.scoring.inference import normalise_images
+from segtrain.models.parallel import compiled, sharded
+from segtrain.models.preprocess import normalise_images
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RECENT = 100  # losses that a spike is measured by
@@ -346,7 +346,7 @@ def smallest_part(config: TrainConfig, world: World, loss: Loss) -> int:
     if together < 2 and config.model.head != "classifier":
         raise UsageError(
             f"{key}: divided by {how}, a part is one picture, and the pooled branch of DeepLabV3 has one value per "
-            f"picture to normalise over; give {2 * parts} or more, or model.norm=inplace_abn_sync"
+            f"picture to normalise_images over; give {2 * parts} or more, or model.norm=inplace_abn_sync"
         )
     if parts > 1 and loss.per_batch:
         raise UsageError(

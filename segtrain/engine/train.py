@@ -16,7 +16,8 @@ from torch import nn
 from segtrain.abn import describe_backend
 from segtrain.config import TrainConfig, TrainerConfig, classifies
 from segtrain.console import Progress, duration, say
-from segtrain.data.loader import Batch, MicroBatches, training_batches
+from segtrain.data.loader import Batch, training_batches
+from segtrain.data.order import MicroBatches
 from segtrain.device import describe_device, memory, peak_memory, resolve_device
 from segtrain.distributed.group import PeerDied, World, init_distributed
 from segtrain.engine.blackbox import BlackBox
@@ -25,8 +26,7 @@ from segtrain.engine.run import REQUEUE, Preempted, Preemption, Run, environment
 from segtrain.engine.sinks import RunLog
 from segtrain.errors import DataError, SegtrainError, UsageError
 from segtrain.files import write_atomically
-from segtrain.models import from_config
-from segtrain.models.segmenter import not_compilable
+from segtrain.models import from_config, not_compilable
 from segtrain.scoring import figures as pictures
 from segtrain.scoring.report import Evaluation, fingerprints, print_table, table_lines
 from segtrain.tasks.base import NetworkFacts

@@ -28,13 +28,6 @@ class Prediction(NamedTuple):
     probability: np.ndarray | None
 
 
-def normalise_images(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """RGB uint8 (N, 3, H, W) -> float32, (value / 255 - mean) / std per channel, channels last in memory."""
-    shift = torch.tensor(mean, device=images.device).view(3, 1, 1) * 255
-    scale = torch.tensor(std, device=images.device).view(3, 1, 1) * 255
-    return ((images.float() - shift) / scale).contiguous(memory_format=torch.channels_last)
-
-
 def fitted(image: np.ndarray, longest: int) -> np.ndarray:
     """Resize RGB uint8 (H, W, 3) to `longest` pixels along its longest side, by PIL's bilinear filter.
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from segtrain.data.labels import LabelTable, read_label
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Sample
 
 LABELS = 300  # training labels that it is counted from, at most

@@ -12,7 +12,8 @@ from segtrain.data.labels import LabelTable
 from segtrain.device import resolve_device
 from segtrain.errors import UsageError
 from segtrain.models import BACKBONES, HEADS, Classifier, Segmenter, from_config
-from segtrain.scoring.inference import Prediction, fitted, nearest, normalise_images, segment
+from segtrain.models.preprocess import normalise_images
+from segtrain.scoring.inference import Prediction, fitted, nearest, segment
 from segtrain.weights import checkpoint
 from segtrain.weights.network_file import run_content
 

@@ -18,8 +18,8 @@ from segtrain.losses import Loss
 from segtrain.scoring.predictor import LoadedNetwork
 from segtrain.scoring.report import Evaluation
 
+Counted = TypeVar("Counted", contravariant=True)  # the same where it is only taken
 Answer = TypeVar("Answer")  # of the network, for one image or a batch of images
-Counted = TypeVar("Counted", contravariant=True)  # the same
 # (answers, rounds) -> the answers; it may end an evaluation between two of them. rounds: at least the number of
 # answers, and the same in all processes.
 Guard = Callable[[Iterator[Any], int], Iterator[Any]]

@@ -1,7 +1,7 @@
 """Parts of the user's own, without a fork: files given by plugins=, or dicts filled in a notebook."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pytest
@@ -134,9 +134,7 @@ def test_paths_of_plugins_arrive_as_typed(value):
 
 
 def test_every_command_that_needs_parts_takes_plugins():
-    takes = {
-        verb for verb, command in cli.COMMANDS.items() if "plugins" in {f.name for f in config.fields(command.schema)}
-    }
+    takes = {verb for verb, command in cli.COMMANDS.items() if "plugins" in {f.name for f in fields(command.schema)}}
     assert takes >= {"train", "evaluate", "predict", "score", "submit", "check"}
     assert is_safe("plugins")
 

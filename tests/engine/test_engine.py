@@ -19,7 +19,8 @@ from torch import nn
 from segtrain import config
 from segtrain.cli import entry as cli
 from segtrain.config import IGNORE_INDEX
-from segtrain.data.loader import Batch, MicroBatches
+from segtrain.data.loader import Batch
+from segtrain.data.order import MicroBatches
 from segtrain.distributed.group import World, chunks
 from segtrain.engine.learner import Learner
 from segtrain.errors import DataError, UsageError

@@ -27,10 +27,11 @@ from segtrain.abn import describe_backend
 from segtrain.config import IGNORE_INDEX, TrainConfig, run_folder
 from segtrain.data.augment import Augmentation
 from segtrain.data.dataset import label_table, split_samples
-from segtrain.data.loader import MicroBatches, TrainingData, training_batches
+from segtrain.data.loader import TrainingData, training_batches
+from segtrain.data.order import MicroBatches
 from segtrain.models import BACKBONES
 from segtrain.models.blocks import Backbone, IdentityResidualBlock, Norm, ResidualBlock, conv, stage
-from segtrain.scoring.inference import normalise_images
+from segtrain.models.preprocess import normalise_images
 
 RECORD = Path(__file__).with_name("golden.json")
 RECIPE = [

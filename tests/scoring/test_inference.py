@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 
 from segtrain.config import InferenceConfig
 from segtrain.errors import UsageError
+from segtrain.models.preprocess import normalise_images
 from segtrain.native import compile as compiling
 from segtrain.native import pixels
-from segtrain.scoring.inference import enlarged, normalise_images, segment, spans, windows
+from segtrain.scoring.inference import enlarged, segment, spans, windows
 
 
 def predict(network, image, options):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from segtrain.config import InferenceConfig, ModelConfig
 from segtrain.data.labels import LabelTable, published_table
-from segtrain.data.scenes.layouts import write
+from segtrain.data.scenes.layouts import write_scenes
 from segtrain.errors import UsageError
 from segtrain.models import build_model
 from segtrain.scoring import inference as module
@@ -196,7 +196,7 @@ def test_options_that_cannot_be(options, words):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "vistas"
-    write(root, "vistas", {"train": 1, "val": 2, "night": 1}, 0, (256, 512), workers=1)
+    write_scenes(root, "vistas", {"train": 1, "val": 2, "night": 1}, 0, (256, 512), workers=1)
     return root
 
 
@@ -346,7 +346,7 @@ def test_files_that_are_no_network_of_a_run(segtrain, published, data, tmp_path)
         for word in ("913f78486a34aa1577a7cd295e8a33bb", "github.com/mapillary/inplace_abn#", "drive.google.com"):
             assert (word in away.err) == (word[:3] != "913")  # here it is the test's file that is known
     root = tmp_path / "streets"
-    write(root, "cityscapes", {"train": 1, "val": 1}, 0, (256, 512), workers=1)
+    write_scenes(root, "cityscapes", {"train": 1, "val": 1}, 0, (256, 512), workers=1)
     done = segtrain("evaluate", NAME, "dataset=cityscapes", f"dataset.root={root}", "inference=whole", "device=cpu")
     refused(done, "predicts 65 classes", "dataset=cityscapes has 19")
 
