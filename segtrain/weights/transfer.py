@@ -23,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from segtrain.abn import ABN, BatchNormAct
-from segtrain.abn.functional import ACTIVATIONS, SCALES, effective_scale
+from segtrain.abn.checks import ACTIVATIONS, SCALES
+from segtrain.abn.functional import effective_scale
 from segtrain.cli.help import CONFIGS
 from segtrain.data.labels import LabelTable, published_table, read_json_table
 from segtrain.data.taxonomy import RECOMMENDED, taxonomy
