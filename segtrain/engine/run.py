@@ -19,28 +19,14 @@ from typing import Any, TypeVar
 import yaml
 
 import segtrain
-from segtrain.config import TrainConfig, run_folder, with_defaults
+from segtrain.config import LENGTHS, TrainConfig, is_safe, run_folder, with_defaults
 from segtrain.console import process_count, say
 from segtrain.distributed.group import World
 from segtrain.errors import DataError, SegtrainError
 from segtrain.files import write_atomically
 from segtrain.weights import checkpoint
 
-# What may differ when a run goes on: where and how fast it runs, what it tells, when it stops. Not what it computes,
-# but for accumulation, whose other statistics are said.
-SAFE = ("experiment", "name", "run", "restart", "device", "plugins", "model.backend", "dataset.root", "dataset.cache",
-        "dataset.cache_dir", "loader.", "logging.", "trainer.save_every", "trainer.validate_every",
-        "trainer.check_data", "trainer.keep_last", "trainer.patience", "trainer.accumulation", "trainer.parallel",
-        "trainer.on_bad_step", "trainer.spike_factor")  # fmt: skip
-LENGTHS = ("trainer.max_steps", "trainer.epochs", "trainer.hours")  # a run may become longer
-
 T = TypeVar("T")
-
-
-def is_safe(key: str) -> bool:
-    if key.startswith("dataset.parts.") and key.endswith(".root"):
-        return True
-    return key in SAFE or key.startswith(tuple(prefix for prefix in SAFE if prefix.endswith(".")))
 
 
 class Run:

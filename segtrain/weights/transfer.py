@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from segtrain.abn import ABN, BatchNormAct
 from segtrain.abn.functional import ACTIVATIONS, SCALES, effective_scale
-from segtrain.cli.help import CONFIGS
+from segtrain.config.locations import CONFIGS
 from segtrain.data.labels import LabelTable, published_table, read_json_table
 from segtrain.data.taxonomy import RECOMMENDED, taxonomy
 from segtrain.errors import DataError, UsageError

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from segtrain.cli.slurm import script
+from segtrain.cli.slurm import job_script
 from segtrain.commands import verify_resume as verify
 from segtrain.config import with_defaults
 from segtrain.errors import DataError, SegtrainError, UsageError
@@ -149,7 +149,7 @@ def test_a_run_of_the_first_format_goes_on(segtrain, words):
     for key in ("accumulation", "hours", "patience", "precision", "compile", "deterministic", "ema_decay", "parallel",
                 "sync_group", "keep_last", "overfit", "on_bad_step", "spike_factor"):  # fmt: skip
         del options["trainer"][key]
-    options["loss"] = {"hardest": options["loss"]["hardest"]}
+    options["loss"] = {key: options["loss"][key] for key in ("name", "hardest")}
     options["schedule"] = {"power": options["schedule"]["power"]}
     options["optimizer"] = {key: options["optimizer"][key] for key in ("lr", "momentum", "nesterov", "weight_decay")}
     options["augmentation"] = {key: options["augmentation"][key] for key in ("crop_size", "scale", "flip", "color")}
@@ -438,7 +438,7 @@ def test_a_schedulers_second_signal_only_hurries():
 
 
 def test_slurm_script_is_what_the_command_prints(segtrain):
-    assert (ROOT / "scripts/slurm.sh").read_text() == script([], "scripts/slurm.sh")
+    assert (ROOT / "scripts/slurm.sh").read_text() == job_script([], "scripts/slurm.sh")
     assert os.access(ROOT / "scripts/slurm.sh", os.X_OK)
     answer = segtrain("train", "--print-slurm", "experiment=toy", "name=it's")
     assert "options=(experiment=toy 'name=it'\"'\"'s' \"$@\")" in answer.out

@@ -502,15 +502,21 @@ def test_weights_stay_finite_at_extremes(values, p):
         (LossConfig("focal", label_smoothing=0.1), ["loss.label_smoothing"]),
         (LossConfig("dice", gamma=1), ["loss.gamma=1", "loss=focal"]),
         (LossConfig("dice", options={"a": 1}), ["loss.options={'a': 1}", "plugins"]),
-        (LossConfig("bootstrapped", normalisation="mean"), ["loss.normalisation=mean", "chosen or seamseg"]),
-        (LossConfig("bootstrapped", select="all"), ["loss.select=all", "image or batch"]),
+        (
+            LossConfig("bootstrapped", normalisation="mean"),
+            ["loss.normalisation must be", "chosen, seamseg, got mean"],
+        ),
+        (LossConfig("bootstrapped", select="all"), ["loss.select must be one of image, batch, got all"]),
         (LossConfig("bootstrapped", 0.5, "seamseg", "batch"), ["loss.select=batch"]),
-        (LossConfig("max_pooling", p=0.5), ["loss.p=0.5"]),
-        (LossConfig("max_pooling", p=math.nan), ["loss.p=nan"]),
-        (LossConfig("focal", gamma=-1), ["loss.gamma=-1"]),
-        (LossConfig(label_smoothing=1), ["loss.label_smoothing=1"]),
+        (LossConfig("max_pooling", p=0.5), ["loss.p must be at least 1, got 0.5"]),
+        (LossConfig("max_pooling", p=math.nan), ["loss.p must be at least 1, got nan"]),
+        (LossConfig("focal", gamma=-1), ["loss.gamma must be at least 0, got -1"]),
+        (LossConfig(label_smoothing=1), ["loss.label_smoothing must be at least 0 and less than 1, got 1"]),
         (LossConfig(class_weights=[0.0, 0.0]), ["loss.class_weights=[0.0, 0.0]"]),
-        (LossConfig(class_weights=[1.0, -1.0]), ["loss.class_weights"]),
+        (
+            LossConfig(class_weights=[1.0, -1.0]),
+            ["loss.class_weights must", "at least 0, or null, got [1.0, -1.0]"],
+        ),
     ],
 )
 def test_impossible_options(config, words):

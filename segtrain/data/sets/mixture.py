@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple, get_args, get_origin
 
-from segtrain.config import DATASET_CONFIGS, DatasetConfig, MixtureConfig
+from segtrain.config import DATASET_CONFIGS, DatasetConfig, MixtureConfig, option_of
 from segtrain.console import say
 from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Sample
@@ -51,9 +51,7 @@ def part(config: MixtureConfig, name: str) -> Part:
         allowed = get_args(field.type) or (field.type,)
         plain = tuple(get_origin(one) or one for one in allowed)
         if field.name in given and not isinstance(given[field.name], plain):
-            raise UsageError(
-                f"{key}.{field.name}={given[field.name]} is not possible: {field.metadata.get('help', '')}"
-            )
+            raise UsageError(f"{key}.{field.name}={given[field.name]} is not possible: {option_of(field).help}")
     made = schema(name=kind, **options)
     made.check()
     weight = given.get("weight")
