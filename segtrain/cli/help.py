@@ -49,22 +49,22 @@ def option_lines(schema: type[config.CommandConfig]) -> Iterator[str]:
     groups = group_names(schema)
     for item in fields(schema):
         if item.name not in groups:
-            yield from lines_of(item.name, item)
+            yield from option_text(item.name, item)
     for item in fields(schema):
         kind: Any = item.type
         if item.name not in groups:
             continue
         for inner in fields(kind):
             if inner.name != "name" or kind is not config.DatasetConfig:  # dataset=... sets it
-                yield from lines_of(f"{item.name}.{inner.name}", inner)
+                yield from option_text(f"{item.name}.{inner.name}", inner)
         if kind is config.DatasetConfig:
             shared = {inner.name for inner in fields(kind)}
             for name, own in config.DATASET_CONFIGS.items():
                 for inner in (inner for inner in fields(own) if inner.name not in shared):
-                    yield from lines_of(f"dataset.{inner.name}", inner, f"[{name}] ")
+                    yield from option_text(f"dataset.{inner.name}", inner, f"[{name}] ")
 
 
-def lines_of(key: str, item: Field[Any], dataset: str = "") -> list[str]:
+def option_text(key: str, item: Field[Any], dataset: str = "") -> list[str]:
     """key=default, which choices of the group read it, the help text, the choices."""
     option = option_of(item)
     readers = f"{', '.join(option.only)}: " if option.only else ""

@@ -28,11 +28,11 @@ class CommandConfig(Group):
         return self
 
 
-def plugins() -> Any:
+def plugins_option() -> Any:
     return option([], "your own files or modules that add parts, [./my_parts.py]", path=True, resume=True)
 
 
-def device() -> Any:
+def device_option() -> Any:
     return option("auto", "device to compute on", choices=("auto", "cuda", "cpu"), resume=True)
 
 
@@ -71,8 +71,8 @@ class TrainConfig(CommandConfig):
     )
     run: str | None = option(None, "path of the run folder, instead of runs/<name>", path=True, resume=True)
     restart: bool = option(False, "new start; an old run of this name is moved aside", resume=True)
-    plugins: list[str] = plugins()
-    device: str = device()
+    plugins: list[str] = plugins_option()
+    device: str = device_option()
     dataset: DatasetConfig = group(DatasetConfig)
     model: ModelConfig = group(ModelConfig)
     loss: LossConfig = group(LossConfig)
@@ -147,7 +147,7 @@ class ReplayConfig(CommandConfig):
     run: str | None = option(None, "run folder", path=True)
     step: int = option(1, "step whose batch is rebuilt, counted from 1 as in the progress lines", low=1)
     root: str | None = option(None, "folder of the data, if it has moved", path=True)
-    plugins: list[str] = plugins()
+    plugins: list[str] = plugins_option()
     output: str | None = option(None, "folder for the image (default: <run>/replay)", path=True)
 
     def check(self) -> Any:
@@ -190,7 +190,7 @@ class CheckConfig(CommandConfig):
     write_config: str | None = option(
         None, "YAML file for a guess of the options of dataset=folder, to be corrected", path=True
     )
-    plugins: list[str] = plugins()
+    plugins: list[str] = plugins_option()
     dataset: DatasetConfig = group(DatasetConfig)
 
     def check(self) -> Any:
