@@ -7,8 +7,8 @@ from fnmatch import fnmatch
 import pytest
 
 from segtrain.cli import entry as cli
-from segtrain.cli.help import known_options
 from segtrain.config import DATASET_CONFIGS
+from segtrain.config.keys import known_options
 from segtrain.models import BACKBONES, HEADS
 from segtrain.models.blocks import NORMS
 from tests.helpers import pages

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from segtrain.abn.checks import ACTIVATIONS
 from segtrain.abn.functional import SCALES
-from segtrain.cli.help import CONFIGS
+from segtrain.config.locations import CONFIGS
 from segtrain.data.labels import LabelTable
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
