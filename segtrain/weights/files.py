@@ -22,7 +22,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from segtrain.abn.checks import ACTIVATIONS
-from segtrain.abn.functional import SCALES
+from segtrain.abn.checks import SCALES
 from segtrain.config.locations import CONFIGS
 from segtrain.data.labels import LabelTable
 from segtrain.errors import DataError, UsageError

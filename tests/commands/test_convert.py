@@ -8,7 +8,7 @@ from torch import nn
 
 from segtrain.models import build_classifier, build_model
 from segtrain.weights import checkpoint
-from segtrain.weights.checkpoint import load
+from segtrain import load
 from segtrain.weights.files import read_weights
 from segtrain.weights.matching import norm_layers
 from segtrain.weights.transfer import load_weights
