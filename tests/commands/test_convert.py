@@ -6,9 +6,9 @@ import torch
 import torchvision
 from torch import nn
 
+from segtrain import load
 from segtrain.models import build_classifier, build_model
 from segtrain.weights import checkpoint
-from segtrain import load
 from segtrain.weights.files import read_weights
 from segtrain.weights.matching import norm_layers
 from segtrain.weights.transfer import load_weights
