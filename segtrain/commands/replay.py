@@ -44,7 +44,7 @@ def replay(config: ReplayConfig) -> Path:
             raise DataError(
                 f"position {position} is {name}, but was {record['name']} in the run: the data have changed"
             )
-        loss = "" if record is None or record["loss"] is None else f"  loss {record['loss']:.4g}  rank {rank}"
+        note = "" if record is None or record["loss"] is None else f"  loss {record['loss']:.4g}  rank {rank}"
         drawing, words = task.draw(image, target)
         say(f"position   {position}  {name}  window {window}  {words}{note}")
         rows.append(drawing)
