@@ -21,7 +21,7 @@ from segtrain.errors import SegtrainError, UsageError
 COMMANDS = {
     "streets": Command(
         "data", "write the built-in street scenes", config.StreetsCommandConfig,
-        "segtrain.data.dataset:streets", "output",
+        "segtrain.data.sets.streets:streets", "output",
         ("segtrain streets output=scenes",
          "segtrain streets output=kitti_like layout=kitti scenes=20",
          "segtrain streets output=large size=[512,1024] seed=3"),
@@ -348,7 +348,8 @@ def register(verb: str, command: Command, overrides: list[str]) -> None:
     for group, option, name in plugins.own_parts():
         node: Any = {option: name}
         if group == "dataset":
-            schema = config.DATASET_CONFIGS.setdefault(name, config.DatasetConfig)
+            own = getattr(sys.modules["segtrain.data.dataset"].DATASETS[name], "options", None)
+            schema = config.DATASET_CONFIGS.setdefault(name, own or config.DatasetConfig)
             node = OmegaConf.merge(OmegaConf.structured(schema), node)
         store.store(name=name, group=group, node=node)
     store.store(name=verb, group="schema", node=command.schema, package="_global_")

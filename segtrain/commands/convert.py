@@ -9,6 +9,7 @@ from torch import Tensor
 from segtrain.abn.functional import effective_scale
 from segtrain.config import ConvertConfig
 from segtrain.console import say
+from segtrain.data.dataset import published_tables
 from segtrain.data.labels import LabelTable, published_table, read_user_table
 from segtrain.errors import DataError, UsageError
 from segtrain.models import build_classifier, build_model
@@ -18,7 +19,6 @@ from segtrain.weights.layouts import LAYOUTS, num_rows, to_layout
 from segtrain.weights.matching import Network, match
 from segtrain.weights.network_file import as_run, options_of
 from segtrain.weights.provenance import origin
-from segtrain.weights.published import TABLES
 from segtrain.weights.transfer import mismatch_message
 
 
@@ -53,9 +53,10 @@ def convert(config: ConvertConfig) -> Path:
 
 def classes_named(name: str, source: WeightsFile) -> LabelTable:
     """The published or the user's table that `classes` names; UsageError if the file has another number of classes."""
-    if name not in TABLES and not Path(name).is_file():
-        raise UsageError(f"classes={name} is neither a published table ({', '.join(TABLES)}) nor an existing file")
-    table = published_table(name) if name in TABLES else read_user_table(Path(name))
+    tables = published_tables()
+    if name not in tables and not Path(name).is_file():
+        raise UsageError(f"classes={name} is neither a published table ({', '.join(tables)}) nor an existing file")
+    table = published_table(name) if name in tables else read_user_table(Path(name))
     rows = num_rows(source.tensors, LAYOUTS[source.layout], "cls.weight")
     if rows is None:
         raise UsageError(f"classes={name}: {source.path} has no segmentation classifier, whose classes they could be")

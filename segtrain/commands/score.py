@@ -4,6 +4,7 @@ import bisect
 import fnmatch
 import os
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +13,10 @@ import numpy as np
 
 from segtrain.config import IGNORE_INDEX, ScoreConfig
 from segtrain.console import Progress, say
-from segtrain.data.dataset import dataset_spec, label_table, labelled_samples
+from segtrain.data.dataset import dataset_spec, is_mixture, label_table, labelled_samples
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable
-from segtrain.data.sample import Sample, read_labels
+from segtrain.data.sample import DatasetSpec, Sample, read_labels
 from segtrain.errors import DataError, UsageError
 from segtrain.scoring import figures
 from segtrain.scoring.report import CONFUSION, Evaluation, print_table, protocol, summarise
@@ -28,16 +29,17 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     if config.predictions is None:
         raise UsageError("predictions is not set: give predictions=FOLDER with one label PNG per picture")
     data = config.dataset
-    if data.name == "mixture":
-        raise UsageError("dataset=mixture has no labels of its own to score against: name one of its data sets")
+    if is_mixture(data):
+        raise UsageError(f"dataset={data.name} has no labels of its own to score against: name one of its datasets")
     dataset, table = dataset_spec(data), label_table(data)
     split = config.split or dataset.scored
     samples = labelled_samples(data, split)
     answers = find_answers(Path(config.predictions), [dataset.answer(sample.name) for sample in samples])
-    encoding = config.predictions_encoding or ("pixelmap" if data.name == "cocostuff" else "ids")
+    encoding = config.predictions_encoding or dataset.encoding
     say(f"scoring     {len(samples)} predictions ({encoding}) in {config.predictions}")
     say(f"against     {data.name} {split}, by the rules of {dataset.rules.source}")
-    encodings = known_encodings(table, data.name)
+    encodings = known_encodings(table, dataset)
+    expect_encoding(encoding, encodings, data.name)
     counted = Scores(table, dataset.rules, config.boundary)
     pairs = list(zip(samples, answers, strict=True))
     progress = Progress("scoring", len(pairs))
@@ -128,12 +130,11 @@ class Encoding(NamedTuple):
     values: frozenset[int]
 
 
-def known_encodings(table: LabelTable, name: str) -> dict[str, Encoding]:
+def known_encodings(table: LabelTable, dataset: DatasetSpec) -> dict[str, Encoding]:
     """By name. What an encoding does not have becomes an id that is no class."""
     outside = next(iter(table.ignored_ids), None)
     if outside is None:
         outside = next(label for label in range(255, -1, -1) if label not in table.ids)
-    rows = {int(row["id"]) for row in table.rows}
 
     def encoding(to_id: dict[int, int]) -> Encoding:
         lut = np.full(256, outside, np.uint8)
@@ -141,15 +142,16 @@ def known_encodings(table: LabelTable, name: str) -> dict[str, Encoding]:
             lut[value] = label
         return Encoding(lut, frozenset(to_id))
 
-    train_ids = encoding({number: int(label) for number, label in enumerate(table.ids)})
-    result = {
-        "ids": encoding({label: label for label in rows}),
-        "train_ids": train_ids._replace(values=train_ids.values | {IGNORE_INDEX}),
-    }
-    if name == "cocostuff":
-        result["pixelmap"] = result["ids"]
-        result["ids"] = encoding({(label + 1) & 255: label for label in rows})
+    result = {name: encoding(dict(to_id)) for name, to_id in dataset.encodings(table).items()}
+    if "train_ids" in result:
+        result["train_ids"] = result["train_ids"]._replace(values=result["train_ids"].values | {IGNORE_INDEX})
     return result
+
+
+def expect_encoding(name: str, encodings: Mapping[str, Encoding], dataset: str) -> None:
+    """UsageError for an encoding that the dataset does not have."""
+    if name not in encodings:
+        raise UsageError(f"predictions_encoding={name}: {dataset} has none of it; choose {' or '.join(encodings)}")
 
 
 def refuse_wrong_encoding(counted: Scores, encodings: dict[str, Encoding], chosen: str, found: list[int]) -> None:

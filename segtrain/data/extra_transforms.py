@@ -88,7 +88,7 @@ def make_transform(entry: Mapping[str, Any], crop_size: list[int]) -> Any:
         raise UsageError(f"augmentation.extra: albumentations has no transform {name}: {known}")
     kind = classes[name]
     arguments = {key: value for key, value in entry.items() if key != "name"}
-    check_arguments(name, kind, arguments)
+    check_transform_arguments(name, kind, arguments)
     if name in CONTAINERS:
         inner = arguments.get("transforms")
         if not isinstance(inner, list) or not all(isinstance(one, Mapping) and "name" in one for one in inner):
@@ -100,7 +100,7 @@ def make_transform(entry: Mapping[str, Any], crop_size: list[int]) -> Any:
     return try_out(name, construct(name, kind, arguments), crop_size)
 
 
-def check_arguments(name: str, kind: type, arguments: Mapping[str, Any]) -> None:
+def check_transform_arguments(name: str, kind: type, arguments: Mapping[str, Any]) -> None:
     """Reject unknown arguments: albumentations only warns about them, and ignores them."""
     known = parameters(kind)
     for key, value in arguments.items():

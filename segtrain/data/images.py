@@ -11,15 +11,15 @@ from segtrain.errors import DataError
 
 
 def read_image(path: Path) -> np.ndarray:
-    """RGB uint8 (H, W, 3) as stored: grey and palette pictures converted, EXIF orientation not applied.
+    """RGB uint8 (H, W, 3) as stored: grey and palette images converted, EXIF orientation not applied.
 
-    Label pictures match the stored pixels, so a rotation would part them. DataError names a file that cannot be read.
+    Label images match the stored pixels, so a rotation would misalign them. DataError names a file that cannot be read.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from error
-    whole = not data.startswith(b"\xff\xd8") or b"\xff\xd9" in data[-1024:]  # OpenCV 4 takes half a JPEG
+    whole = not data.startswith(b"\xff\xd8") or b"\xff\xd9" in data[-1024:]  # OpenCV 4 accepts half a JPEG
     if data and whole:
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         try:
@@ -28,7 +28,7 @@ def read_image(path: Path) -> np.ndarray:
             pixels = None
         if pixels is not None:
             return np.asarray(pixels)
-    try:  # Pillow knows more formats, and says what is wrong
+    try:  # Pillow reads more formats, and reports what is wrong
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
@@ -37,4 +37,4 @@ def read_image(path: Path) -> np.ndarray:
 
 def unreadable(path: Path, error: Exception) -> DataError:
     text = "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
-    return DataError(f"{path} cannot be read as a picture ({text}): copy or download it again")
+    return DataError(f"{path} cannot be read as an image ({text}): copy or download it again")

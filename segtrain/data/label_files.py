@@ -10,36 +10,36 @@ from segtrain.errors import DataError
 
 
 def read_label(path: Path) -> np.ndarray:
-    """What a label picture holds, uint8 (H, W): of a greyscale or palette picture (palette: the index), or the matrix
-    S of a MATLAB file, as COCO-Stuff 10k has them. DataError for anything else."""
+    """The values of a label image, uint8 (H, W): of a greyscale or palette image (palette: the index), or the matrix S
+    of a MATLAB file. DataError for anything else."""
     if path.suffix == ".mat":
         return read_matlab_label(path)
     values, mode = read_values(path)
     if mode in ("I;16", "I") and values.max() > 255:
         raise DataError(
-            f"{path} is a 16-bit picture with values up to {values.max()}: this looks like an instance map; "
-            "give the pictures with one class id (0 to 255) per pixel"
+            f"{path} is a 16-bit image with values up to {values.max()}: this looks like an instance map; "
+            "give images with one class id (0 to 255) per pixel"
         )
     return values.astype(np.uint8)
 
 
 def read_instances(path: Path) -> np.ndarray:
-    """An instance map: uint16 (H, W). DataError for a colour picture, and for one that has lost its 16 bits."""
+    """An instance map: uint16 (H, W). DataError for a colour image, and for one with 8 bits."""
     values, mode = read_values(path)
     if mode in ("L", "P", "1"):
-        raise DataError(f"{path} is an 8-bit picture, instance maps have 16 bits: take it as downloaded")
+        raise DataError(f"{path} is an 8-bit image, but instance maps have 16 bits: use it as downloaded")
     return values.astype(np.uint16)
 
 
 def read_values(path: Path) -> tuple[np.ndarray, str]:
-    """The numbers in a picture with one number per pixel, and Pillow's name of its mode."""
+    """The values of an image with one value per pixel, and Pillow's name of its mode."""
     try:
         with Image.open(path) as image:
             mode = image.mode
             if mode not in ("L", "P", "1", "I;16", "I"):
                 raise DataError(
-                    f"{path} is a {mode} colour picture, but a label picture holds one class id per pixel: give 8-bit "
-                    "greyscale or palette PNGs (Cityscapes: *_labelIds.png, KITTI: semantic/, not the colour pictures)"
+                    f"{path} is a {mode} colour image, but a label image holds one class id per pixel: give 8-bit "
+                    "greyscale or palette PNGs (Cityscapes: *_labelIds.png, KITTI: semantic/, not the colour images)"
                 )
             return np.asarray(image), mode
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:

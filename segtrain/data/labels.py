@@ -1,7 +1,7 @@
-"""Label tables: which number in a label picture means which class, and how it is drawn.
+"""Label tables: which value in a label image means which class, and its colour.
 
-Two numberings, never mixed: `id` is what a data set's label pictures hold; `train_id` (0 .. num_classes - 1) is what
-the network predicts. IGNORE_INDEX marks pixels that neither train nor score.
+Two numberings, never mixed: `id` is what a dataset's label images hold; `train_id` (0 .. num_classes - 1) is what the
+network predicts. IGNORE_INDEX marks pixels that neither train nor score.
 """
 
 import csv
@@ -22,17 +22,17 @@ UNKNOWN = 254  # marks ids that are not in the table while encoding; so a table 
 
 
 class LabelTable:
-    """The classes of a data set.
+    """The classes of a dataset.
 
-    names[train_id], colors[train_id] (uint8 (C, 3) RGB) and ids[train_id] (uint8 (C,)) describe the classes (where
-    several ids are one class, its first row does); ignored_ids are the further ids that a label picture may hold.
+    names[train_id], colors[train_id] (uint8 (C, 3) RGB) and ids[train_id] (uint8 (C,)) describe the classes (of a class
+    with several ids its first row); ignored_ids are the further ids that a label image may hold.
     rows: one dict for each id, as in the tables: category, has_instances, avg_instance_size and kind where known.
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]], source: str, stored: Mapping[int, int] | None = None) -> None:
         """rows: dicts with id, name, color [r,g,b] and train_id (IGNORE_INDEX for ignored ones); source: for messages.
 
-        stored: what the label pictures hold -> id, where that is not the id itself.
+        stored: value in the label images -> id, if that is not the id itself.
         """
         self.rows = [row for row in rows if 0 <= row["id"] <= 255]
         first: dict[int, Mapping[str, Any]] = {}
@@ -58,7 +58,7 @@ class LabelTable:
         return len(self.names)
 
     def encode(self, stored: np.ndarray, path: Path) -> np.ndarray:
-        """A label picture uint8 (H, W) -> train ids uint8 (H, W). DataError naming file and id that is not known."""
+        """A label image uint8 (H, W) -> train ids uint8 (H, W). DataError naming file and unknown ids."""
         train_ids = cv2.LUT(stored, self._train_ids)
         unknown = train_ids == UNKNOWN
         if unknown.any():
@@ -66,22 +66,22 @@ class LabelTable:
             found = ", ".join(f"{value} ({count} pixels)" for value, count in zip(values[:5], counts[:5], strict=True))
             raise DataError(
                 f"{path}: label id {found} is not in {self.source}, which has {ranges(np.flatnonzero(self.known))}; "
-                "correct the picture, or add the id to the table (as ignored if it means nothing)"
+                "correct the image, or add the id to the table (as ignored if it means nothing)"
             )
         return train_ids
 
     def encode_values(self, stored: np.ndarray) -> np.ndarray:
-        """As `encode`, but what is not known becomes IGNORE_INDEX."""
+        """As `encode`, but unknown ids become IGNORE_INDEX."""
         lut = np.where(self._train_ids == UNKNOWN, np.uint8(IGNORE_INDEX), self._train_ids)
         return np.asarray(cv2.LUT(stored, lut)).reshape(stored.shape)
 
     def stored_value(self, name: str) -> int:
-        """What label pictures hold for a class or an ignored label."""
+        """The value in label images of a class or an ignored label."""
         wanted = next(int(row["id"]) for row in self.rows if row["name"] == name)
         return next(value for value, label in self.stored.items() if label == wanted)
 
     def to_ids(self, stored: np.ndarray) -> np.ndarray:
-        """A label picture uint8 (H, W) -> ids uint8 (H, W)."""
+        """A label image uint8 (H, W) -> ids uint8 (H, W)."""
         return np.asarray(cv2.LUT(stored, self._ids))
 
     def decode(self, train_ids: np.ndarray) -> np.ndarray:
@@ -98,7 +98,7 @@ class LabelTable:
 
     @property
     def known(self) -> np.ndarray:
-        """bool (256,): what a label picture may hold."""
+        """bool (256,): the values that a label image may hold."""
         return self._train_ids != UNKNOWN
 
     def as_dict(self) -> dict[str, Any]:
@@ -128,15 +128,21 @@ def ranges(ids: np.ndarray) -> str:
 
 
 def published_table(name: str, sizes: str | None = None) -> LabelTable:
-    """A table carried in the package: cityscapes (used by KITTI too), cocostuff, vistas_v1.2, vistas_v2.0.
+    """A table of the package, by the name of its file in segtrain/data/tables.
 
-    sizes: whose average sizes of objects its rows get, cityscapes or kitti.
+    sizes: name of the average object sizes in instance_sizes.json that its rows get.
     """
     rows = read_json_table(name)
     if sizes is not None:
         average = read_json_table("instance_sizes")[sizes]
         rows = [row | {"avg_instance_size": average.get(row["name"])} for row in rows]
     return LabelTable(rows, f"the {name} label table")
+
+
+def json_tables() -> list[str]:
+    """The names of all files in segtrain/data/tables."""
+    files = resources.files("segtrain.data").joinpath("tables").iterdir()
+    return [file.name.removesuffix(".json") for file in files if file.name.endswith(".json")]
 
 
 def read_json_table(name: str) -> Any:
@@ -172,7 +178,7 @@ def read_user_table(path: Path) -> LabelTable:
     for what, values in (("id", [row["id"] for row in rows]), ("name", names)):
         twice = sorted({str(value) for value in values if values.count(value) > 1})
         if twice:
-            raise DataError(f"{path}: {what} {', '.join(twice)} occurs twice; each {what} may stand for one class only")
+            raise DataError(f"{path}: {what} {', '.join(twice)} occurs twice; each {what} may occur once only")
     if not 2 <= len(names) < UNKNOWN:
         raise DataError(f"{path}: found {len(names)} classes that are not ignored; between 2 and {UNKNOWN - 1} work")
     return LabelTable(rows, str(path))

@@ -23,9 +23,9 @@ from segtrain.errors import DataError
 
 
 class Batch(NamedTuple):
-    """images: uint8 (N, 3, h, w) RGB; float32 of about 0 to 255 for whole pictures. targets: uint8 (N, h, w) train ids
-    or IGNORE_INDEX; int64 (N,) for whole pictures. names, positions, windows: of the N samples; their places in the
-    run's endless row; [top, left, height, width, mirrored?] of what is shown of them."""
+    """images: uint8 (N, 3, h, w) RGB; float32 of about 0 to 255 for image classification. targets: uint8 (N, h, w)
+    train ids or IGNORE_INDEX; int64 (N,) for image classification. names, positions, windows: of the N samples; their
+    positions in the run's order; the window [top, left, height, width, mirrored?] of each."""
 
     images: Tensor
     targets: Tensor
@@ -57,7 +57,8 @@ def read_pixels(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
 class TrainingData(Dataset["TrainingItem | DataError"]):
     """dataset[position] -> (image uint8 (h, w, 3), target uint8 (h, w), name, position, window), augmented.
 
-    index, class_uniform: this share of the positions shows a class drawn by the index instead of the next picture.
+    index, class_uniform: this fraction of the positions shows a class drawn by the index instead of the next image.
+    weights: (samples, weight) of each part of a mixture.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class TrainingData(Dataset["TrainingItem | DataError"]):
 
 
 class EvaluationData(Dataset["EvaluationItem | DataError"]):
-    """dataset[index] -> EvaluationItem, whole and unchanged."""
+    """dataset[index] -> EvaluationItem, the full image unchanged."""
 
     def __init__(self, samples: list[Sample], table: LabelTable) -> None:
         self.samples = samples
@@ -124,9 +125,9 @@ class EvaluationData(Dataset["EvaluationItem | DataError"]):
 def training_batches(
     data: Dataset["TrainingItem | DataError"], parts: MicroBatches, workers: int, pin_memory: bool, prefetch: int = 4
 ) -> Iterator[list[Batch]]:
-    """One list of parts for every step. DataError, naming the step, for a sample that cannot be read.
+    """The micro-batches of every step. DataError, naming the step, for a sample that cannot be read.
 
-    prefetch: parts that every loader process reads ahead.
+    prefetch: micro-batches that every loader process reads ahead.
     """
     loader: DataLoader[TrainingItem | DataError] = DataLoader(
         data,
@@ -139,13 +140,13 @@ def training_batches(
     )
     items = iter(loader)
     for step in itertools.count(parts.steps[0] + 1):
-        found = list(itertools.islice(items, len(parts.mine)))
-        for item in found:
+        batches = list(itertools.islice(items, len(parts.mine)))
+        for item in batches:
             if isinstance(item, DataError):
                 raise DataError(f"the batch of step {step}: {item}")
-        if not found:
+        if not batches:
             return
-        yield found
+        yield batches
 
 
 def evaluation_samples(samples: list[Sample], table: LabelTable, workers: int) -> Iterator[EvaluationItem]:
@@ -176,8 +177,8 @@ def collate(items: list[TrainingItem | DataError]) -> Batch | DataError:
     good = [item for item in items if not isinstance(item, DataError)]
     if len(good) < len(items):
         return next(item for item in items if isinstance(item, DataError))
-    pictures, labels, names, positions, windows = zip(*good, strict=True)
-    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    crops, labels, names, positions, windows = zip(*good, strict=True)
+    images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
     return Batch(images, torch.from_numpy(np.stack(labels)), list(names), list(positions), list(windows))
 
 

@@ -3,7 +3,6 @@
 segmentation.py is the same for one class per pixel.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,10 @@ from torch.nn import functional as F
 
 from segtrain.config import DatasetConfig, EvaluateConfig, InferenceConfig, ModelConfig, TrainConfig
 from segtrain.console import say
-from segtrain.data.classify.images import PUBLISHED, Pictures, TrainingPictures, Views, batches_of, list_pictures, views
+from segtrain.data.classify.loader import TrainingImages, Views, batches_of
+from segtrain.data.classify.samples import ClassImages
+from segtrain.data.classify.views import crop_views
+from segtrain.data.dataset import classification_spec, list_images
 from segtrain.data.images import read_image
 from segtrain.data.labels import read_json_table
 from segtrain.errors import DataError
@@ -61,13 +63,13 @@ class Classification(Task):
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.samples = list_pictures(config.dataset, config.dataset.train_split)
-        self.val_samples = list_pictures(config.dataset, config.dataset.val_split)
+        self.samples = list_images(config.dataset, config.dataset.train_split)
+        self.val_samples = list_images(config.dataset, config.dataset.val_split)
         refuse_other_classes(self.val_samples, self.samples.classes, f"those of {self.samples.folder}")
         if config.trainer.overfit is not None:
             self.samples = self.val_samples = self.samples.first(config.trainer.overfit)
         self.num_classes = len(self.samples.classes)
-        self.image_ids = identify_images(self.samples)
+        self.image_ids = classification_spec(config.dataset).identity(self.samples)
         self.num_train, self.num_val = len(self.samples), len(self.val_samples)
 
     @staticmethod
@@ -84,14 +86,14 @@ class Classification(Task):
     def check(self) -> None:
         """Check nothing: reading 1.28 million images takes hours, and a damaged one is named when it is read."""
 
-    def data(self) -> TrainingPictures:
-        return TrainingPictures(self.samples, self.config.augmentation, self.config.trainer.seed)
+    def data(self) -> TrainingImages:
+        return TrainingImages(self.samples, self.config.augmentation, self.config.trainer.seed)
 
     def evaluator(
         self, split: str | None = None, inference: InferenceConfig | None = None
     ) -> "ClassificationEvaluator":
         config = self.config
-        images = self.val_samples if split is None else list_pictures(config.dataset, split)
+        images = self.val_samples if split is None else list_images(config.dataset, split)
         if split is None:
             split = "train" if config.trainer.overfit is not None else config.dataset.val_split
         return ClassificationEvaluator(config.dataset, split, images, config.model, inference or config.inference)
@@ -126,10 +128,11 @@ class ClassificationEvaluator(Evaluator[TopK]):
     """Top-1 and top-5 accuracies."""
 
     def __init__(
-        self, data: DatasetConfig, split: str, images: Pictures, model: ModelConfig, inference: InferenceConfig
+        self, data: DatasetConfig, split: str, images: ClassImages, model: ModelConfig, inference: InferenceConfig
     ) -> None:
         super().__init__(data.name, split, len(images), model, inference)
         self.samples = images
+        self.spec = classification_spec(data)
         self.batch_size = max(1, BATCH // 10) if inference.crops == "ten" else BATCH
         self.is_validation = split == data.val_split
 
@@ -137,7 +140,7 @@ class ClassificationEvaluator(Evaluator[TopK]):
     def of_checkpoint(cls, config: EvaluateConfig, path: Path, loaded: LoadedNetwork) -> "ClassificationEvaluator":
         """The evaluator that `segtrain evaluate` asks for. DataError if the network has other classes."""
         split = config.split or config.dataset.val_split
-        images, classes = list_pictures(config.dataset, split), loaded.metadata["classes"]
+        images, classes = list_images(config.dataset, split), loaded.metadata["classes"]
         known = classes["names"]
         if classes.get("numbered") and len(known) == len(images.classes):
             say("classes     numbered in the order of the folders' names, as ImageNet's published networks have them")
@@ -164,10 +167,10 @@ class ClassificationEvaluator(Evaluator[TopK]):
         target, predicted = int(answer.targets[place]), int(answer.best[place, 0])
         text = classes[target] if predicted == target else f"{classes[predicted]} (is {classes[target]})"
         image = read_image(self.samples.folder / self.samples.names[number])
-        return figures.captioned(views(image, self.inference)[0], text)
+        return figures.captioned(crop_views(image, self.inference)[0], text)
 
     def warnings(self, trained_on: Tensor | None) -> list[str]:
-        return seen_in_training(trained_on, identify_images(self.samples))
+        return seen_in_training(trained_on, self.spec.identity(self.samples))
 
     def published(self, loaded: LoadedNetwork) -> dict[str, Any]:
         accuracy = None
@@ -177,7 +180,7 @@ class ClassificationEvaluator(Evaluator[TopK]):
 
     def protocol(self, counts: TopKCounts, trained_on: Tensor | None, how: dict[str, Any]) -> dict[str, Any]:
         images, total = self.samples, len(self.samples)
-        top, wanted = min(5, len(images.classes)), PUBLISHED.get(self.split)
+        top, wanted = min(5, len(images.classes)), self.spec.published.get(self.split)
         warnings = self.warnings(trained_on)
         if wanted is not None and wanted != total:
             warnings.append(
@@ -212,18 +215,7 @@ class ClassificationEvaluator(Evaluator[TopK]):
 # ------------------------------------------------------------------------------------------------- images and classes
 
 
-PUBLISHED_NAME = re.compile(r"(n\d{8}|ILSVRC2012_(val|test))_\d+\.JPEG")
-
-
-def identify_images(images: Pictures) -> list[str]:
-    """Names that are the same wherever the images lie: ImageNet's own file names, or else the place in a split."""
-    files = ((name, name.rpartition("/")[2]) for name in images.names)
-    return [
-        f"imagenet/{file}" if PUBLISHED_NAME.fullmatch(file) else f"{images.folder.name}/{name}" for name, file in files
-    ]
-
-
-def refuse_other_classes(images: Pictures, known: list[str], whose: str) -> None:
+def refuse_other_classes(images: ClassImages, known: list[str], whose: str) -> None:
     """DataError unless the folders of classes are the known ones."""
     if images.classes != known:
         strange = sorted(set(images.classes) - set(known)) or sorted(set(known) - set(images.classes))

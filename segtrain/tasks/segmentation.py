@@ -17,7 +17,6 @@ from segtrain.config import (
     DatasetConfig,
     EvaluateConfig,
     InferenceConfig,
-    MixtureConfig,
     ModelConfig,
     TrainConfig,
 )
@@ -29,7 +28,6 @@ from segtrain.data.labels import LabelTable
 from segtrain.data.loader import EvaluationItem, TrainingData, evaluation_samples, read_pixels
 from segtrain.data.sample import Sample
 from segtrain.data.sampling import class_index
-from segtrain.data.sets.mixture import Mixture, parts
 from segtrain.data.verify.files import FileFacts, check_samples
 from segtrain.errors import DataError, UsageError
 from segtrain.losses import Loss, build_loss
@@ -60,11 +58,11 @@ class Segmentation(Task):
         mixture = training_mixture(config.dataset)  # draws the street scenes where they are missing
         self.val_samples = split_samples(config.dataset, config.dataset.val_split)
         if (few := config.trainer.overfit) is not None:
-            mixture = Mixture(mixture.samples[:few], mixture.pictures[:few], None, mixture.groups)
+            mixture = mixture.first(few)
             self.val_samples = mixture.samples
         self.mixture = mixture
         self.samples = mixture.samples
-        self.image_ids = mixture.pictures
+        self.image_ids = mixture.identities
         self.num_train, self.num_val = len(self.samples), len(self.val_samples)
 
     @staticmethod
@@ -90,16 +88,12 @@ class Segmentation(Task):
         if not config.trainer.check_data:
             return
         cache = config.dataset.cache_folder()
-        if isinstance(config.dataset, MixtureConfig):  # each part by its own table
-            sizes = []
-            for part in parts(config.dataset):
-                if part.weight != 0:
-                    own = split_samples(part.config, part.split)
-                    sizes.append(check_samples(own, label_table(part.config), cache, say, part.config.name))
-            largest = max(height for height, _ in sizes), max(width for _, width in sizes)
-        else:
-            largest = check_samples(self.samples, self.table, cache, say, config.dataset.name)
-        check_samples(self.val_samples, self.table, cache, say, config.dataset.name)
+        sizes = [
+            check_samples(samples, label_table(data), cache, say, dataset_spec(data).expected)
+            for data, samples in self.mixture.parts  # each part by its own table
+        ]
+        largest = max(height for height, _ in sizes), max(width for _, width in sizes)
+        check_samples(self.val_samples, self.table, cache, say, dataset_spec(config.dataset).expected)
         enlarged = [math.ceil(extent * config.augmentation.scale[1]) for extent in largest]
         crop = config.augmentation.crop_size
         if crop[0] > enlarged[0] or crop[1] > enlarged[1]:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from segtrain.data.dataset import published_tables
 from segtrain.data.labels import LabelTable, published_table
-from segtrain.data.taxonomy import taxonomy
+from segtrain.data.taxonomy import published_between, taxonomy
 from segtrain.weights.files import WeightsFile
-from segtrain.weights.published import TABLES
 
 
 def same_classes(source: WeightsFile, theirs: Tensor, own: Tensor, table: LabelTable | None) -> bool:
@@ -64,13 +64,9 @@ def map_classes(
     classes: LabelTable, table: LabelTable, mapping: str | None, column: str
 ) -> Mapping[str, tuple[int, ...]]:
     """Name of a class of the file -> train ids in `table`."""
-    source = next((known for known in map(published_table, TABLES) if known.names == classes.names), classes)
-    cityscapes = published_table("cityscapes").names
-    if mapping is None and set(cityscapes) <= set(table.names):
-        if source.names == published_table("vistas_v1.2").names:
-            mapping = "vistas_to_cityscapes"
-        elif source.names == published_table("vistas_v2.0").names:
-            mapping = "vistas_v2.0_to_cityscapes"
+    tables = map(published_table, published_tables())
+    source = next((known for known in tables if known.names == classes.names), classes)
+    mapping = mapping or published_between(source, table)
     if mapping is not None:
         return taxonomy(source, table, mapping, column)
     ours = {plain_name(name): train_id for train_id, name in enumerate(table.names)}

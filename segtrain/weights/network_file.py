@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segtrain.config import DATASET_CONFIGS, InferenceConfig, ModelConfig, TrainConfig
+from segtrain.data.dataset import dataset_with_classes
 from segtrain.data.labels import published_table
 from segtrain.errors import DataError, UsageError
 from segtrain.models import from_config
@@ -20,7 +21,6 @@ from segtrain.weights.layouts import CLASSIFIERS, LAYOUTS, num_rows
 from segtrain.weights.published import known_files
 from segtrain.weights.transfer import load_into
 
-TABLE_OF = {"cityscapes": "cityscapes", "vistas": "vistas_v1.2", "cocostuff": "cocostuff"}  # dataset -> label table
 kept: dict[tuple[Path, int, int], dict[str, Any]] = {}  # what `run_content` has read for its next call
 
 
@@ -83,7 +83,7 @@ def as_run(source: WeightsFile) -> dict[str, Any]:
         )
     else:
         classes, names = source.classes.as_dict(), source.classes.names
-        data = next((name for name, table in TABLE_OF.items() if published_table(table).names == names), "folder")
+        data = dataset_with_classes(names) or "folder"
     model = from_config(options, len(classes["names"]))
     report = load_into(source, model, None if classifies else source.classes)
     if source.known is None and not source.model and not classifies:

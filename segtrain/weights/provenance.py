@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from segtrain.data.labels import read_json_table
+from segtrain.data.sets.mixture import dataset_names
 
 
 class Start(Protocol):
@@ -73,6 +74,4 @@ def origin(provenance: Mapping[str, Any]) -> list[str]:
 
 def data_names(data: Mapping[str, Any]) -> list[str]:
     """Names of the datasets that the `dataset` options describe; of a mixture, those of its parts."""
-    if data["name"] != "mixture":
-        return [data["name"]]
-    return [part.get("dataset", name) for name, part in data["parts"].items() if part.get("weight") != 0]
+    return dataset_names(data)

@@ -10,8 +10,6 @@ from typing import Any
 
 from segtrain.data.labels import read_json_table
 
-TABLES = ("cityscapes", "vistas_v1.2", "vistas_v2.0", "cocostuff")  # names for published_table
-
 
 @cache
 def known_files() -> list[dict[str, Any]]:

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from segtrain.commands.submit import decode_runs, encode_runs, verify_coco
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import published_table
 from segtrain.data.scenes.layouts import write_scenes
+from segtrain.data.sets.cocostuff import decode_runs, encode_runs, verify_coco
 from segtrain.errors import DataError
 from tests.helpers import zygote
 from tests.helpers.runs import small_run

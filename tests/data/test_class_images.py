@@ -13,7 +13,9 @@ from torchvision import transforms
 from torchvision.transforms import functional as tv
 
 from segtrain.config import AugmentationConfig, ImageNetConfig, InferenceConfig
-from segtrain.data.classify.images import COMPONENTS, RandomView, TrainingPictures, list_pictures, views
+from segtrain.data.classify.loader import TrainingImages
+from segtrain.data.classify.views import COMPONENTS, RandomView, crop_views
+from segtrain.data.dataset import list_images
 from segtrain.errors import DataError
 
 CENTER = InferenceConfig(resize=256, crop=224)
@@ -27,7 +29,7 @@ def noise(height, width, seed=0):
 
 
 def test_classes_are_the_sorted_folders(class_images):
-    found = list_pictures(ImageNetConfig("imagenet", str(class_images)), "train")
+    found = list_images(ImageNetConfig("imagenet", str(class_images)), "train")
     assert found.classes == [f"n{n:08d}" for n in range(6)]
     assert len(found) == 24
     assert found.targets.tolist() == [n for n in range(6) for _ in range(4)]
@@ -39,8 +41,8 @@ def test_classes_without_pictures_are_named(class_images, tmp_path):
     for number in range(4):
         (tmp_path / "val" / f"n0000000{number}").mkdir(parents=True)
     (tmp_path / "val" / "n00000009").symlink_to(class_images / "val" / "n00000000")
-    with pytest.raises(DataError, match=r"4 of the 5 classes in .*val have no pictures .n00000000, n0000"):
-        list_pictures(ImageNetConfig("imagenet", str(tmp_path)), "val")
+    with pytest.raises(DataError, match=r"4 of the 5 classes in .*val have no images .n00000000, n0000"):
+        list_images(ImageNetConfig("imagenet", str(tmp_path)), "val")
 
 
 def test_check_reads_every_picture_and_compares_the_splits(segtrain, class_images, tmp_path):
@@ -62,7 +64,7 @@ def test_check_reads_every_picture_and_compares_the_splits(segtrain, class_image
     assert [(found["severity"], found["kind"]) for found in report["findings"]] == [
         ("error", "unreadable"), ("error", "classes"),
     ]  # fmt: skip
-    assert "train: 6 of 30 pictures cannot be read: " in answer.out
+    assert "train: 6 of 30 images cannot be read: " in answer.out
     assert "broken4.JPEG" in answer.out and "broken5.JPEG" not in answer.out
     assert "n00000077" in answer.out
     assert segtrain(*call, f"dataset.root={bad}", "split=val").status == 0  # of itself it is whole
@@ -77,7 +79,7 @@ def test_check_compares_the_published_classes_with_the_published_counts(segtrain
         (tmp_path / "val" / f"n{number:08d}").symlink_to(class_images / "val" / "n00000000")
     answer = segtrain("check", "dataset=imagenet", f"dataset.root={tmp_path}", "split=val", "output=o")
     assert answer.status == 1
-    assert "val: 3000 pictures, published are 50000" in answer.err
+    assert "val: 3000 images, published are 50000" in answer.err
 
 
 # ---------------------------------------------------------------------------------------------------- augmentation
@@ -138,9 +140,9 @@ def test_light_shifts_all_pixels_along_the_components():
 
 
 def test_a_sample_is_a_function_of_seed_and_position(class_images):
-    pictures = list_pictures(ImageNetConfig("imagenet", str(class_images)), "train")
+    pictures = list_images(ImageNetConfig("imagenet", str(class_images)), "train")
     options = AugmentationConfig(name="imagenet", crop_size=[32, 48], color=0.4, lighting=0.1)
-    first, again, other = (TrainingPictures(pictures, options, seed) for seed in (0, 0, 1))
+    first, again, other = (TrainingImages(pictures, options, seed) for seed in (0, 0, 1))
     image, target, name, position, window = first[7]
     assert image.shape == (32, 48, 3)
     assert image.dtype == np.float32
@@ -160,16 +162,16 @@ def test_views_are_torchvisions(size):
     image = noise(*size)
     picture = Image.fromarray(image)
     shrunk = transforms.Resize(256)(picture)
-    assert np.array_equal(views(image, CENTER)[0], np.asarray(transforms.CenterCrop(224)(shrunk)))
+    assert np.array_equal(crop_views(image, CENTER)[0], np.asarray(transforms.CenterCrop(224)(shrunk)))
     theirs = {np.asarray(one).tobytes() for one in transforms.TenCrop(224)(shrunk)}
-    assert {one.tobytes() for one in views(image, TEN)} == theirs
-    assert views(image, InferenceConfig(resize=320, crop=320)).shape == (1, 320, 320, 3)
+    assert {one.tobytes() for one in crop_views(image, TEN)} == theirs
+    assert crop_views(image, InferenceConfig(resize=320, crop=320)).shape == (1, 320, 320, 3)
 
 
 def test_a_damaged_picture_is_named(class_images, tmp_path):
     folder = tmp_path / "train" / "n0"
     folder.mkdir(parents=True)
     (folder / "a.JPEG").write_bytes(b"\xff\xd8 half a picture")
-    data = TrainingPictures(list_pictures(ImageNetConfig("imagenet", str(tmp_path)), "train"), AugmentationConfig(), 0)
+    data = TrainingImages(list_images(ImageNetConfig("imagenet", str(tmp_path)), "train"), AugmentationConfig(), 0)
     assert isinstance(data[0], DataError)
     assert "a.JPEG" in str(data[0])

@@ -62,9 +62,9 @@ def test_cityscapes_coarse_and_joined_splits(copy):
     assert "gtCoarse" in str(coarse[0].label)
     assert "gtCoarse" in str(coarse[0].instances)
     assert "gtFine" in str(split_samples(config, "train")[0].label)
-    with pytest.raises(DataError, match="3 pictures are in more than one of these splits"):
+    with pytest.raises(DataError, match="3 images are in more than one of these splits"):
         split_samples(config, "train+coarse_train")
-    with pytest.raises(DataError, match=r"train\+val: 3 pictures are in more than one"):  # scenes count from 0
+    with pytest.raises(DataError, match=r"train\+val: 3 images are in more than one"):  # scenes count from 0
         split_samples(config, "trainval")
     joined = split_samples(config, "train+train_extra")
     assert len(joined) == 11

@@ -120,7 +120,7 @@ def test_a_users_taxonomy_may_say_several_or_nothing(tmp_path):
     [
         ({"raod": "road"}, None, "'raod' is not in the cityscapes label table; did you mean road"),
         ({"road": "street"}, None, "'street' is not in the cityscapes label table"),
-        ({}, ["road", "car"], "does not say what sidewalk, building"),
+        ({}, ["road", "car"], "does not map sidewalk, building"),
     ],
 )
 def test_wrong_taxonomies(tmp_path, changes, names, words):
@@ -151,7 +151,7 @@ def test_published_taxonomies_fit_their_source_and_target_only():
     ("command", "words"),
     [
         (["check", "split=val"], "of a mixture each part has its own"),
-        (["score", "predictions=x"], "name one of its data sets"),
+        (["score", "predictions=x"], "name one of its datasets"),
         (["submit", "predictions=x"], "no server to submit to"),
     ],
 )
@@ -217,7 +217,7 @@ def test_a_part_of_weight_0_lends_its_classes_only(roots):
     config = mixture(roots, kitti={"weight": 0}, vistas=BOTH["vistas"] | {"weight": 1})
     mixed = training_mixture(config)
     assert {sample.name.split("/")[0] for sample in mixed.samples} == {"vistas"}
-    assert all(picture.startswith("vistas/") for picture in mixed.pictures)
+    assert all(picture.startswith("vistas/") for picture in mixed.identities)
 
 
 @pytest.mark.parametrize(
@@ -225,14 +225,15 @@ def test_a_part_of_weight_0_lends_its_classes_only(roots):
     [
         ({"target": "vistas", "kitti": {}}, "dataset.target=vistas is none of the parts"),
         ({"kitti": {"rot": "x"}}, r"no option dataset\.parts\.kitti\.rot: did you mean root"),
-        ({"kitti": {}, "kity": {}}, "kity is no data set"),
+        ({"kitti": {}, "kity": {}}, "kity is not a dataset"),
         ({"kitti": {"weight": -1}}, "weight=-1"),
         ({"kitti": {"weight": "abc"}}, "weight=abc"),
         ({"kitti": {"weight": float("nan")}}, "weight=nan"),
         ({"kitti": {"weight": float("inf")}}, "weight=inf"),
         ({"kitti": {"val_list": 3}}, r"parts\.kitti\.val_list=3 is not possible: published list"),
         ({"kitti": {"cache": "decoded"}}, r"no option dataset\.parts\.kitti\.cache"),
-        ({"kitti": {"taxonomy": "vistas_to_cityscapes"}}, "66 labels of Vistas, but the cityscapes label table has 34"),
+        ({"kitti": {"taxonomy": "vistas_to_cityscapes"}},
+         r"66 labels of vistas_v1\.2, but the cityscapes label table has 34"),
         ({"kitti": {"weight": 0}}, "all weights are 0"),
         ({"kitti": {"weight": 1}, "cityscapes": {}}, "only kitti has a weight"),
         ({"kitti": {"weight": 1}, "cityscapes": {"weight": 1e-6}}, "less than 1 of 1000"),
@@ -304,7 +305,7 @@ def test_the_chain_from_vistas_to_kitti(roots, segtrain, tmp_path):
         "sampling=class_uniform", "sampling.class_uniform=0.5", *SMALL,
     )  # fmt: skip
     assert answer.status == 0, answer.err
-    assert "part       vistas train: 3 pictures" in answer.out
+    assert "part       vistas train: 3 images" in answer.out
     assert "1 to several" in answer.out
     result = json.loads((tmp_path / "first" / "evaluation.json").read_text())
     assert result["protocol"]["rules"].startswith("KITTI")

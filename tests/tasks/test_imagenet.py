@@ -11,16 +11,14 @@ import torch
 from PIL import Image
 
 from segtrain.config import ImageNetConfig, InferenceConfig, ModelConfig
-from segtrain.data.classify.images import Pictures, batches_of, list_pictures
+from segtrain.data.classify.loader import batches_of
+from segtrain.data.classify.samples import ClassImages
+from segtrain.data.dataset import list_images
+from segtrain.data.sets.imagenet import identity
 from segtrain.models import build_classifier
 from segtrain.models.preprocess import normalise_images
 from segtrain.scoring.predictor import load_network
-from segtrain.tasks.classification import (
-    ClassificationEvaluator,
-    ImageCrossEntropy,
-    TopK,
-    identify_images,
-)
+from segtrain.tasks.classification import ClassificationEvaluator, ImageCrossEntropy, TopK
 from tests.helpers.checkout import TINY, environment
 from tests.helpers.losses import step_loss
 from tests.helpers.runs import small_run
@@ -50,7 +48,7 @@ def test_a_flat_validation_folder_is_recognised(class_images, tmp_path, segtrain
         Image.new("RGB", (40, 40)).save(tmp_path / "flat" / "val" / f"ILSVRC2012_val_{i:08d}.JPEG")
     answer = segtrain("train", *words(tmp_path / "flat"))
     assert answer.status == 1
-    for part in ("holds 3 pictures that are in no folder of a class", "valprep.sh | bash", f"cd {tmp_path / 'flat'}"):
+    for part in ("holds 3 images outside the folders of the classes", "valprep.sh | bash", f"cd {tmp_path / 'flat'}"):
         assert part in answer.err
 
 
@@ -103,7 +101,7 @@ def test_commands_about_pixels_refuse_whole_pictures(segtrain, class_images, ver
 
 
 def test_accuracies_of_a_hand_worked_case(class_images):
-    some = list_pictures(ImageNetConfig("imagenet", str(class_images)), "val")
+    some = list_images(ImageNetConfig("imagenet", str(class_images)), "val")
     answers = [
         TopK([0, 1], np.array([0, 0]), np.array([[0, 1, 2, 3, 4], [5, 4, 3, 2, 1]])),  # right; not among five
         TopK([3, 4], np.array([1, 1]), np.array([[2, 3, 4, 5, 1], [0, 1, 2, 3, 4]])),  # fifth; second
@@ -126,15 +124,15 @@ def test_the_loss_is_cross_entropy():
 
 
 def test_pictures_are_known_in_other_folders(class_images):
-    some = list_pictures(ImageNetConfig("imagenet", str(class_images)), "val")
+    some = list_images(ImageNetConfig("imagenet", str(class_images)), "val")
     published = [f"a/ILSVRC2012_val_{n:08d}.JPEG" for n in range(2)]
-    here, there = (Pictures(Path(folder), ["a"], published, [0, 0]) for folder in ("x/val", "y/all"))
-    assert identify_images(here) == identify_images(there)
+    here, there = (ClassImages(Path(folder), ["a"], published, [0, 0]) for folder in ("x/val", "y/all"))
+    assert identity(here) == identity(there)
     own = [name.replace("ILSVRC2012_val", "a") for name in some.names]
     train, val = (
-        Pictures(class_images / split, some.classes, own, some.targets.tolist()) for split in ("train", "val")
+        ClassImages(class_images / split, some.classes, own, some.targets.tolist()) for split in ("train", "val")
     )
-    assert not set(identify_images(train)) & set(identify_images(val))
+    assert not set(identity(train)) & set(identity(val))
 
 
 # ---------------------------------------------------------------------------------------------------- the loop
@@ -245,7 +243,7 @@ def test_a_published_classifier_is_evaluated_as_downloaded(class_images, segtrai
     on_train = segtrain(*call[:-3], "dataset.root=one", *call[-2:], "inference=center224", "split=train")
     assert "6 pictures, but imagenet train has 1281167" in on_train.out, on_train
     assert "published  " not in on_train.out  # for it is of another split
-    batch = next(batches_of(list_pictures(ImageNetConfig("imagenet", "one"), "val"), list(range(6)), TEN, 6, 0))
+    batch = next(batches_of(list_images(ImageNetConfig("imagenet", "one"), "val"), list(range(6)), TEN, 6, 0))
     with torch.no_grad():
         images = normalise_images(batch.images.flatten(0, 1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         wanted = network.eval()(images).view(6, 10, 6).mean(1).argmax(1)

@@ -23,8 +23,8 @@ from segtrain.data.scenes.canvas import (
 )
 from segtrain.data.scenes.ground import paint_ground, paint_hood, paint_shadows, paint_sky
 from segtrain.data.scenes.outlines import Rng
+from segtrain.data.scenes.roadside import footway, roadside
 from segtrain.data.scenes.street import Street
-from segtrain.data.scenes.surroundings import footway, surroundings
 from segtrain.data.scenes.traffic import traffic
 
 VERSION = 1  # of the labels: a change of any label pixel needs a new one
@@ -54,7 +54,7 @@ def draw(seed: int, split: str, index: int, size: tuple[int, int] = (256, 512)) 
     street = Street(geo, tex)
     paint_sky(canvas)
     paint_ground(canvas, street)
-    things = [*surroundings(street, canvas), *traffic(street), *footway(street, canvas)]
+    things = [*roadside(street, canvas), *traffic(street), *footway(street, canvas)]
     paint_shadows(canvas, things)
     for thing in sorted(things, key=street.painting_order, reverse=True):
         thing.paint(canvas)

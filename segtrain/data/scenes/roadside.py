@@ -1,4 +1,4 @@
-"""What stands along the street: fronts, people, plants and furniture, and the traffic in it."""
+"""What stands along the street: fronts, people, plants and furniture."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -59,7 +59,7 @@ def random_front(street: Street, canvas: Canvas, kind: int) -> tuple[Points, Pai
     return list(zip(np.linspace(0, 1, 16), height * tops, strict=True)), leaves(tex, noise)
 
 
-def surroundings(street: Street, canvas: Canvas) -> list[Thing]:
+def roadside(street: Street, canvas: Canvas) -> list[Thing]:
     """The horizon, two rows of fronts on both sides, and what may close the view at the far end."""
     geo = street.geo
     hills: Points = list(zip(np.linspace(0, 1, 24), geo.uniform(4, 16, 24), strict=True))
