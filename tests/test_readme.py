@@ -1,5 +1,6 @@
 """The README pages, run: the README at toy size, in order; all other commands, composed; all code blocks."""
 
+import json
 import os
 import re
 import shutil
@@ -313,14 +314,20 @@ PLUGINS = sorted(path.name for path in FOLDER.glob("*.py"))
 def test_a_plugin_of_the_page_does_what_its_first_line_says(name, segtrain, ponds, forgotten, tmp_path):
     """The command in the first line trains two steps, on a dataset like that of my_dataset.py."""
     text = (FOLDER / name).read_text()
-    words = re.match(r'"""[\w ]+: segtrain (.*?)"""\n', text)[1].split()
-    assert words[0] == "train" and f"plugins=[{name}]" in words
-    shutil.copy(FOLDER / name, tmp_path)
-    shutil.copy(FOLDER / "my_dataset.py", tmp_path)
-    words = [word for word in words[1:] if not word.startswith(("plugins=", "dataset"))]
-    answer = segtrain("train", f"plugins=[{name},my_dataset.py]", "dataset=ponds", *words, *ponds, "name=own")
+    line = text.splitlines()[0]
+    words = [word.rstrip('.;"') for word in re.findall(r"[a-z_.]+=\S+", line)]
+    plugins = f"plugins=[{name},my_dataset.py]"
+    for file in (name, "my_dataset.py"):
+        shutil.copy(FOLDER / file, tmp_path)
+    own = [word for word in words if not word.startswith(("plugins=", "dataset"))]
+    assert own or name in ("my_dataset.py", "my_metric.py")
+    answer = segtrain("train", plugins, "dataset=ponds", *own, *ponds, "name=own")
     assert answer.status == 0, answer
     assert (tmp_path / "runs/own/evaluation.json").exists()
+    if "segtrain evaluate" in line:
+        answer = segtrain("evaluate", "run=runs/own", plugins, ponds[0], "device=cpu", "loader.workers=0")
+        assert answer.status == 0, answer
+        assert json.loads((tmp_path / "runs/own/evaluations/ponds-val-whole/evaluation.json").read_text())["metrics"]
 
 
 def test_the_plugins_stand_on_the_page_as_they_are_tested():
