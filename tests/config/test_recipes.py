@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from segtrain import compose
+from segtrain.cli.entry import compose
 from segtrain.commands.paper import paper_table
 from segtrain.commands.runs import runs
 from segtrain.config import ModelConfig, RunsConfig, classifies
