@@ -1,6 +1,6 @@
 """Checks of the tensors that belong to a layer's input. Kernels take addresses: nothing after these checks looks again.
 
-`check_arguments` is for what users pass to a layer or function, `contiguous_vectors` for what reaches an operator.
+`check_tensors` is for what users pass to a layer or function, `contiguous_vectors` for what reaches an operator.
 """
 
 import torch
@@ -12,15 +12,16 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 NAMES = ("weight", "bias", "running_mean", "running_var")
 
 
-def check_arguments(
+def check_tensors(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
     shortcut: Tensor | None, training: bool, overwrite: bool = False,
 ) -> None:  # fmt: skip
     """ValueError for an x that is not (N, C) or (N, C, *spatial), and for tensors that do not fit it.
 
     weight, bias and running statistics: (C,), of any floating-point dtype and any stride, on x's device; the running
-    statistics both or (in training) neither, and in training no two channels in the same memory. shortcut: x's shape
-    and device. overwrite: x will be written to, so it is not the shortcut and has no two elements in the same memory.
+    statistics both or (in training) neither, and in training no two channels in the same memory. shortcut: of x's
+    shape and any floating-point dtype, on x's device.
+    overwrite: x will be written to, so it is not the shortcut and has no two elements in the same memory.
     """
     if x.dim() < 2:
         raise ValueError(f"expected an input of shape (N, C) or (N, C, *spatial), found {tuple(x.shape)}")
@@ -29,33 +30,37 @@ def check_arguments(
         raise ValueError(
             f"expected a float32, float64, float16 or bfloat16 input, found {dtype}: convert it with .to()"
         )
-    for i, t in enumerate((weight, bias, running_mean, running_var)):
-        if t is None:
-            continue
-        if t.dim() != 1 or t.shape[0] != channels:
-            raise ValueError(wrong_length(NAMES[i], t, x))
-        if t.dtype != dtype and t.dtype not in FLOATS:
-            raise ValueError(f"expected {NAMES[i]} of a floating-point dtype, found {t.dtype}: convert it with .to()")
-        if t.device != device:
-            raise ValueError(wrong_device(NAMES[i], t, x))
-    if (running_mean is None) != (running_var is None):
-        missing = "running_mean" if running_mean is None else "running_var"
-        raise ValueError(f"expected running_mean and running_var both or neither, found no {missing}: pass it too")
-    if not training and running_mean is None:
-        raise ValueError("eval mode needs running statistics")
-    if training and channels > 1:
-        for name, t in (("running_mean", running_mean), ("running_var", running_var)):
-            if t is not None and t.stride(0) == 0:
-                raise ValueError(f"{name} is updated in training, but its {channels} channels share memory: clone it")
+    for t in (weight, bias, running_mean, running_var):
+        # One condition for the usual case: this runs in every call.
+        if t is not None and (t.dim() != 1 or t.shape[0] != channels or t.dtype not in FLOATS or t.device != device):
+            raise ValueError(misfit(x, weight, bias, running_mean, running_var))
+    check_statistics(running_mean, running_var, training)
     if shortcut is not None:
-        if shortcut.shape != x.shape:
-            raise ValueError(f"the shortcut, {tuple(shortcut.shape)}, must match the input, {tuple(x.shape)}, in shape")
-        if shortcut.device != device:
-            raise ValueError(wrong_device("the shortcut", shortcut, x))
-        if shortcut.dtype != dtype and shortcut.dtype not in FLOATS:
-            raise ValueError(f"the shortcut, {shortcut.dtype}, must match the input, {dtype}, in dtype")
+        check_shortcut(x, shortcut)
     if overwrite:
         check_writable(x, shortcut)
+
+
+def check_statistics(running_mean: Tensor | None, running_var: Tensor | None, training: bool) -> None:
+    if running_mean is None or running_var is None:
+        if running_mean is not running_var:
+            missing = "running_mean" if running_mean is None else "running_var"
+            raise ValueError(f"expected running_mean and running_var both or neither, found no {missing}: pass it too")
+        if not training:
+            raise ValueError("eval mode needs running statistics")
+        return
+    if training and len(running_mean) > 1 and 0 in (running_mean.stride(0), running_var.stride(0)):
+        name = "running_mean" if running_mean.stride(0) == 0 else "running_var"
+        raise ValueError(f"{name} is updated in training, but its channels share memory: clone it")
+
+
+def check_shortcut(x: Tensor, shortcut: Tensor) -> None:
+    if shortcut.shape != x.shape:
+        raise ValueError(f"the shortcut, {tuple(shortcut.shape)}, must match the input, {tuple(x.shape)}, in shape")
+    if shortcut.device != x.device:
+        raise ValueError(wrong_device("the shortcut", shortcut, x))
+    if shortcut.dtype not in FLOATS:
+        raise ValueError(f"the shortcut, {shortcut.dtype}, must match the input, {x.dtype}, in dtype")
 
 
 def check_writable(x: Tensor, shortcut: Tensor | None) -> None:
@@ -69,12 +74,22 @@ def check_writable(x: Tensor, shortcut: Tensor | None) -> None:
         )
 
 
-def wrong_length(name: str, t: Tensor, x: Tensor) -> str:
+def misfit(x: Tensor, *vectors: Tensor | None) -> str:
+    """What is wrong with the first of weight, bias, running_mean and running_var that does not fit x."""
     channels = x.shape[1]
-    return (
-        f"expected {name} of shape ({channels},) for an input of {channels} channels (shape {tuple(x.shape)}), found "
-        f"{tuple(t.shape)}: construct the layer with num_features={channels}, or check what its input comes from"
-    )
+    for name, t in zip(NAMES, vectors, strict=True):
+        if t is None:
+            continue
+        if t.shape != (channels,):
+            return (
+                f"expected {name} of shape ({channels},) for an input of {channels} channels (shape {tuple(x.shape)}), "
+                f"found {tuple(t.shape)}: construct the layer with num_features={channels}, or check its input"
+            )
+        if t.dtype not in FLOATS:
+            return f"expected {name} of a floating-point dtype, found {t.dtype}: convert it with .to()"
+        if t.device != x.device:
+            return wrong_device(name, t, x)
+    raise AssertionError("all vectors fit")
 
 
 def wrong_device(name: str, t: Tensor, x: Tensor) -> str:

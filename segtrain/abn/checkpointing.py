@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from segtrain.abn.arguments import check_arguments
+from segtrain.abn.arguments import check_tensors
 from segtrain.abn.backends.aten import CODES, Activation
 from segtrain.abn.functional import (
     Options,
@@ -159,7 +159,7 @@ def recomputed_abn(
     inverted. group: as `group_or_none` gives it. shortcut: is checked only; the caller adds it.
     """
     overwrite = keep == "normalised" and options.overwrite
-    check_arguments(x, weight, bias, running_mean, running_var, shortcut, options.training, overwrite)
+    check_tensors(x, weight, bias, running_mean, running_var, shortcut, options.training, overwrite)
     check_input(x, options.training, group is not None)
     if overwrite:
         check_overwritten(x)

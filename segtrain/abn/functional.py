@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from segtrain.abn import operators, sync
-from segtrain.abn.arguments import check_arguments, check_reference_dtypes
+from segtrain.abn.arguments import check_reference_dtypes, check_tensors
 from segtrain.abn.backends import aten as aten_ops
 from segtrain.abn.backends.aten import CODES, Activation, statistics_dtype
 
@@ -345,7 +345,7 @@ def call(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
     shortcut: Tensor | None, group: Any, options: Options,
 ) -> Tensor:  # fmt: skip
-    check_arguments(x, weight, bias, running_mean, running_var, shortcut, options.training, options.overwrite)
+    check_tensors(x, weight, bias, running_mean, running_var, shortcut, options.training, options.overwrite)
     check_input(x, options.training, group is not None)
     one_of("variant", options.variant, VARIANTS)
     one_of("scale", options.scale, SCALES)
@@ -394,7 +394,7 @@ def abn(
 
     The oracle of `inplace_abn`. Also takes activation="relu".
     """
-    check_arguments(x, weight, bias, running_mean, running_var, shortcut, training)
+    check_tensors(x, weight, bias, running_mean, running_var, shortcut, training)
     check_input(x, training)
     check_reference_dtypes(x, weight, bias, running_mean, running_var)
     gamma = None if weight is None else effective_scale(weight, eps, scale)

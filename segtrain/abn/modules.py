@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segtrain.abn.arguments import check_arguments, check_reference_dtypes
+from segtrain.abn.arguments import check_reference_dtypes, check_tensors
 from segtrain.abn.backends.aten import Activation
 from segtrain.abn.checkpointing import KEEP, recomputed_abn
 from segtrain.abn.functional import (
@@ -248,7 +248,7 @@ class BatchNormAct(ABN):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         mean, var, use_batch, momentum = self.statistics()
-        check_arguments(x, self.weight, self.bias, mean, var, shortcut, use_batch)
+        check_tensors(x, self.weight, self.bias, mean, var, shortcut, use_batch)
         check_reference_dtypes(x, self.weight, self.bias, mean, var)
         y = nn.functional.batch_norm(x, mean, var, self.weight, self.bias, use_batch, momentum, self.eps)
         if shortcut is not None:

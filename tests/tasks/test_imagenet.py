@@ -142,7 +142,7 @@ def test_it_trains_is_judged_resumes_and_is_evaluated(class_images, segtrain):
     answer = segtrain("train", *words(class_images, "run=whole"))
     assert answer.status == 0, answer.err
     assert "top-1" in answer.out
-    assert "6 steps of 12 pictures of [32, 32]" in answer.out
+    assert "6 steps of 12 images of [32, 32]" in answer.out
     lines = [json.loads(line) for line in Path("whole/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "val/top1" in line] == [3, 6]
     result = json.loads(Path("whole/evaluation.json").read_text())
