@@ -11,7 +11,7 @@ from segtrain.cli.entry import training_config
 from segtrain.commands.runs import read, read_mapping, whole
 from segtrain.config import with_defaults
 from segtrain.data.labels import read_json_table
-from segtrain.engine.run import flat, is_safe
+from segtrain.engine.run import flatten, is_safe
 
 TOLD_BY_SCORE = ("inference.", "dataset.val_split")  # options that are judged by what a score says of itself
 PIXELS = {"scales": [1.0], "flip": False, "tile": None, "longest_side": None}  # how segmentation's figures were found
@@ -181,5 +181,5 @@ def recipe_options(recipe: str) -> dict[str, Any]:
 
 def options(config: dict[str, Any]) -> dict[str, Any]:
     """Flat; of the file of weights its name only, which may lie anywhere."""
-    found = flat(config)
+    found = flatten(config)
     return found | {"model.weights": Path(found["model.weights"]).name}
