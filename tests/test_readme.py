@@ -22,6 +22,7 @@ from segtrain.cli import entry as cli
 from segtrain.config import DATASET_CONFIGS, TrainConfig
 from segtrain.data.datasets import DATASETS
 from segtrain.data.scenes.layouts import write_scenes
+from segtrain.engine.optim import OPTIMIZERS, SCHEDULES
 from segtrain.losses import LOSSES
 from segtrain.metrics import METRICS
 from segtrain.models import BACKBONES, HEADS, build_model
@@ -309,7 +310,7 @@ def forgotten(monkeypatch):
 
 
 STORED = ("model", "loss", "dataset", "optimizer", "schedule")
-TABLES = (BACKBONES, HEADS, LOSSES, DATASETS, DATASET_CONFIGS, METRICS)
+TABLES = (BACKBONES, HEADS, LOSSES, DATASETS, DATASET_CONFIGS, OPTIMIZERS, SCHEDULES, METRICS)
 PLUGINS = sorted(path.name for path in FOLDER.glob("*.py"))
 
 
