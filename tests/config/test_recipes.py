@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from segtrain.cli.entry import compose
+from segtrain import compose
 from segtrain.commands.paper import paper_table
 from segtrain.commands.runs import runs
 from segtrain.config import ModelConfig, RunsConfig, classifies
@@ -378,7 +378,7 @@ def test_the_table_without_runs_has_every_row(segtrain, tmp_path):
         assert line.split()[-3:] == [f"{row['miou']:.2f}", "not", "run"]
     assert answer.out.index("Table 2") < answer.out.index("Table 3\n") < answer.out.index("Table 4\n")
     assert "0 of 58 rows are measured in runs, 0 of them in the published way" in answer.out
-    refused(segtrain("runs", "table=papr"), "table=papr", "choose paper")
+    refused(segtrain("runs", "table=papr"), "table must be paper or null, got papr; did you mean paper?")
 
 
 def test_measured_stands_beside_published(segtrain, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from segtrain.cli.slurm import script
+from segtrain.cli.slurm import job_script
 from segtrain.engine.preemption import Preempted, Preemption
 from tests.helpers import zygote
 from tests.helpers.checkout import ROOT, environment
@@ -18,7 +18,7 @@ from tests.helpers.runs import black_box, ended, launch, refused, state, until
 
 
 def test_usr1_saves_within_a_step_and_asks_to_be_requeued(words):
-    process = launch(1, *words, "run=r", "trainer.max_steps=100000", "trainer.save_every=100000")
+    process = launch(*words, "run=r", "trainer.max_steps=100000", "trainer.save_every=100000")
     until(process, "step 2/")
     began = time.monotonic()
     process.send_signal(signal.SIGUSR1)
@@ -31,7 +31,7 @@ def test_usr1_saves_within_a_step_and_asks_to_be_requeued(words):
 
 
 def test_a_signal_before_the_first_step_asks_to_be_requeued(words):
-    assert ended(launch(1, *words, "run=r", "trainer.max_steps=1"))
+    assert ended(launch(*words, "run=r", "trainer.max_steps=1"))
     program = (
         "import os, signal, sys; from segtrain.tasks.segmentation import Segmentation; from segtrain.cli import main; "
         "check = Segmentation.check; "
@@ -58,7 +58,7 @@ def test_a_schedulers_second_signal_only_hurries():
 
 
 def test_slurm_script_is_what_the_command_prints(segtrain):
-    assert (ROOT / "scripts/slurm.sh").read_text() == script([], "scripts/slurm.sh")
+    assert (ROOT / "scripts/slurm.sh").read_text() == job_script([], "scripts/slurm.sh")
     assert os.access(ROOT / "scripts/slurm.sh", os.X_OK)
     answer = segtrain("train", "--print-slurm", "experiment=toy", "name=it's")
     assert "options=(experiment=toy 'name=it'\"'\"'s' \"$@\")" in answer.out
