@@ -7,11 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from segtrain.cli.entry import training_config
 from segtrain.commands.runs import read, read_mapping, whole
-from segtrain.config import with_defaults
+from segtrain.config import is_safe, with_defaults
+from segtrain.config.compose import compose_training
 from segtrain.data.labels import read_json_table
-from segtrain.engine.run import flat, is_safe
+from segtrain.engine.run import flatten
 
 TOLD_BY_SCORE = ("inference.", "dataset.val_split")  # options that are judged by what a score says of itself
 PIXELS = {"scales": [1.0], "flip": False, "tile": None, "longest_side": None}  # how segmentation's figures were found
@@ -176,10 +176,10 @@ def shown(value: Any) -> str:
 @cache
 def recipe_options(recipe: str) -> dict[str, Any]:
     """{"trainer.seed": 0, ...} of a recipe as it is now."""
-    return options(asdict(training_config(f"experiment={recipe}")))
+    return options(asdict(compose_training(f"experiment={recipe}")))
 
 
 def options(config: dict[str, Any]) -> dict[str, Any]:
     """Flat; of the file of weights its name only, which may lie anywhere."""
-    found = flat(config)
+    found = flatten(config)
     return found | {"model.weights": Path(found["model.weights"]).name}

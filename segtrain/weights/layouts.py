@@ -171,9 +171,8 @@ def to_layout(layout: KeyLayout, tensors: Mapping[str, Tensor]) -> dict[str, Ten
         chunks = [tensor] * len(location.keys) if tensor.dim() == 0 else tensor.chunk(len(location.keys))
         for name, chunk in zip(location.keys, chunks, strict=True):
             pieces.setdefault(name, []).append((location.fifths[0], chunk))
+    ordered = {name: [chunk for _, chunk in sorted(some, key=lambda item: item[0])] for name, some in pieces.items()}
     return {
-        name: torch.cat([chunk for _, chunk in sorted(some, key=lambda item: item[0])], dim=1 if len(some) > 1 else 0)
-        if some[0][1].dim()
-        else some[0][1]
-        for name, some in pieces.items()
+        name: chunks[0] if len(chunks) == 1 or chunks[0].dim() == 0 else torch.cat(chunks, dim=1)
+        for name, chunks in ordered.items()
     }
