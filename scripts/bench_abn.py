@@ -143,7 +143,7 @@ def train_step(
 
 
 def made(name: str, device: str, layout: torch.memory_format) -> Callable[[int], tuple[float, ...]]:
-    """A function of the pictures' side that trains a step and gives the seconds that it took."""
+    """A function of the images' side that trains for one step and returns the seconds it took."""
     torch.manual_seed(0)
     norm, recompute, our_loss = STEPS[name]
     model = deeplab(norm, recompute).to(device, memory_format=layout)
@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, help="repeats of every figure (default 20, 10 for a step, 3 for a peak)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    parser.add_argument("--size", type=int, default=256, help="side of the pictures of a step in pixels")
+    parser.add_argument("--size", type=int, default=256, help="side of the images of a step [pixels]")
     parser.add_argument("--batch", type=int, default=8, help="batch of --figure4; the paper's is 32")
     parser.add_argument("--page-faults", choices=["kept", "removed"], default="kept")
     options = parser.parse_args()
