@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import sys
 from typing import NamedTuple
 
@@ -41,8 +42,11 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
-    """The folder of the compiled In-Place ABN libraries, shared by all tests: building them takes seconds."""
-    return tmp_path_factory.mktemp("compiled")
+    """The folder of the compiled In-Place ABN libraries, shared by all tests and processes: building takes seconds."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 @pytest.fixture(autouse=True)
