@@ -1,6 +1,7 @@
 """Shared fixtures, and the rule that a skipped test is listed and allowed, or the run fails."""
 
 import contextlib
+import functools
 import io
 import os
 import sys
@@ -86,6 +87,14 @@ def segtrain():
         return Answer(status, out.getvalue(), err.getvalue())
 
     return call
+
+
+@pytest.fixture(scope="session", autouse=True)
+def scenes_drawn_once():
+    """The same few scenes are written in several layouts, by several modules: each is drawn once."""
+    from segtrain.data.scenes import layouts
+
+    layouts._draw = functools.lru_cache(maxsize=48)(layouts._draw)
 
 
 @pytest.fixture(scope="session")
