@@ -6,9 +6,9 @@ from fnmatch import fnmatch
 
 import pytest
 
-from segtrain.cli import entry as cli
-from segtrain.cli.help import known_options
+from segtrain.cli.commands import COMMANDS
 from segtrain.config import DATASET_CONFIGS
+from segtrain.config.keys import known_options
 from segtrain.models import BACKBONES, HEADS
 from segtrain.models.blocks import NORMS
 from tests.helpers import pages
@@ -20,7 +20,7 @@ GROUPS = {path.name: {file.stem for file in path.glob("*.yaml")} for path in CON
 OWN = {"model": {"plain"}, "loss": {"easy_less"}, "dataset": {"ponds"}}  # names in the plugins on the pages
 OPTIONS = {
     key
-    for command in cli.COMMANDS.values()
+    for command in COMMANDS.values()
     for dataset in DATASET_CONFIGS
     for key in known_options(command.schema, [f"dataset={dataset}"])
 }
@@ -74,7 +74,7 @@ def test_the_page_of_options_names_all_choices():
             assert f"`{choice}`" in text, (group, choice)
     for choice in (*BACKBONES, *HEADS, *NORMS, *FORMS_OF_RECOMPUTATION):
         assert f"`{choice}`" in text, choice
-    for verb in cli.COMMANDS:
+    for verb in COMMANDS:
         assert f"`segtrain {verb} " in text, verb
     spans = pages.spans("configs/README.md")
     for recipe in GROUPS["experiment"]:  # by name, as imagenet_*, or as a row of a recipe: NAME_16x512
@@ -186,7 +186,7 @@ def test_the_readme_says_what_was_not_measured():
     assert "not measured" in text.lower()
     assert "linted" in PAGES["configs/README.md"]
     for line in (line for name in NAMES for line in re.findall(r"^\s*segtrain (\w[\w-]*)", shell(name), re.M)):
-        assert line in cli.COMMANDS, line
+        assert line in COMMANDS, line
 
 
 def test_nothing_tells_people_to_install_somebody_elses_package():

@@ -51,7 +51,7 @@ exit "$status"
 """
 
 
-def script(words: list[str], name: str = "slurm.sh") -> str:
+def job_script(words: list[str], name: str = "slurm.sh") -> str:
     """The job's text. words: of the command line, from which options (key=value) are written in."""
     options = [word for word in words if word != "--print-slurm"]
     return SCRIPT.format(name=name, options="".join(f"{shlex.quote(word)} " for word in options))

@@ -30,11 +30,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         else:
             evaluator = SegmentationEvaluator.of_checkpoint(config, path, loaded)
         trained_on = loaded.metadata.get("trained_on")
-        card = {
+        made_by = {
             "processes": dist.size, "weights": "averaged" if loaded.averaged else "raw",
             "activation": loaded.options.activation, "checkpoint_sha256": file_hash(path), "step": step,
         }  # fmt: skip
-        facts = NetworkFacts(str(path), step, trained_on, card | evaluator.published(loaded))
+        facts = NetworkFacts(str(path), step, trained_on, made_by | evaluator.published(loaded))
         evaluation = evaluator.run(
             loaded.network, device, dist, config.loader.count(), figures=config.pictures, facts=facts
         )

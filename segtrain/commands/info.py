@@ -11,7 +11,7 @@ import torchvision
 
 import segtrain
 from segtrain import abn, device
-from segtrain.abn import benchmark, selftest
+from segtrain.abn import benchmark, device_checks, selftest
 from segtrain.abn.backends import cupy as cupy_ops
 from segtrain.config import InfoConfig
 from segtrain.console import Progress, say
@@ -70,7 +70,7 @@ def gpu_test() -> None:
     name = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
     say(f"device       {name}")
     results = run_cases(cupy_ops, "cuda")
-    for result in selftest.device_checks():
+    for result in device_checks.check_device():
         results.append(result)
         say(f"             {result.case}, {result.what}: off by {result.error:.1e}, bound {result.bound:.1e}")
     report(results, name)
@@ -84,7 +84,7 @@ def run_cases(ops: ModuleType, where: str) -> list[selftest.Result]:
     progress = Progress("cases", len(cases))
     results = []
     for done, case in enumerate(cases, 1):
-        results += selftest.run(ops, where, [case])
+        results += selftest.check_backend(ops, where, [case])
         progress.show(done)
     return results
 

@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import segtrain
-from segtrain.config import with_defaults
+from segtrain.config import is_safe, with_defaults
+from segtrain.config.compose import compose_training
 from segtrain.data.labels import read_json_table
-from segtrain.engine.run import flat, is_safe
+from segtrain.engine.run import flatten
 from segtrain.engine.run_reader import int_or_zero, read_mapping, read_run
 
 STATED_BY_SCORE = ("inference.", "dataset.val_split")  # options that evaluation.json states; these are compared instead
@@ -178,10 +178,10 @@ def as_word(value: Any) -> str:
 @cache
 def recipe_options(recipe: str) -> dict[str, Any]:
     """The options of a recipe as it is now, flat: {"trainer.seed": 0, ...}."""
-    return options(asdict(segtrain.compose(f"experiment={recipe}")))
+    return options(asdict(compose_training(f"experiment={recipe}")))
 
 
 def options(config: dict[str, Any]) -> dict[str, Any]:
     """Options in one flat dict, with the name of the weights only: the file may be in another folder."""
-    flattened = flat(config)
-    return flattened | {"model.weights": Path(flattened["model.weights"]).name}
+    flat = flatten(config)
+    return flat | {"model.weights": Path(flat["model.weights"]).name}

@@ -6,7 +6,7 @@ from typing import Any
 from segtrain.config import ReplayConfig, TrainConfig
 from segtrain.console import say
 from segtrain.engine.blackbox import recorded
-from segtrain.engine.train import task_of
+from segtrain.engine.start import task_of
 from segtrain.errors import DataError
 from segtrain.scoring import figures as pictures
 from segtrain.weights import checkpoint

@@ -1,4 +1,4 @@
-"""`segtrain score`: label PNGs made by anyone, against the labels, by the data set's own rules."""
+"""`segtrain score`: score label PNGs made by any program, by the dataset's own rules."""
 
 import bisect
 import fnmatch
@@ -25,9 +25,9 @@ from segtrain.threads import threaded_map
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
-    """Prints the table and writes evaluation.json. Returns its content."""
+    """Score the predictions, print the table and write evaluation.json. Returns its content, fractions."""
     if config.predictions is None:
-        raise UsageError("predictions is not set: give predictions=FOLDER with one label PNG per picture")
+        raise UsageError("predictions is not set: give predictions=FOLDER with one label PNG per image")
     data = config.dataset
     if is_mixture(data):
         raise UsageError(f"dataset={data.name} has no labels of its own to score against: name one of its datasets")
@@ -69,7 +69,10 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 
 
 def find_answers(folder: Path, patterns: list[str]) -> list[Path]:
-    """The one file below `folder` for each pattern of a file name (with folders, where it has some)."""
+    """Find the one file below `folder` for each glob of a file name, which may name folders too.
+
+    DataError, naming examples, if a pattern has no file or several.
+    """
     if not folder.is_dir():
         raise UsageError(f"predictions={folder}: no such folder")
     files = sorted(
@@ -91,8 +94,8 @@ def find_answers(folder: Path, patterns: list[str]) -> list[Path]:
         if len(several) > 1:
             shown = ", ".join(str(path) for path in several[:3])
             raise DataError(
-                f"{len(several)} files answer for {pattern}: {shown}; give the folder of the label pictures alone "
-                "(what segtrain predict writes: OUTPUT/labels)"
+                f"{len(several)} files answer for {pattern}: {shown}; give a folder with the label images only "
+                "(of segtrain predict: OUTPUT/labels)"
             )
         if several:
             found.append(several[0])
@@ -107,7 +110,7 @@ def find_answers(folder: Path, patterns: list[str]) -> list[Path]:
 
 
 def read_pair(table: LabelTable, pair: tuple[Sample, Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Label ids, what was predicted, both uint8 (H, W), and instances. DataError for what cannot be compared."""
+    """Read label ids and predicted values, both uint8 (H, W), and instances. DataError if their sizes differ."""
     sample, answer = pair
     _, ids, instances = read_labels(sample, table)
     predicted = read_label(answer)
@@ -124,14 +127,14 @@ def read_pair(table: LabelTable, pair: tuple[Sample, Path]) -> tuple[np.ndarray,
 
 
 class Encoding(NamedTuple):
-    """to_id: uint8 (256,), what a pixel holds -> label id; values: what it may hold."""
+    """to_id: uint8 (256,), pixel value -> label id. values: those that are allowed."""
 
     to_id: np.ndarray
     values: frozenset[int]
 
 
 def known_encodings(table: LabelTable, dataset: DatasetSpec) -> dict[str, Encoding]:
-    """By name. What an encoding does not have becomes an id that is no class."""
+    """Encodings by name. They map other values to an id that is no class."""
     outside = next(iter(table.ignored_ids), None)
     if outside is None:
         outside = next(label for label in range(255, -1, -1) if label not in table.ids)
@@ -151,11 +154,16 @@ def known_encodings(table: LabelTable, dataset: DatasetSpec) -> dict[str, Encodi
 def expect_encoding(name: str, encodings: Mapping[str, Encoding], dataset: str) -> None:
     """UsageError for an encoding that the dataset does not have."""
     if name not in encodings:
-        raise UsageError(f"predictions_encoding={name}: {dataset} has none of it; choose {' or '.join(encodings)}")
+        raise UsageError(
+            f"predictions_encoding={name}: {dataset} has no such encoding; choose {' or '.join(encodings)}"
+        )
 
 
 def refuse_wrong_encoding(counted: Scores, encodings: dict[str, Encoding], chosen: str, found: list[int]) -> None:
-    """DataError if the pixels fit another encoding, and agree with the labels far better there."""
+    """DataError if the values fit another encoding, in which far more pixels are right.
+
+    found: the values that occur.
+    """
     accuracy = {name: agreement(counted, encoding.to_id) for name, encoding in encodings.items()}
     for name, encoding in encodings.items():
         if name != chosen and encoding.values.issuperset(found) and accuracy[name] > max(0.3, 3 * accuracy[chosen]):
@@ -167,7 +175,7 @@ def refuse_wrong_encoding(counted: Scores, encodings: dict[str, Encoding], chose
 
 
 def agreement(counted: Scores, to_id: np.ndarray) -> float:
-    """Share of the labelled pixels whose class is predicted."""
+    """Fraction of the labelled pixels whose class is predicted."""
     labels = counted.class_of[:, None]
     right = (labels == counted.class_of[to_id][None, :]) & (labels != IGNORE_INDEX)
     total = counted.pixels[counted.class_of != IGNORE_INDEX].sum()

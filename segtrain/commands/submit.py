@@ -1,4 +1,4 @@
-"""`segtrain submit`: the archive a benchmark's server wants, written, read back and verified."""
+"""`segtrain submit`: write, read back and verify the archive that a benchmark's server expects."""
 
 import hashlib
 import io
@@ -30,7 +30,7 @@ from segtrain.threads import threaded_map
 
 
 def submit(config: SubmitConfig) -> Path:
-    """Writes and verifies <output>/<dataset>-<split>.zip. Returns it."""
+    """Write and verify <output>/<dataset>-<split>.zip. Returns its path."""
     data = config.dataset
     if config.predictions is not None and (config.checkpoint or config.run):
         raise UsageError("give predictions=FOLDER, or checkpoint=FILE or run=FOLDER, not both")
@@ -42,14 +42,16 @@ def submit(config: SubmitConfig) -> Path:
     split = config.split or "test"
     images = dict(sorted(split_files(data, split).images.items()))
     if not images:
-        raise DataError(f"no pictures of the split {split!r} in {data.folder()}: the server wants one answer for each")
+        raise DataError(
+            f"no images of the split {split!r} in {data.folder()}: the server expects one prediction for each"
+        )
     output = Path(config.output or "segtrain-out/submit")
     if config.predictions is not None:
         found = find_answers(Path(config.predictions), [dataset_spec(data).answer(name) for name in images])
         answers = dict(zip(images, found, strict=True))
-        to_id = accepted(answers, table, config)
+        to_id = check_predictions(answers, table, config)
     else:
-        answers = predicted(config, images, table, output)
+        answers = predict_labels(config, images, table, output)
         to_id = np.arange(256, dtype=np.uint8)
     archive = output / f"{data.name}-{split}.zip"
     archive.parent.mkdir(parents=True, exist_ok=True)
@@ -58,19 +60,19 @@ def submit(config: SubmitConfig) -> Path:
         with zipfile.ZipFile(unverified, "w", zipfile.ZIP_DEFLATED) as file:
             for name, content in contents(server, answers, to_id):
                 file.writestr(zipfile.ZipInfo(name, (2000, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
-        verify(unverified, server, images, table)
+        verify_archive(unverified, server, images, table)
         unverified.replace(archive)
     finally:
         unverified.unlink(missing_ok=True)
     published = dataset_spec(data).published.get(split)
     if published is not None and published != len(images):
-        say(f"warning     {len(images)} pictures, but {data.name} {split} has {published}: the server will refuse this")
+        say(f"warning     {len(images)} images, but {data.name} {split} has {published}: the server will refuse this")
     say(f"verified    {len(images)} answers: names, sizes, 8 bits, ids of {table.source}; send it to {server.page}")
     print(archive, flush=True)
     return archive
 
 
-def predicted(config: SubmitConfig, images: dict[str, Path], table: LabelTable, output: Path) -> dict[str, Path]:
+def predict_labels(config: SubmitConfig, images: dict[str, Path], table: LabelTable, output: Path) -> dict[str, Path]:
     """Write label images by the network in the checkpoint; the files of an interrupted call are used again."""
     path = Path(config.checkpoint or "")
     predictor = load_predictor(path, config.device, config.checkpoint_weights)
@@ -90,14 +92,14 @@ def predicted(config: SubmitConfig, images: dict[str, Path], table: LabelTable, 
     return answers
 
 
-def accepted(answers: dict[str, Path], table: LabelTable, config: SubmitConfig) -> np.ndarray:
-    """Value of a given label picture -> id. DataError for train ids, and for values that are no ids."""
+def check_predictions(answers: dict[str, Path], table: LabelTable, config: SubmitConfig) -> np.ndarray:
+    """uint8 (256,): value in the label images -> id. DataError for train ids and for values that are no ids."""
     dataset = dataset_spec(config.dataset)
     encoding, encodings = config.predictions_encoding or dataset.encoding, known_encodings(table, dataset)
     expect_encoding(encoding, encodings, config.dataset.name)
     histogram = np.zeros(256, np.int64)
-    for picture in threaded_map(read_label, answers.values()):
-        histogram += np.bincount(picture.ravel(), minlength=256)
+    for labels in threaded_map(read_label, answers.values()):
+        histogram += np.bincount(labels.ravel(), minlength=256)
     chosen = encodings[encoding]
     values, classes = set(np.flatnonzero(histogram).tolist()), set(table.ids.tolist())
     if (
@@ -107,8 +109,8 @@ def accepted(answers: dict[str, Path], table: LabelTable, config: SubmitConfig) 
         and not values <= classes
     ):
         raise DataError(
-            f"{config.predictions} holds train ids (0 to {table.num_classes - 1}), the server wants label ids: "
-            "set predictions_encoding=train_ids, and they are converted (predictions_encoding=ids insists)"
+            f"{config.predictions} holds train ids (0 to {table.num_classes - 1}), the server expects label ids: "
+            "set predictions_encoding=train_ids to convert them, or predictions_encoding=ids if they are ids"
         )
     allowed = chosen.values if encoding != "train_ids" else chosen.values - {255}
     strange = sorted(values - allowed)
@@ -130,8 +132,8 @@ def contents(server: Submission, answers: dict[str, Path], to_id: np.ndarray) ->
         yield server.place.format(sample), buffer.getvalue()
 
 
-def verify(archive: Path, server: Submission, images: dict[str, Path], table: LabelTable) -> None:
-    """DataError unless the archive holds exactly one good answer for every picture."""
+def verify_archive(archive: Path, server: Submission, images: dict[str, Path], table: LabelTable) -> None:
+    """DataError unless the archive holds exactly one valid label image for every image."""
     known = {int(row["id"]) for row in table.rows}
     with zipfile.ZipFile(archive) as file:
         if server.verify is not None:
@@ -139,14 +141,14 @@ def verify(archive: Path, server: Submission, images: dict[str, Path], table: La
             return
         expected = {server.place.format(sample): image for sample, image in images.items()}
         if sorted(file.namelist()) != sorted(expected):
-            raise DataError(f"{archive} holds other names than the pictures have: a fault of ours")
+            raise DataError(f"the names in {archive} are not those of the images: this is a bug")
         for place, image in expected.items():
-            with Image.open(io.BytesIO(file.read(place))) as picture, Image.open(image) as original:
-                if picture.mode != "L" or picture.size != original.size:
+            with Image.open(io.BytesIO(file.read(place))) as labels, Image.open(image) as original:
+                if labels.mode != "L" or labels.size != original.size:
                     raise DataError(
-                        f"{place} is {picture.size[0]}x{picture.size[1]} of mode {picture.mode}, but {image} is "
-                        f"{original.size[0]}x{original.size[1]} (width x height): predict at the picture's own size"
+                        f"{place} is {labels.size[0]}x{labels.size[1]} of mode {labels.mode}, but {image} is "
+                        f"{original.size[0]}x{original.size[1]} (width x height): predict at the image's own size"
                     )
-                strange = set(np.unique(np.asarray(picture)).tolist()) - known
+                strange = set(np.unique(np.asarray(labels)).tolist()) - known
                 if strange:
                     raise DataError(f"{place} holds {sorted(strange)[:5]}, which are no ids of {table.source}")

@@ -1,4 +1,4 @@
-"""An evaluation: its scores, the protocol card that says how they came about, its printed table and its files."""
+"""An evaluation: its scores, the protocol that says how they were measured, its printed table and its files."""
 
 import hashlib
 import json
@@ -71,7 +71,7 @@ class Evaluation(NamedTuple):
 def protocol(
     counts: Scores, data: DatasetConfig, split: str, samples: list[Sample], warnings: list[str], how: dict[str, Any]
 ) -> dict[str, Any]:
-    """The protocol card of a segmentation. how: entries about what made the predictions.
+    """The protocol of a segmentation in evaluation.json. how: entries about what made the predictions.
 
     DataError unless each sample was counted once.
     """

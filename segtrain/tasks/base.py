@@ -29,13 +29,13 @@ class NetworkFacts(NamedTuple):
     """What evaluation.json says of the network that was evaluated.
 
     checkpoint: its file. step: how long it was trained. trained_on: `fingerprints` of its training images, None: not
-    known. card: further entries of the protocol card.
+    known. protocol: further entries of the protocol.
     """
 
     checkpoint: str
     step: int
     trained_on: Tensor | None
-    card: dict[str, Any]
+    protocol: dict[str, Any]
 
 
 class Counts(Protocol[Counted]):
@@ -84,7 +84,7 @@ class Evaluator(ABC, Generic[Answer]):
             "dataset": self.dataset, "split": self.split, "inference": asdict(self.inference),
             "checkpoint": facts.checkpoint, "step": facts.step,
         }  # fmt: skip
-        how = {"inference": described["inference"], "precision": "float32", **facts.card}
+        how = {"inference": described["inference"], "precision": "float32", **facts.protocol}
         return self.evaluation(counts, panels, described, self.protocol(counts, facts.trained_on, how))
 
     def count(self, answers: Iterator[Answer], images: int, figures: int) -> tuple[Any, list[np.ndarray]]:
@@ -114,13 +114,13 @@ class Evaluator(ABC, Generic[Answer]):
 
     @abstractmethod
     def protocol(self, counts: Any, trained_on: Tensor | None, how: dict[str, Any]) -> dict[str, Any]:
-        """The protocol card."""
+        """The protocol in evaluation.json: whose rules, which images, what made the predictions, warnings."""
 
     @abstractmethod
     def evaluation(
         self, counts: Any, panels: list[np.ndarray], described: dict[str, Any], protocol: dict[str, Any]
     ) -> Evaluation:
-        """Scores, figures and card together."""
+        """The scores and figures of these counts."""
 
     @abstractmethod
     def warnings(self, trained_on: Tensor | None) -> list[str]:
@@ -128,7 +128,7 @@ class Evaluator(ABC, Generic[Answer]):
 
     @abstractmethod
     def published(self, loaded: LoadedNetwork) -> dict[str, Any]:
-        """{"published": published scores of this network} for the protocol card, where they belong there."""
+        """{"published": published scores of this network} for the protocol, or {}."""
 
 
 class Task(ABC):

@@ -58,7 +58,7 @@ class Classification(Task):
 
     metric = "top1"
     final_scores = ("top1", "top5")
-    batch_of = "pictures of"
+    batch_of = "images of"
     table = None
 
     def __init__(self, config: TrainConfig) -> None:
@@ -187,7 +187,7 @@ class ClassificationEvaluator(Evaluator[TopK]):
                 f"{total} pictures, but {self.dataset} {self.split} has {wanted} as published: the figure is not "
                 "comparable with published ones"
             )
-        card = {
+        result = {
             "dataset": self.dataset,
             "split": self.split,
             "split_sha256": names_hash(images.names),
@@ -199,9 +199,9 @@ class ClassificationEvaluator(Evaluator[TopK]):
             "code": code_version(),
             "warnings": warnings,
         }
-        if "published" in card:
-            card["published"] = card.pop("published")  # to the end
-        return card
+        if "published" in result:
+            result["published"] = result.pop("published")  # to the end
+        return result
 
     def evaluation(
         self, counts: TopKCounts, panels: list[np.ndarray], described: dict[str, Any], protocol: dict[str, Any]

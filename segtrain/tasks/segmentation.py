@@ -84,7 +84,7 @@ class Segmentation(Task):
         for split, some in named:
             unlabelled = [sample for sample in some if sample.label is None]
             if unlabelled:
-                raise DataError(f"the split {split!r} has pictures without labels, such as {unlabelled[0].image}")
+                raise DataError(f"the split {split!r} has images without labels, such as {unlabelled[0].image}")
         if not config.trainer.check_data:
             return
         cache = config.dataset.cache_folder()
@@ -98,7 +98,7 @@ class Segmentation(Task):
         crop = config.augmentation.crop_size
         if crop[0] > enlarged[0] or crop[1] > enlarged[1]:
             raise UsageError(
-                f"augmentation.crop_size={crop} is not possible: the largest picture is {list(largest)} [height,width] "
+                f"augmentation.crop_size={crop} is not possible: the largest image is {list(largest)} [height,width] "
                 f"and is enlarged at most {config.augmentation.scale[1]} times, so at most {enlarged} can be filled"
             )
 

@@ -193,8 +193,14 @@ def test_what_cannot_be_scored_is_named(segtrain, tmp_path, change, words):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["predictions_encoding=trainids"], "choose ids, train_ids or pixelmap"),
-        (["predictions_encoding=pixelmap"], "only cocostuff has pixel maps"),
+        (
+            ["predictions_encoding=trainids"],
+            "predictions_encoding must be one of ids, train_ids, pixelmap or null, got trainids",
+        ),
+        (
+            ["predictions_encoding=pixelmap"],
+            "only dataset=cocostuff has them, not kitti; choose ids or",
+        ),
         (["split=nowhere"], "no split 'nowhere'"),
         (["dataset.root=/nowhere"], "no KITTI data at /nowhere"),
         (["split=test"], "has no labels to score against"),

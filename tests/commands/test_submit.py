@@ -144,7 +144,7 @@ def test_runs_come_back(height, width, seed, share):
     [
         (lambda values: np.searchsorted(published_table("cityscapes").ids, values), "holds train ids"),
         (lambda values: np.where(values == 7, 200, values).astype(np.uint8), r"holds the values \[200\]"),
-        (lambda values: values[:-1], "predict at the picture's own size"),
+        (lambda values: values[:-1], "predict at the image's own size"),
     ],
 )
 def test_what_a_server_would_refuse_is_refused_here(root, segtrain, tmp_path, change, words):

@@ -22,9 +22,10 @@ from segtrain.data.dataset import label_table
 from segtrain.data.labels import read_json_table
 from segtrain.data.loader import Batch
 from segtrain.distributed.group import World
-from segtrain.engine.learner import Learner, smallest_part
+from segtrain.engine.learner import Learner
 from segtrain.engine.optim import learning_rate
-from segtrain.engine.run import flat
+from segtrain.engine.parallel import smallest_micro_batch
+from segtrain.engine.run import flatten
 from segtrain.losses import build_loss
 from segtrain.models import from_config
 from segtrain.tasks.classification import ImageCrossEntropy
@@ -148,7 +149,7 @@ def test_a_recipe_is_its_row_of_the_paper(row):
     }  # fmt: skip
     if row["dataset"] == "cocostuff":
         wanted |= {"dataset.classes": "stuff91", "dataset.split": "challenge2017"}
-    options = flat(asdict(config))
+    options = flatten(asdict(config))
     assert {key: options[key] for key in wanted} == wanted
     known = known_by_name(Path(config.model.weights))
     assert known is not None and known["backbone"] == backbone and known["data"] == ["imagenet"]
@@ -290,7 +291,9 @@ def test_every_recipe_composes_builds_and_can_be_divided(recipe):
     assert config.name == config.experiment == recipe
     assert size_on_meta(distinct(recipe)) > 1e7
     cards = 1 if recipe in QUICK[:2] else 8 if recipe == "kitti_wider_resnet38_nvidia" else 4
-    assert smallest_part(config, World(0, cards), build_loss(config.loss, 19)) * cards == config.trainer.batch_size
+    assert (
+        smallest_micro_batch(config, World(0, cards), build_loss(config.loss, 19)) * cards == config.trainer.batch_size
+    )
 
 
 def test_every_distinct_recipe_is_stepped():
@@ -375,7 +378,7 @@ def test_the_table_without_runs_has_every_row(segtrain, tmp_path):
         assert line.split()[-3:] == [f"{row['miou']:.2f}", "not", "run"]
     assert answer.out.index("Table 2") < answer.out.index("Table 3\n") < answer.out.index("Table 4\n")
     assert "0 of 58 rows are measured in runs, 0 of them in the published way" in answer.out
-    refused(segtrain("runs", "table=papr"), "table=papr", "choose paper")
+    refused(segtrain("runs", "table=papr"), "table must be paper or null, got papr; did you mean paper?")
 
 
 def test_measured_stands_beside_published(segtrain, tmp_path):

@@ -1,6 +1,7 @@
 """Optimizers, their parameter groups, and schedules at hand-worked points."""
 
 import math
+import runpy
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import yaml
 from torch import nn
 
 from segtrain.config import OptimizerConfig, ScheduleConfig
-from segtrain.engine.optim import build_optimizer, learning_rate
+from segtrain.engine.optim import OPTIMIZERS, SCHEDULES, build_optimizer, learning_rate
 from segtrain.errors import UsageError
 from segtrain.models import build_model
 from tests.helpers.checkout import ROOT
@@ -214,32 +215,67 @@ def test_every_schedule_falls_and_stays_positive():
         assert all(0 < after <= before for before, after in zip(rates, rates[1:], strict=False))
 
 
+# ------------------------------------------------------------------------------------------------ plugins
+
+
+@pytest.fixture
+def plugin():
+    """The parts of tests/fixtures/plugins/my_optimizer.py, for one test."""
+    before = dict(OPTIMIZERS), dict(SCHEDULES)
+    runpy.run_path(str(ROOT / "tests" / "fixtures" / "plugins" / "my_optimizer.py"))
+    yield
+    for parts, known in zip((OPTIMIZERS, SCHEDULES), before, strict=True):
+        for name in parts.keys() - known.keys():
+            del parts[name]
+
+
+def test_an_optimizer_and_a_schedule_of_a_plugin(plugin):
+    """Lion moves w = 2 by lr, after its decay by lr * weight_decay; the rate falls in the last fifth."""
+    model = nn.Module()
+    model.w = nn.Parameter(torch.tensor([2.0]))
+    optimizer = build_optimizer(model, OptimizerConfig("lion", lr=0.1, weight_decay=0.5))
+    (7 * model.w).sum().backward()
+    optimizer.step()
+    assert model.w.item() == pytest.approx(2 - 0.1 * 0.5 * 2 - 0.1)
+    assert [group["lr_factor"] for group in optimizer.param_groups] == [1]
+    schedule = ScheduleConfig("cool_down")
+    rates = [learning_rate(OptimizerConfig(lr=2.0), schedule, step, step / 10) for step in (0, 5, 8, 9)]
+    assert rates == pytest.approx([2, 2, 2, 1])
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(UsageError, match=r"optimizer.name=lion .*sgd, adamw"):
+        build_optimizer(Net(), OptimizerConfig("lion"))
+    with pytest.raises(UsageError, match=r"schedule.name=cool_down .*poly, linear, step, cosine, constant"):
+        learning_rate(OptimizerConfig(), ScheduleConfig("cool_down"), 0, 0.0)
+
+
 # ------------------------------------------------------------------------------------------------ options
 
 
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (OptimizerConfig("adam"), ["optimizer.name=adam", "sgd or adamw"]),
+        (OptimizerConfig("adam"), ["optimizer.name must be one of sgd, adamw, got adam"]),
         (OptimizerConfig("adamw", momentum=0.5), ["optimizer.momentum=0.5", "adamw does not read", "leave it at 0.9"]),
-        (OptimizerConfig("adamw", nesterov=True), ["optimizer.nesterov=True", "leave it at false"]),
+        (OptimizerConfig("adamw", nesterov=True), ["optimizer.nesterov=true", "leave it at false"]),
         (OptimizerConfig(betas=[0.9, 0.99]), ["optimizer.betas=[0.9, 0.99]", "optimizer=adamw"]),
-        (OptimizerConfig("adamw", betas=[0.9]), ["optimizer.betas=[0.9]", "two numbers"]),
-        (OptimizerConfig("adamw", betas=[0.9, 1.0]), ["optimizer.betas"]),
-        (OptimizerConfig(backbone_lr_factor=-1), ["optimizer.backbone_lr_factor=-1"]),
-        (OptimizerConfig(clip_norm=0), ["optimizer.clip_norm=0", "null"]),
-        (OptimizerConfig(lr=math.inf), ["optimizer.lr=inf"]),
-        (ScheduleConfig("exponential"), ["schedule.name=exponential", "poly, linear, step, cosine, constant"]),
+        (OptimizerConfig("adamw", betas=[0.9]), ["optimizer.betas must be [beta1,beta2], ", "got [0.9]"]),
+        (OptimizerConfig("adamw", betas=[0.9, 1.0]), ["optimizer.betas must", "less than 1, got [0.9, 1.0]"]),
+        (OptimizerConfig(backbone_lr_factor=-1), ["optimizer.backbone_lr_factor must be at least 0, got -1"]),
+        (OptimizerConfig(clip_norm=0), ["optimizer.clip_norm must be greater than 0 or null, got 0"]),
+        (OptimizerConfig(lr=math.inf), ["optimizer.lr must be greater than 0 and finite, got inf"]),
+        (ScheduleConfig("exponential"), ["schedule.name must be", "poly, linear, step, cosine, constant, got exp"]),
         (ScheduleConfig("cosine", power=1), ["schedule.power=1", "schedule=poly"]),
         (ScheduleConfig(end_factor=0.1), ["schedule.end_factor=0.1", "schedule=linear or cosine"]),
-        (ScheduleConfig("linear", end_factor=-0.1), ["schedule.end_factor=-0.1"]),
+        (ScheduleConfig("linear", end_factor=-0.1), ["schedule.end_factor must be at least 0 and at most 1, got -0.1"]),
         (ScheduleConfig("step"), ["schedule.milestones=[]", "0.3333333333"]),
         (ScheduleConfig("step", milestones=[0.6, 0.3]), ["schedule.milestones=[0.6, 0.3]", "ascending"]),
-        (ScheduleConfig("step", milestones=[30.0, 60.0]), ["schedule.milestones", "shares of the training"]),
-        (ScheduleConfig("step", milestones=[0.5], factor=1), ["schedule.factor=1"]),
-        (ScheduleConfig(warmup_steps=-1), ["schedule.warmup_steps=-1"]),
+        (ScheduleConfig("step", milestones=[30.0, 60.0]), ["schedule.milestones must", "greater than 0 and less than"]),
+        (ScheduleConfig("step", milestones=[0.5], factor=1), ["schedule.factor must be", "less than 1, got 1"]),
+        (ScheduleConfig(warmup_steps=-1), ["schedule.warmup_steps must be at least 0, got -1"]),
         (ScheduleConfig(warmup_factor=0.5), ["schedule.warmup_factor=0.5", "schedule.warmup_steps"]),
-        (ScheduleConfig(warmup_steps=3, warmup_factor=2), ["schedule.warmup_factor=2"]),
+        (ScheduleConfig(warmup_steps=3, warmup_factor=2), ["schedule.warmup_factor must be", "at most 1, got 2"]),
     ],
 )  # fmt: skip
 def test_impossible_options(config, words):
