@@ -91,7 +91,7 @@ class Neighbours:
         module = self.model.get_submodule(operation.modules[-1]) if operation.modules else self.model
         parameters: Iterable[Any] = [p for p in module._parameters.values() if p is not None]
         return (
-            type(module) in kinds
+            getattr(module, "stands_for", type(module)) in kinds
             and operation.name in ("convolution", "addmm", "mm")
             and (type(module) is not nn.Linear or dims == 2)
             and len(self.record.calls[operation.modules[-1]]) == 1
