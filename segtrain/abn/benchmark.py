@@ -15,7 +15,7 @@ SHAPES = ((8, 64, 128, 128), (2, 256, 96, 96), (2, 1024, 48, 48))
 
 
 class Standard(nn.Sequential):
-    """What everybody else has."""
+    """The usual pair of layers, and the unit of all ratios."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(nn.BatchNorm2d(channels), nn.LeakyReLU(0.01, inplace=True))

@@ -22,7 +22,7 @@ def layer_and_step(device: str, channels: int = 16) -> tuple[nn.Module, Callable
 
 
 def same(what: str, got: Iterable[Tensor], want: Iterable[Tensor]) -> Result:
-    """Bit for bit."""
+    """Whether the tensors are equal bit for bit."""
     errors = [0.0 if torch.equal(a.cpu(), b.cpu()) else float("inf") for a, b in zip(got, want, strict=True)]
     return Result(what, "z, dx", max(errors), 0.0)
 
@@ -74,7 +74,7 @@ def check_device() -> Iterator[Result]:
 
 
 def beyond_32_bits(layout: torch.memory_format) -> Iterator[Result]:
-    """2^31 + 2^26 elements; the first and last pictures of the last channels are looked at."""
+    """A layer on 2^31 + 2^26 elements; compares the first and last images of the last channels."""
     shape = (33, 64, 1024, 1024)
     x = torch.empty(shape, dtype=torch.float16, device="cuda", memory_format=layout).normal_(0.5, 2)
     few = slice(60, 64)

@@ -1,11 +1,8 @@
 """The CUDA kernels, run on the CPU by an emulator, through the launches that cupy_ops makes on a device."""
 
-import mmap
 import os
-import subprocess
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,32 +16,11 @@ from segtrain.abn.backends import cupy as cupy_ops
 from segtrain.abn.backends import cupy_kernels, cupy_launch
 from segtrain.abn.selftest import IDENTITY, LEAKY, Case
 from tests.abn.cuda_emulator import emu, replay
+from tests.abn.cuda_emulator.huge import check_beyond_32_bits
 from tests.abn.cuda_emulator.launcher import Launcher, installed
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.abn.cuda_emulator.launches import RACED, VARIED, record, sanitized
 
 pytestmark = pytest.mark.skipif(emu.COMPILER is None, reason="no C++ compiler")
-
-# Both layouts, wide and narrow accesses, several stripes, every type and form: the launches that sanitizers, PTX and
-# seeded bugs are tried on.
-VARIED = [
-    Case(torch.float32, (2, 16, 8, 8), False, LEAKY, "output", True),
-    Case(torch.float32, (2, 16, 8, 8), True, LEAKY, "output", True),
-    Case(torch.float32, (3, 5, 7, 9), False, LEAKY, "input"),
-    Case(torch.float32, (3, 5, 7, 9), True, LEAKY),
-    Case(torch.float32, (1, 1, 41, 81), False, LEAKY, "output", True),  # 52 stripes
-    Case(torch.float16, (2, 16, 8, 8), False, LEAKY, "output", True),
-    Case(torch.bfloat16, (2, 40, 5, 5), True, LEAKY, "input"),
-]
-# The same for ThreadSanitizer, to which every thread of every block is a new one: few blocks, yet several of a channel.
-RACED = [
-    Case(torch.float32, (1, 2, 16, 32), False, LEAKY, "output", True),
-    Case(torch.float32, (1, 2, 9, 15), False, LEAKY),
-    Case(torch.float32, (1, 8, 16, 8), True, LEAKY, "output", True),
-    Case(torch.float32, (1, 5, 5, 8), True, LEAKY),
-    Case(torch.float32, (1, 8, 16, 8), True, LEAKY, "input"),
-    Case(torch.float16, (1, 8, 12, 8), True, LEAKY),
-]
 
 
 @pytest.fixture(scope="session")
@@ -57,17 +33,6 @@ def emulated(launcher):
     with installed(launcher):
         yield launcher
         launcher.orders, launcher.only_block, launcher.recorded = (0, 1, 7), -1, None
-
-
-def record(launcher: Launcher, cases: list[Case], *blocks: int) -> list[replay.Launch]:
-    """The telling ones of all launches, with that many blocks at most."""
-    launcher.recorded = []
-    for count in blocks:
-        with installed(launcher, count):
-            failed = [str(result) for result in selftest.check_backend(cupy_ops, "cpu", cases) if not result.good]
-        assert not failed, failed
-    launches, launcher.recorded = launcher.recorded, None
-    return replay.telling(launches)
 
 
 # ------------------------------------------------------------------------------------------------------- numbers
@@ -192,14 +157,6 @@ def test_geometry():
     assert cupy_ops.geometry(huge).grid == (3, 65535)
 
 
-def zeros(count: int) -> np.ndarray:
-    """float32 zeros that take no memory, and no promise of any, until they are touched."""
-    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux; Python names it since 3.13
-    room = mmap.mmap(-1, count * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
-    room.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(room, np.float32)
-
-
 @pytest.mark.parametrize(
     ("layout", "stripes"),
     [
@@ -210,36 +167,7 @@ def zeros(count: int) -> np.ndarray:
 )  # fmt: skip
 def test_beyond_32_bits(layout, stripes, launcher):
     """Tensors of 3 * 2^30 elements and more, of whose grid the last block alone runs."""
-    outer, channels, inner = layout
-    last = inner == 1
-    packs = (channels if last else inner) // 4
-    with installed(launcher):
-        block, module = cupy_kernels.BLOCK, launcher.module(("float", 2))
-        gradient, sums = (
-            cupy_kernels.over_tensors(name, "float", 4, last, 2, "false") for name in ("gradient", "sums")
-        )
-    # The first and the last of what the block's first thread visits.
-    high, count = (block // 32, outer) if last else (block, outer * packs)
-    first, step = (stripes - 1) * high, stripes * high
-    visits = first, first + (count - 1 - first) // step * step
-    assert visits[0] < visits[1]
-    places = [(at, channels - 1, 0) if last else (at // packs, channels - 1, at % packs * 4) for at in visits]
-    x, dz, dx = (zeros(outer * channels * inner) for _ in range(3))
-    nothing, inverse, factor = (zeros(2 * channels) for _ in range(3))
-    part = zeros(channels * stripes * 2)
-    for n, place in enumerate(places):
-        assert np.ravel_multi_index(place, layout) > 2**31 or n == 0
-        x.reshape(layout)[place], dz.reshape(layout)[place] = 3 + n, 5 + n
-    inverse[channels - 4 : channels], factor[channels - 4 : channels] = 1, 2
-    grid = (-(-packs // 32) if last else channels), stripes
-    shape = np.int64(outer), np.int64(channels), np.int64(inner), np.int32(5 if last else 0)
-    zero, one, two = (v.ctypes.data for v in (nothing, inverse, factor))
-    kept = (x.ctypes.data, dz.ctypes.data, 0, zero, one, 0, 0, *[np.float32(1)] * 3)
-    only = grid[0] * grid[1] - 1
-    module.launch(gradient.expression, grid, block, (*kept, two, zero, dx.ctypes.data, 0, *shape), only)
-    assert [float(dx.reshape(layout)[place]) for place in places] == [10, 12]
-    module.launch(sums.expression, grid, block, (*kept, part.ctypes.data, *shape), only)
-    assert part[-2:].tolist() == [5 + 6, 3 * 5 + 4 * 6]
+    check_beyond_32_bits(layout, stripes, launcher)
 
 
 # -------------------------------------------------------------------------------------------------- the launches
@@ -362,20 +290,6 @@ def test_source_is_one_text():
 
 
 # --------------------------------------------------------------------------------------------------- sanitizers
-
-
-def sanitized(sanitizer: str, text: Path, launches: Path, orders: str = "0") -> subprocess.CompletedProcess[str]:
-    """replay.py in a child process. A sanitizer's library has to be loaded before all others."""
-    environment = {
-        **os.environ, "ASAN_OPTIONS": "detect_leaks=0", "OPENBLAS_NUM_THREADS": "1",
-        "TSAN_OPTIONS": "report_thread_leaks=0:history_size=0:exitcode=66:halt_on_error=1",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "tests.abn.cuda_emulator.replay", sanitizer, str(text), str(launches), orders]
-    if sanitizer in ("asan", "tsan"):
-        assert emu.COMPILER
-        library = subprocess.check_output([emu.COMPILER, f"-print-file-name=lib{sanitizer}.so"], text=True).strip()
-        environment["LD_PRELOAD"] = library
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, cwd=ROOT)
 
 
 @pytest.mark.parametrize("sanitizer", ["ubsan", "asan", "tsan"])

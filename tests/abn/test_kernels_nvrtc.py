@@ -16,12 +16,10 @@ from segtrain.abn.backends import cupy as cupy_ops
 from segtrain.abn.backends import cupy_kernels
 from segtrain.abn.selftest import ELU, LEAKY, Case
 from tests.abn.cuda_emulator import emu, nvrtc, replay
+from tests.abn.cuda_emulator.accesses import check_accesses_are_wide
 from tests.abn.cuda_emulator.launcher import SMALL_BLOCK, Launcher, installed
-from tests.abn.test_kernels import VARIED, record
-
-needs_13 = pytest.mark.skipif(nvrtc.wheels(13) is None, reason="NVRTC 13 is not installed")
-needs_12 = pytest.mark.skipif(nvrtc.wheels(12) is None, reason="NVRTC 12 is not installed")
-needs_compiler = pytest.mark.skipif(emu.COMPILER is None, reason="no C++ compiler")
+from tests.abn.cuda_emulator.launches import VARIED, record
+from tests.abn.cuda_emulator.needs import needs_12, needs_13, needs_compiler
 
 ARCHS = {13: (75, 80, 86, 89, 90, 100, 120), 12: (60, 70, 75, 80, 86, 89, 90)}
 KEYS = [(ctype, act) for ctype in cupy_kernels.TYPES.values() for act in (None, 0, 1, 2)]
@@ -32,7 +30,6 @@ QUICK = {
     (12, 70, ("__nv_bfloat16", None)),
 }  # fmt: skip
 IS_ELU = re.compile(r"abn::(normalise|sums|gradient)<\w+, \d+, 1,")
-WIDE = re.compile(r"\b(ld|st)\.global(?:\.nc)?\.(?:v4\.[bfu]32|v2\.[bf]64)\b")
 
 
 def all_with_all():
@@ -66,24 +63,11 @@ def test_compiles(major, arch, key):
         assert usage.shared <= 48 << 10, (name, usage)
 
 
-def entries(ptx: str) -> dict[str, str]:
-    """The text of every kernel, by mangled name."""
-    return {part.partition("(")[0].strip(): part for part in re.split(r"\.entry\s+", ptx)[1:]}
-
-
 @needs_13
 @pytest.mark.parametrize(("arch", "key"), [(75, ("__half", 0)), (90, ("float", 0)), (120, ("double", 2))], ids=str)
 def test_accesses_are_wide(arch, key):
     """128 bits at once wherever a tensor is touched, in the kernels for it."""
-    kernels = [*cupy_kernels.instances(*key), *cupy_kernels.instances(key[0], None)]
-    made = nvrtc.compile_text(cupy_kernels.source(), [kernel.expression for kernel in kernels], arch, "ptx")
-    texts = entries(made.code.decode())
-    tensors = {"statistics": (1, 0), "normalise": (1, 1), "sums": (2, 0), "gradient": (2, 1)}
-    for kernel in kernels:
-        found = [wide[1] for wide in WIDE.finditer(texts[made.lowered[kernel.expression]])]
-        loads, stores = tensors.get(kernel.function, (0, 0)) if kernel.arguments[1] != 1 else (0, 0)
-        assert found.count("ld") >= loads and found.count("st") >= stores, (kernel.expression, found)
-        assert bool(loads or stores) == bool(found), (kernel.expression, found)
+    check_accesses_are_wide(arch, key)
 
 
 @needs_13

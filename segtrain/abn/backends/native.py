@@ -1,7 +1,7 @@
 """The primitives compiled for the CPU from kernels/abn_cpu.cpp, at first use, where a C++ compiler is found.
 
-One small library per storage type, built by compiling.py, which see for the environment variables. Same functions as
-aten_ops, which see.
+One small library per storage type, built by segtrain/native/compile.py, where the environment variables are. The same
+functions as in aten.py.
 """
 
 import ctypes
