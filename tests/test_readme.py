@@ -18,7 +18,7 @@ from PIL import Image
 import segtrain as package
 from segtrain import abn, config
 from segtrain.abn import selftest
-from segtrain.cli import entry as cli
+from segtrain.cli import commands as command_table
 from segtrain.config import DATASET_CONFIGS, TrainConfig
 from segtrain.data.datasets import DATASETS
 from segtrain.data.scenes.layouts import write_scenes
@@ -33,7 +33,7 @@ from tests.helpers.own_parts import FOLDER
 from tests.helpers.pages import NAMES, PAGES
 from tests.helpers.runs import small_run
 
-COMMANDS = [command for name in NAMES for command in pages.commands(name)]
+SHELL = [command for name in NAMES for command in pages.commands(name)]
 CONFIGS = ROOT / "configs"
 
 
@@ -210,7 +210,7 @@ def segtrain_words(command):
     if words[0] == "segtrain":
         return words[1:]
     if words[0] == "torchrun" or words[:2] == ["docker", "run"]:
-        return words[next(i for i, word in enumerate(words) if word in cli.COMMANDS) :]
+        return words[next(i for i, word in enumerate(words) if word in command_table.COMMANDS) :]
     if words[0] == "sbatch":
         return ["train", *words[words.index("scripts/slurm.sh") + 1 :]]
     if words[0].startswith("./scripts/reproduce/"):
@@ -244,8 +244,8 @@ def run_folder(scenes, compiled, tmp_path_factory):
     return folder / "run"
 
 
-SEGTRAIN = [command for command in COMMANDS if segtrain_words(command) is not None]
-OTHERS = [command for command in COMMANDS if segtrain_words(command) is None]
+SEGTRAIN = [command for command in SHELL if segtrain_words(command) is not None]
+OTHERS = [command for command in SHELL if segtrain_words(command) is None]
 
 
 @pytest.mark.parametrize("command", SEGTRAIN, ids=[f"{c.page}: {' '.join(c.words)[:60]}" for c in SEGTRAIN])
@@ -278,7 +278,7 @@ def test_completion_prints_a_script(segtrain):
 
 
 def test_the_scripts_that_reproduce_the_paper_have_the_rows_that_are_named():
-    for command in COMMANDS:
+    for command in SHELL:
         if command.words[0].startswith("./scripts/reproduce/"):
             text = (ROOT / command.words[0]).read_text()
             for word in command.words[1:]:
@@ -361,15 +361,15 @@ def test_the_command_of_the_page_runs(segtrain, toy, scenes, forgotten, monkeypa
     module = types.ModuleType("segtrain.commands.count")
     exec(function, vars(module))
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    for verb, command in eval(f"{{{row}}}", vars(cli)).items():
-        monkeypatch.setitem(cli.COMMANDS, verb, command)
+    for verb, command in eval(f"{{{row}}}", vars(command_table)).items():
+        monkeypatch.setitem(command_table.COMMANDS, verb, command)
     (group,) = (block for block in pages.blocks("segtrain/README.md", "yaml") if "schema/count" in block)
     (tmp_path / "configs/count.yaml").write_text(group)
     words = "dataset=streets", f"dataset.root={scenes}", "dataset.scenes=6", "dataset.val_scenes=3"
     assert segtrain("count", *words).out == "3 images in val\n"
     assert segtrain("count", *words, "split=train").out == "6 images in train\n"
     assert "split=null" in segtrain("count", "--help").out
-    for example in cli.COMMANDS["count"].examples:
+    for example in command_table.COMMANDS["count"].examples:
         assert segtrain(*example.split()[1:], "--cfg", "job").status == 0
 
 
@@ -378,7 +378,7 @@ def test_the_back_end_of_the_page_passes_the_selftest(monkeypatch):
         pytest.skip("no C++ compiler")
     module = types.ModuleType("segtrain.abn.backends.mine")
     exec(examples()[3], vars(module))
-    results = selftest.run(module, "cpu", [case for case in selftest.cases() if case.dtype == torch.float32])
+    results = selftest.check_backend(module, "cpu", [case for case in selftest.cases() if case.dtype == torch.float32])
     assert len(results) > 100
     assert not [str(result) for result in results if not result.good]
     monkeypatch.setitem(abn.operators.BACKENDS, "mine", module)
