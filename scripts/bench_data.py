@@ -2,8 +2,8 @@
 
     python scripts/bench_data.py [--pairs 8] [--rounds 7]
 
-Every route runs on the same pictures, in turns, with one thread; ratios of medians. The usual one decodes with Pillow,
-resizes the whole picture, crops, and normalises every sample (torchvision).
+Every route runs on the same images, in turn, with one thread; ratios of medians. The usual one decodes with Pillow,
+resizes the full image, crops, and normalises every sample (torchvision).
 """
 
 import argparse
@@ -23,7 +23,9 @@ from torchvision.transforms.v2 import functional as tv
 from segtrain.config import IGNORE_INDEX, AugmentationConfig
 from segtrain.data.augment import Augmentation
 from segtrain.data.cache import Decoded
-from segtrain.data.labels import published_table, read_image, read_label
+from segtrain.data.images import read_image
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import published_table
 from segtrain.data.loader import read_pixels
 from segtrain.data.sample import Sample
 from segtrain.data.verify.files import FileFacts
@@ -34,7 +36,7 @@ AUGMENT = Augmentation(AugmentationConfig(crop_size=CROP, scale=SCALE))
 
 
 def draw_pairs(folder: Path, pairs: int) -> list[Sample]:
-    """Photograph-like pictures: noise of many sizes on blocks, about 2.6 MB as PNG."""
+    """Photograph-like images: noise of many sizes on blocks, about 2.6 MB as PNG."""
     rng = np.random.default_rng(0)
     samples = []
     for index in range(pairs):
@@ -125,7 +127,7 @@ def main() -> None:
         samples = draw_pairs(Path(folder), options.pairs)
         size = samples[0].image.stat().st_size / 1e6
         print(
-            f"{len(samples)} pairs of 2048 x 1024, a picture is {size:.1f} MB, crops {CROP}, scale {SCALE}, one thread"
+            f"{len(samples)} pairs of 2048 x 1024, an image is {size:.1f} MB, crops {CROP}, scale {SCALE}, one thread"
         )
         pixels = [(read_image(s.image), read_label(s.label)) for s in samples if s.label is not None]
         decoded = Decoded(Path(folder) / "decoded")
@@ -136,7 +138,7 @@ def main() -> None:
 
         take, pick = each(samples), each(pixels)
         table("geometry alone, image and label", {
-            "OpenCV, the whole picture resized, then cropped": lambda seed: resize_and_crop(*pick(seed), seed),
+            "OpenCV, the full image resized, then cropped": lambda seed: resize_and_crop(*pick(seed), seed),
             "segtrain, the window cropped, then resized": lambda seed: AUGMENT(*pick(seed), (0, seed)),
         }, options.rounds)  # fmt: skip
         table("the whole route, from the files", {

@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 PLACES = {
     "compose": "segtrain.config.compose:compose_training",
     "train": "segtrain.engine.train:train",
-    "evaluate": "segtrain.tasks.evaluation:evaluate",
-    "load": "segtrain.tasks.evaluation:load",
+    "evaluate": "segtrain.commands.evaluate:evaluate",
+    "load": "segtrain.scoring.predictor:load_predictor",
 }
 
 

@@ -87,10 +87,10 @@ def segtrain():
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
     """A folder of built-in scenes in Cityscapes' layout: 6 train, 3 val, 2 night. Read only."""
-    from segtrain.data.scenes.layouts import write
+    from segtrain.data.scenes.layouts import write_scenes
 
     root = tmp_path_factory.mktemp("streets") / "streets"
-    write(root, "cityscapes", {"train": 6, "val": 3, "night": 2}, 0, (256, 512), workers=1)
+    write_scenes(root, "cityscapes", {"train": 6, "val": 3, "night": 2}, 0, (256, 512), workers=1)
     return root
 
 
@@ -139,3 +139,22 @@ def ponds(tmp_path):
         "model.output_stride=16", "model.head_channels=8", "trainer.batch_size=2", "trainer.epochs=null",
         "trainer.max_steps=2", "loader.workers=0", "device=cpu",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def class_images(tmp_path_factory):
+    """Images with one class each, of several sizes and file types: six classes, four images of each in train, three in
+    val. Read only."""
+    root = tmp_path_factory.mktemp("imagenet")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 3)):
+        for number in range(6):
+            folder = root / split / f"n{number:08d}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                colour = np.array([40 * number, 255 - 40 * number, 90 * (number % 3)])
+                size = (40 + 9 * i, 60 - 5 * i, 3)
+                picture = np.clip(colour + rng.integers(-25, 26, size), 0, 255).astype(np.uint8)
+                name = f"{folder.name}_{i}.JPEG" if split == "train" else f"ILSVRC2012_val_{number}{i}.JPEG"
+                Image.fromarray(picture).save(folder / name, "PNG" if i == 2 else "JPEG", quality=95)
+    return root

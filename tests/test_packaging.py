@@ -310,6 +310,6 @@ def test_the_layer_alone_needs_torch_only(torch_and_wheel, tmp_path):
 
 def test_the_wheel_carries_the_kernels(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert "segtrain/pixels.cpp" in names
+    assert "segtrain/native/pixels.cpp" in names
     for path in (ROOT / "segtrain/abn/backends/kernels").iterdir():
         assert f"segtrain/abn/backends/kernels/{path.name}" in names

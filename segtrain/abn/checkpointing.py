@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from segtrain.abn.arguments import check_tensors
 from segtrain.abn.backends.aten import CODES, Activation
 from segtrain.abn.functional import (
     Options,
@@ -150,15 +151,17 @@ class RecomputedABNFunction(torch.autograd.Function):
 
 def recomputed_abn(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
-    keep: str, group: Any, options: Options,
+    shortcut: Tensor | None, keep: str, group: Any, options: Options,
 ) -> Tensor:  # fmt: skip
     """act(gamma * xhat + bias) as a new tensor, keeping x or (keep="normalised") the normalised input over x.
 
     Tensors as for `inplace_abn`; any activation of CODES, and relu as leaky_relu with slope 0, because nothing is
-    inverted. group: as `group_or_none` gives it.
+    inverted. group: as `group_or_none` gives it. shortcut: is checked only; the caller adds it.
     """
+    overwrite = keep == "normalised" and options.overwrite
+    check_tensors(x, weight, bias, running_mean, running_var, shortcut, options.training, overwrite)
     check_input(x, options.training, group is not None)
-    if keep == "normalised" and options.overwrite:
+    if overwrite:
         check_overwritten(x)
     follows = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
     if group is not None:

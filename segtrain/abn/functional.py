@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from segtrain.abn import operators, sync
+from segtrain.abn.arguments import check_reference_dtypes, check_tensors
 from segtrain.abn.backends import aten as aten_ops
 from segtrain.abn.backends.aten import CODES, Activation, statistics_dtype
 
@@ -57,12 +58,10 @@ def one_of(name: str, value: str, known: tuple[str, ...]) -> str:
 
 
 def check_input(x: Tensor, training: bool, synchronised: bool = False) -> None:
-    """ValueError for an input that has no statistics. x: (N, C) or (N, C, *spatial).
+    """ValueError for an input, (N, C) or (N, C, *spatial), that has no statistics.
 
     Where statistics are synchronised, this process may have no value or one per channel: the others' count too.
     """
-    if x.dim() < 2:
-        raise ValueError(f"expected an input of shape (N, C) or (N, C, *spatial), found {tuple(x.shape)}")
     if synchronised:
         return
     if x.numel() == 0:
@@ -346,14 +345,13 @@ def call(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
     shortcut: Tensor | None, group: Any, options: Options,
 ) -> Tensor:  # fmt: skip
+    check_tensors(x, weight, bias, running_mean, running_var, shortcut, options.training, options.overwrite)
     check_input(x, options.training, group is not None)
     one_of("variant", options.variant, VARIANTS)
     one_of("scale", options.scale, SCALES)
-    if not options.training and (running_mean is None or running_var is None):
-        raise ValueError("eval mode needs running statistics")
-    if shortcut is not None and (shortcut.shape != x.shape or shortcut.dtype != x.dtype):
+    if shortcut is not None and shortcut.dtype != x.dtype:
         raise ValueError(
-            f"the shortcut, {tuple(shortcut.shape)} {shortcut.dtype}, must match the input, {tuple(x.shape)} {x.dtype}"
+            f"the shortcut, {shortcut.dtype}, must match the input, {x.dtype}, in dtype: convert one of them"
         )
     if options.overwrite:
         check_overwritten(x)
@@ -396,7 +394,9 @@ def abn(
 
     The oracle of `inplace_abn`. Also takes activation="relu".
     """
+    check_tensors(x, weight, bias, running_mean, running_var, shortcut, training)
     check_input(x, training)
+    check_reference_dtypes(x, weight, bias, running_mean, running_var)
     gamma = None if weight is None else effective_scale(weight, eps, scale)
     y = nn.functional.batch_norm(x, running_mean, running_var, gamma, bias, training, momentum, eps)
     if shortcut is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segtrain.abn.arguments import check_reference_dtypes, check_tensors
 from segtrain.abn.backends.aten import Activation
 from segtrain.abn.checkpointing import KEEP, recomputed_abn
 from segtrain.abn.functional import (
@@ -238,7 +239,7 @@ class RecomputedABN(ABN):
         activation = Activation("leaky_relu", 0.0) if name == "relu" else Activation(name, self.activation_param)
         options = Options(use_batch, momentum, self.eps, activation, self.overwrite, scale=self.scale)
         group = group_or_none(self.group) if self.synchronised and use_batch else None
-        z = recomputed_abn(x, self.weight, self.bias, mean, var, self.keep, group, options)
+        z = recomputed_abn(x, self.weight, self.bias, mean, var, shortcut, self.keep, group, options)
         return z if shortcut is None else activate(z + shortcut, self.activation, self.activation_param)
 
 
@@ -247,6 +248,8 @@ class BatchNormAct(ABN):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         mean, var, use_batch, momentum = self.statistics()
+        check_tensors(x, self.weight, self.bias, mean, var, shortcut, use_batch)
+        check_reference_dtypes(x, self.weight, self.bias, mean, var)
         y = nn.functional.batch_norm(x, mean, var, self.weight, self.bias, use_batch, momentum, self.eps)
         if shortcut is not None:
             y = y + shortcut

@@ -19,7 +19,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "streets": Command(
         "data", "write the built-in street scenes", config.StreetsCommandConfig,
-        "segtrain.data.dataset:streets", "output",
+        "segtrain.data.sets.streets:streets", "output",
         ("segtrain streets output=scenes",
          "segtrain streets output=kitti_like layout=kitti scenes=20",
          "segtrain streets output=large size=[512,1024] seed=3"),
@@ -59,7 +59,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "results", "score a checkpoint on a split", config.EvaluateConfig,
-        "segtrain.tasks.evaluation:evaluate", "checkpoint",
+        "segtrain.commands.evaluate:evaluate", "checkpoint",
         ("segtrain evaluate runs/toy/last.pt",
          "segtrain evaluate checkpoint=runs/toy/best.pt split=night dataset.night_scenes=20",
          "segtrain evaluate wide_resnet38_deeplab_vistas.pth.tar dataset=vistas inference=vistas_official"),
@@ -95,7 +95,7 @@ COMMANDS = {
     ),
     "weights": Command(
         "use", "list published weights: source, md5, licence, accuracy", config.WeightsConfig,
-        "segtrain.commands.convert:weights", "verify",
+        "segtrain.commands.weights:weights", "verify",
         ("segtrain weights", "segtrain weights verify=wide_resnet38_ipabn_lr_256.pth.tar",
          "segtrain weights resnext101_ipabn_lr_512.pth.tar"),
     ),

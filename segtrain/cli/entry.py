@@ -103,7 +103,7 @@ def request_of(verb: str, command: Command, arguments: Arguments) -> Request:
 
 def stored_options(checkpoint: Path) -> dict[str, Any]:
     """The options inside a checkpoint, which the command then reads without opening the file again."""
-    from segtrain.commands.convert import run_content
+    from segtrain.weights.network_file import run_content
 
     stored: dict[str, Any] = run_content(checkpoint, keep=True)["config"]
     return stored

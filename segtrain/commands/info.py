@@ -13,12 +13,12 @@ import segtrain
 from segtrain import abn, device
 from segtrain.abn import benchmark, selftest
 from segtrain.abn.backends import cupy as cupy_ops
-from segtrain.commands.convert import published_figure, run_content
 from segtrain.config import InfoConfig
 from segtrain.console import Progress, say
 from segtrain.errors import SegtrainError, UsageError
 from segtrain.files import write_atomically
-from segtrain.weights.transfer import origin
+from segtrain.weights.network_file import published_figure, run_content
+from segtrain.weights.provenance import origin
 
 
 def info(config: InfoConfig) -> None:

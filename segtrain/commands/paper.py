@@ -11,7 +11,7 @@ from segtrain.commands.runs import read, read_mapping, whole
 from segtrain.config import is_safe, with_defaults
 from segtrain.config.compose import compose_training
 from segtrain.data.labels import read_json_table
-from segtrain.engine.run import flat
+from segtrain.engine.run import flatten
 
 TOLD_BY_SCORE = ("inference.", "dataset.val_split")  # options that are judged by what a score says of itself
 PIXELS = {"scales": [1.0], "flip": False, "tile": None, "longest_side": None}  # how segmentation's figures were found
@@ -181,5 +181,5 @@ def recipe_options(recipe: str) -> dict[str, Any]:
 
 def options(config: dict[str, Any]) -> dict[str, Any]:
     """Flat; of the file of weights its name only, which may lie anywhere."""
-    found = flat(config)
+    found = flatten(config)
     return found | {"model.weights": Path(found["model.weights"]).name}

@@ -6,7 +6,7 @@ from typing import Any
 from segtrain.config import ReplayConfig, TrainConfig
 from segtrain.console import say
 from segtrain.engine.blackbox import recorded
-from segtrain.engine.train import task_of
+from segtrain.engine.start import task_of
 from segtrain.errors import DataError
 from segtrain.scoring import figures as pictures
 from segtrain.weights import checkpoint
@@ -44,12 +44,12 @@ def replay(config: ReplayConfig) -> Path:
         if was is not None and was["name"] != name:
             raise DataError(f"position {position} is {name}, and was {was['name']} in the run: the data have changed")
         told = "" if was is None or was["loss"] is None else f"  loss {was['loss']:.4g}  rank {rank}"
-        drawing, words = task.drawn(image, target)
+        drawing, words = task.draw(image, target)
         say(f"position   {position}  {name}  window {window}  {words}{told}")
         rows.append(drawing)
     output = Path(config.output or folder / "replay")
     path = output / f"step_{config.step:07d}.png"
-    pictures.write(path, task.sheet(rows))
+    pictures.write_png(path, task.sheet(rows))
     print(path)
     return path
 

@@ -1,9 +1,10 @@
-"""`segtrain score`: label PNGs made by anyone, against the labels, by the data set's own rules."""
+"""`segtrain score`: score label PNGs made by any program, by the dataset's own rules."""
 
 import bisect
 import fnmatch
 import os
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,34 +13,37 @@ import numpy as np
 
 from segtrain.config import IGNORE_INDEX, ScoreConfig
 from segtrain.console import Progress, say
-from segtrain.data.dataset import dataset_spec, label_table, labelled_samples
-from segtrain.data.labels import LabelTable, read_label
-from segtrain.data.sample import Sample, read_labels
+from segtrain.data.dataset import dataset_spec, is_mixture, label_table, labelled_samples
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable
+from segtrain.data.sample import DatasetSpec, Sample, read_labels
 from segtrain.errors import DataError, UsageError
-from segtrain.scoring.report import print_table, protocol, summarised, write_result
+from segtrain.scoring import figures
+from segtrain.scoring.report import CONFUSION, Evaluation, print_table, protocol, summarise
 from segtrain.scoring.scores import Scores
 from segtrain.threads import threaded_map
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
-    """Prints the table and writes evaluation.json. Returns its content."""
+    """Score the predictions, print the table and write evaluation.json. Returns its content, fractions."""
     if config.predictions is None:
-        raise UsageError("predictions is not set: give predictions=FOLDER with one label PNG per picture")
+        raise UsageError("predictions is not set: give predictions=FOLDER with one label PNG per image")
     data = config.dataset
-    if data.name == "mixture":
-        raise UsageError("dataset=mixture has no labels of its own to score against: name one of its data sets")
+    if is_mixture(data):
+        raise UsageError(f"dataset={data.name} has no labels of its own to score against: name one of its datasets")
     dataset, table = dataset_spec(data), label_table(data)
     split = config.split or dataset.scored
     samples = labelled_samples(data, split)
     answers = find_answers(Path(config.predictions), [dataset.answer(sample.name) for sample in samples])
-    encoding = config.predictions_encoding or ("pixelmap" if data.name == "cocostuff" else "ids")
+    encoding = config.predictions_encoding or dataset.encoding
     say(f"scoring     {len(samples)} predictions ({encoding}) in {config.predictions}")
     say(f"against     {data.name} {split}, by the rules of {dataset.rules.source}")
-    encodings = known_encodings(table, data.name)
+    encodings = known_encodings(table, dataset)
+    expect_encoding(encoding, encodings, data.name)
     counted = Scores(table, dataset.rules, config.boundary)
     pairs = list(zip(samples, answers, strict=True))
     progress = Progress("scoring", len(pairs))
-    for number, (ids, predicted, instances) in enumerate(threaded_map(partial(read, table), pairs), 1):
+    for number, (ids, predicted, instances) in enumerate(threaded_map(partial(read_pair, table), pairs), 1):
         counted.add(ids, predicted, instances, encodings[encoding].to_id)
         progress.show(number)
     found = np.flatnonzero(counted.pixels.sum(0)).tolist()
@@ -52,12 +56,12 @@ def score(config: ScoreConfig) -> dict[str, Any]:
                         f"on labelled pixels {counted.rules.ignored_prediction}")  # fmt: skip
     counted.translate(encodings[encoding].to_id)
     how = {"predictions": str(config.predictions), "predictions_encoding": encoding}
-    result = summarised(counted, None) | {"dataset": data.name, "split": split}
+    result = summarise(counted, None) | {"dataset": data.name, "split": split}
     result["protocol"] = protocol(counted, data, split, samples, warnings, how)
     print_table(result)
-    folder = Path(config.output or "segtrain-out/score")
-    write_result(folder, result, [], table, counted.evaluated())
-    print(folder / "evaluation.json")
+    confusion = counted.evaluated()
+    evaluation = Evaluation(result, {}, {CONFUSION: figures.confusion(confusion, table)}, confusion)
+    print(evaluation.write(Path(config.output or "segtrain-out/score")))
     return result
 
 
@@ -65,7 +69,10 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 
 
 def find_answers(folder: Path, patterns: list[str]) -> list[Path]:
-    """The one file below `folder` for each pattern of a file name (with folders, where it has some)."""
+    """Find the one file below `folder` for each glob of a file name, which may name folders too.
+
+    DataError, naming examples, if a pattern has no file or several.
+    """
     if not folder.is_dir():
         raise UsageError(f"predictions={folder}: no such folder")
     files = sorted(
@@ -87,8 +94,8 @@ def find_answers(folder: Path, patterns: list[str]) -> list[Path]:
         if len(several) > 1:
             shown = ", ".join(str(path) for path in several[:3])
             raise DataError(
-                f"{len(several)} files answer for {pattern}: {shown}; give the folder of the label pictures alone "
-                "(what segtrain predict writes: OUTPUT/labels)"
+                f"{len(several)} files answer for {pattern}: {shown}; give a folder with the label images only "
+                "(of segtrain predict: OUTPUT/labels)"
             )
         if several:
             found.append(several[0])
@@ -102,8 +109,8 @@ def find_answers(folder: Path, patterns: list[str]) -> list[Path]:
     return found
 
 
-def read(table: LabelTable, pair: tuple[Sample, Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Label ids, what was predicted, both uint8 (H, W), and instances. DataError for what cannot be compared."""
+def read_pair(table: LabelTable, pair: tuple[Sample, Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Read label ids and predicted values, both uint8 (H, W), and instances. DataError if their sizes differ."""
     sample, answer = pair
     _, ids, instances = read_labels(sample, table)
     predicted = read_label(answer)
@@ -120,18 +127,17 @@ def read(table: LabelTable, pair: tuple[Sample, Path]) -> tuple[np.ndarray, np.n
 
 
 class Encoding(NamedTuple):
-    """to_id: uint8 (256,), what a pixel holds -> label id; values: what it may hold."""
+    """to_id: uint8 (256,), pixel value -> label id. values: those that are allowed."""
 
     to_id: np.ndarray
     values: frozenset[int]
 
 
-def known_encodings(table: LabelTable, name: str) -> dict[str, Encoding]:
-    """By name. What an encoding does not have becomes an id that is no class."""
+def known_encodings(table: LabelTable, dataset: DatasetSpec) -> dict[str, Encoding]:
+    """Encodings by name. They map other values to an id that is no class."""
     outside = next(iter(table.ignored_ids), None)
     if outside is None:
         outside = next(label for label in range(255, -1, -1) if label not in table.ids)
-    rows = {int(row["id"]) for row in table.rows}
 
     def encoding(to_id: dict[int, int]) -> Encoding:
         lut = np.full(256, outside, np.uint8)
@@ -139,19 +145,25 @@ def known_encodings(table: LabelTable, name: str) -> dict[str, Encoding]:
             lut[value] = label
         return Encoding(lut, frozenset(to_id))
 
-    train_ids = encoding({number: int(label) for number, label in enumerate(table.ids)})
-    result = {
-        "ids": encoding({label: label for label in rows}),
-        "train_ids": train_ids._replace(values=train_ids.values | {IGNORE_INDEX}),
-    }
-    if name == "cocostuff":
-        result["pixelmap"] = result["ids"]
-        result["ids"] = encoding({(label + 1) & 255: label for label in rows})
+    result = {name: encoding(dict(to_id)) for name, to_id in dataset.encodings(table).items()}
+    if "train_ids" in result:
+        result["train_ids"] = result["train_ids"]._replace(values=result["train_ids"].values | {IGNORE_INDEX})
     return result
 
 
+def expect_encoding(name: str, encodings: Mapping[str, Encoding], dataset: str) -> None:
+    """UsageError for an encoding that the dataset does not have."""
+    if name not in encodings:
+        raise UsageError(
+            f"predictions_encoding={name}: {dataset} has no such encoding; choose {' or '.join(encodings)}"
+        )
+
+
 def refuse_wrong_encoding(counted: Scores, encodings: dict[str, Encoding], chosen: str, found: list[int]) -> None:
-    """DataError if the pixels fit another encoding, and agree with the labels far better there."""
+    """DataError if the values fit another encoding, in which far more pixels are right.
+
+    found: the values that occur.
+    """
     accuracy = {name: agreement(counted, encoding.to_id) for name, encoding in encodings.items()}
     for name, encoding in encodings.items():
         if name != chosen and encoding.values.issuperset(found) and accuracy[name] > max(0.3, 3 * accuracy[chosen]):
@@ -163,7 +175,7 @@ def refuse_wrong_encoding(counted: Scores, encodings: dict[str, Encoding], chose
 
 
 def agreement(counted: Scores, to_id: np.ndarray) -> float:
-    """Share of the labelled pixels whose class is predicted."""
+    """Fraction of the labelled pixels whose class is predicted."""
     labels = counted.class_of[:, None]
     right = (labels == counted.class_of[to_id][None, :]) & (labels != IGNORE_INDEX)
     total = counted.pixels[counted.class_of != IGNORE_INDEX].sum()

@@ -15,7 +15,7 @@ from typing import Any
 from segtrain.config import VerifyConfig
 from segtrain.console import process_count, say
 from segtrain.engine.blackbox import read_lines
-from segtrain.engine.train import task_of
+from segtrain.engine.start import task_of
 from segtrain.errors import DataError, SegtrainError, UsageError
 from segtrain.weights import checkpoint
 
@@ -36,7 +36,7 @@ def verify_resume(config: VerifyConfig) -> None:
         raise UsageError(f"output={output} holds runs already: give another folder")
     if process_count() > 1:
         raise UsageError("verify-resume starts its runs itself, each in one process: start it without torchrun")
-    samples = config.trainer.overfit or len(task_of(config)(config).samples)
+    samples = config.trainer.overfit or task_of(config)(config).num_train
     batch = config.trainer.batch_size
     every, steps = schedule(batch, samples)
     say(f"plan       {steps} steps of {batch} of {samples} pictures, saved every {every}, killed between two saves")

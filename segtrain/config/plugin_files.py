@@ -18,8 +18,8 @@ from segtrain.errors import UsageError
 # Options whose choices plugins may add to -> module and dictionary that hold them.
 PARTS = {
     "dataset.name": ("segtrain.data.dataset", "DATASETS"),
-    "model.backbone": ("segtrain.models.segmenter", "BACKBONES"),
-    "model.head": ("segtrain.models.segmenter", "HEADS"),
+    "model.backbone": ("segtrain.models.registry", "BACKBONES"),
+    "model.head": ("segtrain.models.registry", "HEADS"),
     "loss.name": ("segtrain.losses", "LOSSES"),
     "optimizer.name": ("segtrain.engine.optim", "OPTIMIZERS"),
     "schedule.name": ("segtrain.engine.optim", "SCHEDULES"),

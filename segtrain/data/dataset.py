@@ -1,138 +1,142 @@
-"""The data sets by name: what their labels mean and which files each split has."""
+"""The datasets by name, and their splits: what the labels mean, which samples there are."""
 
 from pathlib import Path
 
-from segtrain.config import DatasetConfig, MixtureConfig, StreetsCommandConfig, StreetsConfig
-from segtrain.console import Progress, say
+from segtrain.config import DatasetConfig, MixtureConfig
+from segtrain.data.classify.samples import ClassificationSpec, ClassImages
 from segtrain.data.labels import LabelTable, published_table
-from segtrain.data.rules import CITYSCAPES
-from segtrain.data.sample import DatasetSpec, Sample, SplitFiles
-from segtrain.data.scenes import layouts as street_layouts
-from segtrain.data.sets import cityscapes, cocostuff, folder, kitti, vistas
-from segtrain.data.sets.mixture import Mixture, mixed, target_part
+from segtrain.data.sample import DatasetSpec, Sample, SplitFiles, Submission
+from segtrain.data.sets import cityscapes, cocostuff, folder, imagenet, kitti, mixture, streets, vistas
+from segtrain.data.sets.mixture import Mixture, Part
 from segtrain.errors import DataError
 
-
-def street_files(config: StreetsConfig, split: str) -> SplitFiles:
-    """The built-in scenes, drawn where they are missing. Folders may hold more scenes than asked for."""
-    wanted = {"train": config.scenes, "val": config.val_scenes, "night": config.night_scenes}
-    if split not in wanted:
-        raise DataError(f"no split {split!r} in the street scenes: there is {', '.join(wanted)}")
-    draw_streets(config.folder(), "cityscapes", wanted, config.seed, config.size, None)
-    found = cityscapes.layout_files(config.folder(), split)
-    names = sorted(found.images)[: wanted[split]]
-    return SplitFiles(
-        *({name: kind[name] for name in names} for kind in (found.images, found.labels or {}, found.instances))
-    )
-
-
-def streets(config: StreetsCommandConfig) -> Path:
-    """`segtrain streets`: write the scenes in the layout of a published data set. Returns the folder."""
-    root = Path(config.output or "segtrain-out/streets")
-    scenes = {"train": config.scenes, "val": config.val_scenes}
-    if config.layout == "cityscapes":
-        scenes["night"] = config.night_scenes
-    if not draw_streets(root, config.layout, scenes, config.seed, config.size, config.workers):
-        say("all scenes were there already")
-    print(root)
-    return root
-
-
-def draw_streets(
-    root: Path, layout: str, scenes: dict[str, int], seed: int, size: list[int], workers: int | None
-) -> int:
-    """Draw what is missing, saying so. Returns how many scenes that were."""
-    progress: Progress | None = None
-
-    def show(done: int, total: int) -> None:
-        nonlocal progress
-        if progress is None:
-            say(f"drawing {total} street scenes into {root}")
-            progress = Progress("drawing scenes", total)
-        if done:
-            progress.show(done)
-
-    return street_layouts.write(root, layout, scenes, seed, (size[0], size[1]), workers, show)
-
-
-DATASETS: dict[str, DatasetSpec] = {
-    "streets": DatasetSpec(
-        lambda config: published_table("cityscapes", "cityscapes"), street_files, CITYSCAPES,
-        answer=cityscapes.answer, family="streets", identity=cityscapes.identity,
-    ),
+DATASETS: dict[str, DatasetSpec | ClassificationSpec] = {
+    "streets": streets.DATASET,
     "cityscapes": cityscapes.DATASET,
     "kitti": kitti.DATASET,
     "vistas": vistas.DATASET,
     "cocostuff": cocostuff.DATASET,
     "folder": folder.DATASET,
-}  # fmt: skip
+    "imagenet": imagenet.DATASET,
+}
 
 
-def label_table(config: DatasetConfig) -> LabelTable:
-    if isinstance(config, MixtureConfig):
-        return label_table(target_part(config).config)
-    return DATASETS[config.name].table(config)
+def target_of(config: DatasetConfig) -> DatasetConfig:
+    """The dataset whose classes and rules are used: one part of a mixture, or the dataset itself."""
+    return mixture.target_part(config).config if isinstance(config, MixtureConfig) else config
 
 
 def dataset_spec(config: DatasetConfig) -> DatasetSpec:
-    """How this data set's benchmark scores; of a mixture: that of the part whose classes it has."""
-    return DATASETS[target_part(config).config.name if isinstance(config, MixtureConfig) else config.name]
+    """The facts about a dataset; for a mixture those of its target."""
+    spec = DATASETS[target_of(config).name]
+    assert isinstance(spec, DatasetSpec), f"{config.name} is a dataset for image classification"
+    return spec
+
+
+def label_table(config: DatasetConfig) -> LabelTable:
+    return dataset_spec(config).table(target_of(config))
+
+
+def submission(config: DatasetConfig) -> Submission | None:
+    """What the benchmark's server takes; None if there is no server."""
+    return None if isinstance(config, MixtureConfig) else dataset_spec(config).submission
+
+
+def pixel_labelled() -> dict[str, DatasetSpec]:
+    """The datasets with a label for every pixel, by name."""
+    return {name: spec for name, spec in DATASETS.items() if isinstance(spec, DatasetSpec)}
+
+
+def published_tables() -> list[str]:
+    """The names of the published label tables of all datasets."""
+    return [table for spec in pixel_labelled().values() for table in spec.tables]
+
+
+def dataset_with_classes(names: list[str]) -> str | None:
+    """The dataset whose default options lead to these classes, by its published label table; None if there is none."""
+    for name, spec in pixel_labelled().items():
+        if spec.tables and published_table(spec.tables[0]).names == names:
+            return name
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------- samples
 
 
 def training_mixture(config: DatasetConfig) -> Mixture:
-    """The training split of any data set."""
+    """The training split of any dataset."""
     if isinstance(config, MixtureConfig):
-        return mixed(config, label_table, split_samples, identities)
+        return mixture.mixed(config, label_table, split_samples, identities)
     samples = split_samples(config, config.train_split)
-    return Mixture(samples, identities(config, samples))
+    return Mixture(samples, identities(config, samples), parts=[(config, samples)])
+
+
+def parts_of(config: DatasetConfig) -> list[Part]:
+    """The parts of a mixture; no parts for any other dataset."""
+    return mixture.parts(config) if isinstance(config, MixtureConfig) else []
+
+
+def is_mixture(config: DatasetConfig) -> bool:
+    return isinstance(config, MixtureConfig)
 
 
 def identities(config: DatasetConfig, samples: list[Sample]) -> list[str]:
-    """Which pictures these are, whatever split or version of the data they were read from."""
+    """Which images these are, the same for the same image in any split or version of the data."""
     dataset = dataset_spec(config)
     return [f"{dataset.family}/{dataset.identity(sample)}" for sample in samples]
 
 
 def split_files(config: DatasetConfig, split: str) -> SplitFiles:
-    """The files of a split, or of several: train+train_extra. Of a mixture: those of the part whose classes it has."""
+    """The files of a split, or of several, such as train+train_extra; for a mixture those of its target."""
     if isinstance(config, MixtureConfig):
-        target = target_part(config).config
+        target = target_of(config)
         return split_files(target, target.val_split if split == config.val_split else split)
-    if split == "trainval" and config.name not in ("kitti", "folder"):  # which may have one of their own
-        split = "train+val"
-    parts = [DATASETS[config.name].files(config, part) for part in split.split("+")]
-    if len(parts) == 1:
-        return parts[0]
-    found: list[dict[str, Path]] = [{}, {}, {}]
-    for part, name in zip(parts, split.split("+"), strict=True):
-        if part.labels is None:
+    dataset = dataset_spec(config)
+    names = dataset.splits.get(split, split).split("+")
+    several = [dataset.files(config, name) for name in names]
+    if len(several) == 1:
+        return several[0]
+    joined: list[dict[str, Path]] = [{}, {}, {}]
+    for name, files in zip(names, several, strict=True):
+        if files.labels is None:
             raise DataError(f"the split {name!r} has no labels: it cannot be joined with others")
-        for mine, theirs in zip(found, part, strict=True):
+        for mine, theirs in zip(joined, files, strict=True):
             twice = sorted(mine.keys() & (theirs or {}).keys())
             if twice:
-                raise DataError(
-                    f"{split}: {len(twice)} pictures are in more than one of these splits ({twice[0]}, ...)"
-                )
+                raise DataError(f"{split}: {len(twice)} images are in more than one of these splits ({twice[0]}, ...)")
             mine |= theirs or {}
-    return SplitFiles(*found)
+    return SplitFiles(*joined)
 
 
 def split_samples(config: DatasetConfig, split: str) -> list[Sample]:
     """The samples of a split, at least one; DataError otherwise."""
-    return some(split_files(config, split).samples(), config, split)
+    return not_empty(split_files(config, split).samples(), config, split)
 
 
 def labelled_samples(config: DatasetConfig, split: str) -> list[Sample]:
-    """What of a split can be scored, its pictures present or not; DataError if that is nothing."""
+    """The labelled samples of a split, with or without their images; DataError if there are none."""
     files = split_files(config, split)
     if files.labels is None:
         raise DataError(f"the split {split!r} of dataset={config.name} has no labels to score against")
-    return some(files.labelled(), config, split)
+    return not_empty(files.labelled(), config, split)
 
 
-def some(samples: list[Sample], config: DatasetConfig, split: str) -> list[Sample]:
+def not_empty(samples: list[Sample], config: DatasetConfig, split: str) -> list[Sample]:
     if not samples:
-        raise DataError(
-            f"the split {split!r} of dataset={config.name} is empty: no pictures found in {config.folder()}"
-        )
+        raise DataError(f"the split {split!r} of dataset={config.name} is empty: no images found in {config.folder()}")
     return samples
+
+
+# ---------------------------------------------------------------------------------------------------- classification
+
+
+def classification_spec(config: DatasetConfig) -> ClassificationSpec:
+    """The facts about a dataset for image classification."""
+    spec = DATASETS[config.name]
+    assert isinstance(spec, ClassificationSpec), f"{config.name} has labels of pixels"
+    return spec
+
+
+def list_images(config: DatasetConfig, split: str) -> ClassImages:
+    """The images of a split, with one class each; DataError if there are none."""
+    return classification_spec(config).images(config, split)

@@ -1,4 +1,4 @@
-"""Where a run's figures go: metrics.jsonl, TensorBoard, and wandb or mlflow where they are wanted."""
+"""Logs of a run: metrics.jsonl, TensorBoard, and optionally wandb or MLflow."""
 
 import importlib
 import json
@@ -15,21 +15,21 @@ from segtrain.config import LoggingConfig
 from segtrain.files import write_atomically
 
 
-class Outlet(Protocol):
-    """Where a run's figures go."""
+class Sink(Protocol):
+    """One log of scalars and images."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
 
-    def picture(self, step: int, name: str, picture: np.ndarray) -> None: ...
+    def image(self, step: int, name: str, image: np.ndarray) -> None: ...
 
     def close(self, final: Mapping[str, float] | None) -> None: ...
 
 
 class RunLog:
-    """metrics.jsonl, TensorBoard events, and what `config` asks for besides, of one run.
+    """metrics.jsonl, TensorBoard events, and the further logs that `config` asks for.
 
-    hyperparameters: {"optimizer.lr": 0.01, ...}. Opened at `step`, it forgets what an interrupted run wrote beyond
-    that step, so that a resumed run's record is that of an uninterrupted one (wandb and mlflow keep both points).
+    hyperparameters: {"optimizer.lr": 0.01, ...}. Opened at `step`, it removes what an interrupted run wrote beyond
+    that step, so that a resumed run has the log of an uninterrupted one (wandb and MLflow keep both points).
     """
 
     def __init__(self, folder: Path, step: int, config: LoggingConfig, hyperparameters: Mapping[str, Any]) -> None:
@@ -37,33 +37,33 @@ class RunLog:
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         kept = [line for line in lines if line_step(line) <= step]
         write_atomically(self.path, "".join(f"{line}\n" for line in kept).encode())
-        self.outlets: list[Outlet] = [TensorBoard(folder, step, hyperparameters)]
+        self.sinks: list[Sink] = [TensorBoard(folder, step, hyperparameters)]
         if config.wandb:
-            self.outlets.append(Wandb(folder, config.project, hyperparameters))
+            self.sinks.append(Wandb(folder, config.project, hyperparameters))
         if config.mlflow:
-            self.outlets.append(MLflow(folder, config.project, hyperparameters))
+            self.sinks.append(MLflow(folder, config.project, hyperparameters))
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        """One line of metrics.jsonl and one point per value elsewhere; None, no value, is left out there."""
+        """Add a line to metrics.jsonl, and a point per value to the other logs, which have no point for None."""
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        for outlet in self.outlets:
-            outlet.scalars(step, {name: value for name, value in values.items() if value is not None})
+        for sink in self.sinks:
+            sink.scalars(step, {name: value for name, value in values.items() if value is not None})
 
-    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
         """RGB uint8 (H, W, 3)."""
-        for outlet in self.outlets:
-            outlet.picture(step, name, picture)
+        for sink in self.sinks:
+            sink.image(step, name, image)
 
     def close(self, final: Mapping[str, float] | None = None) -> None:
-        """final: the results of a run that has come to its end, which its hyper-parameters are shown with."""
-        for outlet in self.outlets:
-            outlet.close(final)
+        """final: the scores of a finished run, shown with its hyper-parameters; None for an interrupted one."""
+        for sink in self.sinks:
+            sink.close(final)
 
 
 class TensorBoard:
     def __init__(self, folder: Path, step: int, hyperparameters: Mapping[str, Any]) -> None:
-        # Imported here: it takes longer than everything else in this file.
+        # Imported here because it takes longer than everything else in this file.
         from torch.utils.tensorboard import SummaryWriter
 
         self.hyperparameters = hyperparameters
@@ -73,12 +73,12 @@ class TensorBoard:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
-    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        self.writer.add_image(name, picture, step, dataformats="HWC")
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        self.writer.add_image(name, image, step, dataformats="HWC")
 
     def close(self, final: Mapping[str, float] | None) -> None:
         if final is not None:
-            # run_name: else they would be a run of their own, in a folder named by the time.
+            # Without run_name they would be a run of their own, in a folder named by the time.
             plain = {
                 k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in self.hyperparameters.items()
             }
@@ -87,7 +87,8 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run on wandb; WANDB_MODE=offline keeps it in the run folder. Steps are ours: wandb's own cannot go back."""
+    """A run on wandb; WANDB_MODE=offline writes it to the run folder. It has a metric "step", because wandb's own steps
+    cannot go back."""
 
     def __init__(self, folder: Path, project: str, hyperparameters: Mapping[str, Any]) -> None:
         self.wandb = importlib.import_module("wandb")
@@ -104,8 +105,8 @@ class Wandb:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self.run.log({**values, "step": step})
 
-    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        self.run.log({name: self.wandb.Image(picture), "step": step})
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        self.run.log({name: self.wandb.Image(image), "step": step})
 
     def close(self, final: Mapping[str, float] | None) -> None:
         if final is not None:
@@ -114,12 +115,12 @@ class Wandb:
 
 
 class MLflow:
-    """A run of MLflow, where MLFLOW_TRACKING_URI says, else in the folder mlruns: all that mlflow-skinny can alone."""
+    """A run of MLflow, at MLFLOW_TRACKING_URI, else in the folder mlruns, which mlflow-skinny supports alone."""
 
     def __init__(self, folder: Path, project: str, hyperparameters: Mapping[str, Any]) -> None:
         self.mlflow = importlib.import_module("mlflow")
         if "MLFLOW_TRACKING_URI" not in os.environ:
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # which newer versions want to hear
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # required by newer versions
             self.mlflow.set_tracking_uri(Path("mlruns").absolute().as_uri())
         self.mlflow.set_experiment(project)
         path = folder / "mlflow_run"
@@ -131,14 +132,14 @@ class MLflow:
 
     @staticmethod
     def name(text: str) -> str:
-        """With the signs that MLflow takes."""
+        """The text with only the characters that MLflow allows."""
         return re.sub(r"[^\w\-. /:]", "_", text)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self.mlflow.log_metrics({self.name(name): value for name, value in values.items()}, step=step)
 
-    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        self.mlflow.log_image(picture, f"{self.name(name)}_{step:07d}.png")
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        self.mlflow.log_image(image, f"{self.name(name)}_{step:07d}.png")
 
     def close(self, final: Mapping[str, float] | None) -> None:
         if final is not None:

@@ -17,15 +17,15 @@ NORMS: dict[str, type[ABN]] = {
     "batch_norm": BatchNormAct,
     "batch_norm_sync": RecomputedABN,
 }
-KEEP = {"norm": "input", "norm_proposed": "normalised"}  # what a layer keeps, by model.recompute
+KEEP = {"norm": "input", "norm_proposed": "normalised"}  # model.recompute -> what a layer keeps
 
 
 class Norm:
-    """Builds the normalise-and-activate layers of one network.
+    """Builds the layers of one network that normalise and activate.
 
-    `norm(channels)` may overwrite its input; `norm.first(channels)` leaves it alone, because it is the first operation
-    of a block and the block's input belongs to the caller; `norm.linear(channels)` has no activation. The options are
-    those of the same name in ModelConfig.
+    `norm(channels)` may overwrite its input; `norm.first(channels)` does not, for the first operation of a block, whose
+    input belongs to the caller; `norm.linear(channels)` has no activation. The options are those of the same name in
+    ModelConfig.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Norm:
 
 
 def conv(in_channels: int, channels: int, size: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
-    """Convolution without bias that keeps the extent at stride 1."""
+    """Convolution without bias, padded so that stride 1 keeps height and width."""
     padding = (size // 2) * dilation
     return nn.Conv2d(in_channels, channels, size, stride, padding, dilation, groups, bias=False)
 
@@ -77,8 +77,8 @@ class IdentityResidualBlock(nn.Module):
     """Pre-activation block of WideResNet-38 and ResNeXt: x + convs(act(norm(x))), nothing after the sum.
 
     channels: two entries make a basic block (3x3, 3x3), three a bottleneck (1x1, 3x3, 1x1, grouped in the middle).
-    The stride is on the first convolution. Where the extent or the channels change, the shortcut is a 1x1 projection
-    of the activated input. Input (N, in_channels, H, W), output (N, channels[-1], H / stride, W / stride).
+    The stride is on the first convolution. If stride or channels change, the shortcut is a 1x1 projection of the
+    activated input. Input (N, in_channels, H, W), output (N, channels[-1], H / stride, W / stride).
     """
 
     def __init__(
@@ -125,9 +125,9 @@ class IdentityResidualBlock(nn.Module):
 class ResidualBlock(nn.Module):
     """Post-activation block of ResNet v1: act(norm(convs(x)) + x), stride on the (first) 3x3 convolution.
 
-    The last norm adds the shortcut and activates the sum, which in place is one operation that keeps its output only:
-    the normalised branch is the output's inverse less the shortcut. channels, input and output as in
-    IdentityResidualBlock. first_dilation: of the first 3x3 convolution, where it differs.
+    The last norm adds the shortcut and activates the sum. In place, that is one operation that keeps its output only:
+    the normalised branch is the inverse of the output minus the shortcut. channels, input and output as in
+    IdentityResidualBlock. first_dilation: of the first 3x3 convolution, if it differs.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class ResidualBlock(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """Blocks in a row; with `recompute` only each block's input is kept, and backward runs the block again."""
+    """A sequence of blocks. With `recompute`, only each block's input is kept, and backward runs the block again."""
 
     recompute = False
 
@@ -188,15 +188,15 @@ class Stage(nn.Sequential):
 
 
 def stage(*blocks: nn.Module) -> Stage:
-    """Blocks in a row under the published names block1, block2, ..."""
+    """A sequence of blocks under the published names block1, block2, ..."""
     return Stage(OrderedDict((f"block{i}", block) for i, block in enumerate(blocks, 1)))
 
 
 class Backbone(nn.Sequential):
-    """Modules in a row: (N, 3, H, W) -> (N, out_channels, H / output_stride, W / output_stride).
+    """A sequence of modules: (N, 3, H, W) -> (N, out_channels, H / output_stride, W / output_stride).
 
-    low_level: name of the module whose output, of low_channels channels, a decoder may take too; None where a later
-    layer overwrites it. With `keeps` set to it, forward gives both, the output first.
+    low_level: name of the module whose output, with low_channels channels, a decoder may use too; None if a later layer
+    overwrites it. With `keeps` set to that name, forward returns (output, early map).
     """
 
     out_channels: int

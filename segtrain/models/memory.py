@@ -1,4 +1,4 @@
-"""What a training step keeps for backward, counted on fake tensors: no memory and no device needed."""
+"""Count the bytes that a training step keeps for backward, on fake tensors: needs no memory and no GPU."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,13 +10,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from segtrain.losses import CrossEntropy
-from segtrain.models import build_model
+from segtrain.models.build import build_model
 from segtrain.models.pooling import MaxPool2d
 
 
 def kept_bytes(function: Callable[[], Tensor]) -> int:
-    """Bytes that autograd keeps for backward while `function` runs, each storage once, without parameters.
+    """Bytes that autograd keeps for backward while `function` runs: each storage once, without parameters.
 
     Vectors (statistics per channel) are not counted. Works on real and on fake tensors.
     """
@@ -25,7 +24,7 @@ def kept_bytes(function: Callable[[], Tensor]) -> int:
     def pack(t: Tensor) -> Tensor:
         if not isinstance(t if t._base is None else t._base, nn.Parameter) and t.dim() > 1:
             storage = t.untyped_storage()
-            storages[storage._cdata] = storage, storage.nbytes()  # held, so that no other gets its number
+            storages[storage._cdata] = storage, storage.nbytes()  # held, so that no other storage gets its address
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
@@ -34,7 +33,7 @@ def kept_bytes(function: Callable[[], Tensor]) -> int:
 
 
 class Allocations(TorchDispatchMode):
-    """Follows the memory of every tensor made inside: `alive` bytes now, and the `peak` so far."""
+    """Tracks the memory of every tensor made inside: the bytes `alive` now, and their `peak` so far."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,13 +50,13 @@ class Allocations(TorchDispatchMode):
         return result
 
     def alive(self) -> int:
-        """Bytes of what has not been freed."""
+        """Bytes of the tensors that have not been freed."""
         self.made = {key: entry for key, entry in self.made.items() if not entry[0].expired()}
         return sum(size for _, size in self.made.values())
 
 
 class Saving(NamedTuple):
-    """One way to hold a training step: options of the model, and which of the parts outside it are ours."""
+    """One way to hold a training step: the norm, and whether pooling and loss are ours or torch's."""
 
     name: str
     norm: str = "inplace_abn"
@@ -74,9 +73,19 @@ SAVINGS = (
 
 
 def training_step_bytes(
-    saving: Saving, backbone: str, batch: int, crop: tuple[int, int], num_classes: int = 19, output_stride: int = 8
+    saving: Saving,
+    backbone: str,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    batch: int,
+    crop: tuple[int, int],
+    num_classes: int = 19,
+    output_stride: int = 8,
 ) -> int:
-    """Bytes kept by a training step of DeepLabV3 on `backbone`: forward pass and loss, float32."""
+    """Bytes kept by a training step of DeepLabV3 on `backbone`: forward pass and loss, float32.
+
+    loss: logits at the network's stride and target -> a sum for each image; where saving.loss is False, upsampled
+    logits and torch's cross-entropy take its place. crop: height and width in pixels.
+    """
     with FakeTensorMode():
         model = build_model(backbone, num_classes=num_classes, output_stride=output_stride, norm=saving.norm)
         if not saving.pooling:
@@ -86,14 +95,14 @@ def training_step_bytes(
 
         def step() -> Tensor:
             if saving.loss:
-                return CrossEntropy()(model(images, upsample=False), target).sum()
+                return loss(model(images, upsample=False), target).sum()
             return F.cross_entropy(model(images), target, ignore_index=255)
 
         return kept_bytes(step)
 
 
 def use_torchs_pooling(model: nn.Module) -> None:
-    """Every MaxPool2d of ours to nn.MaxPool2d."""
+    """Replace every MaxPool2d of ours by nn.MaxPool2d."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, MaxPool2d):

@@ -1,7 +1,7 @@
-"""From one picture of any size to one class per pixel: whole or in windows, one or several scales, mirrored or not.
+"""Inference on one image of any size: whole or tiled, at one or several scales, with or without flip.
 
-Class scores stay at the network's own resolution (a cell for 8 x 8 pixels, say) until the arg-max, which enlarges them
-strip by strip: 116 classes of a 22 megapixel picture would be 10 GB.
+Logits stay at the network's output stride until the arg-max, which enlarges them strip by strip: at full resolution,
+116 classes of a 22 megapixel image take 10 GB.
 """
 
 from collections.abc import Callable
@@ -17,29 +17,22 @@ from segtrain.config import InferenceConfig
 from segtrain.native.pixels import upsampled_argmax
 
 Network = Callable[[Tensor], Tensor]  # (1, 3, h, w) -> (1, C, ceil(h / stride), ceil(w / stride)) logits
-ALIGNED = 32  # windows start at multiples of this, so that their cells are those of the whole picture
-STRIP = 1 << 24  # class scores at full resolution that are held at a time
+ALIGNED = 32  # windows start at multiples of this, so that their cells align with those of the whole image
+STRIP = 1 << 24  # logits at full resolution that are in memory at a time
 
 
-class Answer(NamedTuple):
-    """Classes uint8 (H, W), and their probabilities float32 (H, W), 0 to 1, where these were asked for."""
+class Prediction(NamedTuple):
+    """train_ids: uint8 (H, W). probability: of that class, float32 (H, W), 0 to 1; None unless asked for."""
 
     train_ids: np.ndarray
     probability: np.ndarray | None
 
 
-def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """uint8 (N, 3, H, W) RGB -> float32, (value / 255 - mean) / std per channel, channels last in memory."""
-    shift = torch.tensor(mean, device=images.device).view(3, 1, 1) * 255
-    scale = torch.tensor(std, device=images.device).view(3, 1, 1) * 255
-    return ((images.float() - shift) / scale).contiguous(memory_format=torch.channels_last)
-
-
 def fitted(image: np.ndarray, longest: int) -> np.ndarray:
-    """RGB uint8 (H, W, 3) enlarged or reduced to `longest` pixels along its longest side by PIL's bilinear filter.
+    """Resize RGB uint8 (H, W, 3) to `longest` pixels along its longest side, by PIL's bilinear filter.
 
-    Sizes are cut off, not rounded, from products in floating point, as in the official Vistas script: 1242x375 becomes
-    2048x618 for 2048, and of few widths, 49 for one, the longest side is 2047.
+    Sizes are floating-point products, truncated and not rounded, as in the official Vistas script: for 2048, 1242x375
+    becomes 2048x618, and a few widths, such as 49, give a longest side of 2047.
     """
     height, width = image.shape[:2]
     scale = longest / max(height, width)
@@ -48,31 +41,26 @@ def fitted(image: np.ndarray, longest: int) -> np.ndarray:
 
 
 def nearest(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 or float32 (h, w) -> (H, W), the nearest value of each pixel as PIL chooses it."""
+    """Resize uint8 or float32 (h, w) to size (H, W), by PIL's nearest neighbour."""
     return np.array(Image.fromarray(plane).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
-def predict(network: Network, image: Tensor, options: InferenceConfig) -> np.ndarray:
-    """`answer` without probabilities."""
-    return answer(network, image, options).train_ids
-
-
 @torch.inference_mode()
-def answer(network: Network, image: Tensor, options: InferenceConfig, probability: bool = False) -> Answer:
-    """The class with the highest score at every pixel of `image` (1, 3, H, W), as the network takes it.
+def segment(network: Network, image: Tensor, options: InferenceConfig, probability: bool = False) -> Prediction:
+    """Predict the class of every pixel of `image` (1, 3, H, W), which goes to the network as it is.
 
-    One view: arg-max of its logits, enlarged bilinearly. Several (scales, mirrored): of the mean of their
-    probabilities, each view's logits enlarged first. probability: also that class's, the mean over the views.
+    One view: the arg-max of its logits, enlarged bilinearly. Several views (scales, flip): the arg-max of the mean of
+    their probabilities, each view's logits enlarged first. probability: return that class's probability too.
     """
     size = (image.shape[2], image.shape[3])
     flips = (False, True) if options.flip else (False,)
     views = [view(network, image, scale, mirrored, options) for scale in options.scales for mirrored in flips]
-    on = views[0].device
-    train_ids = None if len(views) > 1 or on.type != "cpu" else upsampled_argmax(views[0].float(), size)
+    device = views[0].device
+    train_ids = None if len(views) > 1 or device.type != "cpu" else upsampled_argmax(views[0].float(), size)
     if train_ids is not None and not probability:
-        return Answer(train_ids, None)
-    best = torch.empty(size, dtype=torch.uint8, device=on)
-    certain = torch.empty(size, device=on) if probability else None
+        return Prediction(train_ids, None)
+    best = torch.empty(size, dtype=torch.uint8, device=device)
+    certain = torch.empty(size, device=device) if probability else None
     rows = max(1, STRIP // (len(views[0]) * size[1]))
     for top in range(0, size[0], rows):
         bottom = min(top + rows, size[0])
@@ -84,13 +72,13 @@ def answer(network: Network, image: Tensor, options: InferenceConfig, probabilit
         best[top:bottom] = scores.argmax(0)
         if certain is not None:
             certain[top:bottom] = scores.amax(0) / len(views) if len(views) > 1 else scores.softmax(0).amax(0)
-    return Answer(
+    return Prediction(
         best.cpu().numpy() if train_ids is None else train_ids, None if certain is None else certain.cpu().numpy()
     )
 
 
 def enlarged(logits: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:
-    """Rows top .. bottom - 1 of logits (C, h, w) enlarged bilinearly to `size`: float32 (C, bottom - top, W)."""
+    """Enlarge logits (C, h, w) bilinearly to `size`, rows top to bottom - 1 only: float32 (C, bottom - top, W)."""
     height = logits.shape[1]
     at = (torch.arange(top, bottom, device=logits.device) + 0.5) * (height / size[0]) - 0.5
     at = at.clamp(min=0)
@@ -101,7 +89,7 @@ def enlarged(logits: Tensor, size: tuple[int, int], top: int, bottom: int) -> Te
 
 
 def view(network: Network, image: Tensor, scale: float, mirrored: bool, options: InferenceConfig) -> Tensor:
-    """Logits (C, h, w) of the picture enlarged by `scale` and perhaps mirrored, the right way round again."""
+    """Logits (C, h, w) of the image resized by `scale`; if mirrored, they are mirrored back."""
     seen = image
     if scale != 1:
         size = [max(1, round(extent * scale)) for extent in image.shape[-2:]]
@@ -111,7 +99,7 @@ def view(network: Network, image: Tensor, scale: float, mirrored: bool, options:
 
 
 def windows(network: Network, image: Tensor, options: InferenceConfig) -> Tensor:
-    """Logits (C, h, w) of the whole picture, or in each cell the mean over the windows that cover it."""
+    """Logits (C, h, w) of the whole image, or in each cell the mean over the windows that cover it."""
     height, width = image.shape[-2:]
     if options.tile is None or (options.tile[0] >= height and options.tile[1] >= width):
         return network(image)[0]
@@ -131,8 +119,11 @@ def windows(network: Network, image: Tensor, options: InferenceConfig) -> Tensor
 
 
 def spans(extent: int, tile: int, overlap: float) -> list[tuple[int, int]]:
-    """First and last + 1 pixels of windows that cover 0 .. extent - 1, begin at multiples of ALIGNED, and overlap by
-    the share asked for or more (by what ALIGNED leaves of it). The last one may be a little longer than the tile."""
+    """(first, last + 1) pixels of windows that cover 0 to extent - 1 and start at multiples of ALIGNED.
+
+    They overlap by at least the fraction `overlap` of a tile, as far as ALIGNED allows. The last one may be slightly
+    longer than the tile.
+    """
     if tile >= extent:
         return [(0, extent)]
     stride = max(ALIGNED, int(tile * (1 - overlap)) // ALIGNED * ALIGNED)

@@ -1,12 +1,11 @@
-"""Scores from int64 counts over a whole data set, by the rules of each benchmark's own evaluation script.
+"""Scores from int64 counts over a whole dataset, by the rules of each benchmark's own evaluation script.
 
-Everything is counted in label ids, as the scripts do. What is counted adds up: over pictures, and over processes.
+Everything is counted in label ids, as the scripts do. Counts add up over images and over processes.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import cv2
 import numpy as np
 
 from segtrain.config import IGNORE_INDEX
@@ -14,14 +13,15 @@ from segtrain.data.labels import LabelTable
 from segtrain.data.rules import PLAIN, Rules
 from segtrain.distributed.group import all_reduce_arrays
 from segtrain.native.pixels import joint_histogram
+from segtrain.scoring.boundary import boundary_counts
 
 
 class Scores:
-    """What was counted, and the scores that follow from it.
+    """Counts of labelled and predicted pixels, and the scores that follow from them.
 
     pixels: int64 (256, 256), label id x predicted id. weighted: float64 (256, 256), the same over the pixels of
-    objects, each pixel with (average size of the class / size of the object). boundary: int64 (2, C), intersection
-    and union of the classes' boundary bands, or None. images: how many pictures.
+    objects, each pixel weighted by (average object size of the class / size of its object). boundary: int64 (2, C),
+    intersection and union of the classes' boundary bands, or None. images: number of images counted.
     """
 
     def __init__(self, table: LabelTable, rules: Rules = PLAIN, boundary: bool = False) -> None:
@@ -44,9 +44,9 @@ class Scores:
         self, ids: np.ndarray, predicted: np.ndarray, instances: np.ndarray | None = None,
         to_id: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        """One picture: uint8 (H, W) label ids and predicted ids, and the integer (H, W) instance values if known.
+        """Count one image: uint8 (H, W) label ids and predicted ids, and integer (H, W) instance values if known.
 
-        to_id: uint8 (256,), what was predicted -> id, if that is not the same; `translate` must follow at the end.
+        to_id: uint8 (256,), predicted value -> id, where they differ; call `translate` after the last image.
         """
         joint_histogram(ids, predicted, self.pixels)
         self.images += 1
@@ -82,7 +82,7 @@ class Scores:
         np.add.at(self.weighted, label, found * (average / sizes[objects])[:, None])
 
     def translate(self, to_id: np.ndarray) -> None:
-        """From what was predicted to ids."""
+        """Map the columns, predicted values, to ids. to_id: uint8 (256,)."""
         for name in ("pixels", "weighted"):
             columns = getattr(self, name)
             moved = np.zeros_like(columns)
@@ -90,18 +90,21 @@ class Scores:
             setattr(self, name, moved)
 
     def all_reduce(self) -> None:
-        """Over all processes of this command, so that every one of them has the whole."""
+        """Add up the counts of all processes of this command. A collective call."""
         number = np.array([self.images, self.images_with_instances])
         all_reduce_arrays(
             number, self.object_pixels, self.pixels, self.weighted, *([] if self.boundary is None else [self.boundary])
         )
         self.images, self.images_with_instances = map(int, number)
 
-    # ------------------------------------------------------------------------------------------------ what follows
+    # ------------------------------------------------------------------------------------------------------- scores
 
     def confusion(self) -> np.ndarray:
-        """int64 (C, C + 1), ground truth x prediction; the last column counts evaluated pixels for which something
-        outside the classes was predicted. Pixels without an evaluated label never count."""
+        """The confusion matrix int64 (C, C + 1), ground truth x prediction, in train ids.
+
+        The last column counts evaluated pixels that were predicted as something outside the classes. Pixels without
+        an evaluated label never count.
+        """
         classes = self.table.num_classes
         by_class = np.zeros((classes + 1, classes + 1), np.int64)
         index = np.minimum(self.class_of, classes)
@@ -109,14 +112,14 @@ class Scores:
         return by_class[:classes]
 
     def evaluated(self) -> np.ndarray:
-        """`confusion` as the rules see it."""
+        """The confusion matrix after the rule for predictions outside the classes."""
         matrix = self.confusion()
         if self.rules.ignored_prediction == "dropped":
             matrix[:, -1] = 0
         return matrix
 
     def result(self) -> dict[str, Any]:
-        """All scores as fractions, ready for JSON: None for what is left out, never NaN."""
+        """All scores as fractions, ready for JSON: None, never NaN, for a class that is left out."""
         names, matrix = self.table.names, self.evaluated()
         iou, labelled = iou_of(matrix, self.rules.absent), matrix.sum(1)
         total, there = int(labelled.sum()), labelled > 0
@@ -126,17 +129,18 @@ class Scores:
             "pixel_accuracy": float(hits.sum() / total) if total else None,
             "mean_accuracy": float((hits[there] / labelled[there]).mean()) if total else None,
             "frequency_weighted_iou": float((labelled[there] * iou[there]).sum() / total) if total else None,
-            "per_class": by_name(names, iou),
+            "per_class": named_values(names, iou),
             "classes_averaged": int((~np.isnan(iou)).sum()),
             "classes_in_ground_truth": int(there.sum()),
         }
         leaves = {name: [index] for index, name in enumerate(names)}
-        result |= named("iiou", "per_class_iiou", self.object_scores(leaves, matrix))
+        result |= object_means("iiou", "per_class_iiou", self.object_scores(leaves, matrix))
         levels = self.levels()
         for level, groups in enumerate(levels):
-            grouped = by_name(list(groups), iou_of(merged(matrix, groups.values()), self.rules.absent))
+            counts = merge_classes(matrix, groups.values())
+            grouped = named_values(groups, iou_of(counts, self.rules.absent))
             scores = {"miou": mean(grouped.values()), "per_class": grouped}
-            scores |= named("iiou", "per_class_iiou", self.object_scores(groups, merged(matrix, groups.values())))
+            scores |= object_means("iiou", "per_class_iiou", self.object_scores(groups, counts))
             if level == 0:
                 result |= {"category_miou": scores["miou"], "category_iiou": scores["iiou"],
                            "per_category": grouped, "per_category_iiou": scores["per_class_iiou"]}  # fmt: skip
@@ -147,7 +151,7 @@ class Scores:
         if self.boundary is not None:
             inside, union = self.boundary
             bands = np.divide(inside, union, out=np.full(len(union), np.nan), where=union > 0)
-            result |= {"boundary_miou": mean(bands), "per_class_boundary_iou": by_name(names, bands)}
+            result |= {"boundary_miou": mean(bands), "per_class_boundary_iou": named_values(names, bands)}
         return result
 
     def levels(self) -> list[dict[str, list[int]]]:
@@ -164,8 +168,10 @@ class Scores:
         return result
 
     def object_scores(self, groups: Mapping[str, list[int]], matrix: np.ndarray) -> dict[str, float] | None:
-        """Instance-weighted IoU (NaN: no such object) of the groups all of whose classes consist of objects; None
-        unless every picture had instances that agree with its labels. matrix: of the groups."""
+        """Instance-weighted IoU of the groups all of whose classes consist of objects; NaN: no such object occurs.
+
+        None unless every image had instances that agree with its labels. matrix: (G, G + 1) counts of the groups.
+        """
         if self.images_with_instances < max(self.images, 1) or self.instances_disagree():
             return None
         result = {}
@@ -190,17 +196,19 @@ class Scores:
         return bool(self.object_pixels[1] < 0.5 * self.object_pixels[0])
 
     def kin(self, ids: np.ndarray) -> np.ndarray:
-        """All ids with objects in the category of `ids`, the ignored ones too: Cityscapes takes a caravan predicted
-        where a car is for a vehicle found."""
+        """All ids with objects in the category of `ids`, ignored ids too.
+
+        For Cityscapes, a caravan predicted where a car is counts as a vehicle found.
+        """
         category = next(row["category"] for row in self.table.rows if row["id"] == ids[0])
         return np.array([r["id"] for r in self.table.rows if r["category"] == category and r["has_instances"]])
 
     def outside(self, members: list[int]) -> np.ndarray:
-        """bool (256,): ids that are evaluated, but in none of these classes."""
+        """bool (256,): evaluated ids that are in none of these classes."""
         return (self.class_of != IGNORE_INDEX) & ~np.isin(self.class_of, members)
 
     def under_other_rules(self) -> dict[str, float | None]:
-        """mIoU of the same counts as other tools define it; these differ by whole points on small splits."""
+        """mIoU of the same counts as other tools define it; on small splits these differ by whole points."""
         full, lenient = self.confusion(), self.confusion()
         lenient[:, -1] = 0
         union, truth = iou_of(full, "union"), iou_of(full, "ground truth")
@@ -217,15 +225,15 @@ class Scores:
 
 
 def iou_of(matrix: np.ndarray, absent: str) -> np.ndarray:
-    """TP / (TP + FP + FN) float64 (C,) of (C, C + 1) counts; NaN for a class that the rule leaves out."""
+    """TP / (TP + FP + FN) as float64 (C,) from (C, C + 1) counts; NaN for a class that the rule leaves out."""
     hits, labelled = np.diagonal(matrix), matrix.sum(1)
     union = labelled + matrix[:, :-1].sum(0) - hits
     counts = union > 0 if absent == "union" else labelled > 0
     return np.divide(hits, union, out=np.full(len(hits), np.nan), where=counts)
 
 
-def merged(matrix: np.ndarray, groups: Iterable[list[int]]) -> np.ndarray:
-    """(C, C + 1) counts -> (G, G + 1) of groups of classes."""
+def merge_classes(matrix: np.ndarray, groups: Iterable[list[int]]) -> np.ndarray:
+    """Counts (C, C + 1) of classes -> (G, G + 1) of groups of classes."""
     members = np.zeros((0, matrix.shape[0]), np.int64)
     for group in groups:
         members = np.vstack([members, np.isin(np.arange(matrix.shape[0]), group)])
@@ -233,65 +241,16 @@ def merged(matrix: np.ndarray, groups: Iterable[list[int]]) -> np.ndarray:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Of those that are there; None if none is."""
+    """Mean of the values that are neither None nor NaN; None if there is none."""
     known = [float(value) for value in values if value is not None and not np.isnan(value)]
     return float(np.mean(known)) if known else None
 
 
-def by_name(names: Iterable[str], values: Iterable[float]) -> dict[str, float | None]:
+def named_values(names: Iterable[str], values: Iterable[float]) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else float(value) for name, value in zip(names, values, strict=True)}
 
 
-def named(average: str, each: str, scores: Mapping[str, float] | None) -> dict[str, Any]:
+def object_means(average: str, each: str, scores: Mapping[str, float] | None) -> dict[str, Any]:
     if scores is None:
         return {average: None, each: None}
-    return {average: mean(scores.values()), each: by_name(scores, scores.values())}
-
-
-def boundary_counts(target: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
-    """int64 (2, classes): intersection and union of boundary bands (Cheng et al., Boundary IoU, CVPR 2021).
-
-    target, prediction: uint8 (H, W) train ids. The band of a mask is what lies in it, at most 2 % of the picture's
-    diagonal from its edge. Pixels without a label do not count.
-    """
-    result = np.zeros((2, classes), np.int64)
-    width = max(1, round(0.02 * float(np.hypot(*target.shape))))
-    labelled = target != IGNORE_INDEX
-
-    def band(mask: np.ndarray) -> np.ndarray:
-        padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-        inner: np.ndarray = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
-        return (mask > inner) & labelled
-
-    for index in np.intersect1d(np.union1d(target, prediction), np.arange(classes)):
-        truth, answer = (band((labels == index).astype(np.uint8)) for labels in (target, prediction))
-        result[:, index] = (truth & answer).sum(), (truth | answer).sum()
-    return result
-
-
-class PositionPrior:
-    """A predictor that never looks at the picture: for each place the class most often found there in training.
-
-    Places are cells of a grid that every picture is stretched onto. Its mIoU is what position alone is worth.
-    """
-
-    def __init__(self, num_classes: int, grid: tuple[int, int] = (64, 128)) -> None:
-        self.grid = grid
-        self.counts = np.zeros((*grid, num_classes), np.int64)
-
-    def cells(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Grid row of each picture row, grid column of each picture column."""
-        rows, columns = (np.arange(n) * cells // n for n, cells in zip(shape, self.grid, strict=True))
-        return rows[:, None], columns[None, :]
-
-    def add(self, target: np.ndarray) -> None:
-        """target: uint8 (H, W) train ids of a training picture."""
-        classes = self.counts.shape[2]
-        rows, columns = self.cells(target.shape)
-        known = target < classes
-        flat = ((rows * self.grid[1] + columns) * classes + np.where(known, target, 0))[known]
-        self.counts += np.bincount(flat, minlength=self.counts.size).reshape(self.counts.shape)
-
-    def predict(self, shape: tuple[int, ...]) -> np.ndarray:
-        """uint8 (H, W) train ids for a picture of that shape."""
-        return self.counts.argmax(2).astype(np.uint8)[self.cells(shape)]
+    return {average: mean(scores.values()), each: named_values(scores, scores.values())}

@@ -1,39 +1,46 @@
-"""The task of naming whole pictures: its data, its loss and its scores, as the training loop (training.py) wants them.
+"""Image classification, one class per image: its data and loss for training, and its evaluator.
 
-segmentation.py is the same for pixels.
+segmentation.py is the same for one class per pixel.
 """
 
-import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segtrain.config import EvaluateConfig, InferenceConfig, ModelConfig, TrainConfig, refuse_other_task
-from segtrain.console import Progress, say
-from segtrain.data.classify.images import PUBLISHED, Pictures, TrainingPictures, Views, batches_of, list_pictures, views
-from segtrain.data.labels import read_image, read_json_table
-from segtrain.device import describe_device, resolve_device
-from segtrain.distributed.group import World, all_reduce_arrays
+from segtrain.config import DatasetConfig, EvaluateConfig, InferenceConfig, ModelConfig, TrainConfig
+from segtrain.console import say
+from segtrain.data.classify.loader import TrainingImages, Views, batches_of
+from segtrain.data.classify.samples import ClassImages
+from segtrain.data.classify.views import crop_views
+from segtrain.data.dataset import classification_spec, list_images
+from segtrain.data.images import read_image
+from segtrain.data.labels import read_json_table
 from segtrain.errors import DataError
-from segtrain.files import write_atomically
 from segtrain.losses import Loss
-from segtrain.scoring import figures as pictures
-from segtrain.scoring.inference import normalise
-from segtrain.scoring.report import code_version, file_hash, fingerprints, names_hash, print_table
-from segtrain.tasks.evaluation import Found, Watch, describe, restored, result_folder
+from segtrain.models.preprocess import normalise_images
+from segtrain.scoring import figures
+from segtrain.scoring.accuracies import Accuracies
+from segtrain.scoring.extra_metrics import metric_scalars
+from segtrain.scoring.predictor import LoadedNetwork
+from segtrain.scoring.report import (
+    Evaluation,
+    code_version,
+    names_hash,
+    seen_in_training,
+)
+from segtrain.tasks.base import Evaluator, Task
 
-BATCH = 32  # views of pictures that are looked at together
+BATCH = 32  # images that go through the network together, or views of them
+EXAMPLES = "val/pictures"  # name of the example predictions in the log
 
 
-class PictureCrossEntropy(Loss):
-    """Cross-entropy of whole pictures, all alike."""
+class ImageCrossEntropy(Loss):
+    """Cross-entropy over images, all with the same weight."""
 
     def __init__(self, label_smoothing: float) -> None:
         self.label_smoothing = label_smoothing
@@ -46,267 +53,193 @@ class PictureCrossEntropy(Loss):
         return F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=self.label_smoothing)
 
 
-class Answer(NamedTuple):
-    """numbers: of the pictures. best: int64 (N, min(5, C)), the classes of the highest scores, the highest first."""
+class Classification(Task):
+    """The task of a training on images with one class each."""
+
+    metric = "top1"
+    final_scores = ("top1", "top5")
+    batch_of = "images of"
+    table = None
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.samples = list_images(config.dataset, config.dataset.train_split)
+        self.val_samples = list_images(config.dataset, config.dataset.val_split)
+        refuse_other_classes(self.val_samples, self.samples.classes, f"those of {self.samples.folder}")
+        if config.trainer.overfit is not None:
+            self.samples = self.val_samples = self.samples.first(config.trainer.overfit)
+        self.num_classes = len(self.samples.classes)
+        self.image_ids = classification_spec(config.dataset).identity(self.samples)
+        self.num_train, self.num_val = len(self.samples), len(self.val_samples)
+
+    @staticmethod
+    def check_options(config: TrainConfig) -> None:
+        """Check nothing: composing has checked everything."""
+
+    @property
+    def classes(self) -> dict[str, Any]:
+        return {"names": self.samples.classes, "of": "pictures"}
+
+    def loss(self) -> Loss:
+        return ImageCrossEntropy(self.config.loss.label_smoothing)
+
+    def check(self) -> None:
+        """Check nothing: reading 1.28 million images takes hours, and a damaged one is named when it is read."""
+
+    def data(self) -> TrainingImages:
+        return TrainingImages(self.samples, self.config.augmentation, self.config.trainer.seed)
+
+    def evaluator(
+        self, split: str | None = None, inference: InferenceConfig | None = None
+    ) -> "ClassificationEvaluator":
+        config = self.config
+        images = self.val_samples if split is None else list_images(config.dataset, split)
+        if split is None:
+            split = "train" if config.trainer.overfit is not None else config.dataset.val_split
+        return ClassificationEvaluator(config.dataset, split, images, config.model, inference or config.inference)
+
+    def draw(self, image: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, str]:
+        """The image with its class below, and the class in words."""
+        name = self.samples.classes[int(target)]
+        return figures.captioned(np.clip(image, 0, 255).astype(np.uint8), name), f"class {name}"
+
+    def sheet(self, rows: list[np.ndarray]) -> np.ndarray:
+        return figures.grid(rows)
+
+    def describe(self, result: Mapping[str, Any]) -> str:
+        return f"top-1 {100 * result['top1']:.2f} %, top-5 {100 * result['top5']:.2f} %"
+
+
+class TopK(NamedTuple):
+    """The network's answer for N images of these numbers. targets: int64 (N,). best: int64 (N, min(5, C)), the
+    classes of the highest logits, the highest first."""
 
     numbers: list[int]
     targets: np.ndarray
     best: np.ndarray
 
 
-class Classification:
-    """What a training of `config` learns from and is judged by. DataError where the data are not there."""
-
-    measure = "top1"
-    finals = ("top1", "top5")
-    shown = "pictures of"
-    panels = "val/pictures"
-    table = None
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-        self.samples = list_pictures(config.dataset, config.dataset.train_split)
-        self.val_samples = list_pictures(config.dataset, config.dataset.val_split)
-        refuse_other_classes(self.val_samples, self.samples.classes, f"those of {self.samples.folder}")
-        if config.trainer.overfit is not None:
-            self.samples = self.val_samples = self.samples.first(config.trainer.overfit)
-        self.num_classes = len(self.samples.classes)
-
-    @staticmethod
-    def check_options(config: TrainConfig) -> None:
-        """Nothing that config.py does not know."""
-
-    @property
-    def pictures(self) -> list[str]:
-        return identities(self.samples)
-
-    @property
-    def classes(self) -> dict[str, Any]:
-        """What a checkpoint keeps of them."""
-        return {"names": self.samples.classes, "of": "pictures"}
-
-    def loss(self) -> Loss:
-        return PictureCrossEntropy(self.config.loss.label_smoothing)
-
-    def check(self) -> None:
-        """Nothing: reading 1.28 million pictures takes hours, and a damaged one is named when its turn comes."""
-
-    def data(self) -> TrainingPictures:
-        return TrainingPictures(self.samples, self.config.augmentation, self.config.trainer.seed)
-
-    def drawn(self, image: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, str]:
-        name = self.samples.classes[int(target)]
-        return titled(np.clip(image, 0, 255).astype(np.uint8), name), f"class {name}"
-
-    def sheet(self, rows: list[np.ndarray]) -> np.ndarray:
-        return grid(rows)
-
-    def told(self, result: Mapping[str, Any]) -> str:
-        return f"top-1 {100 * result['top1']:.2f} %, top-5 {100 * result['top5']:.2f} %"
-
-    def write(self, folder: Path, result: dict[str, Any], confusion: Any) -> None:
-        write_result(folder, result, [])
-
-    def validate(
-        self, network: nn.Module, on: torch.device, world: World, workers: int, watch: Watch, kept: int
-    ) -> Found:
-        """Accuracies over the pictures of all processes. Every process calls it. kept: pictures to draw."""
-        config, some = self.config, self.val_samples
-        network.eval()
-        mine = list(range(world.rank, len(some), world.size))
-        answers = named(network, config.model, on, some, mine, config.inference, min(workers, len(mine)))
-        rounds = -(-len(range(0, len(some), world.size)) // batch_size(config.inference))
-        result, panels = accuracies(watch(answers, rounds), some, len(mine), config.inference, kept)
-        drawings = {self.panels: grid(panels)} if panels else {}
-        split = "train" if config.trainer.overfit is not None else config.dataset.val_split
-
-        def card(trained_on: torch.Tensor, how: dict[str, Any]) -> dict[str, Any]:
-            return protocol(config.dataset.name, split, some, seen_in_training(trained_on, some), how)
-
-        return Found(result, {"val/top1": result["top1"], "val/top5": result["top5"]}, drawings, card)
+class TopKCounts(Accuracies):
+    def add_answer(self, answer: TopK) -> None:
+        self.add(answer.targets, answer.best)
 
 
-# ---------------------------------------------------------------------------------------------------- counting
+class ClassificationEvaluator(Evaluator[TopK]):
+    """Top-1 and top-5 accuracies."""
+
+    def __init__(
+        self, data: DatasetConfig, split: str, images: ClassImages, model: ModelConfig, inference: InferenceConfig
+    ) -> None:
+        super().__init__(data.name, split, len(images), model, inference)
+        self.samples = images
+        self.spec = classification_spec(data)
+        self.batch_size = max(1, BATCH // 10) if inference.crops == "ten" else BATCH
+        self.is_validation = split == data.val_split
+
+    @classmethod
+    def of_checkpoint(cls, config: EvaluateConfig, path: Path, loaded: LoadedNetwork) -> "ClassificationEvaluator":
+        """The evaluator that `segtrain evaluate` asks for. DataError if the network has other classes."""
+        split = config.split or config.dataset.val_split
+        images, classes = list_images(config.dataset, split), loaded.metadata["classes"]
+        known = classes["names"]
+        if classes.get("numbered") and len(known) == len(images.classes):
+            say("classes     numbered in the order of the folders' names, as ImageNet's published networks have them")
+            known = images.classes
+        refuse_other_classes(images, known, f"the classes of {path}")
+        return cls(config.dataset, split, images, loaded.options, config.inference)
+
+    @torch.inference_mode()
+    def predict(self, network: nn.Module, device: torch.device, numbers: range, workers: int) -> Iterator[TopK]:
+        """Several views of an image: the mean of their logits, as published."""
+        batch: Views
+        for batch in batches_of(self.samples, list(numbers), self.inference, self.batch_size, workers):
+            seen = normalise_images(batch.images.flatten(0, 1).to(device), self.model.mean, self.model.std)
+            logits = network(seen).float().unflatten(0, batch.images.shape[:2]).mean(1)
+            best = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu().numpy()
+            yield TopK(batch.numbers, batch.targets.numpy(), best)
+
+    def counts(self) -> TopKCounts:
+        return TopKCounts(self.samples.classes)
+
+    def draw_answer(self, answer: TopK, place: int) -> np.ndarray:
+        """The first view with its class, and with the prediction where it is another one."""
+        number, classes = answer.numbers[place], self.samples.classes
+        target, predicted = int(answer.targets[place]), int(answer.best[place, 0])
+        text = classes[target] if predicted == target else f"{classes[predicted]} (is {classes[target]})"
+        image = read_image(self.samples.folder / self.samples.names[number])
+        return figures.captioned(crop_views(image, self.inference)[0], text)
+
+    def warnings(self, trained_on: Tensor | None) -> list[str]:
+        return seen_in_training(trained_on, self.spec.identity(self.samples))
+
+    def published(self, loaded: LoadedNetwork) -> dict[str, Any]:
+        accuracy = None
+        if self.is_validation:
+            accuracy = published_accuracy(loaded.metadata, self.inference, loaded.options.activation)
+        return {"published": accuracy}
+
+    def protocol(self, counts: TopKCounts, trained_on: Tensor | None, how: dict[str, Any]) -> dict[str, Any]:
+        images, total = self.samples, len(self.samples)
+        top, wanted = min(5, len(images.classes)), self.spec.published.get(self.split)
+        warnings = self.warnings(trained_on)
+        if wanted is not None and wanted != total:
+            warnings.append(
+                f"{total} pictures, but {self.dataset} {self.split} has {wanted} as published: the figure is not "
+                "comparable with published ones"
+            )
+        result = {
+            "dataset": self.dataset,
+            "split": self.split,
+            "split_sha256": names_hash(images.names),
+            "images": {"expected": total, "seen": total, "published": wanted},
+            "rules": f"top-1 and top-{top}: the class is the first, or one of the first {top}, by its logit; several "
+            "views of a picture: by the mean of their logits (inplace_abn v0.1.1, test_imagenet)",
+            "classes": len(images.classes),
+            **how,
+            "code": code_version(),
+            "warnings": warnings,
+        }
+        if "published" in result:
+            result["published"] = result.pop("published")  # to the end
+        return result
+
+    def evaluation(
+        self, counts: TopKCounts, panels: list[np.ndarray], described: dict[str, Any], protocol: dict[str, Any]
+    ) -> Evaluation:
+        result = counts.result() | described | {"protocol": protocol}
+        scalars = {"val/top1": result["top1"], "val/top5": result["top5"]} | metric_scalars(result)
+        examples = figures.grid(panels) if panels else None
+        return Evaluation(result, scalars, {} if examples is None else {EXAMPLES: examples}, None, examples)
 
 
-def batch_size(options: InferenceConfig) -> int:
-    return max(1, BATCH // 10) if options.crops == "ten" else BATCH
+# ------------------------------------------------------------------------------------------------- images and classes
 
 
-@torch.inference_mode()
-def named(
-    network: nn.Module, model: ModelConfig, on: torch.device, some: Pictures, numbers: list[int],
-    options: InferenceConfig, workers: int,
-) -> Iterator[Answer]:  # fmt: skip
-    """The network's answers, in batches. Several views of a picture: the mean of their logits, as published."""
-    batch: Views
-    for batch in batches_of(some, numbers, options, batch_size(options), workers):
-        images = batch.images.flatten(0, 1).to(on)
-        logits = network(normalise(images, model.mean, model.std)).float()
-        logits = logits.unflatten(0, batch.images.shape[:2]).mean(1)
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu().numpy()
-        yield Answer(batch.numbers, batch.targets.numpy(), best)
-
-
-def accuracies(
-    answers: Iterable[Answer], some: Pictures, total: int, options: InferenceConfig, kept: int
-) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Counts of all processes as fractions, and `kept` pictures of this one with what was said of them."""
-    classes = len(some.classes)
-    right, in_five, seen = np.zeros(classes, np.int64), np.zeros(classes, np.int64), np.zeros(classes, np.int64)
-    shown = {round(i * (total - 1) / max(kept - 1, 1)) for i in range(kept)}
-    panels: list[np.ndarray] = []
-    progress, done = Progress("evaluating", total), 0
-    for answer in answers:
-        hits = answer.best == answer.targets[:, None]
-        np.add.at(seen, answer.targets, 1)
-        np.add.at(right, answer.targets, hits[:, 0])
-        np.add.at(in_five, answer.targets, hits.any(1))
-        for place, number in enumerate(answer.numbers):
-            if done + place in shown:
-                panels.append(captioned(some, number, int(answer.best[place, 0]), options))
-        done += len(answer.numbers)
-        progress.show(done)
-    all_reduce_arrays(right, in_five, seen)
-    each = {name: float(right[i] / seen[i]) if seen[i] else None for i, name in enumerate(some.classes)}
-    images = int(seen.sum())
-    result = {"top1": int(right.sum()) / images, "top5": int(in_five.sum()) / images, "images": images}
-    return result | {"per_class_top1": each}, panels
-
-
-def protocol(dataset: str, split: str, some: Pictures, warnings: list[str], how: dict[str, Any]) -> dict[str, Any]:
-    """The card in evaluation.json."""
-    top, wanted = min(5, len(some.classes)), PUBLISHED.get(split)
-    if wanted is not None and wanted != len(some):
-        warnings = [*warnings, f"{len(some)} pictures, but {dataset} {split} has {wanted} as published: "
-                               "the figure is not comparable with published ones"]  # fmt: skip
-    return {
-        "dataset": dataset,
-        "split": split,
-        "split_sha256": names_hash(some.names),
-        "images": {"expected": len(some), "seen": len(some), "published": wanted},
-        "rules": f"top-1 and top-{top}: the class is the first, or one of the first {top}, by its logit; several views "
-        "of a picture: by the mean of their logits (inplace_abn v0.1.1, test_imagenet)",
-        "classes": len(some.classes),
-        **how,
-        "code": code_version(),
-        "warnings": warnings,
-    }
-
-
-PUBLISHED_NAME = re.compile(r"(n\d{8}|ILSVRC2012_(val|test))_\d+\.JPEG")
-
-
-def identities(some: Pictures) -> list[str]:
-    """Which pictures these are: ImageNet's by their own names, in whatever folder; others by their place in a split."""
-    files = ((name, name.rpartition("/")[2]) for name in some.names)
-    return [
-        f"imagenet/{file}" if PUBLISHED_NAME.fullmatch(file) else f"{some.folder.name}/{name}" for name, file in files
-    ]
-
-
-def seen_in_training(trained_on: torch.Tensor | None, some: Pictures) -> list[str]:
-    if trained_on is None:
-        return []
-    twice = int(torch.isin(fingerprints(identities(some)), trained_on).sum())
-    text = f"{twice} of the {len(some)} pictures were in this checkpoint's training: the score is too high"
-    return [text] if twice else []
-
-
-# ---------------------------------------------------------------------------------------------------- pictures
-
-
-def captioned(some: Pictures, number: int, said: int, options: InferenceConfig) -> np.ndarray:
-    """A picture with its class and what the network took it for."""
-    target = int(some.targets[number])
-    word = some.classes[target] if said == target else f"{some.classes[said]} (is {some.classes[target]})"
-    return titled(views(read_image(some.folder / some.names[number]), options)[0], word)
-
-
-def titled(image: np.ndarray, text: str) -> np.ndarray:
-    """uint8 (h, w, 3) with a line of text below."""
-    line = np.full((18, image.shape[1], 3), 255, np.uint8)
-    cv2.putText(line, text[: image.shape[1] // 7], (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.concatenate([image, line])
-
-
-def grid(panels: list[np.ndarray], columns: int = 6) -> np.ndarray:
-    """Panels of one size in rows."""
-    blank = np.full_like(panels[0], 255)
-    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
-    width = min(columns, len(panels))
-    return np.concatenate([np.concatenate(row + [blank] * (width - len(row)), axis=1) for row in rows])
-
-
-# ---------------------------------------------------------------------------------------------------- the command
-
-
-def evaluate_share(config: EvaluateConfig, world: World) -> dict[str, Any]:
-    """`segtrain evaluate dataset=imagenet`: top-1 and top-5 of a checkpoint beside what is published for it."""
-    on = resolve_device(config.device)
-    path = Path(config.checkpoint or "")
-    data, options = config.dataset, config.inference
-    split = config.split or data.val_split
-    network, model, content = restored(path, on, config.checkpoint_weights, config.activation)
-    refuse_other_task(path, model.head, type(data), data.name)
-    some = list_pictures(data, split)
-    say(f"checkpoint  {path}, step {content['step']}")
-    say(f"evaluating  {data.name} {split}, inference {options.name}, on {describe_device(on)}")
-    known = content["classes"]["names"]
-    if content["classes"].get("numbered") and len(known) == len(some.classes):
-        say("classes     numbered in the order of the folders' names, as ImageNet's published networks have them")
-        known = some.classes
-    refuse_other_classes(some, known, f"the classes of {path}")
-    warnings = seen_in_training(content.get("trained_on"), some)
-    mine = list(range(world.rank, len(some), world.size))
-    answers = named(network, model, on, some, mine, options, min(config.loader.count(), len(mine)))
-    result, panels = accuracies(answers, some, len(mine), options, config.pictures)
-    result |= describe(data.name, split, options, str(path), content["step"])
-    how = {"inference": result["inference"], "precision": "float32", "processes": world.size,
-           "weights": "averaged" if "ema" in content and config.checkpoint_weights != "raw" else "raw",
-           "activation": model.activation, "checkpoint_sha256": file_hash(path), "step": content["step"]}  # fmt: skip
-    figures = published(content, options, model.activation) if split == data.val_split else None
-    result["protocol"] = protocol(data.name, split, some, warnings, how) | {"published": figures}
-    if world.rank == 0:
-        print_table(result)
-        if figures is not None:
-            say(f"published       top-1 {figures['top1']:.2f} %, top-5 {figures['top5']:.2f} %  {figures['of']}\n")
-        folder = result_folder(config, path, content, split)
-        write_result(folder, result, panels)
-        print(folder / "evaluation.json")
-    return result
-
-
-def published(content: Mapping[str, Any], options: InferenceConfig, activation: str) -> dict[str, Any] | None:
-    """What was published of a recipe's network, or of a published file, evaluated in this way: percent."""
-    tables = read_json_table("paper")
-    way = {"resize": options.resize, "crop": options.crop, "crops": options.crops}
-    inference = next((name for name, known in tables["protocols"].items() if known == way), "")
-    recipe, known = content["config"].get("experiment"), content.get("known")
-    trained = content["config"]["model"]["activation"]
-    for row in tables["rows"]:
-        backbone = content["config"]["model"]["backbone"].removesuffix("_pooled")
-        this = (row["recipe"] == recipe and f"_{backbone}" in recipe) or (known and row.get("weights") == known)
-        figures = row.get("top1_top5", {})
-        if this and row.get("activation", trained) == activation and inference in figures:
-            where = f"Table {row['table']} of the paper" if isinstance(row["table"], int) else "official README"
-            top1, top5 = figures[inference]
-            return {"top1": top1, "top5": top5, "of": f"{row['row']} ({where})"}
-    return None
-
-
-def refuse_other_classes(some: Pictures, known: list[str], whose: str) -> None:
+def refuse_other_classes(images: ClassImages, known: list[str], whose: str) -> None:
     """DataError unless the folders of classes are the known ones."""
-    if some.classes != known:
-        strange = sorted(set(some.classes) - set(known)) or sorted(set(known) - set(some.classes))
+    if images.classes != known:
+        strange = sorted(set(images.classes) - set(known)) or sorted(set(known) - set(images.classes))
         raise DataError(
-            f"{some.folder} has {len(some.classes)} folders of classes, and {whose} are {len(known)} "
+            f"{images.folder} has {len(images.classes)} folders of classes, and {whose} are {len(known)} "
             f"({', '.join(strange[:3])} on one side only): both must have the same ones"
         )
 
 
-def write_result(folder: Path, result: dict[str, Any], panels: list[np.ndarray]) -> None:
-    """evaluation.json and, where there are panels, predictions.png."""
-    if panels:
-        pictures.write(folder / "predictions.png", grid(panels))
-    write_atomically(folder / "evaluation.json", json.dumps(result, indent=2).encode() + b"\n")
+def published_accuracy(
+    content: Mapping[str, Any], inference: InferenceConfig, activation: str
+) -> dict[str, Any] | None:
+    """Published accuracies in percent of a recipe's network, or of a published file, under the same inference."""
+    tables = read_json_table("paper")
+    options = {"resize": inference.resize, "crop": inference.crop, "crops": inference.crops}
+    name = next((name for name, known in tables["protocols"].items() if known == options), "")
+    recipe, known = content["config"].get("experiment"), content.get("known")
+    trained = content["config"]["model"]["activation"]
+    for row in tables["rows"]:
+        backbone = content["config"]["model"]["backbone"].removesuffix("_pooled")
+        same = (row["recipe"] == recipe and f"_{backbone}" in recipe) or (known and row.get("weights") == known)
+        accuracies = row.get("top1_top5", {})
+        if same and row.get("activation", trained) == activation and name in accuracies:
+            where = f"Table {row['table']} of the paper" if isinstance(row["table"], int) else "official README"
+            top1, top5 = accuracies[name]
+            return {"top1": top1, "top5": top5, "of": f"{row['row']} ({where})"}
+    return None

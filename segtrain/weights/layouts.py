@@ -1,7 +1,7 @@
-"""Whose names tensors have: our own and those of every known kind of file, as tables.
+"""Key layouts: the names under which each known kind of file stores our tensors.
 
-Everything in between has one naming, that of a Segmenter's state_dict: body. head. cls. and, for whole pictures,
-classifier.fc. A form says where each of these tensors lies in somebody's file (`place`).
+All code in between uses one naming, that of a Segmenter's state_dict: `body.`, `head.`, `cls.`, and `classifier.fc.`
+for image classification. A layout says where each of these tensors lies in a file (`locate`).
 """
 
 import re
@@ -17,10 +17,12 @@ from segtrain.errors import UsageError
 LEAVES = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 
 
-class Row(NamedTuple):
-    """Our names that fit `ours` lie under `theirs`, whose {} are the groups of `ours`, numbers less `minus`.
+class KeyRule(NamedTuple):
+    """Our keys that match the pattern `ours` lie under the keys `theirs`.
 
-    Several of theirs are joined along the first dimension. fifths: of a reduction of five branches, which columns.
+    {} in `theirs` are the groups of `ours`, numbers reduced by `minus`. Several tensors are concatenated along
+    dimension 0.
+    fifths: range of input channels, in fifths, of a convolution that reduces five concatenated branches.
     """
 
     ours: str
@@ -29,143 +31,148 @@ class Row(NamedTuple):
     fifths: tuple[int, int] = (0, 5)
 
 
-def row(ours: str, *theirs: str, minus: tuple[int, ...] = (), fifths: tuple[int, int] = (0, 5)) -> Row:
-    return Row(ours, theirs, minus, fifths)
+def rule(ours: str, *theirs: str, minus: tuple[int, ...] = (), fifths: tuple[int, int] = (0, 5)) -> KeyRule:
+    return KeyRule(ours, theirs, minus, fifths)
 
 
-def resnet_rows(prefix: str) -> tuple[Row, ...]:
-    """A ResNet as torchvision and timm name it: stem, layer1.0.conv1, downsample.0 (convolution) and .1 (norm)."""
+def resnet_rules(prefix: str) -> tuple[KeyRule, ...]:
+    """Rules for torchvision's and timm's ResNets: layer1.0.conv1, downsample.0 (convolution), downsample.1 (norm)."""
     block = prefix + "layer{}.{}."
     return (
-        row(r"body\.mod1\.(\w+)\.(\w+)", prefix + "{}.{}"),
-        row(r"body\.mod(\d)\.block(\d+)\.convs\.(\w+)\.(\w+)", block + "{}.{}", minus=(1, 1)),
-        row(r"body\.mod(\d)\.block(\d+)\.proj_conv\.(\w+)", block + "downsample.0.{}", minus=(1, 1)),
-        row(r"body\.mod(\d)\.block(\d+)\.proj_bn\.(\w+)", block + "downsample.1.{}", minus=(1, 1)),
+        rule(r"body\.mod1\.(\w+)\.(\w+)", prefix + "{}.{}"),
+        rule(r"body\.mod(\d)\.block(\d+)\.convs\.(\w+)\.(\w+)", block + "{}.{}", minus=(1, 1)),
+        rule(r"body\.mod(\d)\.block(\d+)\.proj_conv\.(\w+)", block + "downsample.0.{}", minus=(1, 1)),
+        rule(r"body\.mod(\d)\.block(\d+)\.proj_bn\.(\w+)", block + "downsample.1.{}", minus=(1, 1)),
     )
 
 
-class Form(NamedTuple):
-    """mark: a tensor that only this form has. explained: tensors that have no place here, and why."""
+class KeyLayout(NamedTuple):
+    """The names of one kind of file.
+
+    mark: a key that identifies the layout. activation, scale: of its norm layers, unless the file says otherwise.
+    explained: (pattern of keys that have no place in our networks, reason).
+    """
 
     title: str
     mark: str
-    rows: tuple[Row, ...]
+    rules: tuple[KeyRule, ...]
     activation: str
     scale: str
     explained: tuple[tuple[str, str], ...] = ()
 
 
-NO_CLASSES = "classes of whole pictures"
-WHOLE_PICTURES = ("official", "nvidia", "torchvision")  # forms of ImageNet classifiers
-BARE_SUM = "the head reads the sum before this norm"
-FORMS = {  # the first whose mark is there: NVIDIA's have that of the official one too
-    "segmenter": Form(
+IMAGE_CLASSES = "classifier of images"
+CLASSIFIERS = ("official", "nvidia", "torchvision")  # layouts of ImageNet classifiers
+NORM_AFTER_SUM = "the head reads the sum before this norm"
+LAYOUTS = {  # the first whose mark is in a file: NVIDIA's files have the official mark too
+    "segmenter": KeyLayout(
         "segmentation network (body, head, cls)", "body.mod1.conv1.weight",
-        (row(r"((?:body|head|cls)\..*)", "{}"),), "leaky_relu", "abs",
-        ((r"body\.bn_out\.", BARE_SUM),),
+        (rule(r"((?:body|head|cls)\..*)", "{}"),), "leaky_relu", "abs",
+        ((r"body\.bn_out\.", NORM_AFTER_SUM),),
     ),
-    "torchvision": Form(
+    "torchvision": KeyLayout(
         "ImageNet classifier, torchvision's or timm's names", "layer1.0.conv1.weight",
-        (*resnet_rows(""), row(r"classifier\.fc\.(\w+)", "fc.{}")), "relu", "signed", ((r"fc\.", NO_CLASSES),),
+        (*resnet_rules(""), rule(r"classifier\.fc\.(\w+)", "fc.{}")), "relu", "signed", ((r"fc\.", IMAGE_CLASSES),),
     ),
-    "torchvision_deeplabv3": Form(
+    "torchvision_deeplabv3": KeyLayout(
         "torchvision's DeepLabV3", "backbone.layer1.0.conv1.weight",
         (
-            *resnet_rows("backbone."),
-            row(r"head\.map_convs\.0\.(\w+)", "classifier.0.convs.0.0.{}"),
-            row(r"head\.map_convs\.([123])\.(\w+)", "classifier.0.convs.{}.0.{}"),
-            row(r"head\.map_bn\.(\w+)", *(f"classifier.0.convs.{i}.1.{{}}" for i in range(4))),
-            row(r"head\.global_pooling_conv\.(\w+)", "classifier.0.convs.4.1.{}"),
-            row(r"head\.global_pooling_bn\.(\w+)", "classifier.0.convs.4.2.{}"),
-            row(r"head\.red_conv\.(\w+)", "classifier.0.project.0.{}", fifths=(0, 4)),
-            row(r"head\.pool_red_conv\.(\w+)", "classifier.0.project.0.{}", fifths=(4, 5)),
-            row(r"head\.red_bn\.(\w+)", "classifier.0.project.1.{}"),
-            row(r"head\.refine_conv\.(\w+)", "classifier.1.{}"),
-            row(r"head\.refine_bn\.(\w+)", "classifier.2.{}"),
-            row(r"cls\.(\w+)", "classifier.4.{}"),
+            *resnet_rules("backbone."),
+            rule(r"head\.map_convs\.0\.(\w+)", "classifier.0.convs.0.0.{}"),
+            rule(r"head\.map_convs\.([123])\.(\w+)", "classifier.0.convs.{}.0.{}"),
+            rule(r"head\.map_bn\.(\w+)", *(f"classifier.0.convs.{i}.1.{{}}" for i in range(4))),
+            rule(r"head\.global_pooling_conv\.(\w+)", "classifier.0.convs.4.1.{}"),
+            rule(r"head\.global_pooling_bn\.(\w+)", "classifier.0.convs.4.2.{}"),
+            rule(r"head\.red_conv\.(\w+)", "classifier.0.project.0.{}", fifths=(0, 4)),
+            rule(r"head\.pool_red_conv\.(\w+)", "classifier.0.project.0.{}", fifths=(4, 5)),
+            rule(r"head\.red_bn\.(\w+)", "classifier.0.project.1.{}"),
+            rule(r"head\.refine_conv\.(\w+)", "classifier.1.{}"),
+            rule(r"head\.refine_bn\.(\w+)", "classifier.2.{}"),
+            rule(r"cls\.(\w+)", "classifier.4.{}"),
         ),
         "relu", "signed", ((r"aux_classifier\.", "a second head, used in training only"),),
     ),
-    "nvidia_deeplabv3plus": Form(
+    "nvidia_deeplabv3plus": KeyLayout(
         "NVIDIA's WideResNet-38 DeepLabV3+", "aspp.features.0.0.weight",
         (
-            row(rf"body\.(.*\bbn\d)\.{LEAVES}", "{}.0.{}"),
-            row(r"body\.(.*)", "{}"),
-            row(r"head\.map_convs\.(\d)\.(\w+)", "aspp.features.{}.0.{}"),
-            row(r"head\.map_bn\.(\w+)", *(f"aspp.features.{i}.1.{{}}" for i in range(4))),
-            row(r"head\.global_pooling_conv\.(\w+)", "aspp.img_conv.0.{}"),
-            row(r"head\.global_pooling_bn\.(\w+)", "aspp.img_conv.1.{}"),
-            row(r"head\.pool_red_conv\.(\w+)", "bot_aspp.{}", fifths=(0, 1)),
-            row(r"head\.red_conv\.(\w+)", "bot_aspp.{}", fifths=(1, 5)),
-            row(r"head\.fine_conv\.(\w+)", "bot_fine.{}"),
-            row(r"head\.conv1\.(\w+)", "final.0.{}"),
-            row(r"head\.bn1\.(\w+)", "final.1.{}"),
-            row(r"head\.conv2\.(\w+)", "final.3.{}"),
-            row(r"head\.bn2\.(\w+)", "final.4.{}"),
-            row(r"cls\.(\w+)", "final.6.{}"),
+            rule(rf"body\.(.*\bbn\d)\.{LEAVES}", "{}.0.{}"),
+            rule(r"body\.(.*)", "{}"),
+            rule(r"head\.map_convs\.(\d)\.(\w+)", "aspp.features.{}.0.{}"),
+            rule(r"head\.map_bn\.(\w+)", *(f"aspp.features.{i}.1.{{}}" for i in range(4))),
+            rule(r"head\.global_pooling_conv\.(\w+)", "aspp.img_conv.0.{}"),
+            rule(r"head\.global_pooling_bn\.(\w+)", "aspp.img_conv.1.{}"),
+            rule(r"head\.pool_red_conv\.(\w+)", "bot_aspp.{}", fifths=(0, 1)),
+            rule(r"head\.red_conv\.(\w+)", "bot_aspp.{}", fifths=(1, 5)),
+            rule(r"head\.fine_conv\.(\w+)", "bot_fine.{}"),
+            rule(r"head\.conv1\.(\w+)", "final.0.{}"),
+            rule(r"head\.bn1\.(\w+)", "final.1.{}"),
+            rule(r"head\.conv2\.(\w+)", "final.3.{}"),
+            rule(r"head\.bn2\.(\w+)", "final.4.{}"),
+            rule(r"cls\.(\w+)", "final.6.{}"),
         ),
         "relu", "signed",
     ),
-    "nvidia": Form(
+    "nvidia": KeyLayout(
         "ImageNet classifier, NVIDIA's names", "mod2.block1.bn1.0.weight",
         (
-            row(rf"body\.(.*\bbn\d|bn_out)\.{LEAVES}", "{}.0.{}"), row(r"body\.(.*)", "{}"),
-            row(r"(classifier\.fc\..*)", "{}"),
+            rule(rf"body\.(.*\bbn\d|bn_out)\.{LEAVES}", "{}.0.{}"), rule(r"body\.(.*)", "{}"),
+            rule(r"(classifier\.fc\..*)", "{}"),
         ),
-        "relu", "signed", ((r"classifier\.fc\.", NO_CLASSES), (r"bn_out\.", BARE_SUM)),
+        "relu", "signed", ((r"classifier\.fc\.", IMAGE_CLASSES), (r"bn_out\.", NORM_AFTER_SUM)),
     ),
-    "official": Form(
+    "official": KeyLayout(
         "ImageNet classifier, official names", "mod1.conv1.weight",
-        (row(r"body\.(.*)", "{}"), row(r"(classifier\.fc\..*)", "{}")), "leaky_relu", "abs",
-        ((r"classifier\.fc\.", NO_CLASSES), (r"bn_out\.", BARE_SUM)),
+        (rule(r"body\.(.*)", "{}"), rule(r"(classifier\.fc\..*)", "{}")), "leaky_relu", "abs",
+        ((r"classifier\.fc\.", IMAGE_CLASSES), (r"bn_out\.", NORM_AFTER_SUM)),
     ),
 }  # fmt: skip
 
 
-class Place(NamedTuple):
-    names: tuple[str, ...]
+class Location(NamedTuple):
+    """The keys of a file whose concatenation holds one of our tensors, and the fifths of its input channels."""
+
+    keys: tuple[str, ...]
     fifths: tuple[int, int]
 
-    def take(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        parts = [tensors[name] for name in self.names]
-        whole = parts[0] if len(parts) == 1 or parts[0].dim() == 0 else torch.cat(parts)
+    def read(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        pieces = [tensors[key] for key in self.keys]
+        joined = pieces[0] if len(pieces) == 1 or pieces[0].dim() == 0 else torch.cat(pieces)
         if self.fifths == (0, 5):
-            return whole
-        first, last = (whole.shape[1] * n // 5 for n in self.fifths)
-        return whole[:, first:last]
+            return joined
+        first, last = (joined.shape[1] * n // 5 for n in self.fifths)
+        return joined[:, first:last]
 
 
-def place(form: Form, key: str) -> Place | None:
-    """Where our tensor `key` lies in a file of that form; None if files of that form have no such tensor."""
-    for one in form.rows:
+def locate(layout: KeyLayout, key: str) -> Location | None:
+    """Where our tensor `key` lies in a file of that layout; None if such files have no such tensor."""
+    for one in layout.rules:
         if match := re.fullmatch(one.ours, key):
             groups = [
                 str(int(group) - minus) if minus else group
                 for group, minus in zip_longest(match.groups(), one.minus, fillvalue=0)
             ]
-            return Place(tuple(theirs.format(*groups) for theirs in one.theirs), one.fifths)
+            return Location(tuple(theirs.format(*groups) for theirs in one.theirs), one.fifths)
     return None
 
 
-def rows_of(tensors: Mapping[str, Tensor], form: Form, key: str) -> int | None:
-    """Length of our tensor `key`, one that lies in one piece, in a file of that form; None if it is not there."""
-    where = place(form, key)
-    return len(tensors[where.names[0]]) if where is not None and where.names[0] in tensors else None
+def num_rows(tensors: Mapping[str, Tensor], layout: KeyLayout, key: str) -> int | None:
+    """Length of our tensor `key`, which must lie under one key, in a file of that layout; None if it is not there."""
+    location = locate(layout, key)
+    return len(tensors[location.keys[0]]) if location is not None and location.keys[0] in tensors else None
 
 
-def named(form: Form, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under the names of a form: what `place` takes apart is put together again."""
-    found: dict[str, list[tuple[int, Tensor]]] = {}
+def to_layout(layout: KeyLayout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under the keys of a layout, the inverse of `locate`. UsageError for a tensor without a place."""
+    pieces: dict[str, list[tuple[int, Tensor]]] = {}
     for key, tensor in tensors.items():
-        where = place(form, key)
-        if where is None:
-            raise UsageError(f"a file of {form.title} has no place for {key}: choose form=segtrain")
-        parts = [tensor] * len(where.names) if tensor.dim() == 0 else tensor.chunk(len(where.names))
-        for name, part in zip(where.names, parts, strict=True):
-            found.setdefault(name, []).append((where.fifths[0], part))
+        location = locate(layout, key)
+        if location is None:
+            raise UsageError(f"a file of {layout.title} has no place for {key}: choose form=segtrain")
+        chunks = [tensor] * len(location.keys) if tensor.dim() == 0 else tensor.chunk(len(location.keys))
+        for name, chunk in zip(location.keys, chunks, strict=True):
+            pieces.setdefault(name, []).append((location.fifths[0], chunk))
+    ordered = {name: [chunk for _, chunk in sorted(some, key=lambda item: item[0])] for name, some in pieces.items()}
     return {
-        name: torch.cat([part for _, part in sorted(parts, key=lambda item: item[0])], dim=1 if len(parts) > 1 else 0)
-        if parts[0][1].dim()
-        else parts[0][1]
-        for name, parts in found.items()
+        name: chunks[0] if len(chunks) == 1 or chunks[0].dim() == 0 else torch.cat(chunks, dim=1)
+        for name, chunks in ordered.items()
     }

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from segtrain.config import CocoStuffConfig
-from segtrain.data.dataset import label_table
-from segtrain.data.labels import published_table, read_label
-from segtrain.data.scenes.layouts import MANIFEST, write
+from segtrain.data.dataset import DATASETS, label_table
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import published_table
+from segtrain.data.scenes.layouts import MANIFEST, write_scenes
 from segtrain.data.verify.label_mistakes import find_mistakes
 
 LABELS = {"cityscapes": "*_labelIds.png", "kitti": "training/semantic/*.png", "vistas": "*/labels/*.png",
@@ -23,7 +24,7 @@ def originals(tmp_path_factory):
     folders = {}
     for layout in LABELS:
         folders[layout] = tmp_path_factory.mktemp("check") / layout
-        write(folders[layout], layout, {"train": 4, "val": 2}, 0, (256, 512), workers=1)
+        write_scenes(folders[layout], layout, {"train": 4, "val": 2}, 0, (256, 512), workers=1)
     return folders
 
 
@@ -168,9 +169,9 @@ def test_counts_are_compared_with_the_published_ones(copy, check):
     (root / MANIFEST).unlink()
     answer, report = check("cityscapes", root)
     assert answer.status == 1  # a score on 2 of 500 pictures is no score
-    assert "val: 2 pictures, published are 500" in answer.err
+    assert "val: 2 images, published are 500" in answer.err
     severities = {finding["text"]: finding["severity"] for finding in report["findings"]}
-    assert severities["train: 4 pictures, published are 2975"] == "note"
+    assert severities["train: 4 images, published are 2975"] == "note"
     answer, report = check("cityscapes", root, "split=train")
     assert answer.status == 0
 
@@ -188,7 +189,7 @@ def test_no_pictures_at_all(tmp_path, check):
     (tmp_path / "empty").mkdir()
     answer, report = check("cocostuff", tmp_path / "empty")
     assert answer.status == 1
-    assert "no pictures at all" in answer.err
+    assert "no images at all" in answer.err
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "vistas_v1.2", "vistas_v2.0", "cocostuff"])
@@ -207,7 +208,9 @@ def test_no_mistake_is_found_in_what_the_tables_allow(name):
             if word in table.names and name != "cocostuff":
                 histogram[table.stored_value(word)] = 10**6
         dataset = name.split("_")[0]
-        assert [f for f in find_mistakes(histogram, table, dataset, 100) if f.severity == "error"] == []
+        assert [
+            f for f in find_mistakes(histogram, table, DATASETS[dataset].expected, 100) if f.severity == "error"
+        ] == []
 
 
 # ------------------------------------------------------------------------------------------------ own data
@@ -328,4 +331,4 @@ def test_photographs_without_labels_are_refused(tmp_path, segtrain):
     Image.fromarray(noise).save(tmp_path / "photos" / "a.jpg")
     answer = segtrain("check", "dataset=folder", f"dataset.root={tmp_path / 'photos'}", "write_config=a.yaml")
     assert answer.status == 1
-    assert "1 photographs and 0 pictures with few values" in answer.err
+    assert "1 photographs and 0 images with few values" in answer.err

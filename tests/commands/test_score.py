@@ -176,7 +176,7 @@ def test_other_values_are_misses_and_said(result, tmp_path):
     [
         (lambda folder, first: first.unlink(), "1 of 2 predictions are missing"),
         (lambda folder, first: shutil.copy(first, first.with_name(f"{first.stem}_color.png")), "2 files answer for"),
-        (lambda folder, first: Image.new("RGB", (4, 4)).save(first), "RGB colour picture"),
+        (lambda folder, first: Image.new("RGB", (4, 4)).save(first), "RGB colour image"),
         (lambda folder, first: Image.new("L", (4, 5)).save(first), "is 4x5, its label .* scored at the label's size"),
         (lambda folder, first: first.write_bytes(b"no picture"), "cannot be read"),
         (lambda folder, first: shutil.rmtree(folder), "no such folder"),

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from segtrain.commands.submit import decode_runs, encode_runs, verify_coco
-from segtrain.data.labels import published_table, read_label
-from segtrain.data.scenes.layouts import write
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import published_table
+from segtrain.data.scenes.layouts import write_scenes
+from segtrain.data.sets.cocostuff import decode_runs, encode_runs, verify_coco
 from segtrain.errors import DataError
 from tests.helpers import zygote
 from tests.helpers.runs import small_run
@@ -26,7 +27,7 @@ def root(tmp_path):
 
     def draw(layout):
         folder = tmp_path / layout
-        write(folder, layout, {"train": 1, "val": 3, "night": 3}, 0, (256, 512), workers=1)
+        write_scenes(folder, layout, {"train": 1, "val": 3, "night": 3}, 0, (256, 512), workers=1)
         if layout == "cityscapes":
             (folder / "leftImg8bit" / "val").rename(folder / "leftImg8bit" / "test")
         if layout == "cocostuff":
@@ -143,7 +144,7 @@ def test_runs_come_back(height, width, seed, share):
     [
         (lambda values: np.searchsorted(published_table("cityscapes").ids, values), "holds train ids"),
         (lambda values: np.where(values == 7, 200, values).astype(np.uint8), r"holds the values \[200\]"),
-        (lambda values: values[:-1], "predict at the picture's own size"),
+        (lambda values: values[:-1], "predict at the image's own size"),
     ],
 )
 def test_what_a_server_would_refuse_is_refused_here(root, segtrain, tmp_path, change, words):

@@ -12,9 +12,11 @@ import yaml
 
 from segtrain.config import IGNORE_INDEX, AugmentationConfig
 from segtrain.config.compose import compose_training
-from segtrain.data.augment import FILL, Augmentation, Extra
+from segtrain.data.augment import Augmentation
+from segtrain.data.extra_transforms import FILL, Extra
 from segtrain.data.labels import published_table
-from segtrain.data.loader import MicroBatches, TrainingData, training_batches
+from segtrain.data.loader import TrainingData, training_batches
+from segtrain.data.order import MicroBatches
 from segtrain.data.sample import Sample
 from segtrain.errors import DataError, UsageError
 from tests.helpers.runs import refused, small_run
@@ -95,7 +97,7 @@ def test_transforms_from_the_command_line_and_from_yaml(tmp_path):
         ({"name": "RandomCrop", "height": 500, "width": 500}, ["RandomCrop fails"]),
         ({"name": "Normalize"}, ["Normalize", "float32", "uint8"]),
         ({"name": "ToTensorV2"}, ["ToTensorV2", "Tensor"]),
-        ({"name": "Pad3D", "padding": 3}, ["Pad3D is not for pictures"]),
+        ({"name": "Pad3D", "padding": 3}, ["Pad3D is not for images"]),
         ({"name": "FDA"}, ["FDA", "fda_metadata"]),
         ({"name": "OneOf", "transforms": [{"name": "Blurr"}]}, ["no transform Blurr", "did you mean Blur"]),
         ({"name": "OneOf", "transforms": ["Blur"]}, ["OneOf.transforms", "mappings with a name"]),

@@ -10,11 +10,12 @@ from scipy.io import savemat
 
 from segtrain.config import IGNORE_INDEX, CityscapesConfig, CocoStuffConfig, KittiConfig, VistasConfig
 from segtrain.data.dataset import label_table, labelled_samples, split_samples
-from segtrain.data.labels import published_table, read_instances, read_json_table, read_label
-from segtrain.data.loader import read_sample
+from segtrain.data.label_files import read_instances, read_label
+from segtrain.data.labels import published_table, read_json_table
 from segtrain.data.sample import read_labels
-from segtrain.data.scenes.layouts import write
+from segtrain.data.scenes.layouts import write_scenes
 from segtrain.errors import DataError, UsageError
+from tests.helpers.samples import read_sample
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def drawn(tmp_path_factory):
     def draw(layout):
         if layout not in folders:
             folders[layout] = tmp_path_factory.mktemp(layout) / layout
-            write(folders[layout], layout, {"train": 3, "val": 8, "night": 1}, 0, (256, 512), workers=1)
+            write_scenes(folders[layout], layout, {"train": 3, "val": 8, "night": 1}, 0, (256, 512), workers=1)
         return folders[layout]
 
     return draw
@@ -61,9 +62,9 @@ def test_cityscapes_coarse_and_joined_splits(copy):
     assert "gtCoarse" in str(coarse[0].label)
     assert "gtCoarse" in str(coarse[0].instances)
     assert "gtFine" in str(split_samples(config, "train")[0].label)
-    with pytest.raises(DataError, match="3 pictures are in more than one of these splits"):
+    with pytest.raises(DataError, match="3 images are in more than one of these splits"):
         split_samples(config, "train+coarse_train")
-    with pytest.raises(DataError, match=r"train\+val: 3 pictures are in more than one"):  # scenes count from 0
+    with pytest.raises(DataError, match=r"train\+val: 3 images are in more than one"):  # scenes count from 0
         split_samples(config, "trainval")
     joined = split_samples(config, "train+train_extra")
     assert len(joined) == 11

@@ -3,7 +3,9 @@ import pytest
 from PIL import Image
 
 from segtrain.config import IGNORE_INDEX
-from segtrain.data.labels import LabelTable, published_table, read_image, read_label, read_user_table
+from segtrain.data.images import read_image
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable, published_table, read_user_table
 from segtrain.errors import DataError
 
 
@@ -14,7 +16,7 @@ def test_cityscapes_table():
     assert table.names[18] == "bicycle"
     assert table.ids.tolist() == [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
     assert table.colors[0].tolist() == [128, 64, 128]
-    assert table.known.sum() == 34  # -1, the licence plate, cannot occur in an 8-bit picture
+    assert table.known.sum() == 34  # -1, the licence plate, cannot occur in an 8-bit image
 
 
 def test_encode_and_decode(tmp_path):
@@ -104,10 +106,10 @@ def test_palette_pictures_are_read_as_indices(tmp_path):
 
 def test_pictures_that_are_no_label_maps(tmp_path):
     Image.new("RGB", (4, 4), (128, 64, 128)).save(tmp_path / "color.png")
-    with pytest.raises(DataError, match=r"color\.png is a RGB colour picture.*labelIds"):
+    with pytest.raises(DataError, match=r"color\.png is a RGB colour image.*labelIds"):
         read_label(tmp_path / "color.png")
     Image.fromarray(np.array([[26001, 7]], np.uint16)).save(tmp_path / "instances.png")
-    with pytest.raises(DataError, match="16-bit picture with values up to 26001"):
+    with pytest.raises(DataError, match="16-bit image with values up to 26001"):
         read_label(tmp_path / "instances.png")
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(DataError, match=r"text\.png cannot be read"):

@@ -14,19 +14,23 @@ from torch.nn import functional as F
 from segtrain.config import IGNORE_INDEX, AugmentationConfig, KittiConfig, LossConfig, MixtureConfig
 from segtrain.data.augment import Augmentation
 from segtrain.data.dataset import dataset_spec, label_table, split_samples, training_mixture
-from segtrain.data.labels import LabelTable, published_table, read_json_table, read_label
-from segtrain.data.loader import TrainingData, read_sample, turn
-from segtrain.data.scenes.layouts import write
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable, published_table, read_json_table
+from segtrain.data.loader import TrainingData
+from segtrain.data.order import turn
+from segtrain.data.scenes.layouts import write_scenes
 from segtrain.data.taxonomy import MappedTable, taxonomy
 from segtrain.errors import DataError, UsageError
 from segtrain.losses import build_loss
+from tests.helpers.losses import step_loss
+from tests.helpers.samples import read_sample
 
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
     for layout in ("vistas", "kitti", "cityscapes"):
-        write(folder / layout, layout, {"train": 3, "val": 2}, 0, (256, 512), workers=1)
+        write_scenes(folder / layout, layout, {"train": 3, "val": 2}, 0, (256, 512), workers=1)
     return folder
 
 
@@ -116,7 +120,7 @@ def test_a_users_taxonomy_may_say_several_or_nothing(tmp_path):
     [
         ({"raod": "road"}, None, "'raod' is not in the cityscapes label table; did you mean road"),
         ({"road": "street"}, None, "'street' is not in the cityscapes label table"),
-        ({}, ["road", "car"], "does not say what sidewalk, building"),
+        ({}, ["road", "car"], "does not map sidewalk, building"),
     ],
 )
 def test_wrong_taxonomies(tmp_path, changes, names, words):
@@ -147,7 +151,7 @@ def test_published_taxonomies_fit_their_source_and_target_only():
     ("command", "words"),
     [
         (["check", "split=val"], "of a mixture each part has its own"),
-        (["score", "predictions=x"], "name one of its data sets"),
+        (["score", "predictions=x"], "name one of its datasets"),
         (["submit", "predictions=x"], "no server to submit to"),
     ],
 )
@@ -213,7 +217,7 @@ def test_a_part_of_weight_0_lends_its_classes_only(roots):
     config = mixture(roots, kitti={"weight": 0}, vistas=BOTH["vistas"] | {"weight": 1})
     mixed = training_mixture(config)
     assert {sample.name.split("/")[0] for sample in mixed.samples} == {"vistas"}
-    assert all(picture.startswith("vistas/") for picture in mixed.pictures)
+    assert all(picture.startswith("vistas/") for picture in mixed.identities)
 
 
 @pytest.mark.parametrize(
@@ -221,14 +225,15 @@ def test_a_part_of_weight_0_lends_its_classes_only(roots):
     [
         ({"target": "vistas", "kitti": {}}, "dataset.target=vistas is none of the parts"),
         ({"kitti": {"rot": "x"}}, r"no option dataset\.parts\.kitti\.rot: did you mean root"),
-        ({"kitti": {}, "kity": {}}, "kity is no data set"),
+        ({"kitti": {}, "kity": {}}, "kity is not a dataset"),
         ({"kitti": {"weight": -1}}, "weight=-1"),
         ({"kitti": {"weight": "abc"}}, "weight=abc"),
         ({"kitti": {"weight": float("nan")}}, "weight=nan"),
         ({"kitti": {"weight": float("inf")}}, "weight=inf"),
         ({"kitti": {"val_list": 3}}, r"parts\.kitti\.val_list=3 is not possible: published list"),
         ({"kitti": {"cache": "decoded"}}, r"no option dataset\.parts\.kitti\.cache"),
-        ({"kitti": {"taxonomy": "vistas_to_cityscapes"}}, "66 labels of Vistas, but the cityscapes label table has 34"),
+        ({"kitti": {"taxonomy": "vistas_to_cityscapes"}},
+         r"66 labels of vistas_v1\.2, but the cityscapes label table has 34"),
         ({"kitti": {"weight": 0}}, "all weights are 0"),
         ({"kitti": {"weight": 1}, "cityscapes": {}}, "only kitti has a weight"),
         ({"kitti": {"weight": 1}, "cityscapes": {"weight": 1e-6}}, "less than 1 of 1000"),
@@ -258,7 +263,7 @@ def test_a_group_costs_the_sum_of_its_probabilities(hardest):
     logits = torch.randn(2, 5, 6, 7, dtype=torch.float64, requires_grad=True)
     target = torch.randint(0, 7, (2, 12, 14))
     target[0, :2] = IGNORE_INDEX
-    loss = build_loss(LossConfig("bootstrapped", hardest), 5, groups).mean(logits, target)
+    loss = step_loss(build_loss(LossConfig("bootstrapped", hardest), 5, groups), logits, target)
     (gradient,) = torch.autograd.grad(loss, logits)
 
     p = F.interpolate(logits, size=(12, 14), mode="bilinear").softmax(1)
@@ -277,7 +282,7 @@ def test_a_group_costs_the_sum_of_its_probabilities(hardest):
 
 def test_a_group_of_hopeless_classes_has_a_finite_gradient():
     logits = torch.tensor([500.0, -500.0, -499.0]).view(1, 3, 1, 1).requires_grad_()
-    loss = build_loss(LossConfig(), 3, [(1, 2)]).mean(logits, torch.full((1, 1, 1), 3))
+    loss = step_loss(build_loss(LossConfig(), 3, [(1, 2)]), logits, torch.full((1, 1, 1), 3))
     (gradient,) = torch.autograd.grad(loss, logits)
     share = torch.tensor([-500.0, -499.0]).softmax(0)
     torch.testing.assert_close(gradient.flatten(), torch.cat([torch.ones(1), -share]))
@@ -300,7 +305,7 @@ def test_the_chain_from_vistas_to_kitti(roots, segtrain, tmp_path):
         "sampling=class_uniform", "sampling.class_uniform=0.5", *SMALL,
     )  # fmt: skip
     assert answer.status == 0, answer.err
-    assert "part       vistas train: 3 pictures" in answer.out
+    assert "part       vistas train: 3 images" in answer.out
     assert "1 to several" in answer.out
     result = json.loads((tmp_path / "first" / "evaluation.json").read_text())
     assert result["protocol"]["rules"].startswith("KITTI")
@@ -323,4 +328,4 @@ def test_weights_of_other_classes_begin_with_a_new_classifier_and_say_so(roots, 
     assert segtrain("train", *overrides, "run=mine").status == 0
     answer = segtrain("train", "dataset=kitti", f"dataset.root={roots / 'kitti'}", "model.weights=mine/last.pt", *SMALL)
     assert answer.status == 0, answer.err
-    assert "2 classes in the file, 19 here: 0 rows of the classifier kept, 19 start anew (road, " in answer.out
+    assert "2 classes in the file, 19 here: 0 rows of the classifier taken, 19 start anew (road, " in answer.out

@@ -6,8 +6,8 @@ from segtrain.config import FolderConfig
 from segtrain.data.dataset import label_table, split_samples
 from segtrain.data.loader import evaluation_samples
 from segtrain.data.verify.files import check_samples
+from segtrain.scoring.position_prior import PositionPrior
 from segtrain.scoring.scores import Scores
-from segtrain.tasks.evaluation import position_prior
 from tests.helpers.checkout import ROOT
 
 PHOTOGRAPHS = ROOT.parent / "shared" / "camvid_small"
@@ -52,7 +52,7 @@ def test_the_start_up_check_is_content(camvid, tmp_path):
 def test_position_prior(camvid):
     """0.17 was measured for a position prior by other means: the baseline that a result is printed beside."""
     table = label_table(camvid)
-    prior = position_prior(split_samples(camvid, "train"), table)
+    prior = PositionPrior.from_labels(split_samples(camvid, "train"), table)
     scores = Scores(table)
     for item in evaluation_samples(split_samples(camvid, "val"), table, workers=0):
         assert item.image.shape[:2] == item.target.shape

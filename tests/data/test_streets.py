@@ -17,10 +17,10 @@ from torch import nn
 from segtrain.data.labels import read_json_table
 from segtrain.data.scenes import canvas as street_canvas
 from segtrain.data.scenes import draw as streets
+from segtrain.data.scenes import furniture, ground, outlines, people, vehicles
 from segtrain.data.scenes import layouts as street_layouts
 from segtrain.data.scenes import surfaces as street_surfaces
-from segtrain.data.scenes import things as street_things
-from segtrain.data.scenes.layouts import write
+from segtrain.data.scenes.layouts import write_scenes
 from segtrain.errors import DataError, UsageError
 
 EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # Cityscapes ids by train id
@@ -93,7 +93,7 @@ def test_a_change_of_colours_leaves_the_labels_alone(monkeypatch):
         return street_canvas.tone(tex, names) + tex.normal(0, 9, 3).astype(np.float32)
 
     before = streets.draw(0, "train", 3)
-    for module in (streets, street_surfaces, street_things):
+    for module in (streets, ground, street_surfaces, people, furniture, vehicles):
         monkeypatch.setattr(module, "tone", other_tone)
     after = streets.draw(0, "train", 3)
     assert (before.instance_ids == after.instance_ids).all()
@@ -134,8 +134,8 @@ def test_things_are_at_least_two_pixels_wide(val):
     camera = street_canvas.Camera(focal=400, height=2, horizon=100, centre=200, bend=0)
     for x in np.linspace(-3, 3, 41):
         canvas = street_canvas.Canvas(camera, (256, 512), np.random.default_rng(0), night=False)
-        thin = street_things.Part(street_things.box(-0.01, 0, 0.01, 3), np.zeros(3, np.float32))
-        street_things.paint_parts(canvas, [thin], float(x), 60.0, street_canvas.POLE)
+        thin = outlines.Part(outlines.box(-0.01, 0, 0.01, 3), np.zeros(3, np.float32))
+        outlines.paint_parts(canvas, [thin], float(x), 60.0, street_canvas.POLE)
         assert (canvas.ids == street_canvas.POLE).sum(axis=1).max() == 2
     poles = np.pad(val.label_ids == street_canvas.POLE, ((0, 0), (0, 0), (1, 1)))
     lone = poles[..., 1:-1] & ~poles[..., :-2] & ~poles[..., 2:]
@@ -201,7 +201,7 @@ def read(path):
 
 def test_cityscapes_layout(tmp_path):
     told = []
-    drawn = write(
+    drawn = write_scenes(
         tmp_path, scenes={"train": 2, "val": 1, "night": 1}, seed=7, workers=1, progress=lambda *now: told.append(now)
     )
     assert drawn == 4 and told == [(done, 4) for done in range(5)]
@@ -231,7 +231,7 @@ def test_cityscapes_layout(tmp_path):
 
 
 def test_kitti_layout(tmp_path):
-    write(tmp_path, "kitti", {"train": 3, "val": 1, "night": 1}, workers=1)
+    write_scenes(tmp_path, "kitti", {"train": 3, "val": 1, "night": 1}, workers=1)
     contents = ("image_2", "instance", "semantic")
     expected = [f"training/{content}/{index:06d}_10.png" for content in contents for index in range(3)]
     assert files(tmp_path) == sorted([*expected, "testing/image_2/000000_10.png", "scenes.json"])
@@ -253,7 +253,7 @@ def test_kitti_layout(tmp_path):
 
 
 def test_vistas_layout(tmp_path):
-    write(tmp_path, "vistas", {"train": 6, "val": 1, "night": 1}, workers=1)
+    write_scenes(tmp_path, "vistas", {"train": 6, "val": 1, "night": 1}, workers=1)
     config = json.loads((tmp_path / "config.json").read_text())
     assert len(config["labels"]) == 66 and config["folder_structure"] == "{split}/{content}/{key:.{22}}.{ext}"
     assert set(config["labels"][0]) == {"name", "readable", "instances", "evaluate", "color"}
@@ -287,7 +287,7 @@ def test_vistas_layout(tmp_path):
 
 def test_imagenet_layout(tmp_path):
     """A window of each class from each scene, that shows the class and little else."""
-    write(tmp_path / "r", "imagenet", {"train": 4, "val": 1, "night": 1}, workers=1)
+    write_scenes(tmp_path / "r", "imagenet", {"train": 4, "val": 1, "night": 1}, workers=1)
     names = ["building", "car", "road", "sky", "tree"]
     assert sorted(path.name for path in (tmp_path / "r" / "train").iterdir()) == names
     assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["scenes.json", "train", "val"]
@@ -303,7 +303,7 @@ def test_imagenet_layout(tmp_path):
 
 
 def test_cocostuff_layout(tmp_path):
-    write(tmp_path, "cocostuff", {"train": 8, "val": 1}, workers=1)
+    write_scenes(tmp_path, "cocostuff", {"train": 8, "val": 1}, workers=1)
     stems = [f"train2017/{index:012d}" for index in range(8)] + ["val2017/000000500000"]
     expected = [f"images/{stem}.jpg" for stem in stems] + [f"annotations/{stem}.png" for stem in stems]
     assert files(tmp_path) == sorted([*expected, "scenes.json"])
@@ -316,14 +316,14 @@ def test_cocostuff_layout(tmp_path):
 
 
 def test_more_scenes_are_added_and_deleted_files_come_back(tmp_path):
-    assert write(tmp_path, scenes={"train": 1}, workers=1) == 1
-    assert write(tmp_path, scenes={"train": 2, "val": 1}, workers=1) == 2
-    assert write(tmp_path, scenes={"train": 1}, workers=1) == 0
+    assert write_scenes(tmp_path, scenes={"train": 1}, workers=1) == 1
+    assert write_scenes(tmp_path, scenes={"train": 2, "val": 1}, workers=1) == 2
+    assert write_scenes(tmp_path, scenes={"train": 1}, workers=1) == 0
     assert json.loads((tmp_path / "scenes.json").read_text())["scenes"] == {"train": 2, "val": 1}
     label = tmp_path / "gtFine/train/streets/streets_000001_000019_gtFine_labelIds.png"
     before = label.read_bytes()
     label.unlink()
-    assert write(tmp_path, scenes={"train": 2}, workers=1) == 1
+    assert write_scenes(tmp_path, scenes={"train": 2}, workers=1) == 1
     assert label.read_bytes() == before
 
 
@@ -339,29 +339,29 @@ def test_an_interruption_leaves_whole_files_and_the_next_call_goes_on(tmp_path, 
 
     monkeypatch.setattr(street_layouts, "_png", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path, scenes={"train": 3}, workers=1)
+        write_scenes(tmp_path, scenes={"train": 3}, workers=1)
     assert json.loads((tmp_path / "scenes.json").read_text())["scenes"] == {}
     assert all(path.endswith((".png", ".json")) for path in files(tmp_path))
     assert all(read(path) is not None for path in tmp_path.rglob("*.png"))
     monkeypatch.setattr(street_layouts, "_png", encode)
-    assert write(tmp_path, scenes={"train": 3}, workers=1) == 2
+    assert write_scenes(tmp_path, scenes={"train": 3}, workers=1) == 2
 
 
 def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    write(tmp_path, scenes={"train": 1}, workers=1)
+    write_scenes(tmp_path, scenes={"train": 1}, workers=1)
     before = files(tmp_path)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        write(tmp_path, scenes={"train": 2}, workers=1)
+        write_scenes(tmp_path, scenes={"train": 2}, workers=1)
     assert files(tmp_path) == before
 
 
 def test_several_processes_write_the_same_files(tmp_path):
-    write(tmp_path / "one", scenes={"train": 3}, workers=1)
-    assert write(tmp_path / "two", scenes={"train": 3}, workers=2) == 3
+    write_scenes(tmp_path / "one", scenes={"train": 3}, workers=1)
+    assert write_scenes(tmp_path / "two", scenes={"train": 3}, workers=2) == 3
     assert files(tmp_path / "one") == files(tmp_path / "two")
     for name in files(tmp_path / "one"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
@@ -376,22 +376,22 @@ def test_several_processes_write_the_same_files(tmp_path):
     ],
 )
 def test_a_folder_of_other_scenes_is_refused(tmp_path, changed, said):
-    write(tmp_path, scenes={"train": 0}, workers=1)
+    write_scenes(tmp_path, scenes={"train": 0}, workers=1)
     before = (tmp_path / "scenes.json").read_bytes()
     with pytest.raises(DataError, match=f"{said}.*output=FOLDER.*dataset.root=FOLDER"):
-        write(tmp_path, **{"scenes": {"train": 1}, "workers": 1, **changed})
+        write_scenes(tmp_path, **{"scenes": {"train": 1}, "workers": 1, **changed})
     assert (tmp_path / "scenes.json").read_bytes() == before
 
 
 def test_a_folder_of_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match=r"no readable scenes.json.*output=FOLDER"):
-        write(tmp_path, scenes={"train": 1}, workers=1)
+        write_scenes(tmp_path, scenes={"train": 1}, workers=1)
     assert files(tmp_path) == ["thesis.txt"]
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path):
     with pytest.raises(UsageError, match="width = 2 x height"):
-        write(tmp_path, size=(256, 500), workers=1)
+        write_scenes(tmp_path, size=(256, 500), workers=1)
     with pytest.raises(UsageError, match="cityscapes, kitti, vistas, cocostuff"):
-        write(tmp_path, "camvid", workers=1)
+        write_scenes(tmp_path, "camvid", workers=1)

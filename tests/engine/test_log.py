@@ -29,7 +29,7 @@ def written(folder, **options):
     first = RunLog(folder, 0, config, HYPERPARAMETERS)
     for step in range(1, 5):
         first.scalars(step, {"train/loss": 1 / step, "lr/backbone": 0.1, "lr/head": 1.0, "train/gradient_norm": 2.0})
-    first.picture(3, "val/confusion", PICTURE)
+    first.image(3, "val/confusion", PICTURE)
     first.close()
     second = RunLog(folder, 3, config, HYPERPARAMETERS)
     for step in (4, 5):

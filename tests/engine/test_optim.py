@@ -1,6 +1,7 @@
 """Optimizers, their parameter groups, and schedules at hand-worked points."""
 
 import math
+import runpy
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import yaml
 from torch import nn
 
 from segtrain.config import OptimizerConfig, ScheduleConfig
-from segtrain.engine.optim import build_optimizer, learning_rate
+from segtrain.engine.optim import OPTIMIZERS, SCHEDULES, build_optimizer, learning_rate
 from segtrain.errors import UsageError
 from segtrain.models import build_model
 from tests.helpers.checkout import ROOT
@@ -212,6 +213,41 @@ def test_every_schedule_falls_and_stays_positive():
         rates = [learning_rate(OptimizerConfig(lr=1), schedule, k, k / 97) for k in range(97)]
         assert rates[0] == 1
         assert all(0 < after <= before for before, after in zip(rates, rates[1:], strict=False))
+
+
+# ------------------------------------------------------------------------------------------------ plugins
+
+
+@pytest.fixture
+def plugin():
+    """The parts of tests/fixtures/plugins/my_optimizer.py, for one test."""
+    before = dict(OPTIMIZERS), dict(SCHEDULES)
+    runpy.run_path(str(ROOT / "tests" / "fixtures" / "plugins" / "my_optimizer.py"))
+    yield
+    for parts, known in zip((OPTIMIZERS, SCHEDULES), before, strict=True):
+        for name in parts.keys() - known.keys():
+            del parts[name]
+
+
+def test_an_optimizer_and_a_schedule_of_a_plugin(plugin):
+    """Lion moves w = 2 by lr, after its decay by lr * weight_decay; the rate falls in the last fifth."""
+    model = nn.Module()
+    model.w = nn.Parameter(torch.tensor([2.0]))
+    optimizer = build_optimizer(model, OptimizerConfig("lion", lr=0.1, weight_decay=0.5))
+    (7 * model.w).sum().backward()
+    optimizer.step()
+    assert model.w.item() == pytest.approx(2 - 0.1 * 0.5 * 2 - 0.1)
+    assert [group["lr_factor"] for group in optimizer.param_groups] == [1]
+    schedule = ScheduleConfig("cool_down")
+    rates = [learning_rate(OptimizerConfig(lr=2.0), schedule, step, step / 10) for step in (0, 5, 8, 9)]
+    assert rates == pytest.approx([2, 2, 2, 1])
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(UsageError, match=r"optimizer.name=lion .*sgd, adamw"):
+        build_optimizer(Net(), OptimizerConfig("lion"))
+    with pytest.raises(UsageError, match=r"schedule.name=cool_down .*poly, linear, step, cosine, constant"):
+        learning_rate(OptimizerConfig(), ScheduleConfig("cool_down"), 0, 0.0)
 
 
 # ------------------------------------------------------------------------------------------------ options

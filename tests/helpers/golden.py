@@ -27,10 +27,11 @@ from segtrain.abn import describe_backend
 from segtrain.config import IGNORE_INDEX, TrainConfig, run_folder
 from segtrain.data.augment import Augmentation
 from segtrain.data.dataset import label_table, split_samples
-from segtrain.data.loader import MicroBatches, TrainingData, training_batches
+from segtrain.data.loader import TrainingData, training_batches
+from segtrain.data.order import MicroBatches
 from segtrain.models import BACKBONES
 from segtrain.models.blocks import Backbone, IdentityResidualBlock, Norm, ResidualBlock, conv, stage
-from segtrain.scoring.inference import normalise
+from segtrain.models.preprocess import normalise_images
 
 RECORD = Path(__file__).with_name("golden.json")
 RECIPE = [
@@ -113,7 +114,7 @@ def figures(config: TrainConfig) -> dict[str, float]:
     for split in ("train", "val"):
         images, targets = crops(config, split)
         with torch.inference_mode():
-            ready = normalise(images.to(trained.device), config.model.mean, config.model.std)
+            ready = normalise_images(images.to(trained.device), config.model.mean, config.model.std)
             logits = trained.network(ready).cpu()
         found[f"{split} loss"] = float(F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX))  # torch's, not ours
         if split == "train":

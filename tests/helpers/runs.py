@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import distributed
 
 from tests.helpers import zygote
 from tests.helpers.checkout import environment
@@ -43,6 +44,32 @@ def launch(ranks, *words, **more):
     return subprocess.Popen(
         command, env={**environment(), **ONE_THREAD, **more}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+class Ranks:
+    """The processes of one command as torchrun starts them, but forked: torchrun's each import torch for seconds.
+
+    `store` stands for torchrun's agent. stdout and stderr are those of rank 0.
+    """
+
+    def __init__(self, count, *arguments):
+        self.store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        launcher = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port), "WORLD_SIZE": str(count),
+                    "LOCAL_WORLD_SIZE": str(count), "TORCHELASTIC_USE_AGENT_STORE": "True", **ONE_THREAD}  # fmt: skip
+        self.processes = [
+            zygote.start(arguments, {**launcher, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)
+        ]
+        self.stdout, self.stderr = self.processes[0].stdout, self.processes[0].stderr
+
+    def send_signal(self, number):
+        for process in self.processes:
+            process.send_signal(number)
+
+    def ended(self, status=0):
+        """What all ranks printed on stdout and on stderr; each has that exit status."""
+        texts = [process.communicate(timeout=200) for process in self.processes]
+        assert [process.returncode for process in self.processes] == [status] * len(texts), texts
+        return tuple("".join(text) for text in zip(*texts, strict=True))
 
 
 def until(process, text):

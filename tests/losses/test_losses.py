@@ -1,220 +1,23 @@
+"""Every loss against an independent version of it."""
+
 import itertools
 import math
 from dataclasses import replace
+from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import LinearConstraint, NonlinearConstraint, minimize
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from segtrain import losses
 from segtrain.config import IGNORE_INDEX, LossConfig
-from segtrain.errors import UsageError
-from segtrain.losses import LOSSES, Loss, build_loss, highest_weights
+from segtrain.losses import build_loss, tiles
 from segtrain.models.memory import Allocations
-
-
-def bootstrapped(logits, target, hardest=1.0):
-    return build_loss(LossConfig("bootstrapped", hardest), logits.shape[1]).mean(logits, target)
-
-
-def slow(logits, target, hardest):
-    """Pixel by pixel in Python: the definition, written independently."""
-    total, chosen = 0.0, 0
-    for scores, labels in zip(logits.double().numpy(), target.numpy(), strict=True):
-        losses = []
-        for y, x in np.argwhere(labels != IGNORE_INDEX):
-            row = scores[:, y, x]
-            losses.append(math.log(np.exp(row - row.max()).sum()) + row.max() - row[labels[y, x]])
-        count = math.ceil(len(losses) * hardest)
-        total += sum(sorted(losses, reverse=True)[:count])
-        chosen += count
-    return total / max(chosen, 1)
-
-
-def plain(logits, target, hardest=1.0):
-    """What others do, in torch's words: upsample everything, then the loss of every pixel."""
-    every = F.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)
-    loss = F.cross_entropy(every, target, ignore_index=IGNORE_INDEX, reduction="none").flatten(1)
-    shares = [math.ceil(n * hardest) for n in (target != IGNORE_INDEX).flatten(1).sum(1).tolist()]
-    return sum(row.topk(share).values.sum() for row, share in zip(loss, shares, strict=True)) / max(sum(shares), 1)
-
-
-def drawn(classes, small, large, dtype=torch.float64, ignored=0.2, batch=2):
-    generator = torch.Generator().manual_seed(classes + sum(small) + sum(large))
-    logits = torch.randn(batch, classes, *small, generator=generator, dtype=torch.float64) * 3
-    target = torch.randint(0, classes, (batch, *large), generator=generator)
-    target[torch.rand(target.shape, generator=generator) < ignored] = IGNORE_INDEX
-    return logits.to(dtype), target
-
-
-def gradient(loss, logits, *args):
-    logits = logits.detach().clone().requires_grad_()
-    value = loss(logits, *args)
-    value.backward()
-    return value.detach(), logits.grad
-
-
-def off(got, want):
-    """Norm-wise relative."""
-    return ((got.double() - want.double()).norm() / want.double().norm()).item()
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 999), hardest=st.sampled_from([1.0, 0.25, 0.5, 0.07]), ignored=st.floats(0, 1))
-def test_equals_the_definition(seed, hardest, ignored):
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(2, 4, 5, 6, generator=generator).double()
-    target = torch.randint(0, 4, (2, 5, 6), generator=generator)
-    target[torch.rand(2, 5, 6, generator=generator) < ignored] = IGNORE_INDEX
-    value = bootstrapped(logits, target, hardest).item()
-    assert value == pytest.approx(slow(logits, target, hardest), abs=1e-12)
-
-
-# Hardest share, loss and norm of its gradient, of the version before losses were sums per picture.
-BEFORE = [(1.0, 4.589401721954346, 0.008960463106632233), (0.25, 7.371840000152588, 0.01666153408586979)]
-
-SIZES = [
-    ((5, 6), (5, 6)),
-    ((5, 7), (40, 56)),
-    ((7, 3), (50, 19)),
-    ((1, 1), (4, 5)),
-    ((9, 9), (1, 4)),
-    ((13, 6), (7, 9)),
-]
-
-
-@pytest.mark.parametrize("strip", [1, 300, 2**18])
-@pytest.mark.parametrize("hardest", [1.0, 0.25])
-@pytest.mark.parametrize(("small", "large"), SIZES)
-def test_equals_upsampling_everything(small, large, hardest, strip, monkeypatch):
-    """Value and gradient, however the rows are cut; sizes that divide, that do not, and that shrink."""
-    monkeypatch.setitem(losses.STRIP, "cpu", strip)
-    logits, target = drawn(6, small, large)
-    value, got = gradient(bootstrapped, logits, target, hardest)
-    expected, want = gradient(plain, logits, target, hardest)
-    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
-    assert off(got, want) < 1e-12
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("hardest", [1.0, 0.25])
-def test_precision(dtype, hardest):
-    """Of given logits: float32 to 1e-6; half types to their own rounding of the gradient, once, at the very end."""
-    logits, target = drawn(19, (24, 32), (192, 256), dtype)
-    value, got = gradient(bootstrapped, logits, target, hardest)
-    expected, want = gradient(plain, logits.double(), target, hardest)
-    assert value.dtype == torch.float32
-    assert got.dtype == dtype
-    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
-    if dtype == torch.float32:
-        assert off(got, want) < 1e-6
-    else:
-        value, scaled = gradient(lambda *a: bootstrapped(*a) * 2**12, logits, target, hardest)
-        assert off(scaled.double() / 2**12, want) < torch.finfo(dtype).eps / 2
-
-
-def test_autocast_does_not_reach_the_loss():
-    logits, target = drawn(5, (6, 6), (48, 48), torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        value, got = gradient(bootstrapped, logits, target)
-    expected, want = gradient(bootstrapped, logits, target)
-    assert value == expected
-    assert torch.equal(got, want)
-
-
-def test_layout_and_repetition_change_nothing():
-    """Bit for bit: a network's logits are channels-last, and a run repeated must be the same run."""
-    logits, target = drawn(7, (9, 11), (70, 81), torch.float32)
-    first = gradient(bootstrapped, logits, target, 0.25)
-    for again in (logits, logits.contiguous(memory_format=torch.channels_last)):
-        value, got = gradient(bootstrapped, again, target, 0.25)
-        assert value == first[0]
-        assert torch.equal(got, first[1])
-
-
-@pytest.mark.parametrize("hardest", [1.0, 0.25])
-def test_no_labelled_pixel_gives_zero_and_zero_gradient(hardest):
-    logits = torch.randn(2, 4, 3, 3)
-    value, got = gradient(bootstrapped, logits, torch.full((2, 6, 6), IGNORE_INDEX), hardest)
-    assert value == 0
-    assert got.abs().sum() == 0
-
-
-def test_all_pixels_is_torchs_loss():
-    logits, target = torch.randn(2, 4, 3, 3), torch.randint(0, 4, (2, 3, 3))
-    torch.testing.assert_close(bootstrapped(logits, target), F.cross_entropy(logits, target))
-
-
-def test_only_the_hardest_pixels_have_a_gradient():
-    logits = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    target = torch.zeros(1, 4, 4, dtype=torch.long)
-    _, got = gradient(bootstrapped, logits, target, 0.25)
-    touched = got.abs().sum(1) > 0
-    every = F.cross_entropy(logits, target, reduction="none")
-    assert touched.sum() == 4
-    assert every[touched].min() > every[~touched].max()
-
-
-def test_loss_alone_needs_no_gradient():
-    logits, target = drawn(6, (5, 7), (40, 56))
-    with torch.no_grad():
-        value = bootstrapped(logits, target, 0.25)
-    assert not value.requires_grad
-    assert value == gradient(bootstrapped, logits, target, 0.25)[0]
-
-
-@pytest.mark.parametrize("shape", [(2, 8, 8, 1), (3, 8, 8)])
-def test_shapes_that_do_not_fit(shape):
-    with pytest.raises(ValueError, match=r"are not \(N,C,h,w\) and \(N,H,W\)"):
-        bootstrapped(torch.randn(2, 4, 3, 3), torch.zeros(shape, dtype=torch.int64))
-
-
-def test_a_single_process_gives_the_number_that_it_always_gave():
-    """Values and gradient norms of the loss before it gave sums per picture, at the same logits."""
-    logits, target = drawn(19, (24, 32), (192, 256), torch.float32)
-    for hardest, known, norm in BEFORE:
-        value, got = gradient(bootstrapped, logits, target, hardest)
-        assert value.item() == pytest.approx(known, rel=1e-6)
-        assert got.norm().item() == pytest.approx(norm, rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("classes", "hardest", "bound"),
-    [(19, 1.0, 0.4), (19, 0.25, 0.4), pytest.param(171, 1.0, 0.2, marks=pytest.mark.slow)],
-)
-def test_peak_memory(classes, hardest, bound):
-    """2 x 768^2 from stride 8: the peak above the input, forward and backward. For the plain loss on fake tensors."""
-
-    def peak(loss):
-        logits = torch.randn(2, classes, 96, 96, requires_grad=True)
-        target = torch.zeros(2, 768, 768, dtype=torch.int64)
-        with Allocations() as allocations:
-            loss(logits, target).backward()
-        return allocations.peak
-
-    def everything(logits, target):
-        every = F.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)
-        return F.cross_entropy(every, target, ignore_index=IGNORE_INDEX)
-
-    with FakeTensorMode():
-        most = peak(everything)
-    assert peak(lambda *a: bootstrapped(*a, hardest)) <= bound * most
-
-
-# ------------------------------------------------------------------------------------------------ every loss
-
-C = 5
-WEIGHTS = [0.5, 2.0, 0.0, 1.0, 3.0]
-
-
-def enlarged(logits, target):
-    return F.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)
+from tests.helpers.losses import WEIGHTS, C, drawn, enlarged, gradient, off, plain, step_loss, three
+from tests.helpers.max_pooling import bisected_weights
 
 
 def torchs(**options):
@@ -267,23 +70,6 @@ def slow_batch(share):
         return sum(highest) / len(highest)
 
     return loss
-
-
-def bounds(n, m, p):
-    """gamma and tau of loss max-pooling."""
-    gamma = n ** (1 / p - 1)
-    return gamma, gamma * m ** (-1 / p)
-
-
-def bisected_weights(losses, m, p):
-    """Loss max-pooling by its multiplier: w = min(tau, (l / a) ** (1 / (p - 1))), with a such that ||w||_p = gamma."""
-    gamma, tau = bounds(len(losses), m, p)
-    low, high = 1e-30, 1e30
-    for _ in range(400):
-        a = math.sqrt(low * high)
-        w = np.minimum(tau, (losses / a) ** (1 / (p - 1)))
-        low, high = (a, high) if (w**p).sum() > gamma**p else (low, a)
-    return w
 
 
 def slow_max_pooling(share, p):
@@ -357,22 +143,13 @@ def built(case):
     return build_loss(config, C)
 
 
-def three(small=(3, 4), large=(7, 10)):
-    """A batch of three pictures, the second without any label, the third with two classes."""
-    logits, target = drawn(C, small, large, batch=3)
-    target[1] = IGNORE_INDEX
-    target[2][target[2] == 3] = 1
-    target[2][target[2] == 0] = 1
-    return logits, target
-
-
 @each_loss
-@pytest.mark.parametrize("strip", [1, 90, 2**18])
+@pytest.mark.parametrize("elements", [1, 90, 2**18])
 @pytest.mark.parametrize(("small", "large"), [((3, 4), (7, 10)), ((6, 5), (4, 5))])
-def test_equals_an_independent_version(case, strip, small, large, monkeypatch):
-    monkeypatch.setitem(losses.STRIP, "cpu", strip)
+def test_equals_an_independent_version(case, elements, small, large, monkeypatch):
+    monkeypatch.setitem(tiles.TILE_ELEMENTS, "cpu", elements)
     logits, target = three(small, large)
-    value, got = gradient(built(case).mean, logits, target)
+    value, got = gradient(partial(step_loss, built(case)), logits, target)
     expected, want = gradient(CASES[case][1], logits, target)
     assert value.item() == pytest.approx(expected.item(), rel=1e-10)
     assert off(got, want) < 1e-9
@@ -399,7 +176,7 @@ def test_a_batch_in_parts_is_the_batch(case, seed, cuts, ignored):
     assert loss.per_batch == (case == "over the batch")
     if loss.per_batch:
         return
-    whole, want = gradient(loss.mean, logits, target)
+    whole, want = gradient(partial(step_loss, loss), logits, target)
     edges = [0, *sorted(cuts), 5]
     parts = [slice(*edge) for edge in itertools.pairwise(edges)]
     total = sum(loss.count(target[part].to(torch.uint8)) for part in parts) or 1
@@ -414,8 +191,8 @@ def test_every_loss_is_reckoned_in_float32(case, dtype):
     logits, target = three()
     logits, loss = logits.to(dtype), built(case)
     with torch.autocast("cpu", torch.bfloat16):
-        value, got = gradient(loss.mean, logits, target)
-    expected, want = gradient(loss.mean, logits.double(), target)
+        value, got = gradient(partial(step_loss, loss), logits, target)
+    expected, want = gradient(partial(step_loss, loss), logits.double(), target)
     assert (value.dtype, got.dtype) == (torch.float32, dtype)
     assert value.item() == pytest.approx(expected.item(), rel=2e-6)
     assert off(got, want) < (1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps / 2)
@@ -433,172 +210,18 @@ def test_pictures_without_labels_and_ignored_pixels_count_nothing(case, scale):
     assert sums[1] == 0
     assert logits.grad.isfinite().all()
     assert logits.grad.movedim(1, -1)[target == IGNORE_INDEX].abs().max() == 0
-    assert loss.mean(logits, torch.full_like(target, IGNORE_INDEX)) == 0
+    assert step_loss(loss, logits, torch.full_like(target, IGNORE_INDEX)) == 0
 
 
 @each_loss
 def test_perfect_answers_cost_nothing(case):
     target = three()[1]
     logits = 200 * F.one_hot(target.where(target != IGNORE_INDEX, 0), C).movedim(3, 1).float()
-    value, got = gradient(built(case).mean, logits, target)
+    value, got = gradient(partial(step_loss, built(case)), logits, target)
     smoothed = built(case).label_smoothing if hasattr(built(case), "label_smoothing") else 0
     assert smoothed or value.item() == pytest.approx(0, abs=1e-6)
     assert smoothed or got.abs().max() < 1e-6
     assert got.isfinite().all()
-
-
-# ------------------------------------------------------------------------------------------------ loss max-pooling
-
-
-@pytest.mark.parametrize(("n", "share"), [(1, 0.5), (3, 0.4), (6, 0.25), (6, 0.5), (8, 1.0)])
-@pytest.mark.parametrize("p", [1.1, 1.7, 3.0])
-def test_the_weights_are_the_best_there_are(n, share, p):
-    """Against a general optimiser, which knows nothing of sorting."""
-    values = np.sort(np.random.default_rng(n).exponential(size=n))[::-1].copy()
-    m = math.ceil(share * n)
-    gamma, tau = bounds(n, m, p)
-    found = highest_weights(torch.from_numpy(values), m, p).numpy()
-    assert (found >= 0).all()
-    assert found.max() <= tau * (1 + 1e-12)
-    assert (found**p).sum() ** (1 / p) <= gamma * (1 + 1e-12)
-    norm = NonlinearConstraint(lambda w: (np.abs(w) ** p).sum(), -np.inf, gamma**p)
-    box = LinearConstraint(np.eye(n), 0, tau)
-    best = minimize(lambda w: -(w @ values), np.full(n, 0.9 / n), method="SLSQP", constraints=[norm, box], tol=1e-12)
-    assert found @ values == pytest.approx(-best.fun, rel=1e-6)
-
-
-def test_weights_worked_by_hand():
-    """p = 2, n = 4, m = 1: gamma = tau = 1 / 2; the weights are the losses, scaled to that length: no bound is met.
-    m = 2: tau = 1 / sqrt 8. Of (3, 1, 1, 1) the first is bound; the others share what is left, 1 / 4 - 1 / 8."""
-    of = torch.tensor([3.0, 1, 1, 1], dtype=torch.float64)
-    torch.testing.assert_close(highest_weights(of, 1, 2.0), of / 12**0.5 / 2)
-    want = torch.tensor([1 / 8, 1 / 24, 1 / 24, 1 / 24], dtype=torch.float64).sqrt()
-    torch.testing.assert_close(highest_weights(of, 2, 2.0), want)
-
-
-@pytest.mark.parametrize("p", [1.001, 1.7, 50.0])
-@pytest.mark.parametrize("values", [[2.0, 2, 2, 2], [2.0, 1, 0, 0], [1e30, 1e-30, 1e-30, 1e-30], [0.0, 0, 0, 0]])
-def test_weights_stay_finite_at_extremes(values, p):
-    for m in (1, 2, 4):
-        found = highest_weights(torch.tensor(values, dtype=torch.float64), m, p)
-        gamma, tau = bounds(4, m, p)
-        assert found.isfinite().all()
-        assert found.max() <= tau * (1 + 1e-12)
-        assert found.pow(p).sum() <= gamma**p * (1 + 1e-9)
-        least = torch.tensor([1 / m] * m + [0] * (4 - m), dtype=torch.float64)  # allowed, so never better
-        of = torch.tensor(values, dtype=torch.float64)
-        assert found @ of >= (tau / (1 / m)) * (least @ of) * (1 - 1e-9)
-
-
-# ------------------------------------------------------------------------------------------------ choosing a loss
-
-
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        (LossConfig(hardest=0.5), ["loss.hardest=0.5", "bootstrapped or max_pooling", "loss=cross_entropy"]),
-        (LossConfig("bootstrapped", class_weights=[1.0]), ["loss.class_weights=[1.0]", "leave it at null"]),
-        (LossConfig("lovasz", label_smoothing=0.1), ["loss.label_smoothing=0.1", "lovasz does not read it"]),
-        (LossConfig("focal", label_smoothing=0.1), ["loss.label_smoothing"]),
-        (LossConfig("dice", gamma=1), ["loss.gamma=1", "loss=focal"]),
-        (LossConfig("dice", options={"a": 1}), ["loss.options={'a': 1}", "plugins"]),
-        (
-            LossConfig("bootstrapped", normalisation="mean"),
-            ["loss.normalisation must be", "chosen, seamseg, got mean"],
-        ),
-        (LossConfig("bootstrapped", select="all"), ["loss.select must be one of image, batch, got all"]),
-        (LossConfig("bootstrapped", 0.5, "seamseg", "batch"), ["loss.select=batch"]),
-        (LossConfig("max_pooling", p=0.5), ["loss.p must be at least 1, got 0.5"]),
-        (LossConfig("max_pooling", p=math.nan), ["loss.p must be at least 1, got nan"]),
-        (LossConfig("focal", gamma=-1), ["loss.gamma must be at least 0, got -1"]),
-        (LossConfig(label_smoothing=1), ["loss.label_smoothing must be at least 0 and less than 1, got 1"]),
-        (LossConfig(class_weights=[0.0, 0.0]), ["loss.class_weights=[0.0, 0.0]"]),
-        (
-            LossConfig(class_weights=[1.0, -1.0]),
-            ["loss.class_weights must", "at least 0, or null, got [1.0, -1.0]"],
-        ),
-    ],
-)
-def test_impossible_options(config, words):
-    with pytest.raises(UsageError) as caught:
-        config.check()
-    for word in words:
-        assert word in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("config", "groups", "words"),
-    [
-        (LossConfig("dise"), [], ["loss.name=dise", "cross_entropy, bootstrapped, max_pooling, focal, dice, lovasz"]),
-        (LossConfig(class_weights=[1.0, 2.0]), [], ["loss.class_weights=[1.0, 2.0]", "give 5 numbers"]),
-        (LossConfig("dice"), [(1, 2)], ["loss.name=dice", "cross_entropy"]),
-        (LossConfig("lovasz"), [(1, 2)], ["loss.name=lovasz"]),
-        (LossConfig(class_weights=WEIGHTS), [(1, 2)], ["loss.class_weights"]),
-        (LossConfig(label_smoothing=0.1), [(1, 2)], ["loss.label_smoothing"]),
-    ],
-)
-def test_losses_that_cannot_be_built(config, groups, words):
-    with pytest.raises(UsageError) as caught:
-        build_loss(config, C, groups)
-    for word in words:
-        assert word in str(caught.value)
-
-
-@pytest.mark.parametrize("config", [LossConfig("max_pooling", 0.4, p=1.7), LossConfig("focal")])
-def test_groups_in_other_losses(config):
-    """A pixel of a group is that of a network whose members are one class; so is the gradient, by the chain rule."""
-    logits, target = drawn(C, (3, 4), (3, 4))
-
-    def merged(logits, target):
-        either = logits[:, [1, 3]].logsumexp(1, keepdim=True)
-        return build_loss(config, 4).mean(torch.cat([logits[:, [0, 2, 4]], either], 1), target)
-
-    only = torch.where(target == 1, C, torch.where(target == 3, C, target))  # labels 0, 2, 4 and the group
-    value, got = gradient(build_loss(config, C, [(1, 3)]).mean, logits, only)
-    renamed = torch.full_like(only, IGNORE_INDEX)
-    for new, old in enumerate((0, 2, 4, C)):
-        renamed[only == old] = new
-    expected, want = gradient(merged, logits, renamed)
-    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
-    assert off(got, want) < 1e-12
-
-
-@pytest.mark.parametrize("config", [LossConfig("max_pooling", 0.4, p=1.7), LossConfig("focal", gamma=0.5)])
-def test_a_group_of_all_classes_costs_nothing(config):
-    """Its probability may round to more than 1, and a power of what is less than 0 is NaN."""
-    logits = drawn(C, (20, 20), (20, 20), torch.float32)[0]
-    value, got = gradient(build_loss(config, C, [range(C)]).mean, logits, torch.full((2, 20, 20), C))
-    assert 0 <= value < 1e-3
-    assert got.isfinite().all()
-
-
-class Squares(Loss):
-    """A plugin's loss: Brier's."""
-
-    def __init__(self, power):
-        self.power = power
-
-    def __call__(self, logits, target):
-        known = target != IGNORE_INDEX
-        wanted = F.one_hot(target.where(known, 0), logits.shape[1]).movedim(3, 1)
-        missed = (enlarged(logits, target).softmax(1) - wanted).abs() ** self.power
-        return (missed.sum(1) * known).sum((1, 2))
-
-
-def test_a_loss_of_ones_own(monkeypatch):
-    monkeypatch.setitem(LOSSES, "squares", lambda config, num_classes, groups, power=2: Squares(power))
-    logits, target = three()
-    for options, power in (({}, 2), ({"power": 3}, 3)):
-        config = LossConfig("squares", options=options)
-        config.check()
-        value = build_loss(config, C).mean(logits, target)
-        assert value == Squares(power)(logits, target).sum() / (target != IGNORE_INDEX).sum()
-    for wrong in ({"pwer": 3}, {"config": 3}):
-        with pytest.raises(UsageError, match=r"loss.options=.*loss.name=squares takes power") as caught:
-            build_loss(LossConfig("squares", options=wrong), C)
-        assert next(iter(wrong)) in str(caught.value)
-    with pytest.raises(UsageError, match="loss.name=squares"):
-        build_loss(LossConfig("squares"), C, [(1, 2)])
 
 
 @pytest.mark.parametrize(
@@ -608,11 +231,11 @@ def test_a_loss_of_ones_own(monkeypatch):
 )  # fmt: skip
 def test_no_loss_holds_the_enlarged_batch(case, bound, monkeypatch):
     """4 pictures of 32 x 32 from stride 8. Lovasz holds one of them, and one class's order of its pixels."""
-    monkeypatch.setitem(losses.STRIP, "cpu", 2**12)
+    monkeypatch.setitem(tiles.TILE_ELEMENTS, "cpu", 2**12)
     logits, target = drawn(64, (4, 4), (32, 32), torch.float32, batch=4)
     config = replace(CASES[case][0], class_weights=CASES[case][0].class_weights and [1.0] * 64)
     with Allocations() as allocations:
-        build_loss(config, 64).mean(logits.requires_grad_(), target).backward()
+        step_loss(build_loss(config, 64), logits.requires_grad_(), target).backward()
     assert allocations.peak < bound * target.numel() * 64 * logits.element_size()
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation needs: memory for one picture at a time, whatever their size and number."""
+"""What an evaluation needs: memory for one image at a time, whatever their size and number."""
 
 import re
 import subprocess
@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from segtrain.config import CityscapesConfig, InferenceConfig, ModelConfig
 from segtrain.data.labels import published_table
 from segtrain.data.loader import EvaluationItem
-from segtrain.data.rules import CITYSCAPES
 from segtrain.data.sample import Sample
-from segtrain.scoring.scores import Scores
-from segtrain.tasks.evaluation import Prediction, score
+from segtrain.tasks.segmentation import LabelledImage, SegmentationEvaluator
 from tests.helpers.checkout import environment
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc/self/status")
@@ -24,7 +23,7 @@ def resident():
 
 
 @needs_proc
-def test_500_pictures_need_no_more_than_100():
+def test_500_images_need_no_more_than_100():
     table = published_table("cityscapes", "cityscapes")
     rng = np.random.default_rng(0)
     seen = {}
@@ -35,31 +34,36 @@ def test_500_pictures_need_no_more_than_100():
             image = np.zeros((256, 512, 3), np.uint8)
             instances = (table.decode(target).astype(np.uint16)) * 1000
             item = EvaluationItem(Sample(str(number), Path("x"), None), image, target, table.decode(target), instances)
-            yield Prediction(item, rng.integers(0, 19, (256, 512)).astype(np.uint8))
+            yield LabelledImage(item, rng.integers(0, 19, (256, 512)).astype(np.uint8))
             seen[number] = resident()
 
-    counted = Scores(table, CITYSCAPES)
-    score(answers(), 500, counted, None, 6)
-    assert counted.images == 500
+    samples = [Sample(str(number), Path("x"), Path("y")) for number in range(500)]
+    data, options = CityscapesConfig("cityscapes"), (ModelConfig(), InferenceConfig())
+    evaluator = SegmentationEvaluator(data, "val", samples, table, *options, None)
+    counts, panels = evaluator.count(answers(), 500, 6)
+    assert counts.network.images == counts.network.images_with_instances == 500
+    assert len(panels) == 6
     assert seen[499] - seen[99] < 40
 
 
 PROGRAM = """
 import re, torch, numpy as np
 from segtrain.models import build_model
-from segtrain.tasks.evaluation import Trained
+from segtrain.scoring.predictor import Predictor
 from segtrain.config import ModelConfig, InferenceConfig
+from segtrain.config import CityscapesConfig, InferenceConfig, ModelConfig
 from segtrain.data.labels import published_table
-from segtrain.scoring.scores import VISTAS, Scores
+from segtrain.data.rules import VISTAS
+from segtrain.scoring.scores import Scores
 table = published_table("vistas_v2.0")
 network = build_model("resnet18", num_classes=116, output_stride=16, head_channels=32).eval()
-trained = Trained(network.to(memory_format=torch.channels_last), table, ModelConfig(), torch.device("cpu"))
+predictor = Predictor(network.to(memory_format=torch.channels_last), table, ModelConfig(), torch.device("cpu"))
 memory = lambda what: int(re.search(what + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
-trained.predict(np.zeros((64, 64, 3), np.uint8))
+predictor.predict(np.zeros((64, 64, 3), np.uint8))
 open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
 before = memory("VmRSS")
 image = np.random.default_rng(0).integers(0, 255, (4000, 5500, 3)).astype(np.uint8)
-answer = trained.predict(image, InferenceConfig(name="tiled", tile=[1024, 1024]))
+answer = predictor.predict(image, InferenceConfig(name="tiled", tile=[1024, 1024]))
 scores = Scores(table, VISTAS)
 scores.add(table.decode(answer), table.decode(answer), np.zeros(answer.shape, np.uint16))
 print(answer.shape, memory("VmHWM") - before)

@@ -6,9 +6,14 @@ from hypothesis import strategies as st
 
 from segtrain.config import InferenceConfig
 from segtrain.errors import UsageError
+from segtrain.models.preprocess import normalise_images
 from segtrain.native import compile as compiling
 from segtrain.native import pixels
-from segtrain.scoring.inference import enlarged, normalise, predict, spans, windows
+from segtrain.scoring.inference import enlarged, segment, spans, windows
+
+
+def predict(network, image, options):
+    return segment(network, image, options).train_ids
 
 
 def pointwise(x):
@@ -119,9 +124,9 @@ def test_scales_give_the_pictures_own_size():
     assert sizes == [(10, 17), (21, 34), (42, 68)]
 
 
-def test_normalise():
+def test_normalise_images():
     image = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
-    out = normalise(image, [0.5, 0.0, 1.0], [0.5, 0.25, 1.0])
+    out = normalise_images(image, [0.5, 0.0, 1.0], [0.5, 0.25, 1.0])
     torch.testing.assert_close(out[0, :, 0, 0], torch.tensor([1.0, 4.0, 0.0]))
 
 

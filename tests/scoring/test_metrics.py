@@ -13,7 +13,9 @@ from segtrain.data.labels import LabelTable, published_table
 from segtrain.data.rules import CITYSCAPES, COCOSTUFF, KITTI, PLAIN, VISTAS
 from segtrain.native import compile as compiling
 from segtrain.native import pixels
-from segtrain.scoring.scores import PositionPrior, Scores, boundary_counts
+from segtrain.scoring.boundary import boundary_counts
+from segtrain.scoring.position_prior import PositionPrior
+from segtrain.scoring.scores import Scores
 
 OFFICIAL = Path(__file__).parents[1] / "fixtures" / "official_scores"
 NAMES = ["a", "b", "c", "d"]

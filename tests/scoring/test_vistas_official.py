@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,15 +11,18 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from segtrain.commands import convert
 from segtrain.config import InferenceConfig, ModelConfig
 from segtrain.data.labels import LabelTable, published_table
-from segtrain.data.scenes.layouts import write
+from segtrain.data.scenes.layouts import write_scenes
+from segtrain.errors import UsageError
 from segtrain.models import build_model
 from segtrain.scoring import inference as module
-from segtrain.scoring.inference import answer, fitted
-from segtrain.tasks.evaluation import Trained
-from segtrain.weights import transfer as weights
+from segtrain.scoring.inference import fitted, segment
+from segtrain.scoring.predictor import Predictor
+from segtrain.weights import network_file
+from segtrain.weights.files import read_weights
+from segtrain.weights.matching import norm_layers
+from segtrain.weights.published import known_files
 from tests.helpers.networks import hollow, meta, shapes
 from tests.helpers.runs import refused
 
@@ -46,9 +50,9 @@ class Cells(nn.Module):
         return self.conv(x)
 
 
-def trained(network, classes=5, **options):
+def predictor(network, classes=5, **options):
     rows = [{"name": f"c{i}", "id": 3 * i, "color": [i, 2 * i, 3 * i], "train_id": i} for i in range(classes)]
-    return Trained(network.eval(), LabelTable(rows, "the test"), ModelConfig(**options), torch.device("cpu"))
+    return Predictor(network.eval(), LabelTable(rows, "the test"), ModelConfig(**options), torch.device("cpu"))
 
 
 # ---------------------------------------------------------------------------------------------------- preprocessing
@@ -126,9 +130,9 @@ def agrees(found, probabilities, image):
 def test_the_whole_way_is_the_scripts(size, longest, scales, flip):
     network, image = Cells(), noise(*size, seed=longest)
     options = InferenceConfig(name="vistas_official", scales=scales, flip=flip, longest_side=longest)
-    found = trained(network, mean=MEAN, std=STD).answer(image, options, probability=True)
+    found = predictor(network, mean=MEAN, std=STD).segment(image, options, probability=True)
     agrees(found, script(Cells().double(), image, scales, flip, longest, MEAN, STD), image)
-    assert (trained(network, mean=MEAN, std=STD).predict(image, options) == found.train_ids).all()
+    assert (predictor(network, mean=MEAN, std=STD).predict(image, options) == found.train_ids).all()
 
 
 # ---------------------------------------------------------------------------------------------------- probabilities
@@ -161,13 +165,13 @@ def test_probabilities_of_every_inference(monkeypatch, options):
     def normalised(x):
         return network(x.float() / 127.5 - 1)
 
-    found = answer(normalised, whole, options, probability=True)
+    found = segment(normalised, whole, options, probability=True)
     assert max(heights) == 9 and sum(heights) == 130 * len(options.scales) * (2 if options.flip else 1)
     views = [module.view(normalised, whole, s, m, options)
              for s in options.scales for m in ((False, True) if options.flip else (False,))]  # fmt: skip
     full = [F.interpolate(v.double()[None], (130, 203), mode="bilinear")[0].softmax(0) for v in views]
     agrees(found, torch.stack(full).mean(0), image)
-    alone = answer(normalised, whole, options)
+    alone = segment(normalised, whole, options)
     assert alone.probability is None and (alone.train_ids == found.train_ids).all()
 
 
@@ -182,7 +186,7 @@ def test_probabilities_of_every_inference(monkeypatch, options):
     ],
 )
 def test_options_that_cannot_be(options, words):
-    with pytest.raises(weights.UsageError, match=words):
+    with pytest.raises(UsageError, match=words):
         InferenceConfig(**options).check()
 
 
@@ -192,7 +196,7 @@ def test_options_that_cannot_be(options, words):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "vistas"
-    write(root, "vistas", {"train": 1, "val": 2, "night": 1}, 0, (256, 512), workers=1)
+    write_scenes(root, "vistas", {"train": 1, "val": 2, "night": 1}, 0, (256, 512), workers=1)
     return root
 
 
@@ -201,7 +205,7 @@ def network(data):
     """A DeepLabV3 of 65 classes with a small backbone, whose answers differ from place to place as a trained one's."""
     torch.manual_seed(0)
     made = build_model("resnet18", num_classes=65, head_channels=16, norm="abn")
-    for layer in weights.norm_layers(made).values():
+    for layer in norm_layers(made).values():
         nn.init.uniform_(layer.weight, -1.5, 1.5)
         nn.init.uniform_(layer.bias, -0.5, 0.5)
     made.eval()
@@ -222,7 +226,7 @@ def published(network, tmp_path, monkeypatch):
              for part in ("body", "head", "cls")}  # fmt: skip
     path = tmp_path / NAME
     torch.save({"state_dict": parts}, path, _use_new_zipfile_serialization=False)  # as of 2018
-    known = next(one for one in weights.known_files() if one["file"] == NAME)
+    known = next(one for one in known_files() if one["file"] == NAME)
     monkeypatch.setitem(known, "md5", hashlib.md5(path.read_bytes()).hexdigest())
     return path
 
@@ -237,7 +241,7 @@ def files(folder):
 @torch.no_grad()
 def test_the_published_file_is_evaluated_as_downloaded(segtrain, published, data, network, monkeypatch, tmp_path):
     read = []
-    monkeypatch.setattr(convert, "read", lambda path, real=weights.read: read.append(path) or real(path))
+    monkeypatch.setattr(network_file, "read_weights", lambda path, real=read_weights: read.append(path) or real(path))
     small = [*SMALL, "loader.workers=0", "pictures=0", "position_prior=false"]
     call = ["evaluate", NAME, "dataset=vistas", f"dataset.root={data}", *small]
     done = segtrain(*call)
@@ -268,11 +272,11 @@ def test_the_published_file_is_evaluated_as_downloaded(segtrain, published, data
     assert len(images) == 2
     assert result["pixel_accuracy"] == pytest.approx(right / counted, abs=2e-3)
 
-    known = next(one for one in weights.known_files() if one["file"] == NAME)
+    known = next(one for one in known_files() if one["file"] == NAME)
     monkeypatch.setitem(known, "md5", "0" * 32)  # another file of that name
     done = segtrain(*call)
     assert done.status == 0 and "published wide_resnet38_deeplab_vistas but not its hash" in done.out
-    assert "how its pictures were normalised: ImageNet's are taken, model.mean=[0.485, 0.456, 0.406]" in done.out
+    assert "how its images were normalised: ImageNet's are taken, model.mean=[0.485, 0.456, 0.406]" in done.out
     assert not [line for line in done.out.splitlines() if line.startswith("published ")]
     assert "published" not in json.loads((tmp_path / done.out.splitlines()[-1]).read_text())["protocol"]
 
@@ -324,13 +328,13 @@ def test_default_outputs_and_wrong_ones(segtrain, published, data):
     call = ["predict", f"input={photo}", f"checkpoint={published}", "inference=vistas_official", "device=cpu"]
     refused(
         segtrain(*call, "outputs=[colour]"),
-        "outputs must be one or more of labels, color, overlay, palette, raw, prob",
-        "got ['colour']; did you mean color?",
+        "outputs must be one or more of labels, color",
+        "palette, raw, prob, got ['colour']; did you mean color?",
     )
     refused(segtrain(*call, "outputs=[]"), "outputs=[]")
     refused(segtrain(*call, "inference.overlap=0.5"), "inference.overlap=0.5")
     assert segtrain(*call, "inference.longest_side=64", "output=o").status == 0
-    assert files(weights.Path("o")) == [f"{kind}/{photo.stem}.png" for kind in ("color", "labels", "overlay")]
+    assert files(Path("o")) == [f"{kind}/{photo.stem}.png" for kind in ("color", "labels", "overlay")]
 
 
 def test_files_that_are_no_network_of_a_run(segtrain, published, data, tmp_path):
@@ -340,12 +344,13 @@ def test_files_that_are_no_network_of_a_run(segtrain, published, data, tmp_path)
     for verb in verbs:
         if verb[0] in ("evaluate", "predict"):
             refused(segtrain(*verb, "checkpoint=imagenet.pth"), "classifies images")
-        refused(segtrain(*verb, "checkpoint=strange.pth"), "not a checkpoint", "no known form (a.weight", status=1)
+        words = ("neither a checkpoint", "the names of no known layout (a.weight")
+        refused(segtrain(*verb, "checkpoint=strange.pth"), *words, status=1)
         away = refused(segtrain(*verb, f"checkpoint=away/{NAME}"), f"no checkpoint file away/{NAME}")
         for word in ("913f78486a34aa1577a7cd295e8a33bb", "github.com/mapillary/inplace_abn#", "drive.google.com"):
             assert (word in away.err) == (word[:3] != "913")  # here it is the test's file that is known
     root = tmp_path / "streets"
-    write(root, "cityscapes", {"train": 1, "val": 1}, 0, (256, 512), workers=1)
+    write_scenes(root, "cityscapes", {"train": 1, "val": 1}, 0, (256, 512), workers=1)
     done = segtrain("evaluate", NAME, "dataset=cityscapes", f"dataset.root={root}", "inference=whole", "device=cpu")
     refused(done, "predicts 65 classes", "dataset=cityscapes has 19")
 
@@ -354,10 +359,10 @@ def test_the_vistas_network_is_the_published_one(monkeypatch, tmp_path):
     """All 135,827,073 parameters, on the meta device: which network the file is taken for."""
     ours = meta(build_model, "wider_resnet38", num_classes=65)
     torch.save({"state_dict": hollow(ours)}, NAME)
-    known = next(one for one in weights.known_files() if one["file"] == NAME)
+    known = next(one for one in known_files() if one["file"] == NAME)
     monkeypatch.setitem(known, "md5", hashlib.md5((tmp_path / NAME).read_bytes()).hexdigest())
-    monkeypatch.setattr(convert, "from_config", lambda options, classes: ours)
-    content = convert.run_content(weights.Path(NAME))
+    monkeypatch.setattr(network_file, "from_config", lambda options, classes: ours)
+    content = network_file.run_content(Path(NAME))
     options = content["config"]["model"]
     assert sum(t.numel() for k, t in content["model"].items() if ".running_" not in k and "num_" not in k) == 135827073
     assert (options["backbone"], options["head"], options["head_channels"]) == ("wider_resnet38", "deeplabv3", 256)
@@ -367,6 +372,6 @@ def test_the_vistas_network_is_the_published_one(monkeypatch, tmp_path):
     assert content["provenance"]["data"].keys() == {"imagenet", "vistas"}
 
     monkeypatch.setitem(known, "md5", "0" * 32)  # the same network, written anew
-    again = convert.run_content(weights.Path(NAME))
+    again = network_file.run_content(Path(NAME))
     assert again["config"]["model"] == options and again["known"] is None
     assert "the published wide_resnet38_deeplab_vistas's are taken, model.mean=[0.41738699" in again["report"]

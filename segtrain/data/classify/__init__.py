@@ -1,1 +1,1 @@
-"""Whole images with one class each."""
+"""Image classification: images with one class each."""

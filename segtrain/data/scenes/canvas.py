@@ -1,4 +1,4 @@
-"""What street scenes are painted with: colours, noise, a pinhole camera and a canvas that keeps picture and labels.
+"""What street scenes are painted with: colours, noise, a pinhole camera and a canvas that keeps image and labels.
 
 Labels come from integer pixel outlines without smoothing, or from comparisons of numbers made by + - * / alone, so
 that they are the same everywhere. Metres: x to the right, y up, z ahead.
@@ -104,12 +104,12 @@ class Camera(NamedTuple):
 
 
 def whole_pixels(pixels: FloatArray) -> NDArray[np.int32]:
-    """Rounded, and near enough to the picture for OpenCV's fixed-point arithmetic."""
+    """Rounded, and near enough to the image for OpenCV's fixed-point arithmetic."""
     return np.rint(pixels.clip(-20000, 20000)).astype(np.int32)
 
 
 class Canvas:
-    """The picture so far: image float32 (H, W, 3), ids uint16 (H, W) in instance coding, depth float32 (H, W)."""
+    """The image so far: image float32 (H, W, 3), ids uint16 (H, W) in instance coding, depth float32 (H, W)."""
 
     def __init__(self, camera: Camera, size: tuple[int, int], tex: np.random.Generator, night: bool) -> None:
         self.camera, self.tex, self.night = camera, tex, night

@@ -1,4 +1,4 @@
-"""Street scenes as files, in the layouts in which the real data sets are downloaded.
+"""Street scenes as files, in the layouts in which the real datasets are downloaded.
 
 A folder holds a manifest, scenes.json, and the files of its scenes. An interrupted call goes on where it stopped, and
 asking for more scenes adds to those that are there.
@@ -59,10 +59,10 @@ class Job(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How one data set stores scenes.
+    """How one dataset stores scenes.
 
     folders: our split -> its folder; splits that are not listed are not written. files(job): paths below the root,
-    labels first. encode(job): the contents of those files. extras(): further files of the whole data set.
+    labels first. encode(job): the contents of those files. extras(): further files of the whole dataset.
     """
 
     folders: Mapping[str, str]
@@ -71,7 +71,7 @@ class Layout(NamedTuple):
     extras: Callable[[], dict[str, bytes]] = dict
 
 
-def write(
+def write_scenes(
     root: Path,
     layout: str = "cityscapes",
     scenes: Mapping[str, int] = DEFAULT_SCENES,
@@ -303,7 +303,7 @@ def _cocostuff_values() -> NDArray[np.uint8]:
 def _cocostuff_encode(job: Job) -> list[bytes]:
     scene = _draw(job)
     picture = Image.fromarray(scene.image)
-    if job.number % 10 == 7:  # the real set has grey pictures too
+    if job.number % 10 == 7:  # the real set has grey images too
         picture = picture.convert("L")
     return [_png(_cocostuff_values()[scene.label_ids]), _pillow(picture, "JPEG", quality=95)]
 

@@ -1,4 +1,4 @@
-"""Cityscapes, label ids as downloaded. Layout and numbers: the README of the data set's own scripts."""
+"""Cityscapes, label ids as downloaded. Layout and numbers: the README of the dataset's own scripts."""
 
 import functools
 import glob
@@ -8,7 +8,8 @@ from segtrain.config import IGNORE_INDEX, CityscapesConfig
 from segtrain.console import say
 from segtrain.data.labels import LabelTable, published_table
 from segtrain.data.rules import CITYSCAPES
-from segtrain.data.sample import DatasetSpec, Sample, SplitFiles, by_stem, expect_folder, expect_split
+from segtrain.data.sample import DatasetSpec, Sample, SplitFiles, Submission, by_stem, expect_folder, expect_split
+from segtrain.data.verify.label_mistakes import Expected
 
 TREE = """{root}/leftImg8bit/{{train,val,test}}/<city>/<city>_000000_000019_leftImg8bit.png
 {root}/gtFine/{{train,val}}/<city>/<city>_000000_000019_gtFine_labelIds.png  (and _instanceIds.png)
@@ -22,7 +23,7 @@ PUBLISHED = {
 
 @functools.cache
 def labels_are_train_ids(root: Path) -> bool:
-    """Whether only the converted labels are there, which are not in the download; said aloud."""
+    """Whether there are only converted labels, which are not in the download; printed if so."""
     as_downloaded, converted = (
         next(root.glob(f"gt*/*/*/*_{kind}.png"), None) for kind in ("labelIds", "labelTrainIds")
     )
@@ -33,11 +34,11 @@ def labels_are_train_ids(root: Path) -> bool:
 
 
 def table(config: CityscapesConfig) -> LabelTable:
-    found = published_table("cityscapes", "cityscapes")
+    published = published_table("cityscapes", "cityscapes")
     if not labels_are_train_ids(config.folder()):
-        return found
-    stored = {train_id: int(label) for train_id, label in enumerate(found.ids)} | {IGNORE_INDEX: 0}
-    return LabelTable(found.rows, "the cityscapes train ids", stored)
+        return published
+    stored = {train_id: int(label) for train_id, label in enumerate(published.ids)} | {IGNORE_INDEX: 0}
+    return LabelTable(published.rows, "the cityscapes train ids", stored)
 
 
 def files(config: CityscapesConfig, split: str) -> SplitFiles:
@@ -62,7 +63,7 @@ def layout_files(root: Path, split: str) -> SplitFiles:
     return SplitFiles(images, by_stem(labels, f"*/*{ending}", ending), by_stem(labels, f"*/*{instances}", instances))
 
 
-def answer(name: str) -> str:
+def prediction_pattern(name: str) -> str:
     return f"{glob.escape('_'.join(name.split('_')[:3]))}*.png"
 
 
@@ -70,4 +71,9 @@ def identity(sample: Sample) -> str:
     return f"{sample.image.parts[-3]}/{sample.name}"  # street scenes in this layout count from 0 in every split
 
 
-DATASET = DatasetSpec(table, files, CITYSCAPES, PUBLISHED, answer=answer, family="cityscapes", identity=identity)
+DATASET = DatasetSpec(
+    table, files, CITYSCAPES, PUBLISHED, answer=prediction_pattern, family="cityscapes", identity=identity,
+    options=CityscapesConfig, tables=("cityscapes",), expected=Expected(("road", "vegetation")),
+    submission=Submission("https://www.cityscapes-dataset.com/submit"),
+    licence="non-commercial (https://www.cityscapes-dataset.com/license)",
+)  # fmt: skip

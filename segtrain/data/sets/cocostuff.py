@@ -1,13 +1,30 @@
 """COCO-Stuff: 164k pixel maps (value = id - 1, 255 unlabeled), 10k v1.1 (.mat), and COCO's own stuff pixel maps."""
 
+import json
 import re
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from segtrain.config import IGNORE_INDEX, CocoStuffConfig
+from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable, read_json_table
 from segtrain.data.rules import COCOSTUFF
-from segtrain.data.sample import DatasetSpec, Sample, SplitFiles, by_stem, expect_folder, expect_split
+from segtrain.data.sample import (
+    DatasetSpec,
+    Sample,
+    SplitFiles,
+    Submission,
+    by_stem,
+    expect_folder,
+    expect_split,
+    label_encodings,
+)
+from segtrain.data.verify.label_mistakes import Expected
 from segtrain.errors import DataError, UsageError
 
 TREE = """{root}/images/{{train2017,val2017}}/000000000139.jpg
@@ -24,7 +41,7 @@ def is_10k(root: Path) -> bool:
 
 
 def table(config: CocoStuffConfig) -> LabelTable:
-    """Ids are the values of the 164k pixel maps, whatever the pictures hold."""
+    """Ids are the values of the 164k pixel maps, whatever the label images hold."""
     rows: list[dict[str, Any]] = []
     for row in read_json_table("cocostuff"):
         row = row | {"id": row["pixelmap_value"]}
@@ -33,7 +50,7 @@ def table(config: CocoStuffConfig) -> LabelTable:
             row["train_id"] = row["train_id"] - 80 if not thing else 91 if config.other == "class" else IGNORE_INDEX
         rows.append(row)
     if config.classes == "stuff91" and config.other == "class":
-        # First of its class, so that this is what a prediction is called.
+        # First of its class, so that predictions get its name.
         rows.insert(0, {"id": OTHER, "name": "other", "train_id": 91, "category": "other", "kind": "stuff",
                         "has_instances": False, "color": [255, 255, 255]})  # fmt: skip
     source = f"the COCO-Stuff label table ({config.classes})"
@@ -54,7 +71,7 @@ def table(config: CocoStuffConfig) -> LabelTable:
 
 
 def stuff_pixelmaps(root: Path, folder: str) -> Path | None:
-    """COCO's own maps of stuff, where the 164k maps are not there."""
+    """COCO's own maps of stuff, if the 164k maps are missing."""
     if label_folder(root, folder) is not None:
         return None
     return next((root / f"{place}stuff_{folder}_pixelmaps" for place in ("annotations/", "")
@@ -97,7 +114,7 @@ def files(config: CocoStuffConfig, split: str) -> SplitFiles:
 
 
 def challenge_ids(root: Path, split: str) -> set[str]:
-    """Names of the 2017 stuff challenge's training and validation pictures."""
+    """Names of the 2017 stuff challenge's training and validation images."""
     name = f"{split}-ids.txt"
     path = next(iter(sorted(root.rglob(f"deprecated-challenge2017/{name}"))), None)
     if path is None:
@@ -124,8 +141,109 @@ def listed_10k(root: Path, split: str) -> SplitFiles:
 
 
 def identity(sample: Sample) -> str:
-    """The picture's number: the 10k set's COCO_train2014_000000000009 is train2017's 000000000009."""
-    return sample.name.rpartition("_")[2]
+    """The image's number: the 10k set's COCO_train2014_000000000009 is train2017's 000000000009."""
+    return image_number(sample.name)
 
 
-DATASET = DatasetSpec(table, files, COCOSTUFF, PUBLISHED, family="coco", identity=identity)
+def image_number(name: str) -> str:
+    return name.rpartition("_")[2]
+
+
+# ---------------------------------------------------------------------------------------------------- predictions
+
+
+def encodings(table: LabelTable) -> dict[str, dict[int, int]]:
+    """Ids in predictions are COCO's, one more than those of the pixel maps."""
+    rows = [int(row["id"]) for row in table.rows]
+    known = label_encodings(table)
+    return known | {"ids": {(label + 1) & 255: label for label in rows}, "pixelmap": known["ids"]}
+
+
+ARCHIVED = "stuff_results.json"
+
+
+def submitted(answers: Mapping[str, Path], to_id: np.ndarray) -> Iterator[tuple[str, bytes]]:
+    """The one file that the stuff challenge takes."""
+    segments: list[dict[str, Any]] = []
+    for name, path in answers.items():
+        segments += coco_segments(int(image_number(name)), to_id[read_label(path)])
+    yield ARCHIVED, json.dumps(segments).encode()
+
+
+def verify_submission(archive: zipfile.ZipFile, images: Mapping[str, Path]) -> None:
+    verify_coco(json.loads(archive.read(ARCHIVED)), images)
+
+
+def coco_segments(image_id: int, values: np.ndarray) -> list[dict[str, Any]]:
+    """One segment for each class of pixel map values uint8 (H, W): COCO category id 92 to 183, run-length encoded."""
+    return [
+        {"image_id": image_id, "category_id": int(value) + 1, "segmentation": encode_runs(values == value)}
+        for value in np.unique(values)
+    ]
+
+
+def encode_runs(mask: np.ndarray) -> dict[str, Any]:
+    """COCO's compressed run-length encoding of a bool (H, W): lengths of runs down the columns, the first one of
+    zeros, each less the one but two before it from the fourth on, in groups of 5 bits, lowest first, as characters."""
+    flat = mask.ravel(order="F").astype(np.int8)
+    edges = np.flatnonzero(np.diff(flat, prepend=0))
+    lengths = np.diff(np.concatenate([[0], edges, [flat.size]]))
+    text = []
+    for index, length in enumerate(lengths.tolist()):
+        number = length - int(lengths[index - 2]) if index > 2 else length
+        while True:
+            group = number & 31
+            number >>= 5
+            more = number != (-1 if group & 16 else 0)
+            text.append(chr((group | 32 if more else group) + 48))
+            if not more:
+                break
+    return {"size": list(mask.shape), "counts": "".join(text)}
+
+
+def decode_runs(segment: dict[str, Any]) -> np.ndarray:
+    """The argument of `encode_runs`, bool (H, W)."""
+    lengths: list[int] = []
+    number = shift = 0
+    for character in segment["counts"]:
+        group = ord(character) - 48
+        number |= (group & 31) << shift
+        shift += 5
+        if group & 32:
+            continue
+        if group & 16:
+            number -= 1 << shift
+        lengths.append(number + (lengths[-2] if len(lengths) > 2 else 0))
+        number = shift = 0
+    height, width = segment["size"]
+    values = np.arange(len(lengths)) % 2 == 1
+    return np.repeat(values, lengths).reshape((width, height)).T
+
+
+def verify_coco(segments: list[dict[str, Any]], images: Mapping[str, Path]) -> None:
+    """DataError unless every pixel of every image has exactly one of the categories 92 to 183."""
+    covered: dict[int, np.ndarray] = {}
+    for segment in segments:
+        mask = decode_runs(segment["segmentation"])
+        if not 92 <= segment["category_id"] <= 183:
+            raise DataError(
+                f"category {segment['category_id']} is a thing: the stuff challenge takes 92 to 183; predict with a "
+                "network of dataset.classes=stuff91"
+            )
+        covered[segment["image_id"]] = covered.get(segment["image_id"], np.zeros(mask.shape, np.uint8)) + mask
+    for name, path in images.items():
+        with Image.open(path) as image:
+            size = (image.height, image.width)
+        count = covered.pop(int(image_number(name)), None)
+        if count is None or count.shape != size or (count != 1).any():
+            raise DataError(f"the segments of {name} do not cover its {size[1]}x{size[0]} pixels once each")
+    if covered:
+        raise DataError(f"segments of images that are not in the split: {sorted(covered)[:3]}")
+
+
+DATASET = DatasetSpec(
+    table, files, COCOSTUFF, PUBLISHED, family="coco", identity=identity, options=CocoStuffConfig,
+    tables=("cocostuff",), expected=Expected(("unlabeled",)), encodings=encodings, encoding="pixelmap",
+    submission=Submission("the COCO stuff challenge's page", contents=submitted, verify=verify_submission),
+    licence="annotations CC BY 4.0, images by Flickr's terms of use",
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Any user's photographs: file patterns or lists of pairs, and a class table, all by configuration."""
+"""Your own images: file patterns or lists of pairs, and a class table, all by configuration."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from segtrain.data.rules import PLAIN
 from segtrain.data.sample import DatasetSpec, SplitFiles, expect_folder, expect_split
 from segtrain.errors import DataError, UsageError
 
-TREE = """any folder with pictures and label pictures, described by
+TREE = """any folder with images and label images, described by
   dataset.splits.train={{images:train/*.jpg,labels:train_labels/*.png}}  (the same for val), or {{pairs:train.txt}}
   dataset.classes=classes.csv  with the columns id, name, color, ignore"""
 
@@ -26,7 +26,7 @@ def table(config: FolderConfig) -> LabelTable:
 def files(config: FolderConfig, split: str) -> SplitFiles:
     root = config.folder()
     if config.root is None:
-        raise UsageError("dataset.root is not set: give the folder of your pictures")
+        raise UsageError("dataset.root is not set: give the folder of your images")
     expect_folder(root, "folder", TREE)
     expect_split(split, config.splits, root)
     entry = config.splits[split]
@@ -92,4 +92,4 @@ def read_pairs(root: Path, name: str) -> SplitFiles:
     return SplitFiles(images, labels)
 
 
-DATASET = DatasetSpec(table, files, PLAIN)
+DATASET = DatasetSpec(table, files, PLAIN, options=FolderConfig, splits={})

@@ -1,14 +1,15 @@
-"""KITTI semantic segmentation (2018 labels): Cityscapes label ids, 200 training pictures of slightly varying size."""
+"""KITTI semantic segmentation (2018 labels): Cityscapes label ids, 200 training images of slightly varying size."""
 
 from pathlib import Path
 
 from segtrain.config import KittiConfig
 from segtrain.data.labels import LabelTable, published_table, read_json_table
 from segtrain.data.rules import KITTI
-from segtrain.data.sample import DatasetSpec, SplitFiles, by_stem, expect_folder, expect_split
+from segtrain.data.sample import DatasetSpec, SplitFiles, Submission, by_stem, expect_folder, expect_split
+from segtrain.data.verify.label_mistakes import Expected
 from segtrain.errors import UsageError
 
-TREE = """{root}/training/image_2/000000_10.png  (200 pictures; the same names in training/semantic and instance)
+TREE = """{root}/training/image_2/000000_10.png  (200 images; the same names in training/semantic and instance)
 {root}/testing/image_2/000000_10.png
 Get data_semantics.zip (314 MB) from https://www.cvlibs.net/datasets/kitti/eval_semseg.php?benchmark=semantics2015
 and unpack it there."""
@@ -38,4 +39,9 @@ def files(config: KittiConfig, split: str) -> SplitFiles:
     return SplitFiles(chosen("image_2"), chosen("semantic"), chosen("instance"))
 
 
-DATASET = DatasetSpec(table, files, KITTI, {"trainval": 200, "test": 200}, scored="trainval", family="kitti")
+DATASET = DatasetSpec(
+    table, files, KITTI, {"trainval": 200, "test": 200}, scored="trainval", family="kitti", options=KittiConfig,
+    splits={}, expected=Expected(("road", "vegetation")),
+    submission=Submission("https://www.cvlibs.net/datasets/kitti/user_submit.php", "semantic/{}.png"),
+    licence="CC BY-NC-SA 3.0",
+)  # fmt: skip

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from segtrain.config import IGNORE_INDEX, VistasConfig
 from segtrain.data.labels import LabelTable, read_json_table
 from segtrain.data.rules import VISTAS
-from segtrain.data.sample import DatasetSpec, SplitFiles, by_stem, expect_folder, expect_split
+from segtrain.data.sample import DatasetSpec, SplitFiles, Submission, by_stem, expect_folder, expect_split
+from segtrain.data.verify.label_mistakes import Expected, Finding
 from segtrain.errors import DataError
 
 TREE = """{root}/config.json, {{training,validation,testing}}/{{images,labels,instances}}/<22 characters>.jpg or .png
@@ -73,4 +76,20 @@ def files(config: VistasConfig, split: str) -> SplitFiles:
     return SplitFiles(images, by_stem(inner / "labels", "*.png"), by_stem(inner / "instances", "*.png"))
 
 
-DATASET = DatasetSpec(table, files, VISTAS, PUBLISHED, family="vistas")
+def labels_of_v2(histogram: np.ndarray, table: LabelTable) -> Finding | None:
+    """Label images of v2.0 that are read with the table of v1.2."""
+    highest = int(np.flatnonzero(histogram).max())
+    if len(table.rows) != 66 or not 66 <= highest <= 123:
+        return None
+    return Finding(
+        "error", "Vistas v2.0",
+        f"the label images hold ids up to {highest}: these are labels of Vistas v2.0 (0 to 123), read with the table "
+        "of v1.2 (0 to 65): set dataset.version=v2.0, or take the images from v1.2/labels",
+    )  # fmt: skip
+
+
+DATASET = DatasetSpec(
+    table, files, VISTAS, PUBLISHED, family="vistas", options=VistasConfig, tables=("vistas_v1.2", "vistas_v2.0"),
+    expected=Expected(("construction--flat--road", "nature--sky"), labels_of_v2),
+    submission=Submission("the Vistas challenge's page on CodaLab"), licence="CC BY-NC-SA",
+)  # fmt: skip

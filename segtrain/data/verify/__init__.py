@@ -1,1 +1,1 @@
-"""Is this data what the configuration says it is?"""
+"""Verify that data is what the configuration says."""

@@ -1,8 +1,8 @@
-"""What training looks at before its first step, so that a bad file stops it now and not at hour nine.
+"""Check all files before the first step, so that a bad file stops the training now and not after nine hours.
 
 Every file is read to its end (checksums of PNGs, end marks of JPEGs), image and label sizes are compared, and the ids
-in the label pictures are looked up in the class table. Results are kept by path, size and time of each file, so that
-a second start reads what has changed only.
+in the label images are looked up in the class table. Results are saved by path, size and time of each file, so that a
+second start only reads what has changed.
 """
 
 import contextlib
@@ -18,22 +18,28 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segtrain.data.labels import LabelTable, read_label, unreadable
+from segtrain.data.images import unreadable
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Sample, different_sizes
-from segtrain.data.verify.label_mistakes import find_mistakes
+from segtrain.data.verify.label_mistakes import NOTHING_KNOWN, Expected, find_mistakes
 from segtrain.errors import DataError
 from segtrain.files import write_atomically
 from segtrain.threads import threaded_map
 
-LABELS_READ = 5000  # at most so many label pictures have their ids looked up; the rest are checked when they are read
+LABELS_READ = 5000  # number of label images whose ids are looked up; the others are checked when they are read
 ERRORS_SHOWN = 5
 
 
 def check_samples(
-    samples: list[Sample], table: LabelTable, cache_folder: Path, say: Callable[[str], None], dataset: str = ""
+    samples: list[Sample],
+    table: LabelTable,
+    cache_folder: Path,
+    say: Callable[[str], None],
+    expected: Expected = NOTHING_KNOWN,
 ) -> tuple[int, int]:
-    """Largest (height, width) among the pictures. DataError lists the faulty files, the first few of them in full, or
-    names the mistake if the label pictures hold something else than the table says."""
+    """Largest height and width of the images. DataError lists the faulty files, the first few of them in full, or
+    names the mistake if the label images do not hold what the table says."""
     seen = FileFacts(cache_folder, samples)
     every = max(1, -(-len(samples) // LABELS_READ))
     if every > 1:
@@ -41,7 +47,7 @@ def check_samples(
     errors: list[str] = []
     sizes: list[tuple[int, int]] = []
     histogram = np.zeros(256, np.int64)
-    started = told = time.monotonic()
+    started = shown = time.monotonic()
 
     def examine(item: tuple[int, Sample]) -> tuple[tuple[int, int], np.ndarray | None] | DataError:
         number, sample = item
@@ -61,12 +67,12 @@ def check_samples(
                 unknown = (result[1] > 0) & ~table.known
                 if unknown.any() and sample.label is not None:
                     errors.append(unknown_ids(read_label, table, sample.label))
-        if time.monotonic() - told > 5:
-            told = time.monotonic()
-            left = (told - started) * (len(samples) - number) / number
+        if time.monotonic() - shown > 5:
+            shown = time.monotonic()
+            left = (shown - started) * (len(samples) - number) / number
             say(f"checking files: {number} of {len(samples)}, about {left:.0f} s left")
     seen.save()
-    findings = find_mistakes(histogram, table, dataset, len(samples))
+    findings = find_mistakes(histogram, table, expected, len(samples))
     mistakes = [finding for finding in findings if finding.severity == "error"]
     if mistakes and mistakes[0].kind != "unknown ids":
         raise DataError(mistakes[0].text)
@@ -78,7 +84,7 @@ def check_samples(
 
 
 def unknown_ids(read: Callable[[Path], np.ndarray], table: LabelTable, path: Path) -> str:
-    """The message about a label picture with ids that the table does not have, which is read once more."""
+    """The message about a label image with ids that are not in the table; reads it once more."""
     try:
         table.encode(read(path), path)
     except DataError as error:
@@ -87,7 +93,7 @@ def unknown_ids(read: Callable[[Path], np.ndarray], table: LabelTable, path: Pat
 
 
 class FileFacts:
-    """Size and ids of files, remembered between runs."""
+    """Size and ids of files, saved between runs."""
 
     def __init__(self, folder: Path, samples: list[Sample]) -> None:
         key = hashlib.sha256("\n".join(str(s.image.absolute()) for s in samples).encode()).hexdigest()[:16]
@@ -109,19 +115,19 @@ class FileFacts:
         return facts
 
     def fact(self, path: Path, name: str, find: Callable[[Path], Any]) -> Any:
-        """find(path), a thing that JSON can hold, found once as long as the file does not change."""
+        """find(path), a JSON value, computed once as long as the file does not change."""
         facts = self.entry(path)
         if name not in facts:
             facts[name] = find(path)
         return facts[name]
 
     def size(self, path: Path) -> tuple[int, int]:
-        """(height, width) of a picture that is whole."""
+        """(height, width) of an undamaged image."""
         height, width = self.fact(path, "size", lambda p: list(examine_file(p)))
         return height, width
 
     def histogram(self, path: Path) -> np.ndarray:
-        """int64 (256,): how many pixels of a label picture hold each value."""
+        """int64 (256,): the number of pixels of a label image with each value."""
         result = np.zeros(256, np.int64)
         for value, count in self.fact(path, "histogram", value_counts):
             result[value] = count
@@ -141,11 +147,11 @@ class FileFacts:
         try:
             write_atomically(self.path, json.dumps(self.facts).encode())
         except OSError as error:
-            print(f"the results of the check cannot be kept in {self.path.parent}: {error}", file=sys.stderr)
+            print(f"the results of the check cannot be saved in {self.path.parent}: {error}", file=sys.stderr)
 
 
 def value_counts(path: Path) -> list[list[int]]:
-    """[value, how many pixels] of a label picture."""
+    """[value, number of pixels] of a label image."""
     counts = np.bincount(read_label(path).ravel(), minlength=256)
     return [[int(value), int(counts[value])] for value in np.flatnonzero(counts)]
 

@@ -1,4 +1,4 @@
-"""An own data set in minutes: a configuration for `dataset=folder`, guessed from the files, to be corrected."""
+"""Guess a configuration for `dataset=folder` from the files of a folder, for the user to correct."""
 
 import os
 import re
@@ -12,8 +12,9 @@ import numpy as np
 import yaml
 from PIL import Image, UnidentifiedImageError
 
+from segtrain.config import DatasetConfig, FolderConfig
 from segtrain.console import Progress, say
-from segtrain.data.labels import read_label
+from segtrain.data.label_files import read_label
 from segtrain.data.sets.folder import match_patterns
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
@@ -28,7 +29,7 @@ LABELS_READ = 300
 
 
 class Pattern(NamedTuple):
-    """Where pictures or label pictures lie: folder parts with * where they vary, and what their names end in."""
+    """Where images or label images are: the folder, with * for parts that vary, and the ending of their names."""
 
     folder: str
     ending: str
@@ -37,16 +38,19 @@ class Pattern(NamedTuple):
         return f"{self.folder}/*{self.ending}" if self.folder else f"*{self.ending}"
 
 
-def write_guess(root: Path, given: str | None, path: Path) -> None:
-    """The configuration into `path` and the classes beside it; says what was guessed and how to use it."""
-    if given is None:
-        raise UsageError("dataset.root is not set: give the folder of your pictures")
+def write_guess(data: DatasetConfig, path: Path) -> None:
+    """Write the configuration to `path` and the classes beside it; print what was guessed and how to use it."""
+    if not isinstance(data, FolderConfig):
+        raise UsageError(f"write_config is for dataset=folder; dataset={data.name} has its own layout")
+    root = data.folder()
+    if data.root is None:
+        raise UsageError("dataset.root is not set: give the folder of your images")
     if not root.is_dir():
         raise UsageError(f"dataset.root={root}: no such folder")
     if path.suffix not in (".yaml", ".yml"):
         raise UsageError(f"write_config={path}: give the name of a .yaml file to write")
     if path.resolve().is_relative_to(root.resolve()):
-        raise UsageError(f"write_config={path} is inside the data: nothing is written there, choose another folder")
+        raise UsageError(f"write_config={path} is inside the data, where nothing is written: choose another folder")
     splits, pairs = guess_splits(root)
     for split, entry in splits.items():
         if not reads_back(root, entry, pairs[split]):
@@ -69,7 +73,7 @@ def write_guess(root: Path, given: str | None, path: Path) -> None:
     write_atomically(path, (head + yaml.safe_dump(content, sort_keys=False)).encode())
     for split, entry in splits.items():
         say(f"{split:<11} " + (f"{entry['images']}  with  {entry['labels']}" if "images" in entry else entry["pairs"]))
-    say(f"classes     {len(classes)} ids found in {min(len(labels), LABELS_READ)} label pictures: name them in {table}")
+    say(f"classes     {len(classes)} ids found in {min(len(labels), LABELS_READ)} label images: name them in {table}")
     say(f"then        segtrain check dataset={path}")
     say(f"and         segtrain train dataset={path} augmentation.crop_size=[256,256] trainer.epochs=60")
     print(path, flush=True)
@@ -78,14 +82,40 @@ def write_guess(root: Path, given: str | None, path: Path) -> None:
 def reads_back(root: Path, entry: dict[str, str], pairs: list[tuple[Path, Path]]) -> bool:
     """Whether the patterns find exactly these pairs."""
     try:
-        found = match_patterns(root, entry["images"], entry["labels"], "the guess").samples()
+        samples = match_patterns(root, entry["images"], entry["labels"], "the guess").samples()
     except (DataError, UsageError):
         return False
-    return {(sample.image, sample.label) for sample in found} == set(pairs)
+    return {(sample.image, sample.label) for sample in samples} == set(pairs)
 
 
-def guess_splits(root: Path) -> tuple[dict[str, dict[str, str]], dict[str, list[tuple[Path, Path]]]]:
-    """split -> {images, labels} patterns, and split -> pairs of files. DataError if no pictures have labels."""
+Pairs = list[tuple[Path, Path]]  # image, label image
+
+
+def guess_splits(root: Path) -> tuple[dict[str, dict[str, str]], dict[str, Pairs]]:
+    """split -> {images, labels} patterns, and split -> pairs of files. DataError if no images have labels."""
+    groups = find_groups(root)
+    splits: dict[str, dict[str, str]] = {}
+    files: dict[str, Pairs] = defaultdict(list)
+    for images, labels in pair_groups(root, groups):
+        split = split_of(images[0])
+        both = sorted(images[2].keys() & labels[2].keys())
+        files[split] += [(root / images[0] / images[2][name], root / labels[0] / labels[2][name]) for name in both]
+        if len(both) < len(images[2]):
+            say(f"note: {len(images[2]) - len(both)} images in {images[0]} have no label image; they are left out")
+        patterns = {"images": pattern_of(images), "labels": pattern_of(labels)}
+        splits[split] = merge_patterns(splits[split], patterns) if split in splits else patterns
+    if "train" not in splits:
+        first = next(iter(splits))
+        splits, files["train"] = {"train": splits[first], **splits}, files[first]
+    if "val" not in splits:
+        say("note: only one split was found; val is the same images as train, give others")
+        other = "test" if "test" in splits else "train"
+        splits["val"], files["val"] = splits[other], files[other]
+    return splits, files
+
+
+def find_groups(root: Path) -> "list[Group]":
+    """The images below `root` by folder and ending. DataError if there are none."""
     folders: dict[Path, list[str]] = defaultdict(list)
     for place, inner, names in os.walk(root):
         inner.sort()
@@ -93,8 +123,12 @@ def guess_splits(root: Path) -> tuple[dict[str, dict[str, str]], dict[str, list[
             if name.lower().endswith(SUFFIXES) and not name.startswith("._"):
                 folders[Path(place).relative_to(root)].append(name)
     if not folders:
-        raise DataError(f"{root} holds no pictures ({', '.join(SUFFIXES)})")
-    groups = [group for folder, names in folders.items() for group in by_ending(folder, names)]
+        raise DataError(f"{root} holds no images ({', '.join(SUFFIXES)})")
+    return [group for folder, names in folders.items() for group in by_ending(folder, names)]
+
+
+def pair_groups(root: Path, groups: "list[Group]") -> "list[tuple[Group, Group]]":
+    """Photographs with the label images that fit them best. DataError if none do."""
     kinds = {id(group): kind(root, group) for group in groups}
     photographs = [group for group in groups if kinds[id(group)] == "image"]
     maps = [group for group in groups if kinds[id(group)] == "label"]
@@ -106,34 +140,20 @@ def guess_splits(root: Path) -> tuple[dict[str, dict[str, str]], dict[str, list[
     if not pairs:
         counts = [sum(len(group[2]) for group in groups) for groups in (photographs, maps)]
         raise DataError(
-            f"{root} holds {counts[0]} photographs and {counts[1]} pictures with few values, but they "
-            "do not have the same names: label pictures must be greyscale or "
-            "palette PNGs named as their photographs, with another ending perhaps"
+            f"{root} holds {counts[0]} photographs and {counts[1]} images with few values, but they do not have the "
+            "same names: label images must be greyscale or palette PNGs named as their photographs, with another "
+            "ending if need be"
         )
-    splits: dict[str, dict[str, str]] = {}
-    files: dict[str, list[tuple[Path, Path]]] = defaultdict(list)
-    for images, best in pairs:
-        split = split_of(images[0])
-        both = sorted(images[2].keys() & best[2].keys())
-        files[split] += [(root / images[0] / images[2][name], root / best[0] / best[2][name]) for name in both]
-        if len(both) < len(images[2]):
-            say(f"note: {len(images[2]) - len(both)} pictures in {images[0]} have no label picture; they are left out")
-        patterns = {"images": str(Pattern(images[0].as_posix().lstrip("."), images[1])),
-                    "labels": str(Pattern(best[0].as_posix().lstrip("."), best[1]))}  # fmt: skip
-        splits[split] = merged(splits[split], patterns) if split in splits else patterns
-    if "train" not in splits:
-        first = next(iter(splits))
-        splits, files["train"] = {"train": splits[first], **splits}, files[first]
-    if "val" not in splits:
-        say("note: only one split was found; val is the same pictures as train, give others")
-        other = "test" if "test" in splits else "train"
-        splits["val"], files["val"] = splits[other], files[other]
-    return splits, files
+    return pairs
+
+
+def pattern_of(group: "Group") -> str:
+    return str(Pattern(group[0].as_posix().lstrip("."), group[1]))
 
 
 def likeness(images: "Group", labels: "Group") -> tuple[int, bool, int, bool, int]:
-    """How well label pictures go with photographs: names in common, the same split, folder names in common, ids in
-    their own name."""
+    """How well label images fit photographs: names in common, the same split, folder names in common, `id` in their
+    name."""
     names = len(images[2].keys() & labels[2].keys())
     folders = len(set(images[0].parts) & set(labels[0].parts))
     return names, split_of(images[0]) == split_of(labels[0]), folders, "id" in labels[1].lower(), -len(labels[1])
@@ -143,7 +163,7 @@ Group = tuple[Path, str, dict[str, str]]  # folder, ending, what stands before t
 
 
 def by_ending(folder: Path, names: list[str]) -> list[Group]:
-    """Files of a folder in groups: Cityscapes has three kinds of label pictures side by side."""
+    """Files of a folder in groups: some datasets have several kinds of label images side by side."""
     groups: dict[str, dict[str, str]] = defaultdict(dict)
     for name in names:
         stem, dot, suffix = name.rpartition(".")
@@ -160,11 +180,11 @@ def by_ending(folder: Path, names: list[str]) -> list[Group]:
 
 
 def with_common_ending(group: tuple[str, dict[str, str]]) -> tuple[str, dict[str, str]]:
-    """What all names of a group have before their suffix, such as _mask, becomes part of the ending."""
+    """The group with what all its names end in before their suffix, such as _mask, as part of the ending."""
     suffix, files = group
     common = os.path.commonprefix([stem[::-1] for stem in files])[::-1]
-    found = re.search(r"[_-][A-Za-z].*$", common)
-    ending = found[0] if found and len(files) > 1 else ""
+    match = re.search(r"[_-][A-Za-z].*$", common)
+    ending = match[0] if match and len(files) > 1 else ""
     return f"{ending}{suffix}", {stem[: len(stem) - len(ending)]: name for stem, name in files.items()}
 
 
@@ -177,13 +197,13 @@ def kind(root: Path, group: Group) -> str:
 
 def looks_like(path: Path) -> str:
     try:
-        with Image.open(path) as picture:
-            if picture.format == "JPEG":
+        with Image.open(path) as image:
+            if image.format == "JPEG":
                 return "image"
-            if picture.mode == "RGB":
-                return "image" if len(picture.getcolors(1 << 24) or []) > 256 else "other"
-            if picture.mode in ("P", "1", "L"):
-                return "label" if len(np.unique(np.asarray(picture))) <= 64 else "image"
+            if image.mode == "RGB":
+                return "image" if len(image.getcolors(1 << 24) or []) > 256 else "other"
+            if image.mode in ("P", "1", "L"):
+                return "label" if len(np.unique(np.asarray(image))) <= 64 else "image"
     except (OSError, UnidentifiedImageError):
         pass
     return "other"
@@ -198,8 +218,8 @@ def split_of(folder: Path) -> str:
     return "train"
 
 
-def merged(first: dict[str, str], second: dict[str, str]) -> dict[str, str]:
-    """One pattern for two folders: * for the one part that differs, as the city in Cityscapes."""
+def merge_patterns(first: dict[str, str], second: dict[str, str]) -> dict[str, str]:
+    """One pattern for two folders: * for the one part that differs, such as the city."""
     result = {}
     for key, pattern in first.items():
         a, b = pattern.split("/"), second[key].split("/")
@@ -210,21 +230,21 @@ def merged(first: dict[str, str], second: dict[str, str]) -> dict[str, str]:
 
 
 def guess_classes(labels: Iterable[Path]) -> list[tuple[int, str, str, str]]:
-    """(id, name, colour, ignore) of every value in the label pictures; 255 is taken for ignored."""
+    """(id, name, colour, ignore) of every value in the label images; 255 is assumed to be ignored."""
     paths = list(labels)
     paths = paths[:: max(1, -(-len(paths) // LABELS_READ))]
-    found = np.zeros(256, bool)
+    present = np.zeros(256, bool)
     palette: Any = None
     progress = Progress("reading labels", len(paths))
     for done, path in enumerate(paths, 1):
         try:
-            found[np.unique(read_label(path))] = True
+            present[np.unique(read_label(path))] = True
         except DataError as error:
             say(f"note: {error}")
             continue
         if palette is None:
-            with Image.open(path) as picture:
-                palette = picture.getpalette() if picture.mode == "P" else None
+            with Image.open(path) as image:
+                palette = image.getpalette() if image.mode == "P" else None
         progress.show(done)
 
     def color(label: int) -> str:
@@ -233,5 +253,5 @@ def guess_classes(labels: Iterable[Path]) -> list[tuple[int, str, str, str]]:
 
     return [
         (int(i), "void" if i == 255 else f"class {i}", color(int(i)), "true" if i == 255 else "")
-        for i in np.flatnonzero(found)
+        for i in np.flatnonzero(present)
     ]

@@ -1,5 +1,6 @@
-"""What wrong label pictures look like: a histogram of their values names the mistake and its remedy."""
+"""Recognise wrong label images: a histogram of their values identifies the mistake and its remedy."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -7,12 +8,7 @@ import numpy as np
 from segtrain.config import IGNORE_INDEX
 from segtrain.data.labels import LabelTable, ranges
 
-# Labels that hardly a handful of pictures is without.
-COMMON = {
-    "cityscapes": ("road", "vegetation"), "kitti": ("road", "vegetation"), "streets": ("road", "vegetation"),
-    "vistas": ("construction--flat--road", "nature--sky"), "cocostuff": ("unlabeled",),
-}  # fmt: skip
-HANDFUL = 4  # pictures
+HANDFUL = 4  # images
 
 
 class Finding(NamedTuple):
@@ -26,14 +22,28 @@ class Finding(NamedTuple):
         return f"{self.severity}: {self.text}"
 
 
-def find_mistakes(histogram: np.ndarray, table: LabelTable, dataset: str, pictures: int) -> list[Finding]:
-    """histogram: int64 (256,), how many pixels of so many label pictures of a data set hold each value."""
+class Expected(NamedTuple):
+    """What is known of a dataset's label images.
+
+    common: names of labels that occur in almost any handful of images. mistake(histogram, table): a mistake that only
+    this dataset's label images can have.
+    """
+
+    common: tuple[str, ...] = ()
+    mistake: Callable[[np.ndarray, LabelTable], Finding | None] = lambda histogram, table: None
+
+
+NOTHING_KNOWN = Expected()
+
+
+def find_mistakes(histogram: np.ndarray, table: LabelTable, expected: Expected, images: int) -> list[Finding]:
+    """histogram: int64 (256,), the number of pixels with each value in that many label images."""
     if not histogram.any():
         return []
-    common = COMMON.get(dataset, ()) if pictures >= HANDFUL else ()
+    common = expected.common if images >= HANDFUL else ()
     for finding in (
         binary(histogram, table), train_ids(histogram, table), grey_palette(histogram, table),
-        shifted(histogram, table, common), other_version(histogram, table, dataset),
+        shifted(histogram, table, common), expected.mistake(histogram, table),
     ):  # fmt: skip
         if finding is not None:
             return [finding]
@@ -44,13 +54,13 @@ def find_mistakes(histogram: np.ndarray, table: LabelTable, dataset: str, pictur
         findings.append(Finding(
             "error", "unknown ids",
             f"label id {listed} is not in {table.source}, which has {ranges(np.flatnonzero(table.known))}: correct "
-            "the pictures, or the table",
+            "the images, or the table",
         ))  # fmt: skip
     labelled = counts_by_class(histogram, table)
     if not labelled.any():
         findings.append(Finding(
             "error", "void only",
-            "the label pictures hold ignored ids only, as those of Cityscapes' test split do: nothing can be trained "
+            "the label images hold ignored ids only, as those of Cityscapes' test split do: nothing can be trained "
             "or scored with them; take another split",
         ))  # fmt: skip
     else:
@@ -76,8 +86,8 @@ def binary(histogram: np.ndarray, table: LabelTable) -> Finding | None:
         return None
     return Finding(
         "error", "0/255 masks",
-        f"the label pictures hold 0 and 255 only, as masks of one class do, but {table.source} has {table.num_classes} "
-        "classes: give pictures with one class id per pixel (a mask: value // 255, with a table of two classes)",
+        f"the label images hold 0 and 255 only, as masks of one class do, but {table.source} has {table.num_classes} "
+        "classes: give images with one class id per pixel (a mask: value // 255, with a table of two classes)",
     )  # fmt: skip
 
 
@@ -95,8 +105,8 @@ def train_ids(histogram: np.ndarray, table: LabelTable) -> Finding | None:
         return None
     return Finding(
         "error", "train ids",
-        f"the label pictures hold 0 to {classes - 1} and 255: these are train ids, not label ids ({table.source}). "
-        "Give the pictures as downloaded (Cityscapes: *_labelIds.png), or name converted ones *_labelTrainIds.png",
+        f"the label images hold 0 to {classes - 1} and 255: these are train ids, not label ids ({table.source}). "
+        "Give the images as downloaded (Cityscapes: *_labelIds.png), or name converted ones *_labelTrainIds.png",
     )  # fmt: skip
 
 
@@ -109,19 +119,8 @@ def grey_palette(histogram: np.ndarray, table: LabelTable) -> Finding | None:
         return None
     return Finding(
         "error", "grey colours",
-        "the values of the label pictures are the colours of the classes turned to grey: the pictures have lost their "
-        "ids when they were converted (palette PNGs must be read as indices); take them as downloaded",
-    )  # fmt: skip
-
-
-def other_version(histogram: np.ndarray, table: LabelTable, dataset: str) -> Finding | None:
-    highest = int(np.flatnonzero(histogram).max())
-    if dataset != "vistas" or len(table.rows) != 66 or not 66 <= highest <= 123:
-        return None
-    return Finding(
-        "error", "Vistas v2.0",
-        f"the label pictures hold ids up to {highest}: these are labels of Vistas v2.0 (0 to 123), read with the table "
-        "of v1.2 (0 to 65): set dataset.version=v2.0, or take the pictures from v1.2/labels",
+        "the values of the label images are the colours of the classes converted to grey: the images have lost their "
+        "ids when they were converted (palette PNGs must be read as indices); use them as downloaded",
     )  # fmt: skip
 
 
@@ -149,8 +148,8 @@ def shifted(histogram: np.ndarray, table: LabelTable, names: tuple[str, ...]) ->
         if legal_then and better and counts_by_class(moved, table).any():
             return Finding(
                 "error", "shifted by one",
-                f"every value of the label pictures is one too {word}: with {step:+d} they are ids of {table.source}. "
+                f"every value of the label images is one too {word}: with {step:+d} they are ids of {table.source}. "
                 "Somebody subtracted or added 1 (COCO-Stuff: 164k pixel maps are id - 1, the 10k set has ids; "
-                "mmsegmentation: reduce_zero_label); take the pictures as downloaded",
+                "mmsegmentation: reduce_zero_label); use the images as downloaded",
             )  # fmt: skip
     return None
