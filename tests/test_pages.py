@@ -17,7 +17,9 @@ from tests.helpers.pages import NAMES, PAGES
 
 CONFIGS = ROOT / "configs"
 GROUPS = {path.name: {file.stem for file in path.glob("*.yaml")} for path in CONFIGS.iterdir() if path.is_dir()}
-OWN = {"model": {"plain"}, "loss": {"easy_less"}, "dataset": {"ponds"}}  # names in the plugins on the pages
+OWN = {  # names in the plugins on the pages
+    "model": {"plain"}, "loss": {"easy_less"}, "dataset": {"ponds"}, "optimizer": {"lion"}, "schedule": {"cool_down"},
+}  # fmt: skip
 OPTIONS = {
     key
     for command in COMMANDS.values()
@@ -118,6 +120,8 @@ def test_every_module_and_function_that_is_named_exists(name):
     for text in [*pages.spans(name), *pages.blocks(name, "python")]:
         for dotted in re.findall(r"(?<![\w./])segtrain(?:\.[A-Za-z_]\w*)+", text):
             parts = dotted.split(".")
+            if f"{'/'.join(parts)}.py" in NEW:
+                continue
             for count in range(len(parts), 0, -1):
                 try:
                     found = importlib.import_module(".".join(parts[:count]))
@@ -160,6 +164,29 @@ def test_every_extra_exists():
     assert named_extras == {"cuda12", "cuda13"}
     for extra in named_extras:
         assert re.search(rf"^{extra} = \[", text, re.M)
+
+
+def the_map():
+    """Paths of the map's tree: a folder ends in a slash, a file is named without .py."""
+    (tree,) = (block for block in pages.blocks("segtrain/README.md", "text") if block.startswith("segtrain/\n"))
+    for line in tree.splitlines()[1:]:
+        indent, names = re.match(r"( +)((?:[\w.]+/?(?:, )?)+)", line).groups()
+        if len(indent) == 2 and names.endswith("/"):
+            room = names
+        for name in names.split(", "):
+            yield "segtrain/" + ("" if len(indent) == 2 else room) + name.rstrip()
+
+
+def test_the_map_names_every_room_and_only_what_exists():
+    mapped = [path for path in the_map() if not path.endswith("...")]
+    for path in mapped:
+        assert pages.exists(path if path.endswith("/") else f"{path}.py"), path
+    for folder in (ROOT / "segtrain").rglob("__init__.py"):
+        path = f"{folder.parent.relative_to(ROOT).as_posix()}/"
+        assert path in ("segtrain/", *mapped), path
+    for file in (ROOT / "segtrain").glob("*.py"):
+        path = file.relative_to(ROOT).with_suffix("").as_posix()
+        assert path in mapped or file.name in ("__init__.py", "__main__.py", "metrics.py"), path
 
 
 # ------------------------------------------------------------------------------------------------ the pages themselves

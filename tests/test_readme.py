@@ -1,5 +1,6 @@
 """The README pages, run: the README at toy size, in order; all other commands, composed; all code blocks."""
 
+import json
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from segtrain.cli import entry as cli
 from segtrain.config import DATASET_CONFIGS, TrainConfig
 from segtrain.data.datasets import DATASETS
 from segtrain.data.scenes.layouts import write_scenes
+from segtrain.engine.optim import OPTIMIZERS, SCHEDULES
 from segtrain.losses import LOSSES
 from segtrain.metrics import METRICS
 from segtrain.models import BACKBONES, HEADS, build_model
@@ -91,8 +93,8 @@ WORDS = {  # commands of the README, as far as needed to tell them apart -> what
     "train name=mine": ("runs/mine", "mIoU"),
     "evaluate runs/toy": ("mIoU", "runs/toy/evaluations"),
     "evaluate checkpoint=cityscapes_best": ("mIoU", "kitti"),
-    "predict run=runs/toy": ("3 pictures", "answers"),
-    "predict run=runs/mine": ("2 pictures", "answers"),
+    "predict run=runs/toy": ("3 images", "answers"),
+    "predict run=runs/mine": ("2 images", "answers"),
     "check": ("mine.yaml",),
     "check dataset=kitti": ("kitti",),
     "submit": ("kitti-test.zip",),
@@ -247,8 +249,11 @@ OTHERS = [command for command in COMMANDS if segtrain_words(command) is None]
 
 
 @pytest.mark.parametrize("command", SEGTRAIN, ids=[f"{c.page}: {' '.join(c.words)[:60]}" for c in SEGTRAIN])
-def test_a_command_composes(command, segtrain, run_folder):
+def test_a_command_composes(command, segtrain, run_folder, tmp_path):
     words = list(composable(segtrain_words(command), run_folder / "last.pt"))
+    for word in words:
+        if word.startswith("dataset=") and word.endswith(".yaml"):  # as `segtrain check write_config=` writes it
+            (tmp_path / word.partition("=")[2]).write_text("name: folder\n")
     if any(word.startswith("--") for word in words):  # prints something instead of training
         answer = segtrain(*words)
         assert answer.status == 0 and answer.out, answer
@@ -305,7 +310,7 @@ def forgotten(monkeypatch):
 
 
 STORED = ("model", "loss", "dataset", "optimizer", "schedule")
-TABLES = (BACKBONES, HEADS, LOSSES, DATASETS, DATASET_CONFIGS, METRICS)
+TABLES = (BACKBONES, HEADS, LOSSES, DATASETS, DATASET_CONFIGS, OPTIMIZERS, SCHEDULES, METRICS)
 PLUGINS = sorted(path.name for path in FOLDER.glob("*.py"))
 
 
@@ -313,14 +318,20 @@ PLUGINS = sorted(path.name for path in FOLDER.glob("*.py"))
 def test_a_plugin_of_the_page_does_what_its_first_line_says(name, segtrain, ponds, forgotten, tmp_path):
     """The command in the first line trains two steps, on a dataset like that of my_dataset.py."""
     text = (FOLDER / name).read_text()
-    words = re.match(r'"""[\w ]+: segtrain (.*?)"""\n', text)[1].split()
-    assert words[0] == "train" and f"plugins=[{name}]" in words
-    shutil.copy(FOLDER / name, tmp_path)
-    shutil.copy(FOLDER / "my_dataset.py", tmp_path)
-    words = [word for word in words[1:] if not word.startswith(("plugins=", "dataset"))]
-    answer = segtrain("train", f"plugins=[{name},my_dataset.py]", "dataset=ponds", *words, *ponds, "name=own")
+    line = text.splitlines()[0]
+    words = [word.rstrip('.;"') for word in re.findall(r"[a-z_.]+=\S+", line)]
+    plugins = f"plugins=[{name},my_dataset.py]"
+    for file in (name, "my_dataset.py"):
+        shutil.copy(FOLDER / file, tmp_path)
+    own = [word for word in words if not word.startswith(("plugins=", "dataset"))]
+    assert own or name in ("my_dataset.py", "my_metric.py")
+    answer = segtrain("train", plugins, "dataset=ponds", *own, *ponds, "name=own")
     assert answer.status == 0, answer
     assert (tmp_path / "runs/own/evaluation.json").exists()
+    if "segtrain evaluate" in line:
+        answer = segtrain("evaluate", "run=runs/own", plugins, ponds[0], "device=cpu", "loader.workers=0")
+        assert answer.status == 0, answer
+        assert json.loads((tmp_path / "runs/own/evaluations/ponds-val-whole/evaluation.json").read_text())["metrics"]
 
 
 def test_the_plugins_stand_on_the_page_as_they_are_tested():

@@ -19,19 +19,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from segtrain.abn.arguments import check_tensors
 from segtrain.abn.backends.aten import CODES, Activation
-from segtrain.abn.functional import (
-    Options,
-    affine,
-    as_type,
-    batch_statistics,
-    check_input,
-    check_overwritten,
-    gradients,
-    normalise,
-    weight_gradient,
-)
+from segtrain.abn.checks import check_input, check_overwritten, check_tensors
+from segtrain.abn.functional import Options, affine, as_type, batch_statistics, gradients, normalise, weight_gradient
 
 KEEP = ("input", "normalised")
 ops = torch.ops.segtrain_abn

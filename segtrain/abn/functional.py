@@ -1,22 +1,26 @@
 """`inplace_abn`: BatchNorm and activation as one autograd function that keeps its output only."""
 
-import sys
 from typing import Any, NamedTuple
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from segtrain.abn import operators, sync
-from segtrain.abn.arguments import check_reference_dtypes, check_tensors
 from segtrain.abn.backends import aten as aten_ops
 from segtrain.abn.backends.aten import CODES, Activation, statistics_dtype
+from segtrain.abn.checks import (
+    OVERWRITES,
+    SCALES,
+    VARIANTS,
+    check_input,
+    check_overwritten,
+    check_reference_dtypes,
+    check_tensors,
+    invertible,
+    one_of,
+)
 
-INVERTIBLE = CODES
-ACTIVATIONS = (*INVERTIBLE, "relu")
-VARIANTS = ("one", "two")
-SCALES = ("abs", "signed")
 ops = torch.ops.segtrain_abn
 assert operators.library.ns == "segtrain_abn"  # the import above defines them
 
@@ -33,79 +37,6 @@ class Options(NamedTuple):
     scale: str = "abs"
     group: Any = None  # the process group to synchronise over, or None
     backward_follows: bool = False
-
-
-# ------------------------------------------------------------------------------------------------------- checks
-
-
-def invertible(activation: str, param: float) -> Activation:
-    """The checked activation of an in-place layer; ValueError where its input cannot be computed from its output."""
-    if activation not in INVERTIBLE:
-        advice = "; use leaky_relu with a small slope, or ABN, which keeps its input" if activation == "relu" else ""
-        raise ValueError(
-            f"In-Place ABN needs an invertible activation ({', '.join(INVERTIBLE)}), not {activation!r}{advice}"
-        )
-    if activation != "identity" and not param > 0:
-        name = "negative slope" if activation == "leaky_relu" else "alpha"
-        raise ValueError(f"In-Place ABN inverts {activation}: its {name} must be greater than 0, not {param}")
-    return Activation(activation, param)
-
-
-def one_of(name: str, value: str, known: tuple[str, ...]) -> str:
-    if value not in known:
-        raise ValueError(f"unknown {name} {value!r}: choose {', '.join(known)}")
-    return value
-
-
-def check_input(x: Tensor, training: bool, synchronised: bool = False) -> None:
-    """ValueError for an input, (N, C) or (N, C, *spatial), that has no statistics.
-
-    Where statistics are synchronised, this process may have no value or one per channel: the others' count too.
-    """
-    if synchronised:
-        return
-    if x.numel() == 0:
-        raise ValueError(f"the input of shape {tuple(x.shape)} is empty: nothing to normalise")
-    if training and x.numel() == x.shape[1]:
-        raise ValueError(
-            f"expected more than one value per channel in training, found shape {tuple(x.shape)}: "
-            "use a larger batch, or eval mode to freeze the statistics"
-        )
-
-
-def recomputing() -> bool:
-    """Whether this forward runs inside a backward pass, as torch.utils.checkpoint's second forward does."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
-checkpoint_file = torch.utils.checkpoint.__file__
-OWN_INPUT = (
-    "an In-Place ABN layer is about to overwrite a tensor that is still needed: {}. "
-    "Give the first layer of a block overwrite=False: it writes elsewhere and keeps as little"
-)
-
-
-def check_overwritten(x: Tensor) -> None:
-    """RuntimeError where x is known to be needed later: another in-place layer's output, or a checkpointed input.
-
-    Autograd finds the rest when backward comes, but says little about it.
-    """
-    if torch.compiler.is_compiling():
-        return
-    if is_checkpointed(x):
-        raise RuntimeError(OWN_INPUT.format("the input of a block under torch.utils.checkpoint, which is run again"))
-    if hasattr(x, "_segtrain_kept") and torch.is_grad_enabled() and x.requires_grad:
-        raise RuntimeError(OWN_INPUT.format("the output of the In-Place ABN layer before it"))
-
-
-def is_checkpointed(x: Tensor) -> bool:
-    """Whether x is an argument of a torch.utils.checkpoint call that is under way."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        frame = frame.f_back
-        if frame.f_code.co_filename == checkpoint_file and any(x is value for value in frame.f_locals.get("args", ())):
-            return True
-    return False
 
 
 # ----------------------------------------------------------------------------------------------- scale and shift
@@ -365,7 +296,7 @@ def call(
         z: Tensor = InPlaceABNFunction.apply(x, weight, bias, shortcut, running_mean, running_var, options)
     except RuntimeError as error:
         if options.overwrite and "being modified inplace" in str(error):
-            raise RuntimeError(OWN_INPUT.format("a view made by another autograd function")) from error
+            raise RuntimeError(OVERWRITES.format("a view made by another autograd function")) from error
         raise
     if follows and not torch.compiler.is_compiling():
         z._segtrain_kept = True  # type: ignore[attr-defined]

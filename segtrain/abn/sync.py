@@ -34,7 +34,7 @@ def merge_statistics(
     counts, follows = gathered[:, :1], gathered[:, 1]
     # A host read; inside a CUDA graph, where none is possible, the capture has run the same checks before.
     if not (mean.is_cuda and torch.cuda.is_current_stream_capturing()):
-        check(counts.flatten().tolist(), follows.tolist())
+        check_processes(counts.flatten().tolist(), follows.tolist())
     means, variances = gathered[:, 2:].chunk(2, dim=1)
     total = counts.sum()
     merged = (counts * means).sum(0) / total
@@ -43,7 +43,7 @@ def merge_statistics(
     return merged.to(mean.dtype), spread.to(mean.dtype), total.to(mean.dtype)
 
 
-def check(counts: list[float], follows: list[float]) -> None:
+def check_processes(counts: list[float], follows: list[float]) -> None:
     if len(set(follows)) > 1:
         with_backward = [rank for rank, value in enumerate(follows) if value]
         without = [rank for rank, value in enumerate(follows) if not value]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from segtrain.abn import selftest
 from segtrain.abn.backends import aten as aten_ops
 from segtrain.abn.backends import cupy as cupy_ops
+from segtrain.abn.backends import cupy_kernels, cupy_launch
 from segtrain.abn.selftest import IDENTITY, LEAKY, Case
 from tests.abn.cuda_emulator import emu, replay
 from tests.abn.cuda_emulator.launcher import Launcher, installed
@@ -63,7 +64,7 @@ def record(launcher: Launcher, cases: list[Case], *blocks: int) -> list[replay.L
     launcher.recorded = []
     for count in blocks:
         with installed(launcher, count):
-            failed = [str(result) for result in selftest.run(cupy_ops, "cpu", cases) if not result.good]
+            failed = [str(result) for result in selftest.check_backend(cupy_ops, "cpu", cases) if not result.good]
         assert not failed, failed
     launches, launcher.recorded = launcher.recorded, None
     return replay.telling(launches)
@@ -76,7 +77,7 @@ def record(launcher: Launcher, cases: list[Case], *blocks: int) -> list[replay.L
 def test_numbers(case, launcher):
     """Against float64; every launch in three thread orders, which must agree in every bit."""
     with installed(launcher, 64 if case.shape[1] == 1 else 4):
-        failed = [str(result) for result in selftest.run(cupy_ops, "cpu", [case]) if not result.good]
+        failed = [str(result) for result in selftest.check_backend(cupy_ops, "cpu", [case]) if not result.good]
     assert not failed, failed
 
 
@@ -89,7 +90,7 @@ def test_selftest_sees_wrong_numbers():
             return aten_ops.statistics(x) * (1 + 1e-4)
 
     case = Case(torch.float32, (2, 3, 4, 4), False, LEAKY)
-    failed = [r.what for r in selftest.run(Wrong(), "cpu", [case]) if not r.good]
+    failed = [r.what for r in selftest.check_backend(Wrong(), "cpu", [case]) if not r.good]
     assert failed == ["mean", "variance"]
 
 
@@ -213,8 +214,10 @@ def test_beyond_32_bits(layout, stripes, launcher):
     last = inner == 1
     packs = (channels if last else inner) // 4
     with installed(launcher):
-        block, module = cupy_ops.BLOCK, launcher.module(("float", 2))
-        gradient, sums = (cupy_ops.over_tensors(name, "float", 4, last, 2, "false") for name in ("gradient", "sums"))
+        block, module = cupy_kernels.BLOCK, launcher.module(("float", 2))
+        gradient, sums = (
+            cupy_kernels.over_tensors(name, "float", 4, last, 2, "false") for name in ("gradient", "sums")
+        )
     # The first and the last of what the block's first thread visits.
     high, count = (block // 32, outer) if last else (block, outer * packs)
     first, step = (stripes - 1) * high, stripes * high
@@ -244,7 +247,7 @@ def test_beyond_32_bits(layout, stripes, launcher):
 
 def test_arguments_are_checked(emulated):
     x, part = torch.zeros(2, 3, 4, 4), torch.zeros(3, 1, 3)
-    kernel = cupy_ops.over_tensors("statistics", "float", 4, False)
+    kernel = cupy_kernels.over_tensors("statistics", "float", 4, False)
     shape = np.int64(2), np.int64(3), np.int64(16), np.int32(0)
     cupy_ops.launch(kernel, (3, 1), 64, (x, part, *shape))
     for bad in (
@@ -268,7 +271,7 @@ def test_warm_up_runs_every_kernel(name, emulated):
     cupy_ops.warm_up((torch.float16,), (name,), "cpu")
     ran = {kernel for kernel, _ in emulated.seen}
     act = aten_ops.CODES.index(name)
-    assert ran == {*cupy_ops.instances("__half", act), *cupy_ops.instances("__half", None)}
+    assert ran == {*cupy_kernels.instances("__half", act), *cupy_kernels.instances("__half", None)}
 
 
 def test_device_launch(launcher, monkeypatch):
@@ -309,36 +312,36 @@ def test_device_launch(launcher, monkeypatch):
         cuda=types.SimpleNamespace(runtime=runtime, Stream=Stream), RawModule=RawModule, __name__="cupy"
     )
     monkeypatch.setitem(sys.modules, "cupy", fake)
-    monkeypatch.setattr(cupy_ops, "BLOCK", 64)
+    monkeypatch.setattr(cupy_kernels, "BLOCK", 64)
     monkeypatch.setattr(torch.cuda, "device_of", lambda t: torch.no_grad())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda index: types.SimpleNamespace(cuda_stream=7))
-    for cached in (cupy_ops.compiled, cupy_ops.function, cupy_ops.stream):
+    for cached in (cupy_launch.raw_module, cupy_launch.loaded_kernel, cupy_launch.stream):
         cached.cache_clear()
     try:
         x = torch.randn(2, 3, 8, 8)
         torch.testing.assert_close(cupy_ops.statistics(x), aten_ops.statistics(x))
     finally:
-        for cached in (cupy_ops.compiled, cupy_ops.function, cupy_ops.stream):
+        for cached in (cupy_launch.raw_module, cupy_launch.loaded_kernel, cupy_launch.stream):
             cached.cache_clear()
     assert log == ["device None", 7, "left"] * 2
 
 
 def test_available(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert cupy_ops.available() == "torch finds no CUDA device"
+    assert cupy_launch.available() == "torch finds no CUDA device"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", "12.6")
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert cupy_ops.available() == "CuPy is not installed: pip install cupy-cuda12x"
+    assert cupy_launch.available() == "CuPy is not installed: pip install cupy-cuda12x"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: "found")
-    assert cupy_ops.available().startswith("CuPy does not work here (ModuleNotFoundError")
+    assert cupy_launch.available().startswith("CuPy does not work here (ModuleNotFoundError")
     fake = types.SimpleNamespace(runtimeGetVersion=lambda: 13020)
     cuda = types.SimpleNamespace(runtime=fake, nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 0)))
     monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(cuda=cuda))
-    assert cupy_ops.available() == "CuPy is built for CUDA 13 and torch for CUDA 12: pip install cupy-cuda12x"
+    assert cupy_launch.available() == "CuPy is built for CUDA 13 and torch for CUDA 12: pip install cupy-cuda12x"
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert cupy_ops.available() == ""
+    assert cupy_launch.available() == ""
 
 
 def test_cache_folder(monkeypatch, tmp_path):
@@ -346,16 +349,16 @@ def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.import_module", lambda name: name)
     monkeypatch.setenv("SEGTRAIN_CACHE", str(tmp_path))
     monkeypatch.setenv("CUPY_CACHE_DIR", "mine")
-    cupy_ops.import_cupy()
+    cupy_launch.import_cupy()
     assert os.environ["CUPY_CACHE_DIR"] == "mine"
     monkeypatch.delenv("CUPY_CACHE_DIR")
-    cupy_ops.import_cupy()
+    cupy_launch.import_cupy()
     assert os.environ["CUPY_CACHE_DIR"] == str(tmp_path / "cupy")
 
 
 def test_source_is_one_text():
-    assert '#include "' not in cupy_ops.source()
-    assert "from_output" in cupy_ops.source()
+    assert '#include "' not in cupy_kernels.source()
+    assert "from_output" in cupy_kernels.source()
 
 
 # --------------------------------------------------------------------------------------------------- sanitizers
@@ -378,7 +381,7 @@ def sanitized(sanitizer: str, text: Path, launches: Path, orders: str = "0") -> 
 @pytest.mark.parametrize("sanitizer", ["ubsan", "asan", "tsan"])
 def test_sanitizers(sanitizer, launcher, tmp_path):
     text, launches = tmp_path / "text", tmp_path / "launches"
-    text.write_text(cupy_ops.source())
+    text.write_text(cupy_kernels.source())
     replay.save(record(launcher, RACED, 8) if sanitizer == "tsan" else record(launcher, VARIED, 4, 64), launches)
     done = sanitized(sanitizer, text, launches)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from segtrain.abn.backends import cupy as cupy_ops
+from segtrain.abn.backends import cupy_kernels
 from tests.abn import test_kernels as kernel_tests
 from tests.abn import test_kernels_nvrtc as nvrtc_tests
 from tests.abn.cuda_emulator import emu, replay
@@ -87,7 +87,7 @@ BUGS = [
 
 
 def with_bug(bug: Bug) -> str:
-    text = cupy_ops.source()
+    text = cupy_kernels.source()
     places = [found.start() for found in re.finditer(re.escape(bug.old), text)]
     assert places, f"the kernels no longer hold {bug.old!r}"
     if bug.place == -1:
@@ -132,9 +132,9 @@ def test_bug_is_found(bug, launches, tmp_path):
 )  # fmt: skip
 def test_narrow_index_is_found(old, new, layout, monkeypatch):
     """In a child: where a narrow index leads there is no memory."""
-    text = cupy_ops.source()
+    text = cupy_kernels.source()
     assert old in text
-    monkeypatch.setattr(cupy_ops, "source", lambda: text.replace(old, new))
+    monkeypatch.setattr(cupy_kernels, "source", lambda: text.replace(old, new))
     launcher = Launcher()
     with installed(launcher):
         launcher.module(("float", 2))
@@ -148,7 +148,7 @@ def test_narrow_index_is_found(old, new, layout, monkeypatch):
 
 @nvrtc_tests.needs_13
 def test_narrow_access_is_found(monkeypatch):
-    text = cupy_ops.source().replace("struct alignas(sizeof(T) * VEC) Pack", "struct Pack")
-    monkeypatch.setattr(cupy_ops, "source", lambda: text)
+    text = cupy_kernels.source().replace("struct alignas(sizeof(T) * VEC) Pack", "struct Pack")
+    monkeypatch.setattr(cupy_kernels, "source", lambda: text)
     with pytest.raises(AssertionError):
         nvrtc_tests.test_accesses_are_wide(90, ("float", 0))

@@ -86,7 +86,7 @@ def test_measured_stands_beside_published(segtrain, tmp_path):
         ("optimizer.lr=0.1 (recipe: 0.0025)", {"change": {"optimizer.lr": 0.1}}),
         ("trainer.max_steps=100 (recipe: null)", {"change": {"trainer.max_steps": 100}}),
         ("model.weights=none (recipe: resnext101_ipabn_lr_512.pth.tar)", {"change": {"model.weights": "none"}}),
-        ("norms saw 16 crops at a time, not 4", {"processes": 1}),
+        ("normalisation over 16 crops, not 4", {"processes": 1}),
         ("inference.flip=True", {"score": {"inference": {"scales": [1.0], "flip": True, "tile": None}}}),
         ("inference.longest_side=2048", {"score": {"inference": {"scales": [1.0], "longest_side": 2048}}}),
         ("split night, not val", {"score": {"split": "night"}}),
@@ -129,7 +129,7 @@ def test_imagenet_has_a_line_for_each_protocol(tmp_path):
     assert [(line.protocol, line.published) for line in lines] == [
         ("center224", (78.08, 93.79)), ("tencrop", (79.52, 94.66)), ("center320", (79.38, 94.67)),
     ]  # fmt: skip
-    assert {line.notes for line in lines} == {("not evaluated so",)}
+    assert {line.notes for line in lines} == {("not evaluated in this way",)}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tests.helpers.runs import black_box, ended, launch, refused, state, until
 
 
 def test_usr1_saves_within_a_step_and_asks_to_be_requeued(words):
-    process = launch(1, *words, "run=r", "trainer.max_steps=100000", "trainer.save_every=100000")
+    process = launch(*words, "run=r", "trainer.max_steps=100000", "trainer.save_every=100000")
     until(process, "step 2/")
     began = time.monotonic()
     process.send_signal(signal.SIGUSR1)
@@ -31,7 +31,7 @@ def test_usr1_saves_within_a_step_and_asks_to_be_requeued(words):
 
 
 def test_a_signal_before_the_first_step_asks_to_be_requeued(words):
-    assert ended(launch(1, *words, "run=r", "trainer.max_steps=1"))
+    assert ended(launch(*words, "run=r", "trainer.max_steps=1"))
     program = (
         "import os, signal, sys; from segtrain.tasks.segmentation import Segmentation; from segtrain.cli import main; "
         "check = Segmentation.check; "

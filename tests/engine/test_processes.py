@@ -1,6 +1,7 @@
 """Trainings in several processes: one run folder, sharded weights, processes that die, errors told once."""
 
 import json
+import math
 import signal
 import time
 from pathlib import Path
@@ -38,9 +39,9 @@ def test_two_processes_keep_one_run_folder_and_go_on_as_any_number(words, tmp_pa
     assert f"going on at step {cut}" in "".join(until(second, "step"))
     second.processes[1].send_signal(signal.SIGTERM)  # one is enough
     second.ended(75)
-    ended(launch(1, *options))
+    ended(launch(*options))
     assert not Path("r/requeue").exists()
-    ended(launch(1, *options[:-4], "run=whole", *options[-3:]))
+    ended(launch(*options[:-4], "run=whole", *options[-3:]))
     where = ("position", "name", "window")
     expected = {line["step"]: [[s[key] for key in where] for s in line["samples"]] for line in black_box("whole")}
     found = {step: [] for step in expected}
@@ -89,6 +90,10 @@ def test_a_step_has_one_control_collective(words, more, inside):
         first, last = calls.index("step begins"), len(calls) - calls[::-1].index("step ends")
         step = ["step begins", *inside, "step ends"]
         assert calls[first - 1 : last] == ["all_reduce", *[*step, "all_reduce"] * 5, *step]
+    losses = [[line["loss"] for line in black_box("r", rank)] for rank in range(2)]
+    parts = [[math.fsum(s["loss"] for s in line["samples"]) for line in black_box("r", rank)] for rank in range(2)]
+    assert losses[0] == losses[1] == [one + other for one, other in zip(*parts, strict=True)]
+    assert len(losses[0]) == 6
 
 
 @pytest.mark.slow
@@ -104,7 +109,7 @@ def test_sharded_weights_train_validate_and_go_on_unsharded(words):
     assert [len(group["params"]) for group in one["optimizer"]["param_groups"]] == [
         len(list(one["optimizer"]["state"]))
     ]
-    ended(launch(1, *options, "run=sharded", "trainer.max_steps=4"))
+    ended(launch(*options, "run=sharded", "trainer.max_steps=4"))
     assert state("sharded/last.pt")["step"] == 4
     Ranks(2, "train", *options, "run=sharded", "trainer.parallel=fsdp", "trainer.max_steps=5").ended()
     assert state("sharded/last.pt")["step"] == 5

@@ -99,7 +99,7 @@ def test_twenty_kills_at_any_moment_lose_no_more_than_a_save_interval(words):
     rng = random.Random(0)
     reached = killed = 0
     for _ in range(20):
-        process = launch(1, *options)
+        process = launch(*options)
         if rng.random() < 0.8:  # most of them while it trains
             for line in process.stdout:
                 if line.startswith("step "):
@@ -115,7 +115,7 @@ def test_twenty_kills_at_any_moment_lose_no_more_than_a_save_interval(words):
         assert max(done, default=0) - saved <= 2 * 3  # one interval, and the save that was under way
         reached = saved
     assert killed == 20
-    ended(launch(1, *[word for word in options if word != "run=r"], "run=whole", f"trainer.max_steps={reached}"))
+    ended(launch(*[word for word in options if word != "run=r"], "run=whole", f"trainer.max_steps={reached}"))
     for key in ("model", "optimizer", "recent"):
         assert same(checkpoint.newest(Path("r"))[key], state("whole/last.pt")[key]), key
 
@@ -212,7 +212,7 @@ def test_defaults_of_todays_options_fill_an_older_configuration():
 
 
 def test_a_second_process_in_the_same_run_is_refused(segtrain, words):
-    first = launch(1, *words, "run=r", "trainer.max_steps=100000")
+    first = launch(*words, "run=r", "trainer.max_steps=100000")
     until(first, "step 1/")
     refused(
         segtrain("train", *words, "run=r", "trainer.max_steps=100000"), "another process is training in r", status=1
@@ -222,7 +222,7 @@ def test_a_second_process_in_the_same_run_is_refused(segtrain, words):
 
 
 def test_restart_does_not_move_a_run_away_under_its_process(segtrain, words):
-    first = launch(1, *words, "run=r", "trainer.max_steps=100000")
+    first = launch(*words, "run=r", "trainer.max_steps=100000")
     until(first, "step 1/")
     refused(segtrain("train", *words, "run=r", "restart=true"), "another process is training in r", status=1)
     assert json.loads(Path("r/state.json").read_text())["state"] == "running"

@@ -1,15 +1,12 @@
 """Trainings as the tests start them, what they answer, and what they leave."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from torch import distributed
 
 from tests.helpers import zygote
-from tests.helpers.checkout import environment
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
@@ -34,16 +31,9 @@ def small_run(scenes: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def launch(ranks, *words, **more):
-    """A training by torchrun (ranks > 1) or alone."""
-    if ranks == 1:
-        return zygote.start(["train", *words], {**ONE_THREAD, **more})
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    torchrun += ["--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"]
-    command = [sys.executable, *torchrun, "-m", "segtrain", "train", *words]
-    return subprocess.Popen(
-        command, env={**environment(), **ONE_THREAD, **more}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def launch(*words):
+    """A training in a process of its own."""
+    return zygote.start(["train", *words], ONE_THREAD)
 
 
 class Ranks:

@@ -30,7 +30,10 @@ from tests.helpers.losses import WEIGHTS, C, drawn, enlarged, gradient, off, ste
         (LossConfig("focal", gamma=-1), ["loss.gamma must be at least 0, got -1"]),
         (LossConfig(label_smoothing=1), ["loss.label_smoothing must be at least 0 and less than 1, got 1"]),
         (LossConfig(class_weights=[0.0, 0.0]), ["loss.class_weights=[0.0, 0.0]"]),
-        (LossConfig(class_weights=[1.0, -1.0]), ["loss.class_weights must", "least 0, or null, got [1.0, -1.0]"]),
+        (
+            LossConfig(class_weights=[1.0, -1.0]),
+            ["loss.class_weights must", "at least 0, or null, got [1.0, -1.0]"],
+        ),
     ],
 )
 def test_impossible_options(config, words):

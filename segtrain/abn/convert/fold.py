@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from segtrain.abn.convert.conversion import BATCH_NORMS, Conversion, compare, replace_module
+from segtrain.abn.convert.conversion import BATCH_NORMS, Conversion, measure_difference, replace_module
 from segtrain.abn.convert.observe import Left, Operation, Record, has_hooks, norm_call, observe
 from segtrain.abn.convert.to_batch_norm import to_batch_norm
 
@@ -47,7 +47,7 @@ def fold(model: nn.Module, probe: Any) -> Conversion:
         pair = new.get_submodule(name)
         if name in plain.converted and isinstance(pair, nn.Sequential):  # an Identity and the activation
             new = conversion.model = replace_module(new, pair, pair[1])
-    return compare(conversion, expected, probe)
+    return measure_difference(conversion, expected, probe)
 
 
 class Neighbours:
