@@ -12,7 +12,7 @@ from segtrain.cli import completion, slurm
 from segtrain.cli.commands import ALIASES, COMMANDS, Command
 from segtrain.cli.help import overview, usage
 from segtrain.cli.words import Arguments, parse
-from segtrain.config.compose import Request, as_yaml, compose, sweep, to_options
+from segtrain.config.compose import Request, as_yaml, compose, load_plugins, sweep, to_options
 from segtrain.errors import SegtrainError, UsageError
 
 
@@ -74,6 +74,7 @@ def run(arguments: list[str]) -> None:
 
 def run_command(verb: str, command: Command, words: list[str]) -> None:
     """Compose the command's options and run it, or print what a flag asks for."""
+    load_plugins(command.schema, words)
     arguments = parse(verb, command, words)
     request = request_of(verb, command, arguments)
     if arguments.sweep:

@@ -9,7 +9,7 @@ checks the result, which goes to the command's function.
 import hashlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ def compose_training(*overrides: str, config_dir: str | None = None) -> TrainCon
     config_dir: a folder with YAML files of your own. UsageError as on the command line.
     """
     words = []
+    load_plugins(TrainConfig, overrides)
     for word in overrides:
         key, equals, value = word.partition("=")
         if word.startswith("-"):
@@ -163,8 +164,7 @@ def prepare(request: Request) -> None:
 
     refuse_additions(request.schema, request.words)
     refuse_bases(request)
-    for plugin in given(request.words, "plugins").get("plugins") or []:
-        load_plugin(str(plugin))
+    load_plugins(request.schema, request.words)
     store = ConfigStore.instance()
     store_parts(store)
     store.store(name=request.verb, group="schema", node=request.schema, package="_global_")
@@ -175,6 +175,16 @@ def prepare(request: Request) -> None:
     names = {item.name for item in fields(request.schema)}
     if {"checkpoint", "inference"} <= names:
         store_checkpoint(store, request, names)
+
+
+def load_plugins(schema: type[CommandConfig], words: Sequence[str]) -> None:
+    """Import what plugins=... names, so that the options of a plugin's dataset are known; then register these."""
+    known = any(item.name == "plugins" for item in fields(schema))
+    named = [as_override(schema, *word.split("=", 1)) for word in words if known and word.startswith("plugins=")]
+    for plugin in given(named, "plugins").get("plugins") or []:
+        load_plugin(str(plugin))
+    for name, spec in loaded_parts("dataset.name").items():
+        DATASET_CONFIGS.setdefault(name, getattr(spec, "options", None) or DatasetConfig)
 
 
 def refuse_bases(request: Request) -> None:
@@ -195,9 +205,7 @@ def store_parts(store: Any) -> None:
         group, _, option = key.partition(".")
         node: Any = {option: name}
         if group == "dataset":
-            own = getattr(loaded_parts(key)[name], "options", None)
-            schema = DATASET_CONFIGS.setdefault(name, own or DatasetConfig)
-            node = OmegaConf.merge(OmegaConf.structured(schema), node)
+            node = OmegaConf.merge(OmegaConf.structured(DATASET_CONFIGS[name]), node)
         store.store(name=name, group=group, node=node)
 
 

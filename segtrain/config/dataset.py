@@ -10,7 +10,6 @@ from segtrain.config.options import Group, option, require
 IGNORE_INDEX = 255  # train id of pixels that count nowhere: not in the loss, not in the scores
 SIZE = ("height", "width")
 SCENE_SIZE = "height and width of a scene, width = 2 x height [pixels]"
-LABEL_VALUES = ("ids", "train_ids", "pixelmap")  # what the pixels of a label PNG may stand for
 
 
 @dataclass
@@ -19,7 +18,6 @@ class DatasetConfig(Group):
 
     PREFIX: ClassVar[str] = "dataset."
     task: ClassVar[Literal["segmentation", "classification"]] = "segmentation"  # classification: one class an image
-    label_values: ClassVar[tuple[str, ...]] = ("ids", "train_ids")  # of LABEL_VALUES, those that its labels may have
 
     name: str = option("", "")  # set by dataset=...
     root: str | None = option(
@@ -81,8 +79,6 @@ class VistasConfig(DatasetConfig):
 
 @dataclass
 class CocoStuffConfig(DatasetConfig):
-    label_values: ClassVar[tuple[str, ...]] = LABEL_VALUES
-
     classes: str = option("all171", "classes: 80 things and 91 stuff, or stuff only", choices=("all171", "stuff91"))
     split: str = option(
         "full", "images: all, or the 40k / 5k of the paper's Table 3", choices=("full", "challenge2017")

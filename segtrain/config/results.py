@@ -5,7 +5,7 @@ from typing import Any
 
 from segtrain.config.augmentation import LoaderConfig
 from segtrain.config.commands import CommandConfig, check_views, device_option, plugins_option, refuse_pictures
-from segtrain.config.dataset import DATASET_CONFIGS, LABEL_VALUES, DatasetConfig, classifies
+from segtrain.config.dataset import DatasetConfig, classifies
 from segtrain.config.inference import InferenceConfig
 from segtrain.config.model import ACTIVATIONS
 from segtrain.config.options import group, option, require
@@ -33,7 +33,12 @@ def predictions_option(help: str) -> Any:
 
 
 def predictions_encoding_option() -> Any:
-    return option(None, "values of their pixels (default: as the dataset's labels)", choices=LABEL_VALUES)
+    return option(
+        None,
+        "values of their pixels (default: as the dataset's labels)",
+        choices=("ids", "train_ids", "pixelmap"),
+        other="a plugin's",
+    )
 
 
 @dataclass
@@ -64,16 +69,6 @@ class EvaluateConfig(CommandConfig):
         return super().check()
 
 
-def check_encoding(encoding: str | None, dataset: DatasetConfig) -> None:
-    """Raise UsageError for values that the labels of the dataset never have."""
-    known = dataset.label_values
-    having = " or ".join(name for name, other in DATASET_CONFIGS.items() if encoding in other.label_values)
-    require(
-        encoding is None or encoding in known or encoding not in LABEL_VALUES, "predictions_encoding", encoding,
-        f"only dataset={having} has them, not {dataset.name}; choose {' or '.join(known)}",
-    )  # fmt: skip
-
-
 @dataclass
 class ScoreConfig(CommandConfig):
     predictions: str | None = predictions_option("folder of label PNGs, searched at any depth")
@@ -85,7 +80,6 @@ class ScoreConfig(CommandConfig):
     dataset: DatasetConfig = group(DatasetConfig)
 
     def check(self) -> Any:
-        check_encoding(self.predictions_encoding, self.dataset)
         refuse_pictures(self.dataset)
         return super().check()
 
@@ -105,7 +99,6 @@ class SubmitConfig(CommandConfig):
     inference: InferenceConfig = group(InferenceConfig)
 
     def check(self) -> Any:
-        check_encoding(self.predictions_encoding, self.dataset)
         refuse_pictures(self.dataset)
         return super().check()
 

@@ -17,6 +17,7 @@ from segtrain.config import DATASET_CONFIGS, DatasetConfig, is_safe
 from segtrain.config import plugin_files as plugins
 from segtrain.config.compose import given
 from segtrain.data.dataset import DATASETS
+from segtrain.engine.optim import OPTIMIZERS, SCHEDULES
 from segtrain.errors import UsageError
 from segtrain.models import BACKBONES, HEADS, build_model
 from tests.helpers.own_parts import FOLDER, ODD, OWN_PARTS, PLUGINS
@@ -31,7 +32,7 @@ def forget():
         for name in names:
             parts.pop(name, None)
     losses.LOSSES.pop("easy_less", None)
-    for group in ("model", "dataset", "loss"):
+    for group in ("model", "dataset", "loss", "optimizer", "schedule"):
         for name in ("plain.yaml", "ponds.yaml", "mine.yaml", "easy_less.yaml"):
             ConfigStore.instance().repo.get(group, {}).pop(name, None)
 
@@ -228,6 +229,43 @@ def test_a_data_set_with_options_of_its_own(segtrain):
     )
     refused(segtrain("train", "dataset=ponds", "dataset.depth=deep"), "dataset.depth", "'deep'", "whole number")
     refused(segtrain("train", "dataset=cityscapes", "dataset.depth=3"), "no option dataset.depth")
+
+
+OWN_OPTIONS = """
+from dataclasses import dataclass
+from segtrain.config import DatasetConfig, option
+from segtrain.data.dataset import DATASETS
+
+@dataclass
+class Options(DatasetConfig):
+    depth: int = option(1, "depth [m]", low=1)
+    shore: str = option("sand", "shore", choices=("sand", "reed"))
+    names: str | None = option(None, "file with names", path=True)
+    shifts: dict[str, int] = option({}, "shift of each month [days]")
+
+DATASETS["ponds"] = DATASETS["folder"]._replace(options=Options)
+"""
+
+
+def test_options_of_a_plugins_data_set_describe_themselves_too(segtrain, tmp_path):
+    (tmp_path / "my_ponds.py").write_text(OWN_OPTIONS)
+    words = ["plugins=[./my_ponds.py]", "dataset=ponds"]
+    made = package.compose(*words, "dataset.names=a (1).txt", "dataset.shifts.may=3", "dataset.shore=reed").dataset
+    assert (made.names, made.shifts, made.shore) == ("a (1).txt", {"may": 3}, "reed")
+    refused(segtrain("train", *words, "dataset.depth=0"), "dataset.depth must be at least 1, got 0")
+    refused(segtrain("train", *words, "dataset.shore=seed"), "dataset.shore must be one of sand, reed, got seed")
+    refused(segtrain("train", *words, "dataset.shift=3"), "no option dataset.shift", "did you mean dataset.shifts?")
+
+
+def test_optimizers_and_schedules_too(monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "mine", OPTIMIZERS["sgd"])
+    monkeypatch.setitem(SCHEDULES, "mine", SCHEDULES["poly"])
+    for words in (["optimizer=mine", "schedule=mine"], ["optimizer.name=mine", "schedule.name=mine"]):
+        made = package.compose(*words, "optimizer.momentum=0.5", "optimizer.betas=[0.5,0.5]")  # it may read all options
+        assert (made.optimizer.name, made.schedule.name) == ("mine", "mine")
+    for group, known in (("optimizer", "sgd, adamw, mine"), ("schedule", "constant, mine")):
+        with pytest.raises(UsageError, match=rf"{group}.name must be one of .*{known}, got mien; did you mean mine"):
+            package.compose(f"{group}.name=mien")
 
 
 def test_a_data_set_of_ones_own_in_a_mixture(ponds, tmp_path):

@@ -195,11 +195,11 @@ def test_what_cannot_be_scored_is_named(segtrain, tmp_path, change, words):
     [
         (
             ["predictions_encoding=trainids"],
-            "predictions_encoding must be one of ids, train_ids, pixelmap or null, got trainids",
+            "predictions_encoding=trainids: kitti has no such encoding; choose ids or train_ids",
         ),
         (
             ["predictions_encoding=pixelmap"],
-            "only dataset=cocostuff has them, not kitti; choose ids or",
+            "predictions_encoding=pixelmap: kitti has no such encoding; choose ids or train_ids",
         ),
         (["split=nowhere"], "no split 'nowhere'"),
         (["dataset.root=/nowhere"], "no KITTI data at /nowhere"),
