@@ -15,8 +15,9 @@ from torch import Tensor
 from segtrain.abn.backends import cupy_kernels as kernels
 from segtrain.abn.backends.aten import CODES, Activation, layout, statistics_dtype
 from segtrain.abn.backends.cupy_kernels import ACCESS, TYPES, over_channels, over_tensors
-from segtrain.abn.backends.cupy_launch import Argument, launch
+from segtrain.abn.backends.cupy_launch import Argument
 from segtrain.abn.backends.cupy_launch import available as available
+from segtrain.abn.backends.cupy_launch import launch as launch
 
 if TYPE_CHECKING:
     import numpy as np
