@@ -1,4 +1,4 @@
-"""How fast one worker turns a 2048 x 1024 Cityscapes pair into a 768 x 768 training sample, against the usual routes.
+"""Time of one worker to turn a 2048 x 1024 Cityscapes pair into a 768 x 768 training sample, against the usual ways.
 
     python scripts/bench_data.py [--pairs 8] [--rounds 7]
 
@@ -52,7 +52,7 @@ def draw_pairs(folder: Path, pairs: int) -> list[Sample]:
 
 
 def usual_route(sample: Sample, seed: int) -> torch.Tensor:
-    """Pillow and torchvision: decode, resize the whole, pad, crop, flip, to float, normalise."""
+    """Pillow and torchvision: decode, resize the full image, pad, crop, flip, convert to float, normalise."""
     rng = np.random.default_rng(seed)
     scale = rng.uniform(*SCALE)
     with Image.open(sample.image) as file:
@@ -82,7 +82,7 @@ def own_route(read: Callable[[Sample], tuple[np.ndarray, np.ndarray]], sample: S
 
 
 def resize_and_crop(image: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """The geometry alone as it is usually done with OpenCV: resize the whole, pad, crop, flip."""
+    """Only the geometry, as it is usually done with OpenCV: resize the full image, pad, crop, flip."""
     rng = np.random.default_rng(np.random.SeedSequence((0, seed)))
     scale = rng.uniform(*SCALE)
     size = (round(2048 * scale), round(1024 * scale))
@@ -99,7 +99,7 @@ def resize_and_crop(image: np.ndarray, labels: np.ndarray, seed: int) -> np.ndar
 
 
 def table(title: str, candidates: dict[str, Callable[[int], object]], rounds: int) -> None:
-    """Milliseconds a sample and the ratio to the first one, medians of interleaved rounds."""
+    """Milliseconds per sample and the ratio to the first candidate, medians of interleaved rounds."""
     for run in candidates.values():
         run(0)
     times: dict[str, list[float]] = {name: [] for name in candidates}
@@ -126,9 +126,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         samples = draw_pairs(Path(folder), options.pairs)
         size = samples[0].image.stat().st_size / 1e6
-        print(
-            f"{len(samples)} pairs of 2048 x 1024, an image is {size:.1f} MB, crops {CROP}, scale {SCALE}, one thread"
-        )
+        print(f"{len(samples)} pairs of 2048 x 1024, {size:.1f} MB per image, crops {CROP}, scale {SCALE}, one thread")
         pixels = [(read_image(s.image), read_label(s.label)) for s in samples if s.label is not None]
         decoded = Decoded(Path(folder) / "decoded")
         decoded.build(samples, FileFacts(Path(folder), samples), print)
@@ -137,11 +135,11 @@ def main() -> None:
             return lambda seed: items[seed % len(items)]
 
         take, pick = each(samples), each(pixels)
-        table("geometry alone, image and label", {
+        table("only the geometry, image and label", {
             "OpenCV, the full image resized, then cropped": lambda seed: resize_and_crop(*pick(seed), seed),
             "segtrain, the window cropped, then resized": lambda seed: AUGMENT(*pick(seed), (0, seed)),
         }, options.rounds)  # fmt: skip
-        table("the whole route, from the files", {
+        table("from the files to a sample", {
             "Pillow + torchvision": lambda seed: usual_route(take(seed), seed),
             "segtrain": lambda seed: own_route(read_pixels, take(seed), seed),
             "segtrain, dataset.cache=decoded (in the page cache)": lambda seed: own_route(decoded, take(seed), seed),

@@ -4,9 +4,9 @@
     python scripts/bench_loss.py [--loss bootstrapped] [--hardest 0.25] [--classes 19] [--batch 2] [--size 768]
                                  [--rounds 10] [--device cuda]
 
-Loss: cross_entropy or bootstrapped, over the same in torch's words; or max_pooling, focal, dice, lovasz, over plain
-cross-entropy, whose gradients differ then. Time: medians of forward + backward, taken in turns. Peak: bytes of the
-tensors alive at once, beyond logits and target.
+cross_entropy and bootstrapped are compared with the same loss in plain torch; max_pooling, focal, dice and lovasz with
+plain cross-entropy, so their gradients differ. Time: medians of forward + backward, taken in turns. Peak: bytes of the
+tensors alive at the same time, without logits and target.
 """
 
 import argparse

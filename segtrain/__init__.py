@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 # What Python users call -> where it is.
 PLACES = {
-    "compose": "segtrain.cli.entry:training_config",
+    "compose": "segtrain.config.compose:compose_training",
     "train": "segtrain.engine.train:train",
     "evaluate": "segtrain.commands.evaluate:evaluate",
     "load": "segtrain.scoring.predictor:load_predictor",

@@ -1,7 +1,9 @@
 """Shared fixtures, and the rule that a skipped test is listed and allowed, or the run fails."""
 
 import contextlib
+import functools
 import io
+import os
 import sys
 from typing import NamedTuple
 
@@ -41,8 +43,11 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
-    """The folder of the compiled In-Place ABN libraries, shared by all tests: building them takes seconds."""
-    return tmp_path_factory.mktemp("compiled")
+    """The folder of the compiled In-Place ABN libraries, shared by all tests and processes: building takes seconds."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +87,14 @@ def segtrain():
         return Answer(status, out.getvalue(), err.getvalue())
 
     return call
+
+
+@pytest.fixture(scope="session", autouse=True)
+def scenes_drawn_once():
+    """The same few scenes are written in several layouts, by several modules: each is drawn once."""
+    from segtrain.data.scenes import layouts
+
+    layouts._draw = functools.lru_cache(maxsize=48)(layouts._draw)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The README pages, run: the README at toy size, in order; all other commands, composed; all code blocks."""
 
+import json
 import os
 import re
 import shutil
@@ -17,10 +18,11 @@ from PIL import Image
 import segtrain as package
 from segtrain import abn, config
 from segtrain.abn import selftest
-from segtrain.cli import entry as cli
+from segtrain.cli import commands as command_table
 from segtrain.config import DATASET_CONFIGS, TrainConfig
 from segtrain.data.datasets import DATASETS
 from segtrain.data.scenes.layouts import write_scenes
+from segtrain.engine.optim import OPTIMIZERS, SCHEDULES
 from segtrain.losses import LOSSES
 from segtrain.metrics import METRICS
 from segtrain.models import BACKBONES, HEADS, build_model
@@ -31,7 +33,7 @@ from tests.helpers.own_parts import FOLDER
 from tests.helpers.pages import NAMES, PAGES
 from tests.helpers.runs import small_run
 
-COMMANDS = [command for name in NAMES for command in pages.commands(name)]
+SHELL = [command for name in NAMES for command in pages.commands(name)]
 CONFIGS = ROOT / "configs"
 
 
@@ -91,8 +93,8 @@ WORDS = {  # commands of the README, as far as needed to tell them apart -> what
     "train name=mine": ("runs/mine", "mIoU"),
     "evaluate runs/toy": ("mIoU", "runs/toy/evaluations"),
     "evaluate checkpoint=cityscapes_best": ("mIoU", "kitti"),
-    "predict run=runs/toy": ("3 pictures", "answers"),
-    "predict run=runs/mine": ("2 pictures", "answers"),
+    "predict run=runs/toy": ("3 images", "answers"),
+    "predict run=runs/mine": ("2 images", "answers"),
     "check": ("mine.yaml",),
     "check dataset=kitti": ("kitti",),
     "submit": ("kitti-test.zip",),
@@ -208,7 +210,7 @@ def segtrain_words(command):
     if words[0] == "segtrain":
         return words[1:]
     if words[0] == "torchrun" or words[:2] == ["docker", "run"]:
-        return words[next(i for i, word in enumerate(words) if word in cli.COMMANDS) :]
+        return words[next(i for i, word in enumerate(words) if word in command_table.COMMANDS) :]
     if words[0] == "sbatch":
         return ["train", *words[words.index("scripts/slurm.sh") + 1 :]]
     if words[0].startswith("./scripts/reproduce/"):
@@ -242,13 +244,16 @@ def run_folder(scenes, compiled, tmp_path_factory):
     return folder / "run"
 
 
-SEGTRAIN = [command for command in COMMANDS if segtrain_words(command) is not None]
-OTHERS = [command for command in COMMANDS if segtrain_words(command) is None]
+SEGTRAIN = [command for command in SHELL if segtrain_words(command) is not None]
+OTHERS = [command for command in SHELL if segtrain_words(command) is None]
 
 
 @pytest.mark.parametrize("command", SEGTRAIN, ids=[f"{c.page}: {' '.join(c.words)[:60]}" for c in SEGTRAIN])
-def test_a_command_composes(command, segtrain, run_folder):
+def test_a_command_composes(command, segtrain, run_folder, tmp_path):
     words = list(composable(segtrain_words(command), run_folder / "last.pt"))
+    for word in words:
+        if word.startswith("dataset=") and word.endswith(".yaml"):  # as `segtrain check write_config=` writes it
+            (tmp_path / word.partition("=")[2]).write_text("name: folder\n")
     if any(word.startswith("--") for word in words):  # prints something instead of training
         answer = segtrain(*words)
         assert answer.status == 0 and answer.out, answer
@@ -273,7 +278,7 @@ def test_completion_prints_a_script(segtrain):
 
 
 def test_the_scripts_that_reproduce_the_paper_have_the_rows_that_are_named():
-    for command in COMMANDS:
+    for command in SHELL:
         if command.words[0].startswith("./scripts/reproduce/"):
             text = (ROOT / command.words[0]).read_text()
             for word in command.words[1:]:
@@ -305,7 +310,7 @@ def forgotten(monkeypatch):
 
 
 STORED = ("model", "loss", "dataset", "optimizer", "schedule")
-TABLES = (BACKBONES, HEADS, LOSSES, DATASETS, DATASET_CONFIGS, METRICS)
+TABLES = (BACKBONES, HEADS, LOSSES, DATASETS, DATASET_CONFIGS, OPTIMIZERS, SCHEDULES, METRICS)
 PLUGINS = sorted(path.name for path in FOLDER.glob("*.py"))
 
 
@@ -313,14 +318,20 @@ PLUGINS = sorted(path.name for path in FOLDER.glob("*.py"))
 def test_a_plugin_of_the_page_does_what_its_first_line_says(name, segtrain, ponds, forgotten, tmp_path):
     """The command in the first line trains two steps, on a dataset like that of my_dataset.py."""
     text = (FOLDER / name).read_text()
-    words = re.match(r'"""[\w ]+: segtrain (.*?)"""\n', text)[1].split()
-    assert words[0] == "train" and f"plugins=[{name}]" in words
-    shutil.copy(FOLDER / name, tmp_path)
-    shutil.copy(FOLDER / "my_dataset.py", tmp_path)
-    words = [word for word in words[1:] if not word.startswith(("plugins=", "dataset"))]
-    answer = segtrain("train", f"plugins=[{name},my_dataset.py]", "dataset=ponds", *words, *ponds, "name=own")
+    line = text.splitlines()[0]
+    words = [word.rstrip('.;"') for word in re.findall(r"[a-z_.]+=\S+", line)]
+    plugins = f"plugins=[{name},my_dataset.py]"
+    for file in (name, "my_dataset.py"):
+        shutil.copy(FOLDER / file, tmp_path)
+    own = [word for word in words if not word.startswith(("plugins=", "dataset"))]
+    assert own or name in ("my_dataset.py", "my_metric.py")
+    answer = segtrain("train", plugins, "dataset=ponds", *own, *ponds, "name=own")
     assert answer.status == 0, answer
     assert (tmp_path / "runs/own/evaluation.json").exists()
+    if "segtrain evaluate" in line:
+        answer = segtrain("evaluate", "run=runs/own", plugins, ponds[0], "device=cpu", "loader.workers=0")
+        assert answer.status == 0, answer
+        assert json.loads((tmp_path / "runs/own/evaluations/ponds-val-whole/evaluation.json").read_text())["metrics"]
 
 
 def test_the_plugins_stand_on_the_page_as_they_are_tested():
@@ -350,15 +361,15 @@ def test_the_command_of_the_page_runs(segtrain, toy, scenes, forgotten, monkeypa
     module = types.ModuleType("segtrain.commands.count")
     exec(function, vars(module))
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    for verb, command in eval(f"{{{row}}}", vars(cli)).items():
-        monkeypatch.setitem(cli.COMMANDS, verb, command)
+    for verb, command in eval(f"{{{row}}}", vars(command_table)).items():
+        monkeypatch.setitem(command_table.COMMANDS, verb, command)
     (group,) = (block for block in pages.blocks("segtrain/README.md", "yaml") if "schema/count" in block)
     (tmp_path / "configs/count.yaml").write_text(group)
     words = "dataset=streets", f"dataset.root={scenes}", "dataset.scenes=6", "dataset.val_scenes=3"
     assert segtrain("count", *words).out == "3 images in val\n"
     assert segtrain("count", *words, "split=train").out == "6 images in train\n"
     assert "split=null" in segtrain("count", "--help").out
-    for example in cli.COMMANDS["count"].examples:
+    for example in command_table.COMMANDS["count"].examples:
         assert segtrain(*example.split()[1:], "--cfg", "job").status == 0
 
 
@@ -367,7 +378,7 @@ def test_the_back_end_of_the_page_passes_the_selftest(monkeypatch):
         pytest.skip("no C++ compiler")
     module = types.ModuleType("segtrain.abn.backends.mine")
     exec(examples()[3], vars(module))
-    results = selftest.run(module, "cpu", [case for case in selftest.cases() if case.dtype == torch.float32])
+    results = selftest.check_backend(module, "cpu", [case for case in selftest.cases() if case.dtype == torch.float32])
     assert len(results) > 100
     assert not [str(result) for result in results if not result.good]
     monkeypatch.setitem(abn.operators.BACKENDS, "mine", module)

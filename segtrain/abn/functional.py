@@ -1,28 +1,32 @@
-"""`inplace_abn`: BatchNorm and activation as one autograd function that keeps its output only."""
+"""`inplace_abn`: BatchNorm and activation as one autograd function that keeps only its output for backward."""
 
-import sys
 from typing import Any, NamedTuple
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from segtrain.abn import operators, sync
-from segtrain.abn.arguments import check_reference_dtypes, check_tensors
 from segtrain.abn.backends import aten as aten_ops
 from segtrain.abn.backends.aten import CODES, Activation, statistics_dtype
+from segtrain.abn.checks import (
+    OVERWRITES,
+    SCALES,
+    VARIANTS,
+    check_input,
+    check_overwritten,
+    check_reference_dtypes,
+    check_tensors,
+    invertible,
+    one_of,
+)
 
-INVERTIBLE = CODES
-ACTIVATIONS = (*INVERTIBLE, "relu")
-VARIANTS = ("one", "two")
-SCALES = ("abs", "signed")
 ops = torch.ops.segtrain_abn
 assert operators.library.ns == "segtrain_abn"  # the import above defines them
 
 
 class Options(NamedTuple):
-    """What one call of the layer is to do, besides its tensors."""
+    """The options of one call of the layer."""
 
     training: bool  # normalise by the batch's statistics
     momentum: float
@@ -35,87 +39,14 @@ class Options(NamedTuple):
     backward_follows: bool = False
 
 
-# ------------------------------------------------------------------------------------------------------- checks
-
-
-def invertible(activation: str, param: float) -> Activation:
-    """The checked activation of an in-place layer; ValueError where its input cannot be computed from its output."""
-    if activation not in INVERTIBLE:
-        advice = "; use leaky_relu with a small slope, or ABN, which keeps its input" if activation == "relu" else ""
-        raise ValueError(
-            f"In-Place ABN needs an invertible activation ({', '.join(INVERTIBLE)}), not {activation!r}{advice}"
-        )
-    if activation != "identity" and not param > 0:
-        name = "negative slope" if activation == "leaky_relu" else "alpha"
-        raise ValueError(f"In-Place ABN inverts {activation}: its {name} must be greater than 0, not {param}")
-    return Activation(activation, param)
-
-
-def one_of(name: str, value: str, known: tuple[str, ...]) -> str:
-    if value not in known:
-        raise ValueError(f"unknown {name} {value!r}: choose {', '.join(known)}")
-    return value
-
-
-def check_input(x: Tensor, training: bool, synchronised: bool = False) -> None:
-    """ValueError for an input, (N, C) or (N, C, *spatial), that has no statistics.
-
-    Where statistics are synchronised, this process may have no value or one per channel: the others' count too.
-    """
-    if synchronised:
-        return
-    if x.numel() == 0:
-        raise ValueError(f"the input of shape {tuple(x.shape)} is empty: nothing to normalise")
-    if training and x.numel() == x.shape[1]:
-        raise ValueError(
-            f"expected more than one value per channel in training, found shape {tuple(x.shape)}: "
-            "use a larger batch, or eval mode to freeze the statistics"
-        )
-
-
-def recomputing() -> bool:
-    """Whether this forward runs inside a backward pass, as torch.utils.checkpoint's second forward does."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
-checkpoint_file = torch.utils.checkpoint.__file__
-OWN_INPUT = (
-    "an In-Place ABN layer is about to overwrite a tensor that is still needed: {}. "
-    "Give the first layer of a block overwrite=False: it writes elsewhere and keeps as little"
-)
-
-
-def check_overwritten(x: Tensor) -> None:
-    """RuntimeError where x is known to be needed later: another in-place layer's output, or a checkpointed input.
-
-    Autograd finds the rest when backward comes, but says little about it.
-    """
-    if torch.compiler.is_compiling():
-        return
-    if is_checkpointed(x):
-        raise RuntimeError(OWN_INPUT.format("the input of a block under torch.utils.checkpoint, which is run again"))
-    if hasattr(x, "_segtrain_kept") and torch.is_grad_enabled() and x.requires_grad:
-        raise RuntimeError(OWN_INPUT.format("the output of the In-Place ABN layer before it"))
-
-
-def is_checkpointed(x: Tensor) -> bool:
-    """Whether x is an argument of a torch.utils.checkpoint call that is under way."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        frame = frame.f_back
-        if frame.f_code.co_filename == checkpoint_file and any(x is value for value in frame.f_locals.get("args", ())):
-            return True
-    return False
-
-
 # ----------------------------------------------------------------------------------------------- scale and shift
 
 
 def effective_scale(weight: Tensor, eps: float, scale: str = "abs") -> Tensor:
     """The factor that the layer multiplies with, which is never 0.
 
-    "abs": |weight| + eps, as published (official code, all versions). "signed": the weight itself, which is what an
-    ordinary BatchNorm multiplies with, but of magnitude eps at least.
+    "abs": |weight| + eps, as published (official code, all versions). "signed": the weight itself, as in an ordinary
+    BatchNorm, but with a magnitude of at least eps.
     """
     if scale == "abs":
         return weight.abs() + eps
@@ -123,7 +54,7 @@ def effective_scale(weight: Tensor, eps: float, scale: str = "abs") -> Tensor:
 
 
 def as_type(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """t.to(dtype), which would cost microseconds where there is nothing to do."""
+    """t.to(dtype) without its microseconds if t has that dtype already."""
     return t if t.dtype == dtype else t.to(dtype)
 
 
@@ -140,7 +71,7 @@ def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, sc
 
 
 def weight_gradient(dgamma: Tensor, weight: Tensor, scale: str) -> Tensor:
-    """dL/dweight from dL/dgamma. |w| has slope 1 at 0, by the published convention."""
+    """dL/dweight from dL/dgamma. By the published convention, |w| has slope 1 at 0."""
     if scale == "abs":
         dgamma = torch.where(weight < 0, -dgamma, dgamma)
     return as_type(dgamma, weight.dtype)
@@ -152,7 +83,7 @@ def weight_gradient(dgamma: Tensor, weight: Tensor, scale: str) -> Tensor:
 def batch_statistics(
     x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor, Tensor | float]:
-    """(mean, rstd, values per channel) over the group, or of the running statistics in eval mode."""
+    """(mean, rstd, values per channel) over the group; in eval mode from the running statistics, and count 1."""
     dtype = statistics_dtype(x)
     if not options.training:
         assert running_mean is not None and running_var is not None
@@ -175,7 +106,7 @@ def normalise(
     """(z, mean, rstd, values per channel); z is x itself if options.overwrite."""
     activation = CODES.index(options.activation.name), options.activation.param
     tracked = [t for t in (running_mean, running_var) if t is not None]
-    # The fused operator moves the running statistics itself, if they have its dtype.
+    # The fused operator updates the running statistics itself, if they have its dtype.
     if options.training and options.group is None and all(t.dtype == gamma.dtype for t in tracked):
         arguments = x, gamma, beta, running_mean, running_var, options.momentum, options.eps, *activation, shortcut
         z, (mean, rstd) = x, (gamma, gamma)
@@ -194,7 +125,7 @@ def normalise(
 
 
 class InPlaceABNFunction(torch.autograd.Function):
-    """Saves z and per-channel vectors. x is overwritten (and marked so) unless `overwrite` is False."""
+    """Saves z and per-channel vectors. Overwrites x, and marks it as dirty, unless `overwrite` is False."""
 
     @staticmethod
     def forward(
@@ -234,19 +165,19 @@ def gradients(
     beta: Tensor, rstd: Tensor, center: Tensor, inverse: Tensor, count: Tensor | float, options: Options,
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """(dx, dgamma, dbeta, dshortcut) from what was kept. `needed`: for x, weight, bias and shortcut.
+    """(dx, dgamma, dbeta, dshortcut) from the kept tensor. needed: whether x, weight, bias, shortcut need a gradient.
 
     Variant two of the paper (section 3.3) takes center = 0, inverse = 1, so that the sums are those of dy and dy * y,
     and the normalised input is never formed:
         dgamma = (sum(dy y) - beta dbeta) / gamma
         dx = (dy - dgamma y / (gamma m) - (dbeta - (beta / gamma) dgamma) / m) gamma rstd
-    The paper prints a plus in the last bracket; the minus is what follows from variant one.
+    The paper prints a plus in the last bracket; variant one implies the minus.
     """
     scale, shift = (None, None) if kept_affine is None else kept_affine
     activation = CODES.index(options.activation.name), options.activation.param
     arguments = kept, dz, center, inverse, *activation, shortcut, scale, shift
     factor = gamma * rstd
-    # Where nothing follows the sum, the shortcut's gradient is dz itself.
+    # Without an activation after the sum, the shortcut's gradient is dz itself.
     through = shortcut is not None and needed[3] and options.activation.name != "identity"
     dx = None
     if options.training and options.group is None and options.variant == "one" and kept.numel():
@@ -293,16 +224,16 @@ def inplace_abn(
     """act(gamma * (x - mean) / sqrt(var + eps) + bias (+ shortcut)) with gamma = |weight| + eps, written over x.
 
     x: (N, C) or (N, C, *spatial), float32, float64, float16 or bfloat16; weight, bias and running statistics: (C,),
-    float32 (float64 for float64 x). In training mean and var are the batch's, var biased, and running_mean and
-    running_var (if given) move by `momentum` towards the batch's mean and unbiased variance; otherwise the running ones
-    are used. Once differentiable.
+    float32 (float64 for float64 x). In training, mean and var (biased) are the batch's, and running_mean and
+    running_var (if given) move by `momentum` towards the batch's mean and unbiased variance; in eval mode the running
+    statistics are used. Once differentiable.
 
-    shortcut: of x's shape, added before the activation; it is kept for backward, and left alone.
-    overwrite=False leaves x alone and still keeps only the output: right for the first layer of a block, whose input
-    belongs to somebody else.
-    variant: "one" | "two", the two ways of the paper's sections 3.2 and 3.3 to the same gradients.
+    shortcut: of x's shape, added before the activation; it is kept for backward and not overwritten.
+    overwrite=False does not write to x and still keeps only the output: for the first layer of a block, whose input
+    belongs to its caller.
+    variant: "one" | "two", sections 3.2 and 3.3 of the paper: two ways to compute the same gradients.
     scale="signed" multiplies with the weight itself instead of |weight| + eps, see `effective_scale`.
-    Raises ValueError for what cannot be normalised or inverted, RuntimeError where x is still needed.
+    Raises ValueError for what cannot be normalised or inverted, RuntimeError if x is still needed.
     """
     return call(
         x, weight, bias, running_mean, running_var, shortcut, None,
@@ -328,12 +259,12 @@ def inplace_abn_sync(
     variant: str = "one",
     scale: str = "abs",
 ) -> Tensor:
-    """`inplace_abn` by the statistics of all processes of `group` (default: all there are).
+    """`inplace_abn` with the statistics of all processes of `group` (default: all processes).
 
-    Every process of the group calls it, with any number of pictures of any extent, none included. One collective in
+    Every process of the group must call it, with any number of images of any size, even none. One collective in
     forward, one in backward. Without torch.distributed, or with one process, it is `inplace_abn`. The gradients of
-    weight and bias are this process's share; adding them up over processes (DistributedDataParallel averages) gives
-    the whole. Raises RuntimeError on every process where some will run backward and some will not.
+    weight and bias are this process's part; their sum over the processes (DistributedDataParallel averages) is the
+    gradient. Raises RuntimeError on every process if some of them will run backward and others will not.
     """
     return call(
         x, weight, bias, running_mean, running_var, shortcut, sync.group_or_none(group) if training else None,
@@ -365,7 +296,7 @@ def call(
         z: Tensor = InPlaceABNFunction.apply(x, weight, bias, shortcut, running_mean, running_var, options)
     except RuntimeError as error:
         if options.overwrite and "being modified inplace" in str(error):
-            raise RuntimeError(OWN_INPUT.format("a view made by another autograd function")) from error
+            raise RuntimeError(OVERWRITES.format("a view made by another autograd function")) from error
         raise
     if follows and not torch.compiler.is_compiling():
         z._segtrain_kept = True  # type: ignore[attr-defined]
@@ -392,7 +323,7 @@ def abn(
 ) -> Tensor:
     """The same function by torch's ordinary differentiable operations: keeps input and output, saves no memory.
 
-    The oracle of `inplace_abn`. Also takes activation="relu".
+    The reference for `inplace_abn`. Also takes activation="relu".
     """
     check_tensors(x, weight, bias, running_mean, running_var, shortcut, training)
     check_input(x, training)

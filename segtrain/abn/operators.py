@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segtrain.abn.arguments import contiguous_vectors
 from segtrain.abn.backends import aten as aten_ops
 from segtrain.abn.backends import cupy as cupy_ops
 from segtrain.abn.backends import native as native_ops
 from segtrain.abn.backends.aten import CODES, LAYOUTS, Activation, is_dense, statistics_dtype
+from segtrain.abn.checks import contiguous_vectors
 
 BACKENDS: dict[str, ModuleType] = {"cupy": cupy_ops, "native": native_ops, "aten": aten_ops}
 DEVICES = {"cupy": "cuda", "native": "cpu"}  # the device a back end is for; aten serves all
@@ -25,7 +25,7 @@ chosen = os.environ.get("SEGTRAIN_ABN_BACKEND", "auto")
 resolved: dict[str, ModuleType] = {}
 
 
-def use(name: str) -> None:
+def use_backend(name: str) -> None:
     """Chooses the back end of all layers: auto | cupy | native | aten. RuntimeError where it cannot run, with why.
 
     auto takes cupy on CUDA and native on the CPU where they can run, else aten.
@@ -40,7 +40,7 @@ def use(name: str) -> None:
     resolved.clear()
 
 
-def describe(device: str) -> str:
+def describe_backend(device: str) -> str:
     """One phrase: the back end that tensors on this kind of device ('cpu', 'cuda') take, and why not a faster one."""
     name = resolve(device).__name__.rpartition(".")[2].removesuffix("_ops")
     if chosen != "auto":
@@ -89,7 +89,7 @@ def as_laid_out(x: Tensor, model: Tensor) -> Tensor:
     return torch.empty_like(model).copy_(x)
 
 
-def pair(scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor] | None:
+def affine_pair(scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor] | None:
     return None if scale is None or shift is None else (scale, shift)
 
 
@@ -212,7 +212,7 @@ def sums(kept, dz, center, inverse, act, param, shortcut, scale, shift):  # type
     kept, dz, shortcut = together(kept, dz, shortcut)
     center, inverse, scale, shift = contiguous_vectors(kept, center, inverse, scale, shift)
     return backend_for(kept).sums(
-        kept, dz, center, inverse, Activation(CODES[act], param), shortcut, pair(scale, shift)
+        kept, dz, center, inverse, Activation(CODES[act], param), shortcut, affine_pair(scale, shift)
     )
 
 
@@ -227,7 +227,7 @@ def gradient(kept, dz, center, inverse, act, param, shortcut, scale, shift, fact
     (means,) = contiguous_vectors(kept, means, rows=2)
     dshortcut = no_shortcut(kept, want_dshortcut)
     dx = backend_for(kept).gradient(
-        kept, dz, center, inverse, Activation(CODES[act], param), shortcut, pair(scale, shift), factor, means,
+        kept, dz, center, inverse, Activation(CODES[act], param), shortcut, affine_pair(scale, shift), factor, means,
         dshortcut if want_dshortcut else None,
     )  # fmt: skip
     return dx, dshortcut
@@ -243,7 +243,7 @@ def backward(kept, dz, center, inverse, act, param, shortcut, scale, shift, fact
     center, inverse, scale, shift, factor = contiguous_vectors(kept, center, inverse, scale, shift, factor)
     dshortcut = no_shortcut(kept, want_dshortcut)
     dx, found = backend_for(kept).backward(
-        kept, dz, center, inverse, Activation(CODES[act], param), shortcut, pair(scale, shift), factor,
+        kept, dz, center, inverse, Activation(CODES[act], param), shortcut, affine_pair(scale, shift), factor,
         dshortcut if want_dshortcut else None,
     )  # fmt: skip
     return dx, found, dshortcut

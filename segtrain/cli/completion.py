@@ -5,10 +5,14 @@ whole words, one a line; those that end in = or / want more. Imports neither tor
 """
 
 import os
-import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field
+from typing import Any
 
-from segtrain.cli.help import CONFIGS, GROUP_FOLDERS, Command, known_options
+from segtrain.cli.commands import Command
+from segtrain.config.keys import group_names, known_options
+from segtrain.config.locations import group_choices
+from segtrain.config.options import as_written, is_list, known_choices, option_of, type_name
 from segtrain.errors import UsageError
 
 BASH = """\
@@ -48,17 +52,17 @@ complete -c segtrain -f -a '(__segtrain_complete)'
 """
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 FLAGS = ("--help", "--cfg", "--config-dir", "-m")
-NOT_FILES = ("name",)  # quoted as paths are, but no paths
 
 
-def script(shell: str) -> str:
+def shell_script(shell: str) -> str:
+    """The text that `eval` takes in bash, zsh or fish."""
     if shell not in SCRIPTS:
         raise UsageError(f"--completion {shell or 'SHELL'}: choose {', '.join(SCRIPTS)}")
     return SCRIPTS[shell]
 
 
-def complete(words: list[str], commands: Mapping[str, Command], paths: Collection[str]) -> list[str]:
-    """What the last of the words, those after `segtrain`, may become. paths: the options whose values are files."""
+def complete(words: list[str], commands: Mapping[str, Command]) -> list[str]:
+    """What the last of the words, those after `segtrain`, may become."""
     current, before = (words[-1] if words else ""), words[:-1]
     if not before:
         return starting(current, [*commands, *(["--help", "--version", "--completion"] if current[:1] == "-" else [])])
@@ -70,60 +74,45 @@ def complete(words: list[str], commands: Mapping[str, Command], paths: Collectio
     if before[-1] == "--cfg":
         return starting(current, ["job"])
     if before[-1] == "--config-dir":
-        return [path for path in files(current) if path.endswith("/")]
+        return [path for path in matching_files(current) if path.endswith("/")]
     if current.startswith("-"):
         return starting(current, FLAGS)
-    options = known_options(command.schema, before)
     key, equals, value = current.partition("=")
-    groups = [name for name in GROUP_FOLDERS if any(option.startswith(f"{name}.") for option in options)]
-    if "experiment" in options:
-        groups.append("experiment")
+    options = known_options(command.schema, before)
+    groups = [*group_names(command.schema), *(["experiment"] if "experiment" in options else [])]
     if not equals:
         names = starting(current, sorted(f"{name}=" for name in {*options, *groups} if name != "dataset.name"))
-        return names + (files(current) if command.bare is not None else [])
+        return names + (matching_files(current) if command.bare is not None else [])
     if key in groups:
-        return [f"{key}={choice}" for choice in starting(value, choices_of_group(key, before))]
-    if key in paths and key not in NOT_FILES or key == "plugins":
-        start = max(value.rfind("["), value.rfind(",")) + 1 if key == "plugins" else 0
-        return [f"{key}={value[:start]}{path}" for path in files(value[start:])]
-    kind, text = options.get(key, ("", ""))
-    return [f"{key}={choice}" for choice in starting(value, choices(key, kind, text))]
+        return [f"{key}={choice}" for choice in starting(value, group_choices(key, config_dirs(before)))]
+    return [f"{key}={choice}" for choice in values(key, options[key], value)] if key in options else []
+
+
+def values(key: str, item: Field[Any], current: str) -> list[str]:
+    """Values of an option that begin with what is typed so far."""
+    option = option_of(item)
+    start = max(current.rfind("["), current.rfind(",")) + 1 if is_list(item) else 0
+    before, typed = current[:start], current[start:]
+    if type_name(item.type).startswith("true or false"):
+        choices: Sequence[str] = ("true", "false")
+    else:
+        choices = [as_written(choice) for choice in known_choices(key, option)]
+    found = starting(typed, choices) + (matching_files(typed) if option.path is True else [])
+    return [f"{before}{choice}" for choice in found]
+
+
+def config_dirs(words: list[str]) -> list[str]:
+    """The folders given by --config-dir."""
+    found = [word for flag, word in zip(words, words[1:], strict=False) if flag == "--config-dir"]
+    return found + [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
 
 
 def starting(current: str, candidates: Iterable[str]) -> list[str]:
     return [candidate for candidate in candidates if candidate.startswith(current)]
 
 
-def choices_of_group(group: str, before: list[str]) -> list[str]:
-    """Names of the YAML files, those in the folder of --config-dir too."""
-    own = [word for flag, word in zip(before, before[1:], strict=False) if flag == "--config-dir"]
-    own += [word.partition("=")[2] for word in before if word.startswith("--config-dir=")]
-    found = set()
-    for folder in (str(CONFIGS), *own):
-        try:
-            names = os.listdir(os.path.join(str(folder), group))  # noqa: PTH118, PTH208
-            found |= {name[:-5] for name in names if name.endswith(".yaml")}
-        except OSError:
-            continue
-    return sorted(found)
-
-
-def choices(key: str, kind: str, text: str) -> list[str]:
-    """What an option may be, as its line of help says: 'auto | cuda | cpu'."""
-    if kind.startswith("true or false"):
-        return ["true", "false"]
-    if key == "model.backbone":
-        return choices_of_group("model", [])
-    plain = re.sub(r"\s*\([^)]*\)", "", text)
-    listed = re.search(r"(?:^|: )([\w.]+(?: \| [\w.]+)+)", plain)
-    found: list[str] = []
-    for choice in listed[1].split(" | ") if listed else []:
-        found.append(f"{found[-1].rpartition('_')[0]}{choice}" if choice[0] == "_" and found else choice)
-    return found
-
-
-def files(current: str) -> list[str]:
-    """Files and folders whose path begins so; hidden ones only if that is asked for."""
+def matching_files(current: str) -> list[str]:
+    """Files and folders whose path begins with `current`; hidden ones only if that is asked for."""
     folder, slash, start = current.rpartition("/")
     try:
         entries = sorted(os.scandir(os.path.expanduser(folder + slash) or "."), key=lambda entry: entry.name)  # noqa: PTH111

@@ -1,54 +1,18 @@
-"""What `segtrain --help` and `segtrain COMMAND --help` print, from the dataclasses in config.py."""
+"""What `segtrain --help` and `segtrain COMMAND --help` print, from the options themselves."""
 
-from dataclasses import MISSING, fields, is_dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, get_args
+import textwrap
+from collections.abc import Iterator
+from dataclasses import Field, fields
+from typing import Any
 
 from segtrain import config
+from segtrain.cli.commands import SECTIONS, Command
+from segtrain.config.keys import group_names
+from segtrain.config.locations import GROUP_FOLDERS, group_choices
+from segtrain.config.options import as_written, default_of, option_of
+from segtrain.config.plugin_files import PARTS
 
-CONFIGS = next(
-    path for path in (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs") if path.is_dir()
-)
-GROUP_FOLDERS = tuple(sorted(path.name for path in CONFIGS.iterdir() if path.is_dir()))
-SECTIONS = ("data", "train", "results", "use")
-
-
-class Command(NamedTuple):
-    section: str
-    summary: str
-    schema: type[config.CommandConfig]
-    function: str  # module:name
-    bare: str | None  # the option that a bare path stands for
-    examples: tuple[str, ...]
-
-
-def known_options(schema: type, overrides: list[str]) -> dict[str, tuple[str, str]]:
-    """Every option of a command -> (type, help), with the options of the chosen data set."""
-    chosen = next((word.partition("=")[2] for word in overrides if word.startswith("dataset=")), "streets")
-    result: dict[str, tuple[str, str]] = {}
-    for item in fields(schema):
-        kind: Any = item.type
-        if is_dataclass(kind):
-            if kind is config.DatasetConfig:
-                kind = config.DATASET_CONFIGS.get(chosen, config.DatasetConfig)
-            for inner in fields(kind):
-                result[f"{item.name}.{inner.name}"] = (type_name(inner.type), inner.metadata.get("help", ""))
-        else:
-            result[item.name] = (type_name(kind), item.metadata["help"])
-    return result
-
-
-def type_name(kind: Any) -> str:
-    """A type in words: 'number or null', 'list of numbers'."""
-    words = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "null", Any: "value"}
-    if kind in words:
-        return words[kind]
-    inner = get_args(kind)
-    if getattr(kind, "__origin__", None) is list:
-        return f"list of {type_name(inner[0])}s"
-    if getattr(kind, "__origin__", None) is dict:
-        return "mapping"
-    return " or ".join(type_name(part) for part in inner)
+WIDTH = 120
 
 
 def overview(commands: dict[str, Command]) -> str:
@@ -66,35 +30,51 @@ def overview(commands: dict[str, Command]) -> str:
 
 
 def usage(verb: str, command: Command) -> str:
+    """A command's examples, groups, options and flags."""
     lines = [f"segtrain {verb}: {command.summary}", "", "examples", *(f"  {example}" for example in command.examples)]
-    names = {item.name for item in fields(command.schema)}
-    groups = [name for name in GROUP_FOLDERS if name in names]
+    groups = [item.name for item in fields(command.schema) if item.name in GROUP_FOLDERS]
     if groups:
         lines += ["", "groups (GROUP=CHOICE sets all options of a group)"]
-        lines += [
-            f"  {name:<13} {', '.join(sorted(p.stem for p in (CONFIGS / name).glob('*.yaml')))}" for name in groups
-        ]
-    lines += ["", "options (key=value)"]
-    plain = [item for item in fields(command.schema) if not is_dataclass(item.type)]
-    lines += [option_line(item.name, item) for item in plain]
-    for item in fields(command.schema):
-        kind: Any = item.type
-        if not is_dataclass(kind):
-            continue
-        shared = {inner.name for inner in fields(kind)}
-        lines += [option_line(f"{item.name}.{inner.name}", inner) for inner in fields(kind) if inner.metadata["help"]]
-        if kind is config.DatasetConfig:
-            for name, schema in config.DATASET_CONFIGS.items():
-                own = [inner for inner in fields(schema) if inner.name not in shared]
-                lines += [option_line(f"dataset.{inner.name}", inner, f"[{name}] ") for inner in own]
+        lines += [line for name in sorted(groups) for line in wrapped(f"  {name:<13} ", ", ".join(group_choices(name)))]
+    lines += ["", "options (key=value)", *option_lines(command.schema)]
     lines += [
         "",
-        "flags: --cfg job (print the composed options), -m (sweep over a,b,c), --config-dir FOLDER (your own YAML)",
+        "flags: --cfg job (print the composed options), -m (sweep over a,b,c), --config-dir FOLDER (your YAML)",
     ]
     return "\n".join(lines)
 
 
-def option_line(name: str, item: Any, prefix: str = "") -> str:
-    default = item.default if item.default is not MISSING else item.default_factory()
-    shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
-    return f"  {name + '=' + str(shown):<44} {prefix}{item.metadata['help']}"
+def option_lines(schema: type[config.CommandConfig]) -> Iterator[str]:
+    """The plain options, then those of each group, then those that only some datasets have."""
+    groups = group_names(schema)
+    for item in fields(schema):
+        if item.name not in groups:
+            yield from option_text(item.name, item)
+    for item in fields(schema):
+        kind: Any = item.type
+        if item.name not in groups:
+            continue
+        for inner in fields(kind):
+            if inner.name != "name" or kind is not config.DatasetConfig:  # dataset=... sets it
+                yield from option_text(f"{item.name}.{inner.name}", inner)
+        if kind is config.DatasetConfig:
+            shared = {inner.name for inner in fields(kind)}
+            for name, own in config.DATASET_CONFIGS.items():
+                for inner in (inner for inner in fields(own) if inner.name not in shared):
+                    yield from option_text(f"dataset.{inner.name}", inner, f"[{name}] ")
+
+
+def option_text(key: str, item: Field[Any], dataset: str = "") -> list[str]:
+    """key=default, which choices of the group read it, the help text, the choices."""
+    option = option_of(item)
+    readers = f"{', '.join(option.only)}: " if option.only else ""
+    choices = [as_written(choice) for choice in option.choices]
+    choices += [option.other] if option.other else ["a plugin's"] if key in PARTS else []
+    listed = f" {{{' | '.join(choices)}}}" if choices else ""
+    return wrapped(f"  {f'{key}={as_written(default_of(item))}':<44} ", f"{dataset}{readers}{option.help}{listed}")
+
+
+def wrapped(first: str, text: str) -> list[str]:
+    """The text beside what its first line begins with, in lines of at most 120 characters."""
+    lines = textwrap.wrap(text, max(WIDTH - len(first), 40), break_long_words=False, break_on_hyphens=False) or [""]
+    return [first + lines[0], *(" " * len(first) + line for line in lines[1:])]

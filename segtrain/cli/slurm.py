@@ -5,7 +5,7 @@ import shlex
 # Without ours, torchrun drops SIGUSR1 and kills its processes 30 s after any other signal; and SLURM tells the batch
 # shell only, which waits for its children instead of telling them.
 SCRIPT = """#!/usr/bin/env bash
-# A training under SLURM, on one node or several, that goes on by itself after its time is up or it is preempted:
+# Training under SLURM, on one node or several. It requeues and resumes when its time is up or it is preempted:
 #   sbatch --nodes=1 --gpus-per-node=4 {name} experiment=cityscapes_resnext101 key=value ...
 # `segtrain train --print-slurm key=value ...` prints it with your options written in.
 #SBATCH --job-name=segtrain
@@ -51,7 +51,7 @@ exit "$status"
 """
 
 
-def script(words: list[str], name: str = "slurm.sh") -> str:
+def job_script(words: list[str], name: str = "slurm.sh") -> str:
     """The job's text. words: of the command line, from which options (key=value) are written in."""
     options = [word for word in words if word != "--print-slurm"]
     return SCRIPT.format(name=name, options="".join(f"{shlex.quote(word)} " for word in options))

@@ -1,4 +1,4 @@
-"""`segtrain info`: what this machine can do, or what a checkpoint holds."""
+"""`segtrain info`: describe this machine or a checkpoint, or test the CUDA kernels."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ import torchvision
 
 import segtrain
 from segtrain import abn, device
-from segtrain.abn import benchmark, selftest
+from segtrain.abn import benchmark, device_checks, selftest
 from segtrain.abn.backends import cupy as cupy_ops
 from segtrain.config import InfoConfig
 from segtrain.console import Progress, say
@@ -60,7 +60,7 @@ def tested_file() -> Path:
 
 
 def gpu_test() -> None:
-    """Tests and benchmark of the CUDA kernels. UsageError where they cannot run, SegtrainError where they are wrong."""
+    """Test and benchmark the CUDA kernels. UsageError if they cannot run here, SegtrainError if they are wrong."""
     if device.resolve_device("auto").type != "cuda":
         raise UsageError("gpu_test=true needs a CUDA device, and there is none: `segtrain info` says what to install")
     try:
@@ -70,7 +70,7 @@ def gpu_test() -> None:
     name = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
     say(f"device       {name}")
     results = run_cases(cupy_ops, "cuda")
-    for result in selftest.device_checks():
+    for result in device_checks.check_device():
         results.append(result)
         say(f"             {result.case}, {result.what}: off by {result.error:.1e}, bound {result.bound:.1e}")
     report(results, name)
@@ -79,18 +79,18 @@ def gpu_test() -> None:
 
 
 def run_cases(ops: ModuleType, where: str) -> list[selftest.Result]:
-    """The self-test by the back end `ops`, with progress."""
+    """Run the self-test on the back end `ops` and the device `where`, with a progress line."""
     cases = list(selftest.cases())
     progress = Progress("cases", len(cases))
     results = []
     for done, case in enumerate(cases, 1):
-        results += selftest.run(ops, where, [case])
+        results += selftest.check_backend(ops, where, [case])
         progress.show(done)
     return results
 
 
 def report(results: list[selftest.Result], name: str) -> None:
-    """Says and remembers how the tests went; SegtrainError if any failed."""
+    """Print and store how the tests went; SegtrainError if any failed."""
     failed = [result for result in results if not result.good]
     summary = f"{name}: {len(results) - len(failed)} of {len(results)} checks passed on {date.today()}"
     tested_file().parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`segtrain replay`: the batch of any step of a run, as it was given to the network."""
+"""`segtrain replay`: rebuild and draw the batch of any step of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,17 @@ from segtrain.weights import checkpoint
 
 
 def replay(config: ReplayConfig) -> Path:
-    """Rebuild a step's batch from the run's configuration and draw it (image | labels, a row a picture).
+    """Rebuild a step's batch from the run's configuration and draw it: image and labels, one row per sample.
 
-    Order and augmentation are functions of (seed, position), so any step can be rebuilt, whether it is recorded or yet
-    to come; what the black box has of it is printed, and must name the same pictures (DataError otherwise). Returns the
-    picture's path.
+    Order and augmentation are functions of (seed, position), so past and future steps can be rebuilt. The black box's
+    record of the step is printed; DataError if it names other images. Returns the path of the drawing.
     """
     folder = Path(config.run or "")
-    trained = training_config(folder, config)
+    trained = config_of_run(folder, config)
     task = task_of(trained)(trained)
     data = task.data()
     size = trained.trainer.batch_size
-    known = {
+    records = {
         sample["position"]: (rank, sample) for rank, line in recorded(folder, config.step) for sample in line["samples"]
     }
     for _, line in recorded(folder, config.step)[:1]:
@@ -37,15 +36,17 @@ def replay(config: ReplayConfig) -> Path:
     rows = []
     for position in range((config.step - 1) * size, config.step * size):
         item = data[position]
-        rank, was = known.get(position, (None, None))
+        rank, record = records.get(position, (None, None))
         if isinstance(item, DataError):
             raise DataError(f"position {position} of step {config.step}: {item}")
         image, target, name, _, window = item
-        if was is not None and was["name"] != name:
-            raise DataError(f"position {position} is {name}, and was {was['name']} in the run: the data have changed")
-        told = "" if was is None or was["loss"] is None else f"  loss {was['loss']:.4g}  rank {rank}"
+        if record is not None and record["name"] != name:
+            raise DataError(
+                f"position {position} is {name}, but was {record['name']} in the run: the data have changed"
+            )
+        note = "" if record is None or record["loss"] is None else f"  loss {record['loss']:.4g}  rank {rank}"
         drawing, words = task.draw(image, target)
-        say(f"position   {position}  {name}  window {window}  {words}{told}")
+        say(f"position   {position}  {name}  window {window}  {words}{note}")
         rows.append(drawing)
     output = Path(config.output or folder / "replay")
     path = output / f"step_{config.step:07d}.png"
@@ -54,8 +55,8 @@ def replay(config: ReplayConfig) -> Path:
     return path
 
 
-def training_config(folder: Path, config: ReplayConfig) -> TrainConfig:
-    """The configuration that a run was started with, from its newest checkpoint or its config.yaml."""
+def config_of_run(folder: Path, config: ReplayConfig) -> TrainConfig:
+    """The configuration of a run, from its config.yaml or else its newest checkpoint."""
     import yaml
 
     from segtrain.config import trained

@@ -1,4 +1,4 @@
-"""`segtrain verify-resume`: proof, for one's own configuration, that a killed run goes on as if nothing had been."""
+"""`segtrain verify-resume`: prove for a configuration that a killed and resumed run equals an uninterrupted one."""
 
 import contextlib
 import hashlib
@@ -23,11 +23,11 @@ EXPECTED = ("model", "ema", "ema_updates", "optimizer", "scaler", "recent", "bes
 
 
 class NotProven(SegtrainError):
-    """The two runs differ, or the kill did not come where it proves something."""
+    """The two runs differ, or the run was killed at a step that proves nothing."""
 
 
 def verify_resume(config: VerifyConfig) -> None:
-    """Train, kill in the middle of an epoch between two saves, resume, and compare with a run that was left alone.
+    """Train, kill in the middle of an epoch between two saves, resume, and compare with an uninterrupted run.
 
     Prints what differs, and a verdict as the last line. NotProven (exit status 1) unless all is equal, bit for bit.
     """
@@ -35,15 +35,15 @@ def verify_resume(config: VerifyConfig) -> None:
     if any(output.glob("*/last.pt")):
         raise UsageError(f"output={output} holds runs already: give another folder")
     if process_count() > 1:
-        raise UsageError("verify-resume starts its runs itself, each in one process: start it without torchrun")
+        raise UsageError("verify-resume starts its own runs, each in one process: start it without torchrun")
     samples = config.trainer.overfit or task_of(config)(config).num_train
     batch = config.trainer.batch_size
     every, steps = schedule(batch, samples)
-    say(f"plan       {steps} steps of {batch} of {samples} pictures, saved every {every}, killed between two saves")
+    say(f"plan       {steps} steps of {batch} of {samples} images, saved every {every}, killed between two saves")
     words = [*config.overrides, "trainer.epochs=null", "trainer.hours=null", f"trainer.max_steps={steps}"]
     words += [f"trainer.save_every={every}", f"trainer.validate_every={steps}", "logging.every=1", "restart=false"]
     say("training   without interruption")
-    finish(train(words, output / "whole"), "the uninterrupted run")
+    wait_for(start_training(words, output / "whole"), "the uninterrupted run")
     say("training   until it is killed")
     reached = kill_between(every, steps, lambda step: step * batch % samples != 0, words, output / "cut")
     state = checkpoint.newest(output / "cut")
@@ -53,7 +53,7 @@ def verify_resume(config: VerifyConfig) -> None:
     if not between:
         raise NotProven(f"nothing proven: the kill came at step {reached}, not in an epoch and between two saves")
     say("training   again, from there")
-    finish(train(words, output / "cut"), "the resumed run")
+    wait_for(start_training(words, output / "cut"), "the resumed run")
     whole, cut = (checkpoint.load(output / name / "last.pt") for name in ("whole", "cut"))
     differing = [key for key in EXPECTED if digest(whole.get(key)) != digest(cut.get(key))]
     for key in EXPECTED:
@@ -68,25 +68,26 @@ def verify_resume(config: VerifyConfig) -> None:
 
 
 def schedule(batch_size: int, samples: int) -> tuple[int, int]:
-    """(save_every, steps): saves inside an epoch (the second one where possible), and steps enough."""
+    """(save_every, steps), such that the first save, and the second where possible, is inside an epoch."""
     for saves in ((1, 2), (1,)):
         for every in range(4, 50):
             if all(save * every * batch_size % samples for save in saves):
                 return every, 3 * every
     raise UsageError(
-        f"trainer.batch_size={batch_size} takes the {samples} pictures in whole epochs, so that no step lies "
-        "inside one: choose another batch size"
+        f"trainer.batch_size={batch_size} divides the {samples} images, so that every step ends an epoch: choose "
+        "another batch size"
     )
 
 
-def train(words: list[str], run: Path) -> subprocess.Popen[str]:
+def start_training(words: list[str], run: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "segtrain", "train", *words, f"run={run}"]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
 
 
-def finish(process: subprocess.Popen[str], what: str) -> None:
+def wait_for(process: subprocess.Popen[str], what: str) -> None:
+    """Wait for a training to end; DataError with its last lines if it failed."""
     try:
         lines = list(process.stdout or [])
         process.wait()
@@ -98,11 +99,11 @@ def finish(process: subprocess.Popen[str], what: str) -> None:
 
 
 def kill_between(every: int, steps: int, inside: Callable[[int], bool], words: list[str], run: Path) -> int:
-    """Kills the run after a step between two saves and inside an epoch, the first one after a checkpoint is written.
+    """Train until the first step inside an epoch and between two saves after a checkpoint is on disk, then kill.
 
-    Returns the last step that it recorded.
+    inside: whether a step is inside an epoch. Returns the last step that the run recorded.
     """
-    process = train(words, run)
+    process = start_training(words, run)
     lines = []
     try:
         for line in process.stdout or []:
@@ -112,9 +113,8 @@ def kill_between(every: int, steps: int, inside: Callable[[int], bool], words: l
             if number % every and inside(number) and number < steps - 1 and any(run.glob("step_*.pt")):
                 break
         else:
-            told = "".join(lines[-15:])
             raise DataError(
-                f"the run to be killed ended before a step between two saves, each of them written:\n{told}"
+                f"the run ended before it could be killed between two saves. Its last lines:\n{''.join(lines[-15:])}"
             )
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -125,24 +125,24 @@ def kill_between(every: int, steps: int, inside: Callable[[int], bool], words: l
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a checkpoint's part: names, shapes, types and bits."""
-    found = hashlib.sha256()
-    feed(found, value)
-    return found.hexdigest()
+    """SHA-256 of an entry of a checkpoint: names, shapes, dtypes and bits."""
+    sha256 = hashlib.sha256()
+    feed(sha256, value)
+    return sha256.hexdigest()
 
 
-def feed(found: Any, value: Any) -> None:
+def feed(sha256: Any, value: Any) -> None:
     import torch
 
     if isinstance(value, dict):
         for key in sorted(value, key=str):
-            found.update(f"{key}:".encode())
-            feed(found, value[key])
+            sha256.update(f"{key}:".encode())
+            feed(sha256, value[key])
     elif isinstance(value, list | tuple):
         for item in value:
-            feed(found, item)
+            feed(sha256, item)
     elif isinstance(value, torch.Tensor):
-        found.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        found.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        sha256.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        sha256.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
     else:
-        found.update(repr(value).encode())
+        sha256.update(repr(value).encode())

@@ -1,7 +1,7 @@
 """Every option: its type, its default, what it means and what is allowed. Imports nothing heavy.
 
-The YAML files in configs/ choose values for these classes; an override that names no field here, or has another type,
-is refused before anything is built (compose), and so is a value or a combination that cannot work (`check` methods).
+The YAML files in configs/ choose values for these dataclasses. A wrong key, type, value or combination is refused when
+the options are composed, before anything is built.
 """
 
 from segtrain.config.augmentation import AugmentationConfig, LoaderConfig, SamplingConfig
@@ -36,58 +36,24 @@ from segtrain.config.dataset import (
     classifies,
 )
 from segtrain.config.inference import InferenceConfig, LoggingConfig
+from segtrain.config.keys import LENGTHS, is_safe
 from segtrain.config.loss import LossConfig
 from segtrain.config.model import ModelConfig
 from segtrain.config.optimizer import OptimizerConfig, ScheduleConfig
-from segtrain.config.options import option, require
+from segtrain.config.options import option, option_of, require
 from segtrain.config.results import EvaluateConfig, PredictConfig, ScoreConfig, SubmitConfig
 from segtrain.config.stored import dataset_schema, trained, with_defaults
 from segtrain.config.trainer import TrainerConfig
 
+# fmt: off
 __all__ = [
-    "AugmentationConfig",
-    "CheckConfig",
-    "CityscapesConfig",
-    "CocoStuffConfig",
-    "CommandConfig",
-    "ConvertConfig",
-    "DATASET_CONFIGS",
-    "DatasetConfig",
-    "EvaluateConfig",
-    "FolderConfig",
-    "IGNORE_INDEX",
-    "ImageNetConfig",
-    "InferenceConfig",
-    "InfoConfig",
-    "KittiConfig",
-    "LoaderConfig",
-    "LoggingConfig",
-    "LossConfig",
-    "MixtureConfig",
-    "ModelConfig",
-    "OptimizerConfig",
-    "PredictConfig",
-    "ReplayConfig",
-    "RunsConfig",
-    "SamplingConfig",
-    "ScheduleConfig",
-    "ScoreConfig",
-    "StreetsCommandConfig",
-    "StreetsConfig",
-    "SubmitConfig",
-    "TrainConfig",
-    "TrainerConfig",
-    "VerifyConfig",
-    "VistasConfig",
-    "WeightsConfig",
-    "classifies",
-    "dataset_schema",
-    "names_pictures",
-    "option",
-    "refuse_other_task",
-    "refuse_pictures",
-    "require",
-    "run_folder",
-    "trained",
-    "with_defaults",
+    "AugmentationConfig", "CheckConfig", "CityscapesConfig", "CocoStuffConfig", "CommandConfig", "ConvertConfig",
+    "DATASET_CONFIGS", "DatasetConfig", "EvaluateConfig", "FolderConfig", "IGNORE_INDEX", "ImageNetConfig",
+    "InferenceConfig", "InfoConfig", "KittiConfig", "LENGTHS", "LoaderConfig", "LoggingConfig", "LossConfig",
+    "MixtureConfig", "ModelConfig", "OptimizerConfig", "PredictConfig", "ReplayConfig", "RunsConfig",
+    "SamplingConfig", "ScheduleConfig", "ScoreConfig", "StreetsCommandConfig", "StreetsConfig", "SubmitConfig",
+    "TrainConfig", "TrainerConfig", "VerifyConfig", "VistasConfig", "WeightsConfig", "classifies", "dataset_schema",
+    "is_safe", "names_pictures", "option", "option_of", "refuse_other_task", "refuse_pictures", "require",
+    "run_folder", "trained", "with_defaults",
 ]
+# fmt: on

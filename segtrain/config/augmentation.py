@@ -2,67 +2,69 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from segtrain.config.options import option, refuse_unread, require, require_size
+from segtrain.config.dataset import SIZE
+from segtrain.config.options import Group, option, require
 from segtrain.threads import cpus
+
+RANGE = ("least", "most")
 
 
 @dataclass
-class AugmentationConfig:
-    name: str = option("segmentation", "segmentation | imagenet, for whole pictures; set by augmentation=...")
-    crop_size: list[int] = option([512, 512], "[height,width] in pixels of a training sample")
-    scale: list[float] = option([0.7, 2.0], "[least,most] random enlargement before the crop, uniform")
-    flip: float = option(0.5, "probability of a mirror image")
-    area: list[float] = option([0.08, 1.0], "imagenet: [least,most] share of the picture that is shown, uniform")
-    aspect: list[float] = option([0.75, 1.3333333333], "imagenet: [least,most] width / height of that, log-uniform")
-    lighting: float = option(0.0, "imagenet: deviation of the shift along the principal components of its colours")
-    color: float = option(
-        0.0, "most change of brightness, contrast and saturation, as a share: 0.2 is 0.8 to 1.2 times"
+class AugmentationConfig(Group):
+    PREFIX: ClassVar[str] = "augmentation."
+
+    name: str = option(
+        "segmentation", "kind of augmentation, set by augmentation=NAME", choices=("segmentation", "imagenet")
     )
+    crop_size: list[int] = option([512, 512], "height and width of a training crop [pixels]", items=SIZE, low=32)
+    scale: list[float] = option(
+        [0.7, 2.0], "range of the random enlargement before cropping, uniform", items=RANGE, above=0, ascending=True,
+        only=("segmentation",),
+    )  # fmt: skip
+    flip: float = option(0.5, "probability of a horizontal flip", low=0, high=1)
+    area: list[float] = option(
+        [0.08, 1.0], "range of the fraction of the image that is shown, uniform", items=RANGE, above=0, high=1,
+        ascending=True, only=("imagenet",),
+    )  # fmt: skip
+    aspect: list[float] = option(
+        [0.75, 1.3333333333], "range of the crop's width / height, log-uniform", items=RANGE, above=0, ascending=True,
+        only=("imagenet",),
+    )  # fmt: skip
+    lighting: float = option(
+        0.0, "standard deviation of the shift along the principal components of colour", low=0, only=("imagenet",)
+    )
+    color: float = option(0.0, "maximum change of brightness, contrast and saturation [fraction]", low=0, below=1)
     extra: list[Any] = option(
-        [], "transforms of albumentations after that, [{name: GaussianBlur, p: 0.3, blur_limit: [3,7]}, ...]"
+        [], "albumentations transforms applied last, [{name: GaussianBlur, p: 0.3}, ...]", only=("segmentation",)
     )
 
     def check(self) -> None:
-        read = {"segmentation": ("scale", "extra"), "imagenet": ("area", "aspect", "lighting")}
-        require(self.name in read, "augmentation.name", self.name, "choose segmentation or imagenet")
-        refuse_unread(self, "augmentation", self.name, read)
-        shares = len(self.area) == 2 and 0 < self.area[0] <= self.area[1] <= 1
-        require(shares, "augmentation.area", self.area, "give [least,most], both above 0 and at most 1")
-        positive = len(self.aspect) == 2 and 0 < self.aspect[0] <= self.aspect[1]
-        require(positive, "augmentation.aspect", self.aspect, "give [least,most], both positive")
-        require(self.lighting >= 0, "augmentation.lighting", self.lighting, "give 0 or more")
-        require_size("augmentation.crop_size", self.crop_size, 32)
-        ordered = len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]
-        require(ordered, "augmentation.scale", self.scale, "give [least,most], both positive")
-        require(0 <= self.flip <= 1, "augmentation.flip", self.flip, "give a probability")
-        require(0 <= self.color < 1, "augmentation.color", self.color, "give a share of 0 or more, less than 1")
-        # Transforms and their arguments are checked where albumentations is known, in data/transforms.py.
+        super().check()
+        # Names and arguments of transforms are checked where albumentations is imported.
         for entry in self.extra:
             named = isinstance(entry, dict) and isinstance(entry.get("name"), str)
             require(named, "augmentation.extra", entry, "give mappings with the name of a transform of albumentations")
 
 
 @dataclass
-class SamplingConfig:
-    class_uniform: float = option(0.0, "share of the crops drawn by class: a class, a picture with it, a pixel of it")
+class SamplingConfig(Group):
+    PREFIX: ClassVar[str] = "sampling."
 
-    def check(self) -> None:
-        share = 0 <= self.class_uniform <= 1
-        require(share, "sampling.class_uniform", self.class_uniform, "give a share from 0 to 1")
+    class_uniform: float = option(
+        0.0, "fraction of crops drawn by class: a class, an image with it, a pixel of it", low=0, high=1
+    )
 
 
 @dataclass
-class LoaderConfig:
-    workers: int | None = option(
-        None, "loader processes of each process, 0 = none; default: one per CPU, shared by the processes of a machine"
-    )
-    prefetch: int = option(4, "batches that every loader process reads ahead")
+class LoaderConfig(Group):
+    PREFIX: ClassVar[str] = "loader."
 
-    def check(self) -> None:
-        require(self.workers is None or self.workers >= 0, "loader.workers", self.workers, "give 0 or more")
-        require(self.prefetch >= 1, "loader.prefetch", self.prefetch, "give 1 or more")
+    workers: int | None = option(
+        None, "loader processes per training process, 0: none (default: one per CPU, shared)", low=0
+    )
+    prefetch: int = option(4, "batches that each loader process prepares ahead", low=1)
 
     def count(self) -> int:
         """Processes to start."""

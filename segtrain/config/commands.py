@@ -1,79 +1,78 @@
 """Options of the commands: what train, verify-resume, replay, runs, streets, check, info, weights and convert read."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from segtrain.config.augmentation import AugmentationConfig, LoaderConfig, SamplingConfig
-from segtrain.config.dataset import DatasetConfig, ImageNetConfig, classifies
+from segtrain.config.dataset import SCENE_SIZE, SIZE, DatasetConfig, check_scene_size, classifies
 from segtrain.config.inference import InferenceConfig, LoggingConfig
 from segtrain.config.loss import LossConfig
-from segtrain.config.model import ModelConfig
+from segtrain.config.model import SCALES, ModelConfig
 from segtrain.config.optimizer import OptimizerConfig, ScheduleConfig
-from segtrain.config.options import option, require, require_size
+from segtrain.config.options import Group, group, option, require
 from segtrain.config.trainer import TrainerConfig
 from segtrain.errors import UsageError
 
 
 @dataclass
-class CommandConfig:
-    """What every command's configuration can do: check itself, group by group."""
+class CommandConfig(Group):
+    """Base of the options of every command; checking includes the groups."""
 
-    def check(self) -> "CommandConfig":
+    def check(self) -> Any:
+        super().check()
         for item in fields(self):
-            group = getattr(self, item.name)
-            if hasattr(group, "check"):
-                group.check()
-        weights = getattr(self, "checkpoint_weights", "auto")
-        require(weights in ("auto", "ema", "raw"), "checkpoint_weights", weights, "choose auto, ema or raw")
-        device = getattr(self, "device", "auto")
-        require(device in ("auto", "cuda", "cpu"), "device", device, "choose auto, cuda or cpu")
+            inner = getattr(self, item.name)
+            if isinstance(inner, Group):
+                inner.check()
         return self
 
 
+def plugins_option() -> Any:
+    return option([], "your own files or modules that add parts, [./my_parts.py]", path=True, resume=True)
+
+
+def device_option() -> Any:
+    return option("auto", "device to compute on", choices=("auto", "cuda", "cpu"), resume=True)
+
+
 def refuse_pictures(dataset: DatasetConfig) -> None:
-    """For commands about labels of pixels."""
+    """Raise UsageError for a dataset of image classification, for commands about labels of pixels."""
     require(
         not classifies(dataset), "dataset", dataset.name,
-        "its pictures have a class each, and no labels of pixels; choose another, or segtrain train or evaluate",
+        "its images have one class each and no labels of pixels; choose another, or segtrain train or evaluate",
     )  # fmt: skip
 
 
 def refuse_other_task(checkpoint: Path, head: str, dataset: type[DatasetConfig], name: str) -> None:
-    """UsageError where a network of whole pictures is to label pixels, or the other way round."""
-    whole = issubclass(dataset, ImageNetConfig)
+    """Raise UsageError where the checkpoint and the dataset are of different tasks."""
+    whole = classifies(dataset)
     if head == "classifier" and not whole:
         raise UsageError(names_pictures(checkpoint))
     if head != "classifier" and whole:
         raise UsageError(
-            f"{checkpoint} labels pixels (model.head={head}), dataset={name} has whole pictures: leave dataset= out "
-            "for what it was trained on, or take another with the same classes"
+            f"{checkpoint} labels pixels (model.head={head}), dataset={name} has one class per image: leave dataset= "
+            "out for what it was trained on, or take another with the same classes"
         )
 
 
 def names_pictures(checkpoint: Path) -> str:
     return (
-        f"{checkpoint} names whole pictures (model.head=classifier): `segtrain evaluate dataset=imagenet` scores it, "
+        f"{checkpoint} classifies images (model.head=classifier): `segtrain evaluate dataset=imagenet` scores it, "
         "and model.weights= begins a segmentation network with its backbone"
     )
 
 
-def group(kind: type) -> Any:
-    return field(default_factory=kind)
-
-
-def plugins() -> Any:
-    return option([], "your own files or modules, [./my_parts.py], which add to BACKBONES, HEADS, LOSSES, DATASETS")
-
-
 @dataclass
 class TrainConfig(CommandConfig):
-    experiment: str | None = option(None, "recipe; set by experiment=...")
-    name: str | None = option(None, "run folder runs/<name>; default: the recipe and the overrides that change the run")
-    run: str | None = option(None, "the run folder itself, instead of runs/<name>")
-    restart: bool = option(False, "move an old run aside and begin anew")
-    plugins: list[str] = plugins()
-    device: str = option("auto", "auto | cuda | cpu")
+    experiment: str | None = option(None, "recipe, set by experiment=NAME", resume=True)
+    name: str | None = option(
+        None, "name of the run folder in runs/ (default: the recipe and what changes it)", quote=True, resume=True
+    )
+    run: str | None = option(None, "path of the run folder, instead of runs/<name>", path=True, resume=True)
+    restart: bool = option(False, "new start; an old run of this name is moved aside", resume=True)
+    plugins: list[str] = plugins_option()
+    device: str = device_option()
     dataset: DatasetConfig = group(DatasetConfig)
     model: ModelConfig = group(ModelConfig)
     loss: LossConfig = group(LossConfig)
@@ -81,12 +80,12 @@ class TrainConfig(CommandConfig):
     schedule: ScheduleConfig = group(ScheduleConfig)
     augmentation: AugmentationConfig = group(AugmentationConfig)
     sampling: SamplingConfig = group(SamplingConfig)
-    loader: LoaderConfig = group(LoaderConfig)
+    loader: LoaderConfig = group(LoaderConfig, resume=True)
     trainer: TrainerConfig = group(TrainerConfig)
     inference: InferenceConfig = group(InferenceConfig)
-    logging: LoggingConfig = group(LoggingConfig)
+    logging: LoggingConfig = group(LoggingConfig, resume=True)
 
-    def check(self) -> "CommandConfig":
+    def check(self) -> Any:
         require(
             not (self.optimizer.fused and self.trainer.precision == "fp16"), "optimizer.fused", "true",
             "torch's fused updates go wrong after a step that trainer.precision=fp16 skips; choose null, or bf16",
@@ -102,7 +101,7 @@ class TrainConfig(CommandConfig):
                 choice = f"{key.removesuffix('.name')}={'null' if wanted is None else wanted}"
                 require(
                     value == wanted, key, value,
-                    f"dataset={self.dataset.name} has whole pictures: choose {choice}, or a recipe: "
+                    f"dataset={self.dataset.name} has one class per image: choose {choice}, or a recipe: "
                     "experiment=imagenet_resnet50_sync",
                 )  # fmt: skip
         else:
@@ -113,22 +112,21 @@ class TrainConfig(CommandConfig):
                     value != other,
                     key,
                     value,
-                    f"it is for whole pictures, dataset=imagenet; {self.dataset.name} has labels of pixels",
+                    f"it is for image classification, dataset=imagenet; {self.dataset.name} has labels of pixels",
                 )
         check_views(self.inference, self.dataset)
         return super().check()
 
 
-def check_views(inference: "InferenceConfig", dataset: DatasetConfig) -> None:
-    whole = inference.crop is not None
-    here, there = (
-        ("whole pictures", "labels of pixels") if classifies(dataset) else ("labels of pixels", "whole pictures")
-    )
+def check_views(inference: InferenceConfig, dataset: DatasetConfig) -> None:
+    """Raise UsageError where inference=... is for the other task."""
+    tasks = ("segmentation", "image classification")
+    here, there = reversed(tasks) if classifies(dataset) else tasks
     known = "center224, tencrop or center320" if classifies(dataset) else "whole, tiled or multiscale"
     require(
-        whole == classifies(dataset), "inference", inference.name,
-        f"it is for {there}, as is a checkpoint that brings it along, and dataset={dataset.name} has {here}: choose "
-        f"inference={known}",
+        (inference.crop is not None) == classifies(dataset), "inference", inference.name,
+        f"it is for {there}, as is a checkpoint that brings it along, and dataset={dataset.name} is for {here}: "
+        f"choose inference={known}",
     )  # fmt: skip
 
 
@@ -138,115 +136,97 @@ def run_folder(config: TrainConfig) -> Path:
 
 @dataclass
 class VerifyConfig(TrainConfig):
-    """verify-resume: the options of train, and where its two runs go. overrides: as given, for the runs themselves."""
+    """verify-resume: the options of train, which its two runs share."""
 
-    output: str | None = option(None, "folder of the two runs; default segtrain-out/verify-resume")
-    overrides: list[str] = option([], "")
+    output: str | None = option(None, "folder of the two runs (default: segtrain-out/verify-resume)", path=True)
+    overrides: list[str] = option([], "words of the command line that both runs get; set by the command")
 
 
 @dataclass
 class ReplayConfig(CommandConfig):
-    run: str | None = option(None, "run folder")
-    step: int = option(1, "step whose batch is rebuilt, counted from 1 as in the lines of the training")
-    root: str | None = option(None, "where the data are now, if they have moved")
-    plugins: list[str] = plugins()
-    output: str | None = option(None, "folder for the picture; default <run>/replay")
+    run: str | None = option(None, "run folder", path=True)
+    step: int = option(1, "step whose batch is rebuilt, counted from 1 as in the progress lines", low=1)
+    root: str | None = option(None, "folder of the data, if it has moved", path=True)
+    plugins: list[str] = plugins_option()
+    output: str | None = option(None, "folder for the image (default: <run>/replay)", path=True)
 
-    def check(self) -> "CommandConfig":
-        require(self.run is not None, "run", self.run, "give the folder of a run")
-        require(self.step >= 1, "step", self.step, "steps are counted from 1")
+    def check(self) -> Any:
+        require(self.run is not None, "run", "null", "give the folder of a run")
         return super().check()
 
 
 @dataclass
 class RunsConfig(CommandConfig):
-    root: str = option("runs", "folder that holds the run folders")
-    table: str | None = option(None, "paper: its tables instead, finished runs of its recipes beside what it published")
-
-    def check(self) -> "CommandConfig":
-        require(self.table in (None, "paper"), "table", self.table, "choose paper, or leave it out for a list")
-        return super().check()
+    root: str = option("runs", "folder that holds the run folders", path=True)
+    table: str | None = option(
+        None, "table of the paper's results beside those of finished runs, instead of the list", choices=("paper",)
+    )
 
 
 @dataclass
 class StreetsCommandConfig(CommandConfig):
-    output: str | None = option(None, "folder to write; default segtrain-out/streets")
+    output: str | None = option(None, "folder to write (default: segtrain-out/streets)", path=True)
     layout: str = option(
-        "cityscapes", "cityscapes | kitti | vistas | cocostuff | imagenet, windows of them by what they show"
-    )
-    scenes: int = option(240, "training scenes")
-    val_scenes: int = option(60, "validation scenes")
-    night_scenes: int = option(30, "scenes of the night split (cityscapes layout only)")
-    seed: int = option(0, "which scenes are drawn")
-    size: list[int] = option([256, 512], "[height,width] of a scene in pixels; width = 2 x height")
-    workers: int | None = option(None, "processes; default: one per CPU this process may use")
+        "cityscapes", "layout of the files; imagenet: parts of the scenes by what they show",
+        choices=("cityscapes", "kitti", "vistas", "cocostuff", "imagenet"),
+    )  # fmt: skip
+    scenes: int = option(240, "number of training scenes", low=0)
+    val_scenes: int = option(60, "number of validation scenes", low=0)
+    night_scenes: int = option(30, "number of scenes in the night split (layout=cityscapes)", low=0)
+    seed: int = option(0, "seed of the scenes", low=0)
+    size: list[int] = option([256, 512], SCENE_SIZE, items=SIZE, low=256)
+    workers: int | None = option(None, "number of processes (default: one per CPU of this process)", low=1)
 
-    def check(self) -> "StreetsCommandConfig":
-        layouts = ("cityscapes", "kitti", "vistas", "cocostuff", "imagenet")
-        require(self.layout in layouts, "layout", self.layout, f"choose {', '.join(layouts)}")
-        require_size("size", self.size, 256)
-        require(self.size[1] == 2 * self.size[0], "size", self.size, "the width must be twice the height")
-        for key in ("scenes", "val_scenes", "night_scenes", "seed"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "give 0 or more")
-        require(self.workers is None or self.workers >= 1, "workers", self.workers, "give 1 or more")
+    def check(self) -> Any:
+        super().check()
+        check_scene_size("size", self.size)
         return self
 
 
 @dataclass
 class CheckConfig(CommandConfig):
-    split: str | None = option(None, "split to check; default: all that are there")
-    output: str | None = option(None, "folder for report.json and contact.png; default segtrain-out/check")
+    split: str | None = option(None, "split to check (default: all that exist)")
+    output: str | None = option(None, "folder for report.json and contact.png (default: segtrain-out/check)", path=True)
     write_config: str | None = option(
-        None, "dataset=folder: guess patterns, ids and colours from the files, and write this YAML file to correct"
+        None, "YAML file for a guess of the options of dataset=folder, to be corrected", path=True
     )
-    plugins: list[str] = plugins()
+    plugins: list[str] = plugins_option()
     dataset: DatasetConfig = group(DatasetConfig)
 
-    def check(self) -> "CommandConfig":
-        if self.write_config is None:
-            return super().check()
-        return self
+    def check(self) -> Any:
+        return super().check() if self.write_config is None else self
 
 
 @dataclass
 class InfoConfig(CommandConfig):
-    checkpoint: str | None = option(None, "describe this checkpoint file instead of the machine")
-    gpu_test: bool = option(False, "run the In-Place ABN kernels' tests and their benchmark on the CUDA device here")
+    checkpoint: str | None = option(None, "checkpoint to describe, instead of the machine", path=True)
+    gpu_test: bool = option(False, "tests and benchmark of the In-Place ABN kernels on this GPU")
 
 
 @dataclass
 class WeightsConfig(CommandConfig):
-    verify: str | None = option(None, "say which of the published files this one is, by hash and by its tensors")
+    verify: str | None = option(None, "file to identify among the published ones, by hash and tensors", path=True)
 
 
 @dataclass
 class ConvertConfig(CommandConfig):
     input: str | None = option(
-        None, "file of weights: published, torchvision's, timm's, safetensors, checkpoint of a run"
+        None, "weights: published, torchvision's, timm's, safetensors, or a checkpoint", path=True
     )
-    output: str | None = option(
-        None, "file to write: .safetensors, .pth, .pth.tar; classes, licences and what its norms are go along"
-    )
+    output: str | None = option(None, "file to write: .safetensors, .pth, .pth.tar", path=True)
     form: str = option(
-        "segtrain",
-        "names: segtrain (= official) | torchvision | torchvision_deeplabv3 | nvidia_deeplabv3plus | run: a checkpoint",
-    )
-
+        "segtrain", "names of the tensors; segtrain: the official ones, run: a checkpoint",
+        choices=("segtrain", "torchvision", "torchvision_deeplabv3", "nvidia_deeplabv3plus", "run"),
+    )  # fmt: skip
     input_scale: str | None = option(
-        None, "what norm layers of the input multiply with, where it does not say: abs, |weight| + eps | signed, weight"
+        None, "scale of the input's norm layers, where the file does not say", choices=SCALES
     )
-
     classes: str | None = option(
-        None,
-        "what the rows of a segmentation classifier stand for, where the input does not say: cityscapes | vistas_v1.2 "
-        "| vistas_v2.0 | cocostuff | FILE, a table as of dataset=folder",
-    )
+        None, "classes of the input, where it does not say; a file as of dataset=folder",
+        choices=("cityscapes", "vistas_v1.2", "vistas_v2.0", "cocostuff"), other="FILE", path=True,
+    )  # fmt: skip
 
-    def check(self) -> "CommandConfig":
-        scales = (None, "abs", "signed")
-        require(self.input_scale in scales, "input_scale", self.input_scale, "choose abs or signed")
-        forms = ("segtrain", "torchvision", "torchvision_deeplabv3", "nvidia_deeplabv3plus", "run")
-        require(self.form in forms, "form", self.form, f"choose {', '.join(forms)}")
+    def check(self) -> Any:
         for key in ("input", "output"):
-            require(getattr(self, key) is not None, key, None, "give input=FILE and output=FILE")
+            require(getattr(self, key) is not None, key, "null", "give input=FILE and output=FILE")
         return super().check()

@@ -3,24 +3,34 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from segtrain.config.options import option, require, require_size
+from segtrain.config.options import Group, option, require
 
 IGNORE_INDEX = 255  # train id of pixels that count nowhere: not in the loss, not in the scores
+SIZE = ("height", "width")
+SCENE_SIZE = "height and width of a scene, width = 2 x height [pixels]"
 
 
 @dataclass
-class DatasetConfig:
-    name: str = option("", "")  # set by dataset=...
-    root: str | None = option(None, "folder of the data; default $SEGTRAIN_DATA/<name>, else datasets/<name>")
-    train_split: str = option("train", "split that training reads")
-    val_split: str = option("val", "split that validation and evaluate read")
-    cache_dir: str | None = option(
-        None, "where results of checks and the cache are kept; default $SEGTRAIN_CACHE, else ~/.cache/segtrain"
-    )
+class DatasetConfig(Group):
+    """Options that every dataset has. A plugin's dataset derives its own dataclass from this one."""
 
-    cache: str = option("none", "none | decoded: training pictures as plain pixels in cache_dir, once")
+    PREFIX: ClassVar[str] = "dataset."
+    task: ClassVar[Literal["segmentation", "classification"]] = "segmentation"  # classification: one class an image
+
+    name: str = option("", "")  # set by dataset=...
+    root: str | None = option(
+        None, "folder of the data (default: $SEGTRAIN_DATA/<name>, else datasets/<name>)", path=True, resume=True
+    )
+    train_split: str = option("train", "split used for training")
+    val_split: str = option("val", "split used for validation and by evaluate")
+    cache_dir: str | None = option(
+        None, "folder of the cache (default: $SEGTRAIN_CACHE, else ~/.cache/segtrain)", path=True, resume=True
+    )
+    cache: str = option(
+        "none", "cache of training images as uncompressed pixels in cache_dir", choices=("none", "decoded"), resume=True
+    )
 
     def folder(self) -> Path:
         if self.root is not None:
@@ -31,24 +41,22 @@ class DatasetConfig:
         default = os.environ.get("SEGTRAIN_CACHE", "~/.cache/segtrain")
         return Path(self.cache_dir or default).expanduser()
 
-    def check(self) -> None:
-        require(self.cache in ("none", "decoded"), "dataset.cache", self.cache, "choose none or decoded")
-
 
 @dataclass
 class StreetsConfig(DatasetConfig):
-    scenes: int = option(240, "training scenes to draw")
-    val_scenes: int = option(60, "validation scenes to draw")
-    night_scenes: int = option(0, "scenes of the night split to draw")
-    seed: int = option(0, "which scenes are drawn")
-    size: list[int] = option([256, 512], "[height,width] of a scene in pixels; width = 2 x height")
+    scenes: int = option(240, "number of training scenes", low=0)
+    val_scenes: int = option(60, "number of validation scenes", low=0)
+    night_scenes: int = option(0, "number of scenes in the night split", low=0)
+    seed: int = option(0, "seed of the scenes", low=0)
+    size: list[int] = option([256, 512], SCENE_SIZE, items=SIZE, low=256)
 
     def check(self) -> None:
         super().check()
-        require_size("dataset.size", self.size, 256)
-        require(self.size[1] == 2 * self.size[0], "dataset.size", self.size, "the width must be twice the height")
-        for key in ("scenes", "val_scenes", "night_scenes", "seed"):
-            require(getattr(self, key) >= 0, f"dataset.{key}", getattr(self, key), "give 0 or more")
+        check_scene_size("dataset.size", self.size)
+
+
+def check_scene_size(key: str, size: list[int]) -> None:
+    require(size[1] == 2 * size[0], key, size, f"the width must be twice the height; give [{size[0]},{2 * size[0]}]")
 
 
 @dataclass
@@ -59,35 +67,28 @@ class CityscapesConfig(DatasetConfig):
 @dataclass
 class KittiConfig(DatasetConfig):
     val_list: str = option(
-        "mseg_150_50", "published list of validation images: mseg_150_50 | nvidia_sdcnet_cv0 | _cv1 | _cv2"
-    )
+        "mseg_150_50", "published list of validation images",
+        choices=("mseg_150_50", "nvidia_sdcnet_cv0", "nvidia_sdcnet_cv1", "nvidia_sdcnet_cv2"),
+    )  # fmt: skip
 
 
 @dataclass
 class VistasConfig(DatasetConfig):
-    version: str = option("v1.2", "v1.2 (65 classes) | v2.0 (116 classes)")
-
-    def check(self) -> None:
-        super().check()
-        require(self.version in ("v1.2", "v2.0"), "dataset.version", self.version, "choose v1.2 or v2.0")
+    version: str = option("v1.2", "version of the labels, with 65 or 116 classes", choices=("v1.2", "v2.0"))
 
 
 @dataclass
 class CocoStuffConfig(DatasetConfig):
-    classes: str = option("all171", "all171 (80 things, 91 stuff) | stuff91")
+    classes: str = option("all171", "classes: 80 things and 91 stuff, or stuff only", choices=("all171", "stuff91"))
     split: str = option(
-        "full", "full | challenge2017: the 40k / 5k pictures of the paper's Table 3 (its classes: stuff91)"
+        "full", "images: all, or the 40k / 5k of the paper's Table 3", choices=("full", "challenge2017")
     )
     other: str = option(
-        "ignore", "things under stuff91: ignore | class, one more; which of the two the paper did is not known"
+        "ignore", "treatment of things under stuff91: ignored, or one extra class", choices=("ignore", "class")
     )
 
     def check(self) -> None:
         super().check()
-        for key, known in (
-            ("classes", ("all171", "stuff91")), ("split", ("full", "challenge2017")), ("other", ("ignore", "class")),
-        ):  # fmt: skip
-            require(getattr(self, key) in known, f"dataset.{key}", getattr(self, key), f"choose {' or '.join(known)}")
         require(
             self.other == "ignore" or self.classes == "stuff91", "dataset.other", self.other,
             "things are classes of their own under dataset.classes=all171; choose dataset.classes=stuff91",
@@ -97,12 +98,9 @@ class CocoStuffConfig(DatasetConfig):
 @dataclass
 class FolderConfig(DatasetConfig):
     splits: dict[str, dict[str, str]] = option(
-        {},
-        "split -> {images: glob, labels: glob}, paired by what * and ** stand for, or {pairs: list file}; below root",
+        {}, "files of each split: {SPLIT: {images: GLOB, labels: GLOB} or {pairs: FILE}}"
     )
-    classes: str | None = option(
-        None, "CSV or YAML with id, name, color, ignore; absolute, or below root or the current folder"
-    )
+    classes: str | None = option(None, "table of the classes, CSV or YAML with id, name, color, ignore", path=True)
 
     def check(self) -> None:
         super().check()
@@ -114,23 +112,24 @@ class FolderConfig(DatasetConfig):
 
 @dataclass
 class MixtureConfig(DatasetConfig):
-    target: str = option("cityscapes", "the part whose classes all others are told in, and whose val_split validates")
+    target: str = option("cityscapes", "dataset that defines the classes; its val_split is used for validation")
     parts: dict[str, Any] = option(
-        {},
-        "part -> {weight, split, taxonomy, column, dataset and options of that data set: root, version, ...}; "
-        "taxonomy: vistas_to_cityscapes or a YAML file",
-    )
+        {}, "datasets to mix: {NAME: {weight, split, taxonomy, column, options}}",
+        path=("root", "taxonomy"), resume=("root",),
+    )  # fmt: skip
 
     def check(self) -> None:
         super().check()
         require(
-            len(self.parts) >= 1, "dataset.parts", self.parts, "name the data sets to mix: dataset.parts.kitti={...}"
+            len(self.parts) >= 1, "dataset.parts", self.parts, "name the datasets to mix: dataset.parts.kitti={...}"
         )
 
 
 @dataclass
 class ImageNetConfig(DatasetConfig):
-    """Whole pictures, a folder for each class: root/<split>/<class>/*.JPEG."""
+    """One class an image, a folder for each class: root/<split>/<class>/*.JPEG."""
+
+    task: ClassVar[Literal["segmentation", "classification"]] = "classification"
 
     def check(self) -> None:
         super().check()
@@ -139,9 +138,9 @@ class ImageNetConfig(DatasetConfig):
         )
 
 
-def classifies(dataset: DatasetConfig) -> bool:
-    """Whether its pictures have a class each, instead of one for every pixel."""
-    return isinstance(dataset, ImageNetConfig)
+def classifies(dataset: DatasetConfig | type[DatasetConfig]) -> bool:
+    """Whether each image has one class, instead of one for every pixel."""
+    return dataset.task == "classification"
 
 
 DATASET_CONFIGS: dict[str, type[DatasetConfig]] = {

@@ -1,56 +1,52 @@
 """Options of the loss: loss.*"""
 
 from dataclasses import dataclass
-from typing import Any
+from math import inf
+from typing import Any, ClassVar
 
-from segtrain.config.options import option, refuse_unread, require
+from segtrain.config.options import Group, option, require
+
+LOSSES = ("cross_entropy", "bootstrapped", "max_pooling", "focal", "dice", "lovasz")
 
 
 @dataclass
-class LossConfig:
-    name: str = option(
-        "cross_entropy", "cross_entropy | bootstrapped | max_pooling | focal | dice | lovasz, or one of a plugin"
-    )
+class LossConfig(Group):
+    PREFIX: ClassVar[str] = "loss."
+
+    name: str = option("cross_entropy", "loss function", choices=LOSSES)
     hardest: float = option(
-        1.0, "bootstrapped, max_pooling: share of a picture's pixels, the hardest ones, that counts; 1 = all"
-    )
-    normalisation: str = option(
-        "chosen", "bootstrapped: chosen, over the chosen pixels of all pictures, ignored ones not part of the share | "
-        "seamseg, per picture, ignored ones part of it with loss 0",
+        1.0, "fraction of an image's pixels that counts, the hardest ones", above=0, high=1,
+        only=("bootstrapped", "max_pooling"),
     )  # fmt: skip
-    select: str = option("image", "bootstrapped: hardest pixels of each image | of the batch, one process only")
-    p: float = option(1.0, "max_pooling: norm of the pixels' weights, 1 = only the hardest share counts, to .inf = all")
-    gamma: float = option(2.0, "focal: power of 1 - probability that weighs a pixel down")
+    normalisation: str = option(
+        "chosen", "mean over all images at once, or per image as in mapillary/seamseg",
+        choices=("chosen", "seamseg"), only=("bootstrapped",),
+    )  # fmt: skip
+    select: str = option(
+        "image", "set among which the hardest pixels are chosen; batch: one process only",
+        choices=("image", "batch"), only=("bootstrapped",),
+    )  # fmt: skip
+    p: float = option(
+        1.0, "norm of the pixels' weights; 1: only the hardest count, .inf: all", low=1, only=("max_pooling",)
+    )
+    gamma: float = option(
+        2.0, "exponent of 1 - probability, which weighs easy pixels down", low=0, below=inf, only=("focal",)
+    )
     class_weights: list[float] | None = option(
-        None, "cross_entropy, focal: weight of each class, for a weighted mean over the pixels; null: all alike"
-    )
+        None, "weight of each class in the mean over the pixels; null: equal weights", low=0, below=inf,
+        only=("cross_entropy", "focal"),
+    )  # fmt: skip
     label_smoothing: float = option(
-        0.0, "cross_entropy, bootstrapped, max_pooling: share of the target spread evenly over all classes"
-    )
-    options: dict[str, Any] = option({}, "arguments of a plugin's loss")
+        0.0, "fraction of the target spread evenly over all classes", low=0, below=1,
+        only=("cross_entropy", "bootstrapped", "max_pooling"),
+    )  # fmt: skip
+    options: dict[str, Any] = option({}, "arguments of a plugin's loss, {key: value}", only=())
 
     def check(self) -> None:
-        read = {
-            "cross_entropy": ("class_weights", "label_smoothing"),
-            "bootstrapped": ("hardest", "normalisation", "select", "label_smoothing"),
-            "max_pooling": ("hardest", "p", "label_smoothing"),
-            "focal": ("gamma", "class_weights"),
-            "dice": (),
-            "lovasz": (),
-        }
-        # Names are checked by losses.build_loss: a plugin's loss may read whatever there is.
-        refuse_unread(self, "loss", self.name, read)
-        require(0 < self.hardest <= 1, "loss.hardest", self.hardest, "give a share above 0 and at most 1")
-        for key, known in (("normalisation", ("chosen", "seamseg")), ("select", ("image", "batch"))):
-            require(getattr(self, key) in known, f"loss.{key}", getattr(self, key), f"choose {' or '.join(known)}")
+        super().check()
         require(
             self.select == "image" or self.normalisation == "chosen", "loss.select", self.select,
             "loss.normalisation=seamseg is a mean per image; choose image",
         )  # fmt: skip
-        require(self.p >= 1, "loss.p", self.p, "give 1 or more, up to .inf")
-        require(0 <= self.gamma < float("inf"), "loss.gamma", self.gamma, "give 0 or more")
-        require(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "give 0 or more, below 1")
         if self.class_weights is not None:
-            weights = self.class_weights
-            sound = all(0 <= weight < float("inf") for weight in weights) and any(weights)
-            require(sound, "loss.class_weights", weights, "give one number of 0 or more for each class, not all 0")
+            require(any(self.class_weights), "loss.class_weights", self.class_weights, "give at least one above 0")

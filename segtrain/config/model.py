@@ -1,60 +1,69 @@
 """Options of the network: model.*"""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from segtrain.config.options import option, require, require_size
+from segtrain.config.dataset import SIZE
+from segtrain.config.options import Group, option, require
+
+BACKBONES = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnext50", "resnext101", "resnext152", "resnext50_32x4d",
+    "resnext101_32x8d", "wider_resnet38", "wider_resnet38_pooled", "densenet264",
+)  # fmt: skip
+HEADS = ("deeplabv3", "deeplabv3_torchvision", "deeplabv3plus")
+NORMS = ("inplace_abn", "inplace_abn_sync", "abn", "batch_norm", "batch_norm_sync")
+ACTIVATIONS = ("leaky_relu", "relu", "elu", "identity")
+SCALES = ("abs", "signed")
+RGB = ("red", "green", "blue")
 
 
 @dataclass
-class ModelConfig:
-    backbone: str = option(
-        "resnet18",
-        "resnet18 | 34 | 50 | 101, resnext50 | 101 | 152, wider_resnet38, densenet264; torchvision's resnext50_32x4d | "
-        "101_32x8d; wider_resnet38_pooled (ImageNet form)",
-    )
+class ModelConfig(Group):
+    PREFIX: ClassVar[str] = "model."
+
+    backbone: str = option("resnet18", "backbone network", choices=BACKBONES)
     backbone_options: dict[str, Any] = option(
-        {},
-        "further arguments of the backbone's builder, {key: value}: of resnets first_dilation, own | previous (as "
-        "torchvision), of wider_resnet38 drops, channel | element",
+        {}, "arguments of the backbone: first_dilation of resnets, drops of wider_resnet38"
     )
-    head: str = option("deeplabv3", "deeplabv3 | deeplabv3_torchvision | deeplabv3plus; classifier, of whole pictures")
-    head_channels: int = option(256, "channels of every branch of the head")
+    head: str = option(
+        "deeplabv3", "segmentation head, or classifier for image classification",
+        choices=(*HEADS, "classifier"),
+    )  # fmt: skip
+    head_channels: int = option(256, "channels of each branch of the head", low=1)
     pooling_size: list[int] | None = option(
-        None, "[height,width] in pixels that the head pools in eval mode; null: the whole picture"
+        None, "window of the head's pooling in eval mode [pixels]; null: the whole image", items=SIZE, low=32
     )
-    output_stride: int = option(8, "pixels per cell of the feature map: 8 | 16 | 32")
-    norm: str = option("inplace_abn", "inplace_abn | inplace_abn_sync | abn | batch_norm | batch_norm_sync")
-    norm_variant: str = option("one", "one | two: how In-Place ABN finds its gradients (paper, sections 3.2 and 3.3)")
+    output_stride: int = option(8, "stride of the feature map [pixels]", choices=(8, 16, 32))
+    norm: str = option("inplace_abn", "normalisation layer", choices=NORMS)
+    norm_variant: str = option("one", "gradient of In-Place ABN (paper, sections 3.2 and 3.3)", choices=("one", "two"))
     scale: str = option(
-        "abs", "abs | signed: norm layers multiply with |weight| + eps, as published, or with the weight"
+        "abs", "scale of norm layers: |weight| + eps as published, or the weight itself", choices=SCALES
     )
     recompute: str = option(
-        "none", "what backward computes again: none | norm | norm_proposed (the paper's checkpointing) | blocks"
-    )
+        "none", "what backward recomputes to save memory; norm_proposed is the paper's way",
+        choices=("none", "norm", "norm_proposed", "blocks"),
+    )  # fmt: skip
     weights: str = option(
-        "none", "file to start from: checkpoint of a run, published weights, torchvision's, timm's | none: random"
+        "none", "initial weights: checkpoint of a run, or published file", choices=("none",), other="FILE", path=True
     )
-    weights_match: float = option(1.0, "least share of tensors that must match, of those that such a file has")
+    weights_match: float = option(1.0, "minimum fraction of tensors that must match", above=0, high=1)
     weights_taxonomy: str | None = option(
-        None, "how the file's classes are told in the data's: vistas_to_cityscapes or a YAML file; default: by name"
+        None, "mapping from the file's classes to the dataset's (default: by name)",
+        choices=("vistas_to_cityscapes",), other="YAML FILE", path=True,
+    )  # fmt: skip
+    backend: str = option(
+        "auto", "implementation of In-Place ABN", choices=("auto", "cupy", "native", "aten"), resume=True
     )
-    backend: str = option("auto", "In-Place ABN kernels: auto | cupy (CUDA) | native (compiled, CPU) | aten (anywhere)")
-    activation: str = option("leaky_relu", "leaky_relu | elu | identity (in place), and relu with abn or batch_norm")
+    activation: str = option(
+        "leaky_relu", "activation after normalisation; relu needs model.norm=abn or batch_norm", choices=ACTIVATIONS
+    )
     negative_slope: float = option(0.01, "slope of leaky_relu below zero, or alpha of elu")
-    mean: list[float] = option([0.485, 0.456, 0.406], "RGB mean taken off the input, on a scale of 0 to 1")
-    std: list[float] = option([0.229, 0.224, 0.225], "RGB deviation the input is divided by")
+    mean: list[float] = option([0.485, 0.456, 0.406], "RGB mean of the input [0 to 1]", items=RGB)
+    std: list[float] = option([0.229, 0.224, 0.225], "RGB standard deviation of the input [0 to 1]", items=RGB, above=0)
 
     def check(self) -> None:
-        # Names of parts are checked where the parts are known, by models.build_model, on which training begins.
-        activations = ("leaky_relu", "elu", "identity", "relu")
-        require(self.activation in activations, "model.activation", self.activation, f"choose {', '.join(activations)}")
+        super().check()
         in_place = self.norm.startswith("inplace_abn")
-        for key, known in (
-            ("norm_variant", ("one", "two")), ("scale", ("abs", "signed")),
-            ("recompute", ("none", "norm", "norm_proposed", "blocks")), ("backend", ("auto", "cupy", "native", "aten")),
-        ):  # fmt: skip
-            require(getattr(self, key) in known, f"model.{key}", getattr(self, key), f"choose {', '.join(known)}")
         require(
             self.norm_variant == "one" or in_place, "model.norm_variant", self.norm_variant,
             f"model.norm={self.norm} has no variants; choose model.norm=inplace_abn",
@@ -76,13 +85,6 @@ class ModelConfig:
             self.negative_slope > 0 or not in_place or self.activation == "identity",
             "model.negative_slope", self.negative_slope, "In-Place ABN divides by it; give more than 0",
         )  # fmt: skip
-        share = 0 < self.weights_match <= 1
-        require(share, "model.weights_match", self.weights_match, "give a share above 0 and at most 1")
-        require(self.head_channels >= 1, "model.head_channels", self.head_channels, "give 1 or more")
-        require(len(self.mean) == 3, "model.mean", self.mean, "give three numbers, [red,green,blue]")
-        require(len(self.std) == 3 and min(self.std) > 0, "model.std", self.std, "give three positive numbers")
-        if self.pooling_size is not None:
-            require_size("model.pooling_size", self.pooling_size, 32)
         if self.head == "classifier":
             for key, value, default in (
                 ("head_channels", self.head_channels, 256),

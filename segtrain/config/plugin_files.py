@@ -1,4 +1,4 @@
-"""plugins=[./my_parts.py]: the user's own files and modules, which add parts to BACKBONES, HEADS, LOSSES and DATASETS.
+"""plugins=[./my_parts.py]: the user's own files and modules, which add parts to the dictionaries in PARTS.
 
 They are imported before the options are composed, and only when they are named there: never because a checkpoint was
 made with them.
@@ -10,19 +10,24 @@ import re
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
-from segtrain.cli.help import CONFIGS
+from segtrain.config.locations import CONFIGS
 from segtrain.errors import UsageError
 
-# group -> where its parts are, and the option that names one of them
+# Options whose choices plugins may add to -> module and dictionary that hold them.
 PARTS = {
-    "dataset": ("segtrain.data.dataset", "DATASETS", "name"),
-    "loss": ("segtrain.losses", "LOSSES", "name"),
-    "model": ("segtrain.models.registry", "BACKBONES", "backbone"),
+    "dataset.name": ("segtrain.data.dataset", "DATASETS"),
+    "model.backbone": ("segtrain.models.registry", "BACKBONES"),
+    "model.head": ("segtrain.models.registry", "HEADS"),
+    "loss.name": ("segtrain.losses", "LOSSES"),
+    "optimizer.name": ("segtrain.engine.optim", "OPTIMIZERS"),
+    "schedule.name": ("segtrain.engine.optim", "SCHEDULES"),
 }
+GROUP_CHOICES = tuple(key for key in PARTS if key != "model.head")  # GROUP=NAME sets them
 
 
-def load(plugin: str) -> None:
+def load_plugin(plugin: str) -> None:
     """Import a file or a module, once. UsageError in one sentence if it is not there or fails."""
     path = Path(plugin).expanduser()
     is_file = path.suffix == ".py" or path.is_file()
@@ -39,7 +44,7 @@ def load(plugin: str) -> None:
                 f"plugins=[{plugin}]: there is no module {error.name}; a file is given as ./NAME.py"
             ) from error
         what = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"
-        raise UsageError(f"plugins=[{plugin}] cannot be imported: {place(error, path)}: {what}") from error
+        raise UsageError(f"plugins=[{plugin}] cannot be imported: {place_of(error, path)}: {what}") from error
 
 
 def load_file(plugin: str, path: Path) -> None:
@@ -68,7 +73,7 @@ def load_file(plugin: str, path: Path) -> None:
         raise
 
 
-def place(error: Exception, path: Path) -> str:
+def place_of(error: Exception, path: Path) -> str:
     """'FILE, line N' of the user's code that is to blame."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
@@ -80,13 +85,17 @@ def place(error: Exception, path: Path) -> str:
     return f"{frame.filename}, line {frame.lineno}"
 
 
-def own_parts() -> list[tuple[str, str, str]]:
-    """(group, option, name) of all parts that no file in configs/ describes."""
+def loaded_parts(key: str) -> dict[str, Any]:
+    """All parts that the option `key` may name; empty unless their module is imported, which takes seconds."""
+    module, dictionary = PARTS.get(key, ("", ""))
+    found: dict[str, Any] = getattr(sys.modules.get(module), dictionary, {})
+    return found
+
+
+def own_parts() -> list[tuple[str, str]]:
+    """(option, name) of all loaded parts that no file in configs/ describes."""
     found = []
-    for group, (module, dictionary, option) in PARTS.items():
-        if module not in sys.modules:  # nothing was added to it then, and importing torch takes seconds
-            continue
-        known = {path.stem for path in (CONFIGS / group).glob("*.yaml")}
-        names = getattr(sys.modules[module], dictionary, {})
-        found += [(group, option, name) for name in names if name not in known]
+    for key in GROUP_CHOICES:
+        known = {path.stem for path in (CONFIGS / key.partition(".")[0]).glob("*.yaml")}
+        found += [(key, name) for name in loaded_parts(key) if name not in known]
     return found

@@ -8,7 +8,7 @@ from segtrain.config.dataset import DATASET_CONFIGS, DatasetConfig
 
 
 def trained(old: dict[str, Any]) -> TrainConfig:
-    """The same as the object that the training had."""
+    """The configuration of a training as the object that it had."""
     given, made = with_defaults(old), TrainConfig()
     made.dataset = dataset_schema(given["dataset"])()
     for item in fields(made):
@@ -23,13 +23,9 @@ def dataset_schema(options: dict[str, Any]) -> type[DatasetConfig]:
 
 
 def with_defaults(old: dict[str, Any]) -> dict[str, Any]:
-    """A training's configuration out of a checkpoint, with the options that its version did not have yet."""
-    result = dict(old)
-    loss = result.get("loss", {})
-    if "hardest" in loss and "name" not in loss:  # format 1 had the share only
-        result["loss"] = loss | {"name": "bootstrapped" if loss["hardest"] < 1 else "cross_entropy"}
-    today = asdict(TrainConfig(dataset=dataset_schema(result.get("dataset", {}))()))
+    """A training's configuration from a checkpoint, with defaults for options that its version did not have."""
+    today = asdict(TrainConfig(dataset=dataset_schema(old.get("dataset", {}))()))
     return {
-        name: value | result.get(name, {}) if isinstance(value, dict) else result.get(name, value)
+        name: value | old.get(name, {}) if isinstance(value, dict) else old.get(name, value)
         for name, value in today.items()
     }

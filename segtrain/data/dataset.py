@@ -92,7 +92,8 @@ def split_files(config: DatasetConfig, split: str) -> SplitFiles:
         target = target_of(config)
         return split_files(target, target.val_split if split == config.val_split else split)
     dataset = dataset_spec(config)
-    names = dataset.splits.get(split, split).split("+")
+    split = dataset.splits.get(split, split)
+    names = split.split("+")
     several = [dataset.files(config, name) for name in names]
     if len(several) == 1:
         return several[0]

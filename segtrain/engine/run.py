@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from segtrain.config import TrainConfig, run_folder, with_defaults
+from segtrain.config import LENGTHS, TrainConfig, is_safe, run_folder, with_defaults
 from segtrain.console import duration, say
 from segtrain.distributed.group import World
 from segtrain.engine.preemption import Preempted
@@ -23,13 +23,6 @@ from segtrain.scoring.report import fingerprints, print_table
 from segtrain.weights import checkpoint
 
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")  # set by a launcher that starts a job again
-# What may differ when a run goes on: where and how fast it runs, what it tells, when it stops. Not what it computes,
-# but for accumulation, whose other statistics are said.
-SAFE = ("experiment", "name", "run", "restart", "device", "plugins", "model.backend", "dataset.root", "dataset.cache",
-        "dataset.cache_dir", "loader.", "logging.", "trainer.save_every", "trainer.validate_every",
-        "trainer.check_data", "trainer.keep_last", "trainer.patience", "trainer.accumulation", "trainer.parallel",
-        "trainer.on_bad_step", "trainer.spike_factor")  # fmt: skip
-LENGTHS = ("trainer.max_steps", "trainer.epochs", "trainer.hours")  # a run may become longer
 
 
 class Run:
@@ -257,12 +250,6 @@ def modified(path: Path) -> int | None:
 
 
 # ------------------------------------------------------------------------------------------------ configurations
-
-
-def is_safe(key: str) -> bool:
-    if key.startswith("dataset.parts.") and key.endswith(".root"):
-        return True
-    return key in SAFE or key.startswith(tuple(prefix for prefix in SAFE if prefix.endswith(".")))
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,6 +17,7 @@ NORMS: dict[str, type[ABN]] = {
     "batch_norm": BatchNormAct,
     "batch_norm_sync": RecomputedABN,
 }
+VECTOR = 16  # float32 in an AVX-512 register
 KEEP = {"norm": "input", "norm_proposed": "normalised"}  # model.recompute -> what a layer keeps
 
 
@@ -70,7 +71,32 @@ class Norm:
 def conv(in_channels: int, channels: int, size: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
     """Convolution without bias, padded so that stride 1 keeps height and width."""
     padding = (size // 2) * dilation
-    return nn.Conv2d(in_channels, channels, size, stride, padding, dilation, groups, bias=False)
+    kind = SubsampledConv2d if size == 1 and stride > 1 and in_channels // groups < VECTOR else nn.Conv2d
+    return kind(in_channels, channels, size, stride, padding, dilation, groups, bias=False)
+
+
+class SubsampledConv2d(nn.Conv2d):
+    """1x1 convolution with a stride and few input channels, whose backward on the CPU would corrupt the heap.
+
+    torch 2.14.1 (oneDNN, AVX-512) writes past the end of a buffer there when the tensors are float32 in channels-last
+    memory with less than a vector of channels and about 40 pixels or more on a side. Picking the pixels before an
+    ordinary convolution avoids that kernel. Output and input gradient are equal to the bit (but for images of one
+    pixel), the weight's gradient to rounding, and to the bit up to 32x32 pixels of even extent. Everything else,
+    parameters and keys included, is Conv2d's.
+    """
+
+    stands_for = nn.Conv2d  # for whoever asks for the exact type
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not torch.is_grad_enabled():
+            return super().forward(x)
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        picked = x[..., :: self.stride[0], :: self.stride[1]]
+        picked = picked.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        return nn.functional.conv2d(picked, self.weight, self.bias, groups=self.groups)
+
+    def _get_name(self) -> str:
+        return "Conv2d"
 
 
 class IdentityResidualBlock(nn.Module):

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from segtrain.abn.functional import ACTIVATIONS, SCALES
-from segtrain.cli.help import CONFIGS
+from segtrain.abn.checks import ACTIVATIONS, SCALES
+from segtrain.config.locations import CONFIGS
 from segtrain.data.labels import LabelTable
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically

@@ -26,9 +26,9 @@ FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 @pytest.fixture(params=["native", "aten"])
 def backend(request):
     before = operators.chosen
-    operators.use(request.param)
+    operators.use_backend(request.param)
     yield request.param
-    operators.use(before)
+    operators.use_backend(before)
 
 
 def vectors(channels):

@@ -1,11 +1,8 @@
 """The CUDA kernels, run on the CPU by an emulator, through the launches that cupy_ops makes on a device."""
 
-import mmap
 import os
-import subprocess
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,34 +13,14 @@ from hypothesis import strategies as st
 from segtrain.abn import selftest
 from segtrain.abn.backends import aten as aten_ops
 from segtrain.abn.backends import cupy as cupy_ops
+from segtrain.abn.backends import cupy_kernels, cupy_launch
 from segtrain.abn.selftest import IDENTITY, LEAKY, Case
 from tests.abn.cuda_emulator import emu, replay
+from tests.abn.cuda_emulator.huge import check_beyond_32_bits
 from tests.abn.cuda_emulator.launcher import Launcher, installed
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.abn.cuda_emulator.launches import RACED, VARIED, record, sanitized
 
 pytestmark = pytest.mark.skipif(emu.COMPILER is None, reason="no C++ compiler")
-
-# Both layouts, wide and narrow accesses, several stripes, every type and form: the launches that sanitizers, PTX and
-# seeded bugs are tried on.
-VARIED = [
-    Case(torch.float32, (2, 16, 8, 8), False, LEAKY, "output", True),
-    Case(torch.float32, (2, 16, 8, 8), True, LEAKY, "output", True),
-    Case(torch.float32, (3, 5, 7, 9), False, LEAKY, "input"),
-    Case(torch.float32, (3, 5, 7, 9), True, LEAKY),
-    Case(torch.float32, (1, 1, 41, 81), False, LEAKY, "output", True),  # 52 stripes
-    Case(torch.float16, (2, 16, 8, 8), False, LEAKY, "output", True),
-    Case(torch.bfloat16, (2, 40, 5, 5), True, LEAKY, "input"),
-]
-# The same for ThreadSanitizer, to which every thread of every block is a new one: few blocks, yet several of a channel.
-RACED = [
-    Case(torch.float32, (1, 2, 16, 32), False, LEAKY, "output", True),
-    Case(torch.float32, (1, 2, 9, 15), False, LEAKY),
-    Case(torch.float32, (1, 8, 16, 8), True, LEAKY, "output", True),
-    Case(torch.float32, (1, 5, 5, 8), True, LEAKY),
-    Case(torch.float32, (1, 8, 16, 8), True, LEAKY, "input"),
-    Case(torch.float16, (1, 8, 12, 8), True, LEAKY),
-]
 
 
 @pytest.fixture(scope="session")
@@ -58,17 +35,6 @@ def emulated(launcher):
         launcher.orders, launcher.only_block, launcher.recorded = (0, 1, 7), -1, None
 
 
-def record(launcher: Launcher, cases: list[Case], *blocks: int) -> list[replay.Launch]:
-    """The telling ones of all launches, with that many blocks at most."""
-    launcher.recorded = []
-    for count in blocks:
-        with installed(launcher, count):
-            failed = [str(result) for result in selftest.run(cupy_ops, "cpu", cases) if not result.good]
-        assert not failed, failed
-    launches, launcher.recorded = launcher.recorded, None
-    return replay.telling(launches)
-
-
 # ------------------------------------------------------------------------------------------------------- numbers
 
 
@@ -76,7 +42,7 @@ def record(launcher: Launcher, cases: list[Case], *blocks: int) -> list[replay.L
 def test_numbers(case, launcher):
     """Against float64; every launch in three thread orders, which must agree in every bit."""
     with installed(launcher, 64 if case.shape[1] == 1 else 4):
-        failed = [str(result) for result in selftest.run(cupy_ops, "cpu", [case]) if not result.good]
+        failed = [str(result) for result in selftest.check_backend(cupy_ops, "cpu", [case]) if not result.good]
     assert not failed, failed
 
 
@@ -89,7 +55,7 @@ def test_selftest_sees_wrong_numbers():
             return aten_ops.statistics(x) * (1 + 1e-4)
 
     case = Case(torch.float32, (2, 3, 4, 4), False, LEAKY)
-    failed = [r.what for r in selftest.run(Wrong(), "cpu", [case]) if not r.good]
+    failed = [r.what for r in selftest.check_backend(Wrong(), "cpu", [case]) if not r.good]
     assert failed == ["mean", "variance"]
 
 
@@ -191,14 +157,6 @@ def test_geometry():
     assert cupy_ops.geometry(huge).grid == (3, 65535)
 
 
-def zeros(count: int) -> np.ndarray:
-    """float32 zeros that take no memory, and no promise of any, until they are touched."""
-    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux; Python names it since 3.13
-    room = mmap.mmap(-1, count * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
-    room.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(room, np.float32)
-
-
 @pytest.mark.parametrize(
     ("layout", "stripes"),
     [
@@ -209,34 +167,7 @@ def zeros(count: int) -> np.ndarray:
 )  # fmt: skip
 def test_beyond_32_bits(layout, stripes, launcher):
     """Tensors of 3 * 2^30 elements and more, of whose grid the last block alone runs."""
-    outer, channels, inner = layout
-    last = inner == 1
-    packs = (channels if last else inner) // 4
-    with installed(launcher):
-        block, module = cupy_ops.BLOCK, launcher.module(("float", 2))
-        gradient, sums = (cupy_ops.over_tensors(name, "float", 4, last, 2, "false") for name in ("gradient", "sums"))
-    # The first and the last of what the block's first thread visits.
-    high, count = (block // 32, outer) if last else (block, outer * packs)
-    first, step = (stripes - 1) * high, stripes * high
-    visits = first, first + (count - 1 - first) // step * step
-    assert visits[0] < visits[1]
-    places = [(at, channels - 1, 0) if last else (at // packs, channels - 1, at % packs * 4) for at in visits]
-    x, dz, dx = (zeros(outer * channels * inner) for _ in range(3))
-    nothing, inverse, factor = (zeros(2 * channels) for _ in range(3))
-    part = zeros(channels * stripes * 2)
-    for n, place in enumerate(places):
-        assert np.ravel_multi_index(place, layout) > 2**31 or n == 0
-        x.reshape(layout)[place], dz.reshape(layout)[place] = 3 + n, 5 + n
-    inverse[channels - 4 : channels], factor[channels - 4 : channels] = 1, 2
-    grid = (-(-packs // 32) if last else channels), stripes
-    shape = np.int64(outer), np.int64(channels), np.int64(inner), np.int32(5 if last else 0)
-    zero, one, two = (v.ctypes.data for v in (nothing, inverse, factor))
-    kept = (x.ctypes.data, dz.ctypes.data, 0, zero, one, 0, 0, *[np.float32(1)] * 3)
-    only = grid[0] * grid[1] - 1
-    module.launch(gradient.expression, grid, block, (*kept, two, zero, dx.ctypes.data, 0, *shape), only)
-    assert [float(dx.reshape(layout)[place]) for place in places] == [10, 12]
-    module.launch(sums.expression, grid, block, (*kept, part.ctypes.data, *shape), only)
-    assert part[-2:].tolist() == [5 + 6, 3 * 5 + 4 * 6]
+    check_beyond_32_bits(layout, stripes, launcher)
 
 
 # -------------------------------------------------------------------------------------------------- the launches
@@ -244,7 +175,7 @@ def test_beyond_32_bits(layout, stripes, launcher):
 
 def test_arguments_are_checked(emulated):
     x, part = torch.zeros(2, 3, 4, 4), torch.zeros(3, 1, 3)
-    kernel = cupy_ops.over_tensors("statistics", "float", 4, False)
+    kernel = cupy_kernels.over_tensors("statistics", "float", 4, False)
     shape = np.int64(2), np.int64(3), np.int64(16), np.int32(0)
     cupy_ops.launch(kernel, (3, 1), 64, (x, part, *shape))
     for bad in (
@@ -268,7 +199,7 @@ def test_warm_up_runs_every_kernel(name, emulated):
     cupy_ops.warm_up((torch.float16,), (name,), "cpu")
     ran = {kernel for kernel, _ in emulated.seen}
     act = aten_ops.CODES.index(name)
-    assert ran == {*cupy_ops.instances("__half", act), *cupy_ops.instances("__half", None)}
+    assert ran == {*cupy_kernels.instances("__half", act), *cupy_kernels.instances("__half", None)}
 
 
 def test_device_launch(launcher, monkeypatch):
@@ -309,36 +240,36 @@ def test_device_launch(launcher, monkeypatch):
         cuda=types.SimpleNamespace(runtime=runtime, Stream=Stream), RawModule=RawModule, __name__="cupy"
     )
     monkeypatch.setitem(sys.modules, "cupy", fake)
-    monkeypatch.setattr(cupy_ops, "BLOCK", 64)
+    monkeypatch.setattr(cupy_kernels, "BLOCK", 64)
     monkeypatch.setattr(torch.cuda, "device_of", lambda t: torch.no_grad())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda index: types.SimpleNamespace(cuda_stream=7))
-    for cached in (cupy_ops.compiled, cupy_ops.function, cupy_ops.stream):
+    for cached in (cupy_launch.raw_module, cupy_launch.loaded_kernel, cupy_launch.stream):
         cached.cache_clear()
     try:
         x = torch.randn(2, 3, 8, 8)
         torch.testing.assert_close(cupy_ops.statistics(x), aten_ops.statistics(x))
     finally:
-        for cached in (cupy_ops.compiled, cupy_ops.function, cupy_ops.stream):
+        for cached in (cupy_launch.raw_module, cupy_launch.loaded_kernel, cupy_launch.stream):
             cached.cache_clear()
     assert log == ["device None", 7, "left"] * 2
 
 
 def test_available(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert cupy_ops.available() == "torch finds no CUDA device"
+    assert cupy_launch.available() == "torch finds no CUDA device"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", "12.6")
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert cupy_ops.available() == "CuPy is not installed: pip install cupy-cuda12x"
+    assert cupy_launch.available() == "CuPy is not installed: pip install cupy-cuda12x"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: "found")
-    assert cupy_ops.available().startswith("CuPy does not work here (ModuleNotFoundError")
+    assert cupy_launch.available().startswith("CuPy does not work here (ModuleNotFoundError")
     fake = types.SimpleNamespace(runtimeGetVersion=lambda: 13020)
     cuda = types.SimpleNamespace(runtime=fake, nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 0)))
     monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(cuda=cuda))
-    assert cupy_ops.available() == "CuPy is built for CUDA 13 and torch for CUDA 12: pip install cupy-cuda12x"
+    assert cupy_launch.available() == "CuPy is built for CUDA 13 and torch for CUDA 12: pip install cupy-cuda12x"
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert cupy_ops.available() == ""
+    assert cupy_launch.available() == ""
 
 
 def test_cache_folder(monkeypatch, tmp_path):
@@ -346,39 +277,25 @@ def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.import_module", lambda name: name)
     monkeypatch.setenv("SEGTRAIN_CACHE", str(tmp_path))
     monkeypatch.setenv("CUPY_CACHE_DIR", "mine")
-    cupy_ops.import_cupy()
+    cupy_launch.import_cupy()
     assert os.environ["CUPY_CACHE_DIR"] == "mine"
     monkeypatch.delenv("CUPY_CACHE_DIR")
-    cupy_ops.import_cupy()
+    cupy_launch.import_cupy()
     assert os.environ["CUPY_CACHE_DIR"] == str(tmp_path / "cupy")
 
 
 def test_source_is_one_text():
-    assert '#include "' not in cupy_ops.source()
-    assert "from_output" in cupy_ops.source()
+    assert '#include "' not in cupy_kernels.source()
+    assert "from_output" in cupy_kernels.source()
 
 
 # --------------------------------------------------------------------------------------------------- sanitizers
 
 
-def sanitized(sanitizer: str, text: Path, launches: Path, orders: str = "0") -> subprocess.CompletedProcess[str]:
-    """replay.py in a child process. A sanitizer's library has to be loaded before all others."""
-    environment = {
-        **os.environ, "ASAN_OPTIONS": "detect_leaks=0", "OPENBLAS_NUM_THREADS": "1",
-        "TSAN_OPTIONS": "report_thread_leaks=0:history_size=0:exitcode=66:halt_on_error=1",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "tests.abn.cuda_emulator.replay", sanitizer, str(text), str(launches), orders]
-    if sanitizer in ("asan", "tsan"):
-        assert emu.COMPILER
-        library = subprocess.check_output([emu.COMPILER, f"-print-file-name=lib{sanitizer}.so"], text=True).strip()
-        environment["LD_PRELOAD"] = library
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, cwd=ROOT)
-
-
 @pytest.mark.parametrize("sanitizer", ["ubsan", "asan", "tsan"])
 def test_sanitizers(sanitizer, launcher, tmp_path):
     text, launches = tmp_path / "text", tmp_path / "launches"
-    text.write_text(cupy_ops.source())
+    text.write_text(cupy_kernels.source())
     replay.save(record(launcher, RACED, 8) if sanitizer == "tsan" else record(launcher, VARIED, 4, 64), launches)
     done = sanitized(sanitizer, text, launches)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 import pytest
 
-from segtrain.abn.backends import cupy as cupy_ops
-from tests.abn import test_kernels as kernel_tests
-from tests.abn import test_kernels_nvrtc as nvrtc_tests
+from segtrain.abn.backends import cupy_kernels
 from tests.abn.cuda_emulator import emu, replay
+from tests.abn.cuda_emulator.accesses import check_accesses_are_wide
+from tests.abn.cuda_emulator.huge import check_beyond_32_bits
 from tests.abn.cuda_emulator.launcher import Launcher, installed
+from tests.abn.cuda_emulator.launches import RACED, VARIED, record, sanitized
+from tests.abn.cuda_emulator.needs import needs_13
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(emu.COMPILER is None, reason="no C++ compiler")]
 WRONG, FAULT = "WRONG", "FAULT"
@@ -87,7 +89,7 @@ BUGS = [
 
 
 def with_bug(bug: Bug) -> str:
-    text = cupy_ops.source()
+    text = cupy_kernels.source()
     places = [found.start() for found in re.finditer(re.escape(bug.old), text)]
     assert places, f"the kernels no longer hold {bug.old!r}"
     if bug.place == -1:
@@ -100,8 +102,8 @@ def with_bug(bug: Bug) -> str:
 def launches():
     launcher = Launcher()
     return {
-        True: kernel_tests.record(launcher, kernel_tests.RACED, 8),
-        False: kernel_tests.record(launcher, kernel_tests.VARIED, 4, 64),
+        True: record(launcher, RACED, 8),
+        False: record(launcher, VARIED, 4, 64),
     }
 
 
@@ -117,7 +119,7 @@ def test_bug_is_found(bug, launches, tmp_path):
     text.write_text(with_bug(bug))
     chosen = [launch for launch in launches[bug.found == TSAN] if re.match(f"abn::({bug.kernels})", launch.kernel)]
     replay.save(chosen, path)
-    done = kernel_tests.sanitized(RUNS.get(bug.found, "plain"), text, path)
+    done = sanitized(RUNS.get(bug.found, "plain"), text, path)
     assert verdict(done.stdout + done.stderr, done.returncode) == bug.found
 
 
@@ -132,23 +134,21 @@ def test_bug_is_found(bug, launches, tmp_path):
 )  # fmt: skip
 def test_narrow_index_is_found(old, new, layout, monkeypatch):
     """In a child: where a narrow index leads there is no memory."""
-    text = cupy_ops.source()
+    text = cupy_kernels.source()
     assert old in text
-    monkeypatch.setattr(cupy_ops, "source", lambda: text.replace(old, new))
+    monkeypatch.setattr(cupy_kernels, "source", lambda: text.replace(old, new))
     launcher = Launcher()
     with installed(launcher):
         launcher.module(("float", 2))
-    check = multiprocessing.get_context("fork").Process(
-        target=kernel_tests.test_beyond_32_bits, args=(layout, 1, launcher)
-    )
+    check = multiprocessing.get_context("fork").Process(target=check_beyond_32_bits, args=(layout, 1, launcher))
     check.start()
     check.join(60)
     assert check.exitcode not in (0, None)
 
 
-@nvrtc_tests.needs_13
+@needs_13
 def test_narrow_access_is_found(monkeypatch):
-    text = cupy_ops.source().replace("struct alignas(sizeof(T) * VEC) Pack", "struct Pack")
-    monkeypatch.setattr(cupy_ops, "source", lambda: text)
+    text = cupy_kernels.source().replace("struct alignas(sizeof(T) * VEC) Pack", "struct Pack")
+    monkeypatch.setattr(cupy_kernels, "source", lambda: text)
     with pytest.raises(AssertionError):
-        nvrtc_tests.test_accesses_are_wide(90, ("float", 0))
+        check_accesses_are_wide(90, ("float", 0))

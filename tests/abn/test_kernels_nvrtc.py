@@ -13,17 +13,16 @@ import torch
 
 from segtrain.abn import selftest
 from segtrain.abn.backends import cupy as cupy_ops
+from segtrain.abn.backends import cupy_kernels
 from segtrain.abn.selftest import ELU, LEAKY, Case
 from tests.abn.cuda_emulator import emu, nvrtc, replay
+from tests.abn.cuda_emulator.accesses import check_accesses_are_wide
 from tests.abn.cuda_emulator.launcher import SMALL_BLOCK, Launcher, installed
-from tests.abn.test_kernels import VARIED, record
-
-needs_13 = pytest.mark.skipif(nvrtc.wheels(13) is None, reason="NVRTC 13 is not installed")
-needs_12 = pytest.mark.skipif(nvrtc.wheels(12) is None, reason="NVRTC 12 is not installed")
-needs_compiler = pytest.mark.skipif(emu.COMPILER is None, reason="no C++ compiler")
+from tests.abn.cuda_emulator.launches import VARIED, record
+from tests.abn.cuda_emulator.needs import needs_12, needs_13, needs_compiler
 
 ARCHS = {13: (75, 80, 86, 89, 90, 100, 120), 12: (60, 70, 75, 80, 86, 89, 90)}
-KEYS = [(ctype, act) for ctype in cupy_ops.TYPES.values() for act in (None, 0, 1, 2)]
+KEYS = [(ctype, act) for ctype in cupy_kernels.TYPES.values() for act in (None, 0, 1, 2)]
 # Each architecture and each module in one quick test at least; all with all in the slow ones.
 QUICK = {
     (13, 75, ("float", 0)), (13, 80, ("__half", 1)), (13, 86, ("__nv_bfloat16", 0)), (13, 89, ("float", None)),
@@ -31,7 +30,6 @@ QUICK = {
     (12, 70, ("__nv_bfloat16", None)),
 }  # fmt: skip
 IS_ELU = re.compile(r"abn::(normalise|sums|gradient)<\w+, \d+, 1,")
-WIDE = re.compile(r"\b(ld|st)\.global(?:\.nc)?\.(?:v4\.[bfu]32|v2\.[bf]64)\b")
 
 
 def all_with_all():
@@ -55,9 +53,9 @@ def test_the_compilers_are_there():
 @pytest.mark.parametrize(("major", "arch", "key"), list(all_with_all()))
 def test_compiles(major, arch, key):
     """Without a warning, without spilled registers, and few enough of them for two blocks of 256 threads at least."""
-    names = [kernel.expression for kernel in cupy_ops.instances(*key)]
+    names = [kernel.expression for kernel in cupy_kernels.instances(*key)]
     options = (*nvrtc.PLAIN, "--ptxas-options=-v")
-    made = nvrtc.compile_text(cupy_ops.source(), names, arch, "cubin", options, major)
+    made = nvrtc.compile_text(cupy_kernels.source(), names, arch, "cubin", options, major)
     assert not re.search(r"(\): |ptxas )warning", made.log), made.log[:3000]
     for name, usage in made.usage().items():
         assert usage.spilled == usage.stack == 0, (name, usage)
@@ -65,24 +63,11 @@ def test_compiles(major, arch, key):
         assert usage.shared <= 48 << 10, (name, usage)
 
 
-def entries(ptx: str) -> dict[str, str]:
-    """The text of every kernel, by mangled name."""
-    return {part.partition("(")[0].strip(): part for part in re.split(r"\.entry\s+", ptx)[1:]}
-
-
 @needs_13
 @pytest.mark.parametrize(("arch", "key"), [(75, ("__half", 0)), (90, ("float", 0)), (120, ("double", 2))], ids=str)
 def test_accesses_are_wide(arch, key):
     """128 bits at once wherever a tensor is touched, in the kernels for it."""
-    kernels = [*cupy_ops.instances(*key), *cupy_ops.instances(key[0], None)]
-    made = nvrtc.compile_text(cupy_ops.source(), [kernel.expression for kernel in kernels], arch, "ptx")
-    texts = entries(made.code.decode())
-    tensors = {"statistics": (1, 0), "normalise": (1, 1), "sums": (2, 0), "gradient": (2, 1)}
-    for kernel in kernels:
-        found = [wide[1] for wide in WIDE.finditer(texts[made.lowered[kernel.expression]])]
-        loads, stores = tensors.get(kernel.function, (0, 0)) if kernel.arguments[1] != 1 else (0, 0)
-        assert found.count("ld") >= loads and found.count("st") >= stores, (kernel.expression, found)
-        assert bool(loads or stores) == bool(found), (kernel.expression, found)
+    check_accesses_are_wide(arch, key)
 
 
 @needs_13
@@ -93,14 +78,14 @@ def test_as_cupy_compiles(arch):
     from cupy._core import core
     from cupy.cuda import compiler
 
-    names = tuple(kernel.expression for kernel in cupy_ops.instances("__nv_bfloat16", None))
+    names = tuple(kernel.expression for kernel in cupy_kernels.instances("__nv_bfloat16", None))
     options = (*core.assemble_cupy_compiler_options(("--std=c++17",)), "-ftz=true")
     answer = mock.patch.object(
         compiler, "_get_arch_for_options_for_nvrtc", lambda arch=None: (f"-arch=sm_{arch}", "cubin")
     )
     with answer:
         cubin, lowered = compiler.compile_using_nvrtc(
-            cupy_ops.source(), options=options, arch=str(arch), filename="abn.cu", name_expressions=names
+            cupy_kernels.source(), options=options, arch=str(arch), filename="abn.cu", name_expressions=names
         )
     assert cubin[:4] == b"\x7fELF"
     assert set(lowered) == set(names)
@@ -110,7 +95,7 @@ def test_as_cupy_compiles(arch):
 
 
 def ptx_module(names: list[str], arch: int, *options: str) -> emu.Module:
-    made = nvrtc.compile_text(cupy_ops.source(), names, arch, "ptx", (*nvrtc.PLAIN, *options))
+    made = nvrtc.compile_text(cupy_kernels.source(), names, arch, "ptx", (*nvrtc.PLAIN, *options))
     return emu.from_ptx(made.code.decode(), made.lowered)
 
 
@@ -175,8 +160,8 @@ def test_eight_passes(shape):
             kernel.expression
             for ctype in ("float", "__half")
             for key in ((ctype, 0), (ctype, None))
-            for kernel in cupy_ops.instances(*key)
-            if kernel.arguments[1] in (SMALL_BLOCK, cupy_ops.widest(ctype) if wide else 1)
+            for kernel in cupy_kernels.instances(*key)
+            if kernel.arguments[1] in (SMALL_BLOCK, cupy_kernels.widest(ctype) if wide else 1)
             and "true" not in kernel.arguments[3:-2]
         }
     module = ptx_module(sorted(wanted), 80)

@@ -1,6 +1,5 @@
 """The command line: help, overrides, and one clear sentence for everything that is wrong."""
 
-import ast
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
@@ -9,10 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segtrain import config
 from segtrain.cli import entry as cli
-from segtrain.cli.help import GROUP_FOLDERS, SECTIONS
-from tests.helpers.checkout import ROOT, environment
+from segtrain.cli.commands import COMMANDS, SECTIONS
+from segtrain.cli.words import override, parse
+from segtrain.config.compose import compose, to_options
+from segtrain.config.locations import GROUP_FOLDERS
+from tests.helpers.checkout import environment
 from tests.helpers.own_parts import ODD
 from tests.helpers.runs import refused, small_run
 
@@ -26,18 +27,18 @@ def test_overview_has_the_four_groups(segtrain):
         assert [line for line in answer.out.splitlines() if line in SECTIONS] == list(SECTIONS)
 
 
-@pytest.mark.parametrize("verb", cli.COMMANDS)
+@pytest.mark.parametrize("verb", COMMANDS)
 def test_help_shows_every_option_and_three_examples(segtrain, verb):
     answer = segtrain(verb, "--help")
-    for item in fields(cli.COMMANDS[verb].schema):
+    for item in fields(COMMANDS[verb].schema):
         inner = fields(item.type) if is_dataclass(item.type) else [None]
         for field in inner:
             if field is not None and f"{item.name}.{field.name}" == "dataset.name":
                 continue
             name = item.name if field is None else f"{item.name}.{field.name}"
             assert f"  {name}=" in answer.out
-    assert len(cli.COMMANDS[verb].examples) == 3
-    assert all(example in answer.out for example in cli.COMMANDS[verb].examples)
+    assert len(COMMANDS[verb].examples) == 3
+    assert all(example in answer.out for example in COMMANDS[verb].examples)
 
 
 def test_help_imports_neither_torch_nor_hydra():
@@ -52,7 +53,7 @@ def test_help_imports_neither_torch_nor_hydra():
 
 
 def test_the_examples_compose(segtrain):
-    for example in (e for e in cli.COMMANDS["train"].examples):
+    for example in (e for e in COMMANDS["train"].examples):
         answer = segtrain(*example.split()[1:], "--cfg", "job")
         assert answer.status == 0, answer
 
@@ -99,22 +100,31 @@ def test_python_minus_m(tmp_path):
         (["toy"], ["'toy' is not an override"]),
         (["optimizer.lr=[1"], ["optimizer.lr=[1"]),
         # impossible values and combinations
-        (["optimizer.lr=-1"], ["optimizer.lr=-1", "more than 0"]),
-        (["model.norm=groups"], ["model.norm=groups", "inplace_abn"]),
+        (["optimizer.lr=-1"], ["optimizer.lr must be greater than 0, got -1"]),
+        (["model.norm=groups"], ["model.norm must be one of inplace_abn, ", "batch_norm_sync, got groups"]),
         (["model.activation=relu"], ["model.activation=relu", "cannot invert"]),
         (["model.negative_slope=0"], ["model.negative_slope=0"]),
-        (["model.output_stride=12"], ["model.output_stride=12", "8, 16, 32"]),
-        (["trainer.batch_size=1"], ["trainer.batch_size=1", "2 or more"]),
+        (["model.output_stride=12"], ["model.output_stride must be one of 8, 16, 32, got 12"]),
+        (["trainer.batch_size=1"], ["trainer.batch_size must be at least 2, got 1"]),
         (["trainer.max_steps=10", "trainer.epochs=3"], ["trainer.max_steps=10", "trainer.epochs=3", "trainer.hours"]),
-        (["augmentation.crop_size=[512]"], ["[height,width]"]),
-        (["augmentation.scale=[2.0,1.0]"], ["augmentation.scale", "[least,most]"]),
-        (["loss.hardest=0"], ["loss.hardest=0"]),
-        (["inference.overlap=1"], ["inference.overlap"]),
+        (
+            ["augmentation.crop_size=[512]"],
+            ["augmentation.crop_size must be [height,width], each at least 32, got [512]"],
+        ),
+        (
+            ["augmentation.scale=[2.0,1.0]"],
+            ["augmentation.scale must be [least,most], ", "in ascending order, got [2.0, 1.0]"],
+        ),
+        (["loss.hardest=0"], ["loss.hardest must be greater than 0 and at most 1, got 0"]),
+        (["inference.overlap=1"], ["inference.overlap must be at least 0 and less than 1, got 1"]),
         (["optimizer.momentum=0", "optimizer.nesterov=true"], ["optimizer.nesterov"]),
         (["dataset.size=[256,256]"], ["dataset.size", "twice the height"]),
-        (["device=tpu"], ["device=tpu", "auto, cuda or cpu"]),
-        (["model.backbone=resnet19"], ["model.backbone=resnet19", "resnet18"]),
-        (["loader.workers=-1"], ["loader.workers"]),
+        (["device=tpu"], ["device must be one of auto, cuda, cpu, got tpu"]),
+        (
+            ["model.backbone=resnet19"],
+            ["model.backbone must be one of resnet18, ", "got resnet19; did you mean resnet"],
+        ),
+        (["loader.workers=-1"], ["loader.workers must be at least 0 or null, got -1"]),
     ],
 )
 def test_wrong_overrides_stop_before_anything_is_built(segtrain, overrides, words, tmp_path):
@@ -140,48 +150,27 @@ def test_typo_in_a_recipe_of_ones_own(segtrain, tmp_path):
     refused(segtrain("train", "--config-dir", "nowhere"), "no such folder")
 
 
-def reads(path):
-    """Names of the attributes that a file's code reads; of config.py only outside its checks, which use nothing."""
-    found = set()
-
-    def visit(node):
-        if path.name == "config.py" and isinstance(node, ast.FunctionDef) and node.name == "check":
-            return
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-            found.add(node.attr)
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    visit(ast.parse(path.read_text()))
-    return found
-
-
-def test_every_option_is_read_somewhere():
-    """Options nobody reads are bugs."""
-    read = set().union(*(reads(path) for path in (ROOT / "segtrain").rglob("*.py")))
-    for schema in [*config.DATASET_CONFIGS.values(), *(c.schema for c in cli.COMMANDS.values())]:
-        for item in fields(schema):
-            for inner in fields(item.type) if is_dataclass(item.type) else [item]:
-                assert inner.name in read, f"{schema.__name__}: {inner.name} is never read"
-
-
 # ------------------------------------------------------------------------------------------------ paths and names
 
 
 @pytest.mark.parametrize("value", ODD)
 @pytest.mark.parametrize("key", ["input", "checkpoint"])
 def test_values_of_path_options_arrive_as_typed(value, key):
-    word = cli.override("predict", cli.COMMANDS["predict"], f"{key}={value}")
+    word = override("predict", COMMANDS["predict"], f"{key}={value}")
     composed = compose_predict(word)
     assert getattr(composed, key) == value
 
 
 @pytest.mark.parametrize("value", ODD)
 def test_names_arrive_as_typed(value):
-    arguments = cli.parse("train", cli.COMMANDS["train"], [f"name={value}", f"dataset.root={value}"])
-    composed = cli.compose("train", cli.COMMANDS["train"], arguments)
+    composed = compose(request([f"name={value}", f"dataset.root={value}"]))
     assert composed.name == value
     assert composed.dataset.root == value
+
+
+def request(words):
+    """`segtrain train WORDS`, before it is composed."""
+    return cli.request_of("train", COMMANDS["train"], parse("train", COMMANDS["train"], list(words)))
 
 
 def compose_predict(word):
@@ -196,7 +185,7 @@ def compose_predict(word):
 @pytest.mark.parametrize("value", ["photo (1).jpg", "epoch=3.pt", "it's.jpg", "a,b.jpg"])
 def test_bare_paths(tmp_path, value):
     (tmp_path / value).touch()
-    word = cli.override("evaluate", cli.COMMANDS["evaluate"], value)
+    word = override("evaluate", COMMANDS["evaluate"], value)
     assert compose_predict(word).checkpoint == value
 
 
@@ -211,20 +200,19 @@ def test_a_bare_path_beside_its_option_is_refused(segtrain, tmp_path):
 
 def test_lists_of_paths_are_hydras():
     word = "input=[a,b]"
-    assert cli.override("predict", cli.COMMANDS["predict"], word) == word
+    assert override("predict", COMMANDS["predict"], word) == word
 
 
 def test_one_output_needs_no_brackets():
     for word in ("outputs=palette", "outputs=[palette]"):
-        assert compose_predict(cli.override("predict", cli.COMMANDS["predict"], word)).outputs == ["palette"]
+        assert compose_predict(override("predict", COMMANDS["predict"], word)).outputs == ["palette"]
 
 
 def run_names(*commands):
     result = []
     for words in commands:
-        arguments = cli.parse("train", cli.COMMANDS["train"], list(words))
-        composed = cli.compose("train", cli.COMMANDS["train"], arguments)
-        result.append(cli.checked("train", composed, arguments.overrides).name)
+        asked = request(words)
+        result.append(to_options(asked, compose(asked)).name)
     return result
 
 

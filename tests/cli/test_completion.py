@@ -9,13 +9,14 @@ import pytest
 
 from segtrain import config
 from segtrain.cli import completion
-from segtrain.cli import entry as cli
+from segtrain.cli.commands import COMMANDS
+from segtrain.cli.words import override
 from tests.helpers.checkout import environment
 from tests.helpers.runs import refused
 
 
 def offered(*words):
-    return completion.complete(list(words), cli.COMMANDS, cli.PATH_OPTIONS)
+    return completion.complete(list(words), COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -74,10 +75,10 @@ def test_recipes_of_ones_own(tmp_path):
 
 
 def test_every_offered_name_exists():
-    for verb, command in cli.COMMANDS.items():
+    for verb, command in COMMANDS.items():
         for name in offered(verb, ""):
             if name.endswith("="):
-                assert cli.override(verb, command, f"{name}x")
+                assert override(verb, command, f"{name}x")
                 assert offered(verb, name) is not None
 
 

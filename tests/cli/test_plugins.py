@@ -11,11 +11,13 @@ from torch import nn
 
 import segtrain as package
 from segtrain import config, losses
-from segtrain.cli import entry as cli
-from segtrain.config import DATASET_CONFIGS, DatasetConfig
+from segtrain.cli.commands import COMMANDS
+from segtrain.cli.words import override
+from segtrain.config import DATASET_CONFIGS, DatasetConfig, is_safe
 from segtrain.config import plugin_files as plugins
+from segtrain.config.compose import given
 from segtrain.data.dataset import DATASETS
-from segtrain.engine.run import is_safe
+from segtrain.engine.optim import OPTIMIZERS, SCHEDULES
 from segtrain.errors import UsageError
 from segtrain.models import BACKBONES, HEADS, build_model
 from tests.helpers.own_parts import FOLDER, ODD, OWN_PARTS, PLUGINS
@@ -30,7 +32,7 @@ def forget():
         for name in names:
             parts.pop(name, None)
     losses.LOSSES.pop("easy_less", None)
-    for group in ("model", "dataset", "loss"):
+    for group in ("model", "dataset", "loss", "optimizer", "schedule"):
         for name in ("plain.yaml", "ponds.yaml", "mine.yaml", "easy_less.yaml"):
             ConfigStore.instance().repo.get(group, {}).pop(name, None)
 
@@ -74,7 +76,7 @@ def test_the_examples_train_are_checked_and_evaluated(segtrain, ponds, tmp_path)
 
 def test_unknown_parts_say_where_ones_own_come_from(segtrain):
     refused(segtrain("train", "model=plain"), "model=plain", "plugins=[FILE]")
-    refused(segtrain("train", "model.backbone=plain"), "model.backbone=plain", "plugins=[FILE]")
+    refused(segtrain("train", "model.backbone=plain"), "model.backbone must be one of", "got plain", "plugins=[FILE]")
     refused(segtrain("train", "dataset=ponds"), "dataset=ponds", "plugins=[FILE]")
 
 
@@ -126,15 +128,15 @@ def test_paths_of_plugins_arrive_as_typed(value):
     for word, wanted in ((f"plugins={value}", [value]), (f"plugins=[{value},b.py]", [value, "b.py"])):
         if wanted != [value] and set(value) & set(",'\""):
             continue  # in a list those need quotes
-        found = cli.given([cli.override("train", cli.COMMANDS["train"], word)], "plugins")
+        found = given([override("train", COMMANDS["train"], word)], "plugins")
         assert [str(item) for item in found["plugins"]] == wanted
     for word in ("plugins=['a b.py',\"c'd.py\"]", "plugins=[]"):
-        found = cli.given([cli.override("train", cli.COMMANDS["train"], word)], "plugins")
+        found = given([override("train", COMMANDS["train"], word)], "plugins")
         assert [str(item) for item in found["plugins"]] == (["a b.py", "c'd.py"] if "a b" in word else [])
 
 
 def test_every_command_that_needs_parts_takes_plugins():
-    takes = {verb for verb, command in cli.COMMANDS.items() if "plugins" in {f.name for f in fields(command.schema)}}
+    takes = {verb for verb, command in COMMANDS.items() if "plugins" in {f.name for f in fields(command.schema)}}
     assert takes >= {"train", "evaluate", "predict", "score", "submit", "check"}
     assert is_safe("plugins")
 
@@ -202,7 +204,7 @@ def test_from_a_notebook(scenes, tmp_path):
 def test_compose_says_what_the_command_line_says():
     with pytest.raises(UsageError, match=r"no option optimizer\.lrr: did you mean optimizer\.lr\?"):
         package.compose("optimizer.lrr=1")
-    with pytest.raises(UsageError, match=r"optimizer\.lr=-1"):
+    with pytest.raises(UsageError, match=r"optimizer\.lr must be greater than 0, got -1"):
         package.compose("optimizer.lr=-1")
     with pytest.raises(UsageError, match="no flags"):
         package.compose("-m")
@@ -218,7 +220,7 @@ class PondsConfig(DatasetConfig):
 
 
 def test_a_data_set_with_options_of_its_own(segtrain):
-    plugins.load(str(FOLDER / "my_dataset.py"))
+    plugins.load_plugin(str(FOLDER / "my_dataset.py"))
     DATASET_CONFIGS["ponds"] = PondsConfig
     made = package.compose("dataset=ponds", "dataset.depth=3").dataset
     assert (made.name, made.depth, type(made)) == ("ponds", 3, PondsConfig)
@@ -229,10 +231,47 @@ def test_a_data_set_with_options_of_its_own(segtrain):
     refused(segtrain("train", "dataset=cityscapes", "dataset.depth=3"), "no option dataset.depth")
 
 
+OWN_OPTIONS = """
+from dataclasses import dataclass
+from segtrain.config import DatasetConfig, option
+from segtrain.data.dataset import DATASETS
+
+@dataclass
+class Options(DatasetConfig):
+    depth: int = option(1, "depth [m]", low=1)
+    shore: str = option("sand", "shore", choices=("sand", "reed"))
+    names: str | None = option(None, "file with names", path=True)
+    shifts: dict[str, int] = option({}, "shift of each month [days]")
+
+DATASETS["ponds"] = DATASETS["folder"]._replace(options=Options)
+"""
+
+
+def test_options_of_a_plugins_data_set_describe_themselves_too(segtrain, tmp_path):
+    (tmp_path / "my_ponds.py").write_text(OWN_OPTIONS)
+    words = ["plugins=[./my_ponds.py]", "dataset=ponds"]
+    made = package.compose(*words, "dataset.names=a (1).txt", "dataset.shifts.may=3", "dataset.shore=reed").dataset
+    assert (made.names, made.shifts, made.shore) == ("a (1).txt", {"may": 3}, "reed")
+    refused(segtrain("train", *words, "dataset.depth=0"), "dataset.depth must be at least 1, got 0")
+    refused(segtrain("train", *words, "dataset.shore=seed"), "dataset.shore must be one of sand, reed, got seed")
+    refused(segtrain("train", *words, "dataset.shift=3"), "no option dataset.shift", "did you mean dataset.shifts?")
+
+
+def test_optimizers_and_schedules_too(monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "mine", OPTIMIZERS["sgd"])
+    monkeypatch.setitem(SCHEDULES, "mine", SCHEDULES["poly"])
+    for words in (["optimizer=mine", "schedule=mine"], ["optimizer.name=mine", "schedule.name=mine"]):
+        made = package.compose(*words, "optimizer.momentum=0.5", "optimizer.betas=[0.5,0.5]")  # it may read all options
+        assert (made.optimizer.name, made.schedule.name) == ("mine", "mine")
+    for group, known in (("optimizer", "sgd, adamw, mine"), ("schedule", "constant, mine")):
+        with pytest.raises(UsageError, match=rf"{group}.name must be one of .*{known}, got mien; did you mean mine"):
+            package.compose(f"{group}.name=mien")
+
+
 def test_a_data_set_of_ones_own_in_a_mixture(ponds, tmp_path):
     from segtrain.data.dataset import training_mixture
 
-    plugins.load(str(FOLDER / "my_dataset.py"))
+    plugins.load_plugin(str(FOLDER / "my_dataset.py"))
     words = ["dataset=mixture", "dataset.target=ponds", f"dataset.parts.ponds.root={tmp_path / 'ponds'}"]
     assert len(training_mixture(package.compose(*words).dataset).samples) == 4
 

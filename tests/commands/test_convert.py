@@ -116,9 +116,9 @@ def test_a_run_becomes_safetensors_and_a_run_again(segtrain, scenes, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words", "status"),
     [
-        (["input=a.pth"], "output=None is not possible", 2),
+        (["input=a.pth"], "output=null is not possible: give input=FILE and output=FILE", 2),
         (["input=a.pth", "output=b.zip"], "output must end in .safetensors, .pt, .pth or .pth.tar, got b.zip", 2),
-        (["input=a.pth", "output=b.pt", "form=keras"], "choose segtrain, torchvision", 2),
+        (["input=a.pth", "output=b.pt", "form=keras"], "form must be one of segtrain, torchvision, ", 2),
         (["input=none.pth", "output=b.pt"], "no weights file none.pth: give the file that is to be converted", 2),
     ],
 )

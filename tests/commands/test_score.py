@@ -193,8 +193,14 @@ def test_what_cannot_be_scored_is_named(segtrain, tmp_path, change, words):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["predictions_encoding=trainids"], "choose ids, train_ids or pixelmap"),
-        (["predictions_encoding=pixelmap"], "only cocostuff has pixel maps"),
+        (
+            ["predictions_encoding=trainids"],
+            "predictions_encoding=trainids: kitti has no such encoding; choose ids or train_ids",
+        ),
+        (
+            ["predictions_encoding=pixelmap"],
+            "predictions_encoding=pixelmap: kitti has no such encoding; choose ids or train_ids",
+        ),
         (["split=nowhere"], "no split 'nowhere'"),
         (["dataset.root=/nowhere"], "no KITTI data at /nowhere"),
         (["split=test"], "has no labels to score against"),

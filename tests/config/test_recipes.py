@@ -2,22 +2,15 @@
 
 import json
 import math
-import os
 import re
-import shutil
-import subprocess
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-from segtrain.cli.entry import compose
-from segtrain.commands.paper import paper_table
-from segtrain.commands.runs import runs
-from segtrain.config import ModelConfig, RunsConfig, classifies
+from segtrain.config import ModelConfig, classifies
 from segtrain.data.dataset import label_table
 from segtrain.data.labels import read_json_table
 from segtrain.data.loader import Batch
@@ -30,12 +23,9 @@ from segtrain.losses import build_loss
 from segtrain.models import from_config
 from segtrain.tasks.classification import ImageCrossEntropy
 from segtrain.weights.published import known_by_name
-from tests.helpers.checkout import ROOT
+from tests.helpers.recipes import RECIPES, ROWS, composed, header
 from tests.helpers.runs import refused, small_run
 
-FOLDER = ROOT / "configs" / "experiment"
-RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-ROWS = [row for row in read_json_table("paper")["rows"] if row["dataset"] != "imagenet"]
 EPOCHS = {"cityscapes": (360, 2975), "cocostuff": (30, 40_000), "vistas": (90, 18_000)}
 NORMS = {
     "std": "batch_norm",
@@ -43,17 +33,6 @@ NORMS = {
     "sync": "inplace_abn_sync",
     "sync_class_uniform": "inplace_abn_sync",
 }
-
-
-@cache
-def composed(recipe):
-    """Composed and checked, which takes a third of a second; not to be changed."""
-    return compose(f"experiment={recipe}")
-
-
-def header(recipe):
-    lines = (FOLDER / f"{recipe}.yaml").read_text().splitlines()
-    return " ".join(line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line)
 
 
 def parts(row):
@@ -189,63 +168,6 @@ def test_the_other_recipes():
     assert (begins["head"], begins["activation"]) == (nvidia.model.head, nvidia.model.activation)
 
 
-def test_the_scripts_train_every_row():
-    for table in (3, 4):
-        script = (ROOT / "scripts" / "reproduce" / f"table{table}.sh").read_text()
-        rows = script.partition("rows=(")[2].partition(")")[0].split()
-        assert sorted(rows) == sorted(row["recipe"] for row in ROWS if row["table"] == table)
-
-
-@pytest.fixture
-def script(tmp_path):
-    """script("table2.sh", ...) in a copy of the scripts, with programs that only say what they were given."""
-    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    shutil.copytree(FOLDER, tmp_path / "configs" / "experiment")
-    programs = tmp_path / ".venv" / "bin"
-    programs.mkdir(parents=True)
-    for name in ("python", "segtrain", "torchrun"):
-        (programs / name).write_text(f'#!/bin/sh\necho "{name} $*" >> "{tmp_path}/called"\n')
-        (programs / name).chmod(0o755)
-    for name in ("pyproject.toml", "constraints.txt"):
-        (tmp_path / name).touch()
-
-    def call(name, *words):
-        (tmp_path / "called").write_text("")
-        command = ["bash", f"scripts/reproduce/{name}", *words]
-        env = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-        return done, (tmp_path / "called").read_text()
-
-    return call
-
-
-def test_a_row_that_a_script_lacks_stops_it_before_anything_is_installed(script):
-    done, called = script("table2.sh", "imagenet_resnext101", "imagenet_resnext11")
-    assert (done.returncode, called) == (2, "")
-    assert done.stderr.startswith("no row imagenet_resnext11; there is imagenet_resnext101_std imagenet_resnext101 ")
-    done, called = script("table2.sh", "imagenet_resnext101")
-    assert done.returncode == 0, done.stderr
-    assert called.count(" train ") == 1 and "experiment=imagenet_resnext101 " in called
-    assert called.count("segtrain evaluate run=runs/imagenet_resnext101 ") == 3
-
-
-def test_a_run_that_a_row_begins_with_must_be_there_or_be_asked_for(script, tmp_path):
-    vistas, kitti = "vistas_wider_resnet38", "cityscapes_kitti_wider_resnet38"
-    for smoke in ([], ["--smoke"]):
-        done, called = script("kitti.sh", kitti, *smoke)
-        assert done.returncode == 2
-        assert f"runs/{vistas}/last.pt, with which {kitti} begins; train it first: the same script" in done.stderr
-        assert "torchrun" not in called and "segtrain" not in called
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "wide_resnet38_ipabn_lr_256.pth.tar").touch()
-    for words, trained in (([kitti, "model.weights=none"], 1), ([kitti, vistas], 2), ([], 2)):
-        done, called = script("kitti.sh", *words)
-        assert (done.returncode, called.count(" train ")) == (0, trained), done.stderr
-    (tmp_path / "runs" / vistas).mkdir(parents=True)
-    (tmp_path / "runs" / vistas / "last.pt").touch()
-    assert script("kitti.sh", kitti)[0].returncode == 0
-
-
 def test_bases_are_no_recipes(segtrain):
     refused(segtrain("train", "experiment=cityscapes_resnext10"), "did you mean experiment=cityscapes_resnext101")
     listed = segtrain("train", "experiment=nothing").err
@@ -335,143 +257,3 @@ def test_without_its_weights_a_recipe_stops_with_their_row_and_none_insists(segt
     answer = segtrain(*words, "model.weights=none", "model.backbone=resnet18", "trainer.max_steps=1")
     assert answer.status == 0, answer.err
     assert "initial weights random" in answer.out
-
-
-# ------------------------------------------------------------------------------------------------ the paper's table
-
-
-def finished(root, name, recipe, miou=0.7701, processes=4, accumulation=1, change=None, score=None, state="finished"):
-    """The small files of a run of a recipe, as training leaves them."""
-    folder = root / name
-    folder.mkdir(parents=True)
-    config = asdict(composed(recipe)) | {"name": name}
-    for key, value in (change or {}).items():
-        group, _, option = key.partition(".")
-        config[group] = config[group] | {option: value}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "environment.json").write_text(json.dumps([{"processes": processes, "accumulation": accumulation}]))
-    (folder / "state.json").write_text(json.dumps({"state": state, "step": 99, "max_steps": 100, "reason": ""}))
-    usual = {"name": "whole", "scales": [1.0], "flip": False, "tile": None}
-    result = {
-        "dataset": "cityscapes", "split": "val", "inference": usual, "checkpoint": str(folder / "last.pt"),
-        "step": 100, "miou": miou,
-        "protocol": {"weights": "raw", "warnings": []},
-    }  # fmt: skip
-    if state == "finished":
-        (folder / "evaluation.json").write_text(json.dumps(result | (score or {})))
-    return folder
-
-
-def told(root, recipe):
-    return [line for line in paper_table(root) if line.recipe == recipe]
-
-
-INPLACE = "cityscapes_resnext101_inplace_16x672"  # 77.04 %
-
-
-def test_the_table_without_runs_has_every_row(segtrain, tmp_path):
-    (tmp_path / "runs").mkdir()
-    answer = segtrain("runs", "table=paper")
-    assert answer.status == 0, answer.err
-    for row in ROWS:
-        (line,) = [line for line in answer.out.splitlines() if row["recipe"] in line.split()]
-        assert line.split()[-3:] == [f"{row['miou']:.2f}", "not", "run"]
-    assert answer.out.index("Table 2") < answer.out.index("Table 3\n") < answer.out.index("Table 4\n")
-    assert "0 of 58 rows are measured in runs, 0 of them in the published way" in answer.out
-    refused(segtrain("runs", "table=papr"), "table=papr", "choose paper")
-
-
-def test_measured_stands_beside_published(segtrain, tmp_path):
-    root = tmp_path / "runs"
-    finished(
-        root,
-        "any_name",
-        INPLACE,
-        change={"dataset.root": "/data", "loader.workers": 3, "model.weights": "/w/resnext101_ipabn_lr_512.pth.tar"},
-    )
-    finished(root, "short", "cityscapes_resnext101", 0.7758)
-    finished(root, "toy", "toy")
-    finished(root, "at_work", "cityscapes_wider_resnet38", state="stopped")
-    answer = segtrain("runs", "table=paper")
-    assert answer.status == 0, answer.err
-    lines = [line.split() for line in answer.out.splitlines()]
-    assert next(line for line in lines if INPLACE in line)[-3:] == ["77.04", "77.01", "-0.03"]
-    assert next(line for line in lines if "cityscapes_resnext101_sync_16x672" in line)[-3:] == [
-        "77.58",
-        "77.58",
-        "+0.00",
-    ]
-    (line,) = told(root, "cityscapes_wider_resnet38_sync_class_uniform_12x872")
-    assert (line.measured, line.notes) == (None, ("stopped at step 99",))
-    assert "2 of 58 rows are measured in runs, 2 of them in the published way" in answer.out
-    assert runs(RunsConfig(str(root), "paper")) == []
-
-
-@pytest.mark.parametrize(
-    ("note", "how"),
-    [
-        ("optimizer.lr=0.1 (recipe: 0.0025)", {"change": {"optimizer.lr": 0.1}}),
-        ("trainer.max_steps=100 (recipe: null)", {"change": {"trainer.max_steps": 100}}),
-        ("model.weights=none (recipe: resnext101_ipabn_lr_512.pth.tar)", {"change": {"model.weights": "none"}}),
-        ("norms saw 16 crops at a time, not 4", {"processes": 1}),
-        ("inference.flip=True", {"score": {"inference": {"scales": [1.0], "flip": True, "tile": None}}}),
-        ("inference.longest_side=2048", {"score": {"inference": {"scales": [1.0], "longest_side": 2048}}}),
-        ("split night, not val", {"score": {"split": "night"}}),
-        ("best.pt, not last.pt", {"score": {"checkpoint": "x/best.pt"}}),
-        ("averaged weights", {"score": {"protocol": {"weights": "averaged"}}}),
-        ("4 pictures of 500", {"score": {"protocol": {"warnings": ["4 pictures of 500"]}}}),
-    ],
-)
-def test_what_is_not_as_published_is_named(tmp_path, note, how):
-    finished(tmp_path, "run", INPLACE, **how)
-    (line,) = told(tmp_path, INPLACE)
-    assert line.notes == (note,)
-    assert line.measured == pytest.approx((77.01,))
-
-
-def test_one_card_that_accumulates_is_as_published_and_sync_always(tmp_path):
-    finished(tmp_path, "one", INPLACE, processes=1, accumulation=4)
-    finished(tmp_path, "sync", "cityscapes_resnext101_sync_16x672", processes=1)
-    assert [
-        line.notes for recipe in (INPLACE, "cityscapes_resnext101_sync_16x672") for line in told(tmp_path, recipe)
-    ] == [(), ()]
-
-
-def test_of_several_scores_the_one_closest_to_the_paper_is_taken(tmp_path):
-    folder = finished(tmp_path, "run", INPLACE, change={"inference.flip": True}, score={"inference": {"flip": True}})
-    score = json.loads((folder / "evaluation.json").read_text())
-    again = folder / "evaluations" / "cityscapes-val-whole"
-    again.mkdir(parents=True)
-    (again / "evaluation.json").write_text(json.dumps(score | {"miou": 0.5, "inference": {"flip": False}}))
-    (line,) = told(tmp_path, INPLACE)
-    assert (line.measured, line.notes) == ((50.0,), ())
-
-
-def test_imagenet_has_a_line_for_each_protocol(tmp_path):
-    folder = finished(tmp_path, "run", INPLACE)
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"experiment": "imagenet_resnext101"}))
-    (folder / "evaluation.json").unlink()
-    lines = told(tmp_path, "imagenet_resnext101")
-    assert [(line.protocol, line.published) for line in lines] == [
-        ("center224", (78.08, 93.79)), ("tencrop", (79.52, 94.66)), ("center320", (79.38, 94.67)),
-    ]  # fmt: skip
-    assert {line.notes for line in lines} == {("not evaluated so",)}
-
-
-@pytest.mark.parametrize(
-    ("notes", "name", "changed"),
-    [
-        ((), "center224", {}),
-        (("inference.resize=320",), "center224", {"resize": 320}),
-        (("inference.crop=224",), "center320", {"crop": 224}),
-        (("inference.crops=center",), "tencrop", {"crops": "center"}),
-    ],
-)
-def test_an_imagenet_score_is_compared_with_the_protocol_of_its_name(tmp_path, notes, name, changed):
-    how = {"center224": (256, 224, "center"), "tencrop": (256, 224, "ten"), "center320": (320, 320, "center")}[name]
-    inference = {"name": name, **dict(zip(("resize", "crop", "crops"), how, strict=True))} | changed
-    score = {"dataset": "imagenet", "inference": inference, "top1": 0.78, "top5": 0.93}
-    finished(tmp_path, "run", "imagenet_resnext101", score=score)
-    (line,) = [line for line in told(tmp_path, "imagenet_resnext101") if line.measured is not None]
-    assert (line.protocol, line.measured, line.notes) == (name, pytest.approx((78.0, 93.0)), notes)

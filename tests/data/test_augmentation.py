@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from segtrain.cli import entry as cli
 from segtrain.config import IGNORE_INDEX, AugmentationConfig
+from segtrain.config.compose import compose_training
 from segtrain.data.augment import Augmentation
 from segtrain.data.extra_transforms import FILL, Extra
 from segtrain.data.labels import published_table
@@ -44,8 +44,7 @@ def picture(size=SIZE, classes=6, seed=3):
 
 
 def composed(*words):
-    arguments = cli.parse("train", cli.COMMANDS["train"], list(words))
-    return cli.checked("train", cli.compose("train", cli.COMMANDS["train"], arguments), arguments.overrides)
+    return compose_training(*words)
 
 
 def test_presets():
@@ -64,8 +63,7 @@ def test_transforms_from_the_command_line_and_from_yaml(tmp_path):
     recipes = tmp_path / "mine" / "augmentation"
     recipes.mkdir(parents=True)
     (recipes / "own.yaml").write_text(yaml.safe_dump({"extra": wanted}))
-    arguments = cli.parse("train", cli.COMMANDS["train"], ["--config-dir", str(tmp_path / "mine"), "augmentation=own"])
-    assert cli.compose("train", cli.COMMANDS["train"], arguments).augmentation.extra == wanted
+    assert compose_training("augmentation=own", config_dir=str(tmp_path / "mine")).augmentation.extra == wanted
     assert typed.name != composed().name  # it changes the run
     made = Augmentation(typed.augmentation).extra
     assert [type(extra.transform).__name__ for extra in made] == ["GaussianBlur", "ToGray"]

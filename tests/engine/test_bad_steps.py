@@ -151,10 +151,10 @@ def test_replay_shows_what_the_network_saw(segtrain, words, monkeypatch):
         learner.Learner, "step", lambda self, batches, *more: (seen.append(batches), step(self, batches, *more))[1]
     )
     segtrain("train", *words, "run=r", "trainer.max_steps=2", "augmentation.color=0.3")
-    from segtrain.commands.replay import training_config
+    from segtrain.commands.replay import config_of_run
     from segtrain.engine.start import task_of
 
-    trained = training_config(Path("r"), config.ReplayConfig(run="r"))
+    trained = config_of_run(Path("r"), config.ReplayConfig(run="r"))
     data = task_of(trained)(trained).data()
     for place, position in enumerate(range(4, 8)):
         image, target, name, _, window = data[position]

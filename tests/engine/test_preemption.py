@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from segtrain.cli.slurm import script
+from segtrain.cli.slurm import job_script
 from segtrain.engine.preemption import Preempted, Preemption
 from tests.helpers import zygote
 from tests.helpers.checkout import ROOT, environment
@@ -58,7 +58,7 @@ def test_a_schedulers_second_signal_only_hurries():
 
 
 def test_slurm_script_is_what_the_command_prints(segtrain):
-    assert (ROOT / "scripts/slurm.sh").read_text() == script([], "scripts/slurm.sh")
+    assert (ROOT / "scripts/slurm.sh").read_text() == job_script([], "scripts/slurm.sh")
     assert os.access(ROOT / "scripts/slurm.sh", os.X_OK)
     answer = segtrain("train", "--print-slurm", "experiment=toy", "name=it's")
     assert "options=(experiment=toy 'name=it'\"'\"'s' \"$@\")" in answer.out

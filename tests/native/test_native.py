@@ -113,14 +113,14 @@ def test_the_key_tells_cpu_compiler_and_text_apart(monkeypatch, tmp_path):
     built = []
     monkeypatch.setattr(compiling, "build", lambda command, *_: (built.append(command), _[-1] / "abn.so")[1])
     monkeypatch.setattr(compiling.Path, "replace", lambda self, to: to.touch())
-    first = native_ops.library_path(torch.float32)
-    assert native_ops.library_path(torch.float32) == first
+    first = native_ops.build_library(torch.float32)
+    assert native_ops.build_library(torch.float32) == first
     assert len(built) == 1
-    others = {native_ops.library_path(torch.float64)}
+    others = {native_ops.build_library(torch.float64)}
     monkeypatch.setenv("SEGTRAIN_NATIVE", "baseline")
-    others.add(native_ops.library_path(torch.float32))
+    others.add(native_ops.build_library(torch.float32))
     monkeypatch.setattr(compiling, "cpu_features", lambda: "flags: another machine")
-    others.add(native_ops.library_path(torch.float32))
+    others.add(native_ops.build_library(torch.float32))
     assert len({first, *others}) == 4
 
 

@@ -182,7 +182,7 @@ def test_probabilities_of_every_inference(monkeypatch, options):
     ("options", "words"),
     [
         ({"overlap": 0.5}, r"inference\.overlap=0.5.*inference\.tile"),
-        ({"longest_side": 31}, r"inference\.longest_side=31.*32 or more"),
+        ({"longest_side": 31}, r"inference\.longest_side must be at least 32 or null, got 31"),
     ],
 )
 def test_options_that_cannot_be(options, words):
@@ -326,7 +326,11 @@ def test_predict_info_submit_and_a_run_of_the_published_file(segtrain, published
 def test_default_outputs_and_wrong_ones(segtrain, published, data):
     photo = next((data / "validation" / "images").iterdir())
     call = ["predict", f"input={photo}", f"checkpoint={published}", "inference=vistas_official", "device=cpu"]
-    refused(segtrain(*call, "outputs=[colour]"), "outputs=['colour']", "color", "palette, raw, prob")
+    refused(
+        segtrain(*call, "outputs=[colour]"),
+        "outputs must be one or more of labels, color",
+        "palette, raw, prob, got ['colour']; did you mean color?",
+    )
     refused(segtrain(*call, "outputs=[]"), "outputs=[]")
     refused(segtrain(*call, "inference.overlap=0.5"), "inference.overlap=0.5")
     assert segtrain(*call, "inference.longest_side=64", "output=o").status == 0
@@ -339,7 +343,7 @@ def test_files_that_are_no_network_of_a_run(segtrain, published, data, tmp_path)
     verbs = (["evaluate", "dataset=kitti"], ["predict", f"input={data}"], ["submit", "dataset=kitti"], ["info"])
     for verb in verbs:
         if verb[0] in ("evaluate", "predict"):
-            refused(segtrain(*verb, "checkpoint=imagenet.pth"), "whole pictures")
+            refused(segtrain(*verb, "checkpoint=imagenet.pth"), "classifies images")
         words = ("neither a checkpoint", "the names of no known layout (a.weight")
         refused(segtrain(*verb, "checkpoint=strange.pth"), *words, status=1)
         away = refused(segtrain(*verb, f"checkpoint=away/{NAME}"), f"no checkpoint file away/{NAME}")

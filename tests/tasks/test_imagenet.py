@@ -73,9 +73,9 @@ def test_a_tree_that_is_not_there_or_disagrees(class_images, tmp_path, segtrain)
         ("augmentation=paper", ["augmentation.name=segmentation", "augmentation=imagenet"]),
         ("inference=whole", ["inference=whole", "center224, tencrop or center320"]),
         ("augmentation.scale=[0.5,2]", ["augmentation.scale", "does not read it"]),
-        ("inference.flip=true", ["inference.flip", "for pixels"]),
+        ("inference.flip=true", ["inference.flip", "for segmentation"]),
         ("inference.crop=64", ["inference.crop=64", "at most inference.resize"]),
-        ("dataset=streets", ["model.head=classifier", "whole pictures"]),
+        ("dataset=streets", ["model.head=classifier", "image classification"]),
     ],
 )
 def test_combinations_that_cannot_work_are_refused(class_images, segtrain, word, told):
@@ -174,7 +174,7 @@ def test_it_trains_is_judged_resumes_and_is_evaluated(class_images, segtrain):
     assert "relu, where leaky_relu was trained with; norm abn, as inplace_abn but for the inverse" in answer.out
     answer = segtrain("predict", "run=whole", f"plugins=[{TINY}]", f"input={class_images / 'val'}", "device=cpu")
     assert answer.status == 2
-    assert "names whole pictures" in answer.err
+    assert "classifies images" in answer.err
     answer = segtrain("replay", "run=whole", "step=2", f"plugins=[{TINY}]")
     assert answer.status == 0, answer.err
     assert "class n0000000" in answer.out
@@ -198,7 +198,7 @@ def test_the_result_is_what_segmentation_begins_with(class_images, scenes, segtr
     for more in ([], ["inference=whole"]):
         answer = segtrain("evaluate", "body/last.pt", "dataset=cityscapes", *more)
         assert answer.status == 2
-        assert answer.err.startswith("segtrain: body/last.pt names whole pictures (model.head=classifier): ")
+        assert answer.err.startswith("segtrain: body/last.pt classifies images (model.head=classifier): ")
     for more in ([], ["inference=center224"]):
         answer = segtrain("evaluate", "run=pixels", "dataset=imagenet", *more)
         assert answer.status == 2

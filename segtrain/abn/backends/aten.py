@@ -1,4 +1,4 @@
-"""The primitives of In-Place ABN by the fused kernels that ship inside torch: any device, no compiler.
+"""The primitives of In-Place ABN from the fused kernels that are part of torch: any device, no compiler.
 
 A back end is a module with the six functions below (`statistics`, `normalise`, `sums`, `gradient`, and the fused
 `forward` and `backward`, which normalise over the tensor at hand and may keep it in cache between the two passes).
@@ -186,8 +186,8 @@ def backward(
     """(dx, sums): `sums`, then `gradient` with their means over the tensor itself.
 
     xhat = (t - center) * inverse has the form of a normalisation of t with that mean and inverse deviation, so torch's
-    own batch-norm backward applied to t gives exactly the sums wanted; its input gradient differs from ours by the
-    factor it multiplies with only, which goes in as the weight.
+    own batch-norm backward applied to t gives exactly these sums; its input gradient differs only by a factor, which is
+    passed as the weight.
     """
     t, dy = recover(kept, dz, activation, shortcut, affine)
     if dshortcut is not None:

@@ -1,187 +1,41 @@
-"""The primitives on CUDA: kernels/abn.cu, compiled at first use through CuPy. Same functions as aten_ops, which see.
+"""The primitives on CUDA: kernels/abn.cu, compiled at first use through CuPy. The same functions as in aten.py.
 
 A forward pass reads the tensor twice and writes it once; a backward pass reads the kept tensor and dz twice (and a
 shortcut) and writes dx once (and a shortcut's gradient). torch allocates everything and owns the stream; CuPy compiles,
-loads and launches. Everything goes through `launch`, for which the tests put an emulator.
-
-    SEGTRAIN_CACHE   moves CuPy's folder of compiled kernels to `cupy` below it, unless CUPY_CACHE_DIR is set
+loads and launches. Every kernel goes through `launch`, which the tests replace by an emulator.
 """
 
 import functools
 import importlib
-import importlib.util
-import os
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from segtrain.abn.backends import cupy_kernels as kernels
 from segtrain.abn.backends.aten import CODES, Activation, layout, statistics_dtype
+from segtrain.abn.backends.cupy_kernels import ACCESS, TYPES, over_channels, over_tensors
+from segtrain.abn.backends.cupy_launch import Argument
+from segtrain.abn.backends.cupy_launch import available as available
+from segtrain.abn.backends.cupy_launch import launch as launch
 
 if TYPE_CHECKING:
     import numpy as np
 
-KERNELS = Path(__file__).parent / "kernels"
-# dtype -> C++ type
-TYPES = {
-    torch.float32: "float", torch.float16: "__half", torch.bfloat16: "__nv_bfloat16", torch.float64: "double",
-}  # fmt: skip
 DTYPES = frozenset(TYPES)
-BLOCK = 256  # threads a block, a multiple of 32
-ACCESS = 16  # bytes of the widest memory access
-BLOCKS = 16  # blocks for each multiprocessor, where the tensor has work for as many: two waves
-TURNS = 64  # a thread adds up no longer chain than this, so that float32 sums stay exact to a few units
+BLOCKS = 16  # blocks for each multiprocessor, if the tensor has work for that many: two waves
+TURNS = 64  # longest chain that a thread adds up, so that float32 sums stay exact to a few units
 HIGHEST_GRID = 65535  # in y
-
-
-class Kernel(NamedTuple):
-    """An instance of a template of abn.cu."""
-
-    function: str
-    arguments: tuple[str | int, ...]  # of the template
-    module: tuple[str, int | None]  # C++ type, activation code or None: what is compiled together
-
-    @property
-    def expression(self) -> str:
-        return f"abn::{self.function}<{', '.join(map(str, self.arguments))}>"
-
-
-Argument: TypeAlias = "Tensor | np.generic | None"  # None: a null pointer
-
-
-# ------------------------------------------------------------------------------------------------------- the text
-
-
-@functools.cache
-def source() -> str:
-    """One text: CuPy's cache does not notice a change of an included file."""
-    header = (KERNELS / "abn_math.h").read_text()
-    return (KERNELS / "abn.cu").read_text().replace('#include "abn_math.h"\n', header)
-
-
-def widest(ctype: str) -> int:
-    """Elements in the widest memory access."""
-    return ACCESS // next(dtype.itemsize for dtype, name in TYPES.items() if name == ctype)
-
-
-def computed_in(ctype: str) -> str:
-    return "double" if ctype == "double" else "float"
-
-
-def over_tensors(function: str, ctype: str, vec: int, last: bool, act: int | None = None, *kept: str) -> Kernel:
-    activation = () if act is None else (act,)
-    return Kernel(function, (ctype, vec, *activation, *kept, str(last).lower(), BLOCK), (ctype, act))
-
-
-def over_channels(function: str, ctype: str) -> Kernel:
-    return Kernel(function, (computed_in(ctype), BLOCK), (ctype, None))
-
-
-def instances(ctype: str, act: int | None) -> list[Kernel]:
-    """All kernels of one module: the statistics' of a type, or those of a type with an activation."""
-    kernels = []
-    for last in (False, True):
-        for vec in (1, widest(ctype)):
-            if act is None:
-                kernels.append(over_tensors("statistics", ctype, vec, last))
-                continue
-            kernels.append(over_tensors("normalise", ctype, vec, last, act))
-            for function in ("sums", "gradient"):
-                kernels += [over_tensors(function, ctype, vec, last, act, kept) for kept in ("false", "true")]
-    if act is None:
-        kernels += [over_channels(function, ctype) for function in ("merge_statistics", "merge_sums")]
-    return kernels
-
-
-# --------------------------------------------------------------------------------------------------------- CuPy
-
-
-def advice() -> str:
-    return f"pip install cupy-cuda{(torch.version.cuda or '13').split('.')[0]}x"
-
-
-def import_cupy() -> Any:
-    """The cupy module, with its folder of compiled kernels where SEGTRAIN_CACHE says."""
-    if "cupy" not in sys.modules and os.environ.get("SEGTRAIN_CACHE"):
-        folder = Path(os.environ["SEGTRAIN_CACHE"]).expanduser() / "cupy"
-        os.environ.setdefault("CUPY_CACHE_DIR", str(folder))
-    return importlib.import_module("cupy")
-
-
-def available() -> str:
-    """'' where these kernels can run, else why not, in one sentence."""
-    if torch.version.hip is not None:
-        return "torch is built for AMD cards"
-    if not torch.cuda.is_available():
-        return "torch finds no CUDA device"
-    if importlib.util.find_spec("cupy") is None:
-        return f"CuPy is not installed: {advice()}"
-    try:
-        cupy = import_cupy()
-        built = cupy.cuda.runtime.runtimeGetVersion() // 1000
-        wanted = int((torch.version.cuda or "0").split(".")[0])
-        if built != wanted:
-            return f"CuPy is built for CUDA {built} and torch for CUDA {wanted}: {advice()}"
-        cupy.cuda.nvrtc.getVersion()
-    except (ImportError, RuntimeError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        return f"CuPy does not work here ({type(error).__name__}: {reason})"
-    return ""
-
-
-@functools.cache
-def compiled(module: tuple[str, int | None], device: int) -> Any:
-    """The RawModule for a device, which must be the current one when it is used."""
-    names = [kernel.expression for kernel in instances(*module)]
-    return import_cupy().RawModule(code=source(), options=("--std=c++17",), name_expressions=names)
-
-
-@functools.cache
-def function(kernel: Kernel, device: int) -> Any:
-    """The loaded kernel. The device must be the current one."""
-    return compiled(kernel.module, device).get_function(kernel.expression)
-
-
-class Raw:
-    """torch's stream as CuPy takes any stream, whichever torch it is."""
-
-    def __init__(self, pointer: int) -> None:
-        self.pointer = pointer
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.pointer
-
-
-@functools.cache
-def stream(pointer: int, device: int) -> Any:
-    return import_cupy().cuda.Stream.from_external(Raw(pointer))
-
-
-def launch(kernel: Kernel, grid: tuple[int, int], block: int, args: tuple[Argument, ...]) -> None:
-    """Enqueues a kernel on torch's current stream of the tensors' device."""
-    first = next(a for a in args if isinstance(a, Tensor))
-    with torch.cuda.device_of(first):
-        device = first.device.index
-        # A thread of autograd's has perhaps used no device yet: this makes the context current for CuPy as well.
-        import_cupy().cuda.runtime.setDevice(device)
-        cells = tuple(a.data_ptr() if isinstance(a, Tensor) else 0 if a is None else a for a in args)
-        with stream(torch.cuda.current_stream(device).cuda_stream, device):
-            function(kernel, device)(grid, (block,), cells)
 
 
 @functools.cache
 def processors(device: torch.device) -> int:
-    """Multiprocessors of a device; a few for the emulator."""
+    """Multiprocessors of a GPU; 1 for CPU tensors, which the emulator runs."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-# ------------------------------------------------------------------------------------------------------ geometry
-
-
 class Geometry(NamedTuple):
-    """How threads are dealt over a tensor (outer, channels, inner), see abn.cu."""
+    """How threads are distributed over a tensor (outer, channels, inner), see abn.cu."""
 
     vec: int  # elements a thread moves at once
     last: bool  # channels are last
@@ -190,7 +44,7 @@ class Geometry(NamedTuple):
 
 
 def geometry(*tensors: Tensor | None) -> Geometry:
-    """For tensors of one shape, dtype and layout, none of them empty."""
+    """The launch geometry for tensors of one shape, dtype and layout, none of them empty."""
     present = [t for t in tensors if t is not None]
     x = present[0]
     outer, channels, inner = layout(x)
@@ -203,10 +57,10 @@ def geometry(*tensors: Tensor | None) -> Geometry:
         packs = channels // vec
         shift = min(5, (packs - 1).bit_length())
         groups = -(-packs // (1 << shift))
-        turns = -(-outer // (BLOCK >> shift))
+        turns = -(-outer // (kernels.BLOCK >> shift))
     else:
         groups = channels
-        turns = -(-outer * (inner // vec) // BLOCK)
+        turns = -(-outer * (inner // vec) // kernels.BLOCK)
     stripes = max(-(-BLOCKS * processors(x.device) // groups), -(-turns // TURNS))
     stripes = min(stripes, turns, HIGHEST_GRID)
     shape = number("int64", outer), number("int64", channels), number("int64", inner), number("int32", shift)
@@ -214,29 +68,28 @@ def geometry(*tensors: Tensor | None) -> Geometry:
 
 
 def blocks_of_warps(channels: int) -> tuple[int, int]:
-    """The grid with one warp a channel."""
-    return -(-channels * 32 // BLOCK), 1
+    """The grid that has one warp for each channel."""
+    return -(-channels * 32 // kernels.BLOCK), 1
 
 
 def number(kind: str, value: float) -> "np.generic":
-    """CuPy takes numbers of a stated width as numpy's. It needs numpy, the layers alone do not."""
+    """A numpy scalar, as CuPy takes numbers of a given width. Only this needs numpy; the layers do not."""
     made: np.generic = getattr(importlib.import_module("numpy"), kind)(value)
     return made
 
 
 def scalar(value: float, like: Tensor) -> "np.generic":
-    """For a kernel's parameter of the statistics dtype of `like`."""
+    """A kernel argument of the dtype in which the channel vectors `like` are computed."""
     return number("float64" if like.dtype == torch.float64 else "float32", value)
 
 
-# ------------------------------------------------------------------------------------------------- the primitives
-
-
 def launch_statistics(x: Tensor) -> tuple[Tensor, Geometry]:
-    """(stripes' moments, how they lie)"""
+    """(Moments of each stripe (C, stripes, 3), the geometry they were computed with)."""
     how = geometry(x)
     part = x.new_empty((x.shape[1], how.grid[1], 3), dtype=statistics_dtype(x))
-    launch(over_tensors("statistics", TYPES[x.dtype], how.vec, how.last), how.grid, BLOCK, (x, part, *how.shape))
+    launch(
+        over_tensors("statistics", TYPES[x.dtype], how.vec, how.last), how.grid, kernels.BLOCK, (x, part, *how.shape)
+    )
     return part, how
 
 
@@ -246,7 +99,7 @@ def launch_merge_statistics(
 ) -> None:  # fmt: skip
     channels = x.shape[1]
     launch(
-        over_channels("merge_statistics", TYPES[x.dtype]), blocks_of_warps(channels), BLOCK,
+        over_channels("merge_statistics", TYPES[x.dtype]), blocks_of_warps(channels), kernels.BLOCK,
         (
             part, number("int64", channels), number("int32", part.shape[1]),
             number("float64", x.numel() // channels), scalar(eps, part), scalar(momentum, part),
@@ -261,7 +114,8 @@ def launch_normalise(
 ) -> None:  # fmt: skip
     how = geometry(x, out, shortcut)
     launch(
-        over_tensors("normalise", TYPES[x.dtype], how.vec, how.last, CODES.index(activation.name)), how.grid, BLOCK,
+        over_tensors("normalise", TYPES[x.dtype], how.vec, how.last, CODES.index(activation.name)),
+        how.grid, kernels.BLOCK,
         (x, out, shortcut, center, scale, shift, scalar(activation.param, scale), *how.shape),
     )  # fmt: skip
 
@@ -286,7 +140,7 @@ def forward(
     x: Tensor, out: Tensor, gamma: Tensor, beta: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
     momentum: float, eps: float, activation: Activation, shortcut: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """As aten_ops.forward. The mean is subtracted first, so that no digits are lost where it is large."""
+    """As in aten.py. Subtracts the mean first, so that a large mean costs no digits."""
     part, _ = launch_statistics(x)
     mean, rstd, scale = gamma.new_empty((3, x.shape[1])).unbind()
     running = [None if t is None else t.contiguous() for t in (running_mean, running_var)]
@@ -320,13 +174,13 @@ def launch_sums(common: tuple[Argument, ...], activation: Activation, divided: b
     part = center.new_empty((channels, how.grid[1], 2))
     form = "false" if scale is None else "true"
     launch(
-        over_tensors("sums", ctype, how.vec, how.last, CODES.index(activation.name), form), how.grid, BLOCK,
+        over_tensors("sums", ctype, how.vec, how.last, CODES.index(activation.name), form), how.grid, kernels.BLOCK,
         (*common, part, *how.shape),
     )  # fmt: skip
     found = center.new_empty((2, channels))
     means = torch.empty_like(found) if divided else None
     launch(
-        over_channels("merge_sums", ctype), blocks_of_warps(channels), BLOCK,
+        over_channels("merge_sums", ctype), blocks_of_warps(channels), kernels.BLOCK,
         (
             part, number("int64", channels), number("int32", how.grid[1]),
             number("float64", kept.numel() // channels), found, means,
@@ -345,7 +199,7 @@ def launch_gradient(
     form = "false" if scale is None else "true"
     launch(
         over_tensors("gradient", TYPES[kept.dtype], how.vec, how.last, CODES.index(activation.name), form),
-        how.grid, BLOCK, (*common, factor.contiguous(), means.contiguous(), dx, dshortcut, *how.shape),
+        how.grid, kernels.BLOCK, (*common, factor.contiguous(), means.contiguous(), dx, dshortcut, *how.shape),
     )  # fmt: skip
     return dx
 
@@ -381,15 +235,12 @@ def backward(
     return launch_gradient(common, activation, factor, means, dshortcut), found
 
 
-# ------------------------------------------------------------------------------------------------------- warm-up
-
-
 def warm_up(
     dtypes: tuple[torch.dtype, ...] = (torch.float32,), activations: tuple[str, ...] = CODES,
     device: torch.device | str | int = "cuda",
 ) -> None:  # fmt: skip
-    """Compiles, loads and runs every kernel of these types and activations once: loading is not allowed while a CUDA
-    graph is captured."""
+    """Compile, load and run every kernel of these types and activations once, because no kernel can be loaded while a
+    CUDA graph is captured."""
     for dtype in dtypes:
         vec = ACCESS // dtype.itemsize
         for name in activations:

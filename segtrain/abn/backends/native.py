@@ -1,7 +1,7 @@
 """The primitives compiled for the CPU from kernels/abn_cpu.cpp, at first use, where a C++ compiler is found.
 
-One small library per storage type, built by compiling.py, which see for the environment variables. Same functions as
-aten_ops, which see.
+One small library per storage type, built by segtrain/native/compile.py, where the environment variables are. The same
+functions as in aten.py.
 """
 
 import ctypes
@@ -30,13 +30,13 @@ def available() -> str:
     reason = compiling.unavailable()
     if not reason:
         try:
-            load(torch.float32)
+            load_library(torch.float32)
         except (OSError, subprocess.SubprocessError) as error:
             reason = f"its library could not be built: {error}"
     return reason
 
 
-def library_path(dtype: torch.dtype) -> Path:
+def build_library(dtype: torch.dtype) -> Path:
     """The library for a storage type, built if it is not there yet."""
     kind = TYPES[dtype]
     name = f"abn-{kind.lstrip('_')}"
@@ -46,9 +46,9 @@ def library_path(dtype: torch.dtype) -> Path:
 
 
 @functools.cache
-def load(dtype: torch.dtype) -> Any:
+def load_library(dtype: torch.dtype) -> Any:
     """The library for a storage type, its argument types declared."""
-    library = ctypes.CDLL(str(library_path(dtype)))
+    library = ctypes.CDLL(str(build_library(dtype)))
     p, n, d, i = ctypes.c_void_p, ctypes.c_long, ctypes.c_double, ctypes.c_int
     act = [i, d, d]
     for name, arguments in {
@@ -79,14 +79,16 @@ def statistics(x: Tensor) -> Tensor:
     result = torch.zeros(2, x.shape[1], dtype=statistics_dtype(x))
     if x.numel():
         mean, var = result
-        load(x.dtype).abn_statistics(address(x), *layout(x), address(mean), address(var), torch.get_num_threads())
+        load_library(x.dtype).abn_statistics(
+            address(x), *layout(x), address(mean), address(var), torch.get_num_threads()
+        )
     return result
 
 
 def normalise(
     x: Tensor, out: Tensor, scale: Tensor, shift: Tensor, activation: Activation, shortcut: Tensor | None
 ) -> None:
-    load(x.dtype).abn_normalise(
+    load_library(x.dtype).abn_normalise(
         address(x), address(shortcut), address(out), *layout(x), address(scale), address(shift),
         *acts(activation, x.dtype), torch.get_num_threads(),
     )  # fmt: skip
@@ -99,7 +101,7 @@ def sums(
     result = torch.zeros(2, kept.shape[1], dtype=center.dtype)
     scale, shift = affine or (None, None)
     if kept.numel():
-        load(kept.dtype).abn_sums(
+        load_library(kept.dtype).abn_sums(
             address(kept), address(dz), address(shortcut), *layout(kept), address(center), address(inverse),
             address(scale), address(shift), *acts(activation, kept.dtype), address(result), torch.get_num_threads(),
         )  # fmt: skip
@@ -114,7 +116,7 @@ def gradient(
     dx = torch.empty_like(kept)
     scale, shift = affine or (None, None)
     means = means.contiguous()
-    load(kept.dtype).abn_gradient(
+    load_library(kept.dtype).abn_gradient(
         address(kept), address(dz), address(shortcut), address(dx), address(dshortcut), *layout(kept),
         address(center), address(inverse), address(scale), address(shift), address(factor), address(means),
         *acts(activation, kept.dtype), torch.get_num_threads(),
@@ -127,7 +129,7 @@ def forward(
     momentum: float, eps: float, activation: Activation, shortcut: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     mean, rstd = torch.empty_like(gamma), torch.empty_like(gamma)
-    load(x.dtype).abn_forward(
+    load_library(x.dtype).abn_forward(
         address(x), address(shortcut), address(out), *layout(x), address(gamma), address(beta), address(running_mean),
         address(running_var), momentum, eps, address(mean), address(rstd), *acts(activation, x.dtype),
         torch.get_num_threads(),
@@ -142,7 +144,7 @@ def backward(
     dx = torch.empty_like(kept)
     result = torch.empty(2, kept.shape[1], dtype=center.dtype)
     scale, shift = affine or (None, None)
-    load(kept.dtype).abn_backward(
+    load_library(kept.dtype).abn_backward(
         address(kept), address(dz), address(shortcut), address(dx), address(dshortcut), *layout(kept),
         address(center), address(inverse), address(scale), address(shift), address(factor),
         *acts(activation, kept.dtype), address(result), torch.get_num_threads(),

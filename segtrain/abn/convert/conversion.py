@@ -51,7 +51,7 @@ class Conversion:
         return "\n".join(lines)
 
 
-def compare(conversion: Conversion, expected: list[Tensor], probe: Any) -> Conversion:
+def measure_difference(conversion: Conversion, expected: list[Tensor], probe: Any) -> Conversion:
     """Measure the differences from the `expected` outputs on the probe, and store them in the conversion."""
     found = observe(conversion.model, probe).results
     conversion.max_difference = difference(found, expected)

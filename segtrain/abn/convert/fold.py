@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from segtrain.abn.convert.conversion import BATCH_NORMS, Conversion, compare, replace_module
+from segtrain.abn.convert.conversion import BATCH_NORMS, Conversion, measure_difference, replace_module
 from segtrain.abn.convert.observe import Left, Operation, Record, has_hooks, norm_call, observe
 from segtrain.abn.convert.to_batch_norm import to_batch_norm
 
@@ -47,7 +47,7 @@ def fold(model: nn.Module, probe: Any) -> Conversion:
         pair = new.get_submodule(name)
         if name in plain.converted and isinstance(pair, nn.Sequential):  # an Identity and the activation
             new = conversion.model = replace_module(new, pair, pair[1])
-    return compare(conversion, expected, probe)
+    return measure_difference(conversion, expected, probe)
 
 
 class Neighbours:
@@ -91,7 +91,7 @@ class Neighbours:
         module = self.model.get_submodule(operation.modules[-1]) if operation.modules else self.model
         parameters: Iterable[Any] = [p for p in module._parameters.values() if p is not None]
         return (
-            type(module) in kinds
+            getattr(module, "stands_for", type(module)) in kinds
             and operation.name in ("convolution", "addmm", "mm")
             and (type(module) is not nn.Linear or dims == 2)
             and len(self.record.calls[operation.modules[-1]]) == 1

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from segtrain.abn.checks import invertible
 from segtrain.abn.convert.conversion import BATCH_NORMS
 from segtrain.abn.convert.observe import Left, Operation, Record, has_hooks, norm_call, storage_address
-from segtrain.abn.functional import invertible
 
 ACTIVATION_MODULES = (nn.LeakyReLU, nn.ELU, nn.ReLU)
 # Operations whose output is new memory that they do not keep for backward: it may be overwritten.
@@ -66,7 +66,7 @@ class Surroundings(NamedTuple):
         return [self.activation.outputs[0], *shortcuts]
 
 
-def surroundings(record: Record, name: str) -> Surroundings:
+def find_surroundings(record: Record, name: str) -> Surroundings:
     """Find the norm's one call and the addition and activation that nothing else shares with it."""
     norm = norm_call(record, name)
     user = record.only_user(norm)
@@ -77,7 +77,7 @@ def surroundings(record: Record, name: str) -> Surroundings:
 
 def plan_in(model: nn.Module, record: Record, name: str, replace_relu: float | None) -> Plan:
     """What a norm becomes according to one record. Raises Left."""
-    around = surroundings(record, name)
+    around = find_surroundings(record, name)
     norm, last = around.norm, around.activation
     caller = norm.modules[-2] if len(norm.modules) > 1 else ""
     plan = Plan(overwrite=owns_input(model, record, norm, caller), caller=caller)
@@ -127,7 +127,7 @@ def activation_call(operation: Operation) -> tuple[str, float, bool] | None:
 
 def activation_after(record: Record, name: str) -> Operation:
     """The activation of a norm whose plan has one."""
-    last = surroundings(record, name).activation
+    last = find_surroundings(record, name).activation
     assert last is not None
     return last
 

@@ -10,7 +10,7 @@ from segtrain.abn.convert.conversion import (
     BATCH_NORMS,
     Conversion,
     adopt,
-    compare,
+    measure_difference,
     note_near_zero,
     replace_module,
     scale_of,
@@ -59,7 +59,7 @@ def to_batch_norm(model: nn.Module, probe: Any) -> Conversion:
             conversion.converted[name] += f", {layer.activation}"
         note_near_zero(conversion, name, layer)
         conversion.model = replace_module(conversion.model, layer, plain_layers(layer, dims.pop(), added.pop()))
-    return compare(conversion, record.results, probe)
+    return measure_difference(conversion, record.results, probe)
 
 
 def plain_layers(layer: ABN, dims: int, adds: bool) -> nn.Module:

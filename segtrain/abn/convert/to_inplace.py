@@ -6,11 +6,18 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from segtrain.abn.convert.conversion import Conversion, adopt, compare, difference, note_near_zero, replace_module
+from segtrain.abn.checks import SCALES, invertible, one_of
+from segtrain.abn.convert.conversion import (
+    Conversion,
+    adopt,
+    difference,
+    measure_difference,
+    note_near_zero,
+    replace_module,
+)
 from segtrain.abn.convert.observe import Left, copy_model, group_of, observe
 from segtrain.abn.convert.plan import Plan, activation_after, make_plan
 from segtrain.abn.convert.rewrite import join
-from segtrain.abn.functional import SCALES, invertible, one_of
 from segtrain.abn.modules import ABN, InPlaceABN, InPlaceABNSync
 
 
@@ -61,7 +68,7 @@ def to_inplace(model: nn.Module, probe: Any, *, scale: str = "signed", replace_r
         layer = conversion.model.get_submodule(name)
         if isinstance(layer, ABN):
             note_near_zero(conversion, name, layer)
-    return compare(conversion, expected, probe)
+    return measure_difference(conversion, expected, probe)
 
 
 def inplace_layer(norm: nn.Module, plan: Plan, scale: str) -> InPlaceABN:

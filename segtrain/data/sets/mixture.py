@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple, get_args, get_origin
 
-from segtrain.config import DATASET_CONFIGS, DatasetConfig, MixtureConfig
+from segtrain.config import DATASET_CONFIGS, DatasetConfig, MixtureConfig, option_of
 from segtrain.console import say
 from segtrain.data.labels import LabelTable
 from segtrain.data.order import TURNS
@@ -62,9 +62,7 @@ def part_dataset(key: str, kind: str, defaults: dict[str, Any], options: dict[st
         allowed = get_args(field.type) or (field.type,)
         plain = tuple(get_origin(one) or one for one in allowed)
         if field.name in options and not isinstance(options[field.name], plain):
-            raise UsageError(
-                f"{key}.{field.name}={options[field.name]} is not possible: {field.metadata.get('help', '')}"
-            )
+            raise UsageError(f"{key}.{field.name}={options[field.name]} is not possible: {option_of(field).help}")
     dataset = schema(name=kind, **defaults | {name: value for name, value in options.items() if name not in OWN})
     dataset.check()
     return dataset

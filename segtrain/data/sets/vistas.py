@@ -91,5 +91,5 @@ def labels_of_v2(histogram: np.ndarray, table: LabelTable) -> Finding | None:
 DATASET = DatasetSpec(
     table, files, VISTAS, PUBLISHED, family="vistas", options=VistasConfig, tables=("vistas_v1.2", "vistas_v2.0"),
     expected=Expected(("construction--flat--road", "nature--sky"), labels_of_v2),
-    submission=Submission("the Vistas challenge's page on CodaLab"), licence="CC BY-NC-SA",
+    submission=Submission("the Vistas challenge's page on CodaLab"), licence="CC BY-NC-SA 4.0 (v2.0)",
 )  # fmt: skip

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from segtrain.abn.backends import cupy as cupy_ops
+from segtrain.abn.backends import cupy_kernels, cupy_launch
 from tests.abn.cuda_emulator import emu
 from tests.abn.cuda_emulator.replay import Launch
 
@@ -21,7 +22,7 @@ def memory(t: torch.Tensor) -> np.ndarray:
 
 
 def from_text(key: tuple[str, int | None]) -> emu.Module:
-    return emu.from_text(cupy_ops.source(), [kernel.expression for kernel in cupy_ops.instances(*key)])
+    return emu.from_text(cupy_kernels.source(), [kernel.expression for kernel in cupy_kernels.instances(*key)])
 
 
 class Launcher:
@@ -35,17 +36,17 @@ class Launcher:
         self.modules: dict[tuple[str, int | None, int], emu.Module] = {}
         self.orders: tuple[int, ...] = ORDERS
         self.only_block = -1
-        self.seen: list[tuple[cupy_ops.Kernel, tuple[int, int]]] = []
+        self.seen: list[tuple[cupy_kernels.Kernel, tuple[int, int]]] = []
         self.recorded: list[Launch] | None = None  # a list takes all launches from now on
 
     def module(self, key: tuple[str, int | None]) -> emu.Module:
-        built = *key, cupy_ops.BLOCK
+        built = *key, cupy_kernels.BLOCK
         if built not in self.modules:
             self.modules[built] = self.make(key)
         return self.modules[built]
 
     def __call__(
-        self, kernel: cupy_ops.Kernel, grid: tuple[int, int], block: int, args: tuple[cupy_ops.Argument, ...]
+        self, kernel: cupy_kernels.Kernel, grid: tuple[int, int], block: int, args: tuple[cupy_launch.Argument, ...]
     ) -> None:
         self.seen.append((kernel, grid))
         module = self.module(kernel.module)
@@ -77,9 +78,9 @@ class Launcher:
 @contextlib.contextmanager
 def installed(launcher: Launcher, blocks: int = 8) -> Iterator[Launcher]:
     """cupy_ops launches through `launcher`: blocks of SMALL_BLOCK threads, this many of them or so."""
-    before = cupy_ops.launch, cupy_ops.BLOCK, cupy_ops.BLOCKS
-    cupy_ops.launch, cupy_ops.BLOCK, cupy_ops.BLOCKS = launcher, SMALL_BLOCK, blocks
+    before = cupy_ops.launch, cupy_kernels.BLOCK, cupy_ops.BLOCKS
+    cupy_ops.launch, cupy_kernels.BLOCK, cupy_ops.BLOCKS = launcher, SMALL_BLOCK, blocks
     try:
         yield launcher
     finally:
-        cupy_ops.launch, cupy_ops.BLOCK, cupy_ops.BLOCKS = before
+        cupy_ops.launch, cupy_kernels.BLOCK, cupy_ops.BLOCKS = before
