@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         run(arguments)
     except SegtrainError as error:
-        stop(told(error), error.exit_status)
+        stop(message_of(error), error.exit_status)
     except KeyboardInterrupt:
         stop("interrupted; nothing was saved since the last checkpoint", 130)
     except BrokenPipeError:
@@ -33,8 +33,8 @@ def main(argv: list[str] | None = None) -> None:
         stop(f"cannot write or read{where}: {error.strerror or error}. What was saved before is untouched.", 1)
 
 
-def told(error: SegtrainError) -> str:
-    """The message; nothing where another process of this run says it."""
+def message_of(error: SegtrainError) -> str:
+    """The error's message; empty where another process of this run prints it."""
     rank = os.environ.get("RANK") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
     if rank is None:
         return str(error)

@@ -17,10 +17,10 @@ from typing import Any
 from segtrain.config.commands import CommandConfig, TrainConfig, refuse_other_task
 from segtrain.config.dataset import DATASET_CONFIGS, DatasetConfig
 from segtrain.config.inference import InferenceConfig
-from segtrain.config.keys import LENGTHS, is_safe, known_options
+from segtrain.config.keys import LENGTHS, described, enclosing_mapping, is_safe, known_options
 from segtrain.config.locations import CONFIGS, group_choices
 from segtrain.config.messages import explain, unknown_choice
-from segtrain.config.overrides import as_override, one_length, refuse_additions
+from segtrain.config.options import is_list, is_mapping
 from segtrain.config.plugin_files import load_plugin, loaded_parts, own_parts
 from segtrain.config.results import EvaluateConfig, PredictConfig, SubmitConfig
 from segtrain.errors import UsageError
@@ -143,6 +143,47 @@ def run_name(options: TrainConfig, words: list[str]) -> str:
     return slug
 
 
+# ---------------------------------------------------------------------------------------------------- Hydra's grammar
+
+
+def as_override(schema: type, key: str, value: str) -> str:
+    """One override of a command's options. Values of paths and names are quoted, so that they arrive as typed."""
+    if mapping := enclosing_mapping(schema, key):
+        paths = mapping[1].path
+        is_path = isinstance(paths, tuple) and key.rpartition(".")[2] in paths
+        return f"++{key}={quoted(value) if is_path and value != 'null' else value}"
+    found = list(described(schema, key)) or list(described(TrainConfig, key))
+    if any(is_mapping(item) for item, _ in found):
+        return f"++{key}={value}"
+    is_path = any(option.path is True or option.quote for _, option in found)
+    if any(is_list(item) for item, _ in found):
+        if is_path:
+            return f"{key}=[{listed(value)}]"
+        is_choice = any(option.choices for _, option in found) and re.fullmatch(r"\w+", value)
+        return f"{key}=[{value}]" if is_choice else f"{key}={value}"  # a list of one needs no brackets
+    is_sweep = value.startswith("[") and value.endswith("]")
+    return f"{key}={quoted(value) if is_path and not is_sweep and value != 'null' else value}"
+
+
+def listed(value: str) -> str:
+    """The items of a list of paths, or a single path, quoted unless they are."""
+    inner = value[1:-1] if value.startswith("[") and value.endswith("]") else None
+    if inner is None:
+        return quoted(value)
+    if "'" in inner or '"' in inner:
+        return inner
+    return ",".join(quoted(item.strip()) for item in inner.split(",") if item.strip())
+
+
+def quoted(value: str) -> str:
+    """A string that Hydra's grammar reads back as exactly `value`."""
+    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+        return value
+    escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", value)
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f"'{escaped}{chr(92) * trailing}'"
+
+
 def given(words: list[str], *keys: str) -> dict[str, Any]:
     """The values of these options, as Hydra reads them, before anything is composed."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -153,6 +194,23 @@ def given(words: list[str], *keys: str) -> dict[str, Any]:
         return {word.partition("=")[0]: OverridesParser.create().parse_override(word).value() for word in words}
     except HydraException as error:
         raise UsageError(f"{' '.join(words)} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def one_length(words: list[str]) -> list[str]:
+    """A length given on the command line replaces the recipe's, which may have another unit."""
+    keys = {word.partition("=")[0] for word in words}
+    given = [key for key in LENGTHS if key in keys]
+    return words if len(given) != 1 else [*(f"{key}=null" for key in LENGTHS if key not in given), *words]
+
+
+def refuse_additions(schema: type, words: list[str]) -> None:
+    """Raise UsageError for Hydra's +key and ~key, except for keys that a mapping lets the user name."""
+    for word in words:
+        key = word.lstrip("+~").partition("=")[0]
+        named = list(described(schema, key)) if enclosing_mapping(schema, key) is None else []
+        own = enclosing_mapping(schema, key) is not None or any(is_mapping(item) for item, _ in named)
+        if word[0] in "+~" and not (word.startswith("++") and own):
+            raise UsageError(f"{word}: write {key}=... ; options cannot be added or taken away")
 
 
 # ---------------------------------------------------------------------------------------------------- before composing

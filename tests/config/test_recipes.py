@@ -237,7 +237,7 @@ def test_one_step(recipe):
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     outcome = learner.step([Batch(images, targets, ["a", "b"], [0, 1], [])], loss.count(targets), 0, 0.0)
     assert math.log(classes) / 2 < outcome.loss < 8 * math.log(classes)  # random labels; the hardest pixels only
-    assert 0 < outcome.norm < math.inf and outcome.rate == config.optimizer.lr
+    assert 0 < outcome.norm < math.inf and outcome.lr == config.optimizer.lr
     after = network.state_dict()
     assert all(tensor.isfinite().all() for tensor in after.values())
     unchanged = [name for name in before if torch.equal(before[name], after[name]) and "global_pooling" not in name]

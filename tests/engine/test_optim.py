@@ -2,6 +2,7 @@
 
 import math
 import runpy
+import sys
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from segtrain.config import OptimizerConfig, ScheduleConfig
 from segtrain.engine.optim import OPTIMIZERS, SCHEDULES, build_optimizer, learning_rate
 from segtrain.errors import UsageError
 from segtrain.models import build_model
-from tests.helpers.checkout import ROOT
+from tests.helpers.checkout import ROOT, TINY
+from tests.helpers.runs import black_box, same, state
 
 
 class Net(nn.Module):
@@ -241,6 +243,22 @@ def test_an_optimizer_and_a_schedule_of_a_plugin(plugin):
     schedule = ScheduleConfig("cool_down")
     rates = [learning_rate(OptimizerConfig(lr=2.0), schedule, step, step / 10) for step in (0, 5, 8, 9)]
     assert rates == pytest.approx([2, 2, 2, 1])
+
+
+def test_a_plugins_optimizer_trains_and_resumes(segtrain, words, plugin):
+    path = ROOT / "tests" / "fixtures" / "plugins" / "my_optimizer.py"
+    chosen = [*words, f"plugins=[{TINY},{path}]", "optimizer.name=lion", "optimizer.lr=1e-3", "schedule.name=cool_down"]
+    try:
+        for steps, run in ((4, "whole"), (2, "cut"), (4, "cut")):
+            # The shorter run too has a constant rate: the schedule falls in the last fifth only.
+            answer = segtrain("train", *chosen, f"run={run}", f"trainer.max_steps={steps}")
+            assert answer.status == 0, answer
+    finally:
+        sys.modules.pop("my_optimizer", None)
+    whole, cut = state("whole/last.pt"), state("cut/last.pt")
+    assert set(whole["optimizer"]["state"][0]) == {"mean"}
+    assert [line["lr"] for line in black_box("whole")] == [1e-3] * 4
+    assert same(whole["model"], cut["model"]) and same(whole["optimizer"], cut["optimizer"])
 
 
 def test_unknown_names_list_the_known_ones():

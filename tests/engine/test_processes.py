@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from segtrain.cli import entry as cli
+from segtrain.cli.entry import message_of
 from segtrain.errors import DataError, UsageError
 from tests.helpers.runs import Ranks, black_box, ended, launch, state, until
 
@@ -170,5 +170,5 @@ def test_an_error_in_one_process_is_told_once(words, folder_data):
 def test_wrong_options_are_told_once_a_machine(monkeypatch, rank, local, told):
     for name, value in (("WORLD_SIZE", "16"), ("RANK", rank), ("LOCAL_RANK", local)):
         monkeypatch.setenv(name, value)
-    assert bool(cli.told(UsageError("no such file"))) == told
-    assert cli.told(DataError("of this process alone")) == f"rank {rank}: of this process alone"
+    assert bool(message_of(UsageError("no such file"))) == told
+    assert message_of(DataError("of this process alone")) == f"rank {rank}: of this process alone"

@@ -192,7 +192,7 @@ def test_predict_goes_on_after_a_bad_picture(finished, segtrain, tmp_path):
     ("arguments", "words"),
     [
         (["input=nowhere"], ["input=nowhere", "no such file"]),
-        (["input=."], ["no pictures"]),
+        (["input=."], ["the folder holds no images"]),
         ([], ["input is not set"]),
     ],
 )

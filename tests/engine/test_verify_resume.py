@@ -88,7 +88,7 @@ def test_the_kill_comes_inside_an_epoch_and_between_two_saves():
         assert any(step * batch % samples for step in range(every + 1, 2 * every))
         assert 2 * every < steps
     assert 2 * verify.schedule(16, 2975)[0] * 16 % 2975
-    with pytest.raises(UsageError, match="whole epochs"):
+    with pytest.raises(UsageError, match="every step ends an epoch"):
         verify.schedule(8, 4)
 
 
