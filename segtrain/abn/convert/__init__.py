@@ -746,7 +746,7 @@ def linear_neighbour(
         module = model.get_submodule(candidate.modules[-1]) if candidate.modules else model
         parameters: Iterable[Any] = [p for p in module._parameters.values() if p is not None]
         return (
-            type(module) in kinds
+            getattr(module, "stands_for", type(module)) in kinds
             and candidate.name in ("convolution", "addmm", "mm")
             and (type(module) is not nn.Linear or x.dim() == 2)
             and len(record.calls[candidate.modules[-1]]) == 1
