@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from segtrain.abn.backends.aten import CODES, Activation, layout, statistics_dtype
+from segtrain.native.folders import folder_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,9 +105,8 @@ def advice() -> str:
 
 def import_cupy() -> Any:
     """The cupy module, with its folder of compiled kernels where SEGTRAIN_CACHE says."""
-    if "cupy" not in sys.modules and os.environ.get("SEGTRAIN_CACHE"):
-        folder = Path(os.environ["SEGTRAIN_CACHE"]).expanduser() / "cupy"
-        os.environ.setdefault("CUPY_CACHE_DIR", str(folder))
+    if "cupy" not in sys.modules and os.environ.get("SEGTRAIN_CACHE") and "CUPY_CACHE_DIR" not in os.environ:
+        os.environ["CUPY_CACHE_DIR"] = str(folder_for("cupy"))
     return importlib.import_module("cupy")
 
 

@@ -48,7 +48,7 @@ def library_path(dtype: torch.dtype) -> Path:
 @functools.cache
 def load(dtype: torch.dtype) -> Any:
     """The library for a storage type, its argument types declared."""
-    library = ctypes.CDLL(str(library_path(dtype)))
+    library = compiling.open_library(library_path(dtype))
     p, n, d, i = ctypes.c_void_p, ctypes.c_long, ctypes.c_double, ctypes.c_int
     act = [i, d, d]
     for name, arguments in {
