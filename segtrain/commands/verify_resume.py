@@ -74,8 +74,8 @@ def schedule(batch_size: int, samples: int) -> tuple[int, int]:
             if all(save * every * batch_size % samples for save in saves):
                 return every, 3 * every
     raise UsageError(
-        f"trainer.batch_size={batch_size} reads the {samples} images in whole epochs, so that no step ends inside "
-        "one: choose another batch size"
+        f"trainer.batch_size={batch_size} is a multiple of the {samples} images, so that every step ends an epoch: "
+        "choose another batch size"
     )
 
 
