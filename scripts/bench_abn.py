@@ -1,18 +1,18 @@
 #!/usr/bin/env python
-"""What In-Place ABN costs and saves, as ratios to torch's BatchNorm2d + LeakyReLU(0.01, inplace=True).
+"""Time and memory of In-Place ABN, as ratios to torch's BatchNorm2d + LeakyReLU(0.01, inplace=True).
 
     python scripts/bench_abn.py              the layer: every back end, three shapes, both memory layouts
-    python scripts/bench_abn.py --figure4    norm + activation + convolution in the paper's five ways, with kept bytes
+    python scripts/bench_abn.py --figure4    norm + activation + convolution in the paper's five forms, with kept bytes
     python scripts/bench_abn.py --step       a whole training step of ResNet-50 + DeepLabV3
-    python scripts/bench_abn.py --peak       peak memory and time of such a step, each in a process of its own
+    python scripts/bench_abn.py --peak       peak memory and time of such a step, each in its own process
     python scripts/bench_abn.py --kept       bytes kept by a training step of the paper's networks, saving by saving
-    python scripts/bench_abn.py --precision  errors against float64 for scales 1 to 0.001
+    python scripts/bench_abn.py --precision  errors against float64 for scales from 1 to 0.001
 
-Candidates take turns within one run; figures are medians. On a CUDA device times come from events, and the layer's
-table adds the bandwidth reached and the host's time per call.
+Candidates take turns within one run; figures are medians. On a CUDA device, times are measured by events, and the table
+of the layer adds bandwidth and host time per call.
 
 --page-faults removed raises the allocator's limits (glibc: MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_) for all
-candidates alike, so that a fresh output does not cost page faults.
+candidates, so that a new output tensor causes no page faults.
 """
 
 import argparse
@@ -33,15 +33,15 @@ from segtrain import abn
 from segtrain.abn import ABN, BatchNormAct, InPlaceABN, RecomputedABN, recomputed_outputs
 from segtrain.abn.benchmark import Clock, Standard, layer_table, medians
 from segtrain.losses import CrossEntropy
-from segtrain.memory import SAVINGS, Allocations, training_step_bytes
 from segtrain.models.blocks import Norm
 from segtrain.models.deeplabv3 import DeepLabV3
+from segtrain.models.memory import SAVINGS, Allocations, training_step_bytes
 from segtrain.models.resnet import resnet50
 from segtrain.models.segmenter import Segmenter
 
 LARGE = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
-# Channels and extent of the 3x3 convolutions of ResNeXt-101's four modules at 224 x 224 (64 groups), and the percent
-# over standard that the paper's figure 4 gives for In-Place ABN and for checkpointing, at batch 32 on a Titan Xp.
+# Channels and extent of the 3x3 convolutions in ResNeXt-101's four modules at 224 x 224 (64 groups), and the overhead
+# in percent that the paper's figure 4 gives for In-Place ABN and for checkpointing, at batch 32 on a Titan Xp.
 FIGURE4 = (
     ("Conv1", 128, 56, 1.8, 4.0), ("Conv2", 256, 28, 2.0, 3.7), ("Conv3", 512, 14, 1.6, 3.1),
     ("Conv4", 1024, 7, 0.8, 1.2),
@@ -49,7 +49,7 @@ FIGURE4 = (
 
 
 class Block(nn.Module):
-    """Norm, activation, 3x3 grouped convolution; a first convolution makes the norm's input one it may overwrite."""
+    """Norm, activation, 3x3 grouped convolution. The norm overwrites its input."""
 
     def __init__(self, norm: nn.Module, channels: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ FORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def kept_maps(make: Callable[[int], nn.Module], channels: int, extent: int) -> float:
-    """Full-size tensors kept for backward by norm, activation and convolution together, the output not counted."""
+    """Full-size tensors that norm, activation and convolution keep for backward, without the output."""
     block = Block(make(channels), channels)
     x = torch.randn(2, channels, extent, extent, requires_grad=True)
     with recomputed_outputs(), Allocations() as allocations:
@@ -121,7 +121,7 @@ def deeplab(norm: str, recompute: str = "none") -> Segmenter:
     return Segmenter(resnet50(layers, 8), DeepLabV3(2048, 256, layers, 8), 256, 19, recompute)
 
 
-# norm, model.recompute, whether the loss is segtrain's (else upsampling and cross-entropy of torch's)
+# norm, model.recompute, whether the loss is segtrain's (else torch's upsampling and cross-entropy)
 STEPS = {
     "standard": ("batch_norm", "none", False),
     "in-place": ("inplace_abn", "none", False),
@@ -135,7 +135,7 @@ def train_step(
 ) -> None:
     optimizer.zero_grad(set_to_none=True)
     if our_loss:
-        loss = CrossEntropy().mean(model(images, upsample=False), target)
+        loss = CrossEntropy()(model(images, upsample=False), target).sum() / target.numel()
     else:
         loss = nn.functional.cross_entropy(model(images), target, ignore_index=255)
     loss.backward()
@@ -143,7 +143,7 @@ def train_step(
 
 
 def made(name: str, device: str, layout: torch.memory_format) -> Callable[[int], tuple[float, ...]]:
-    """A function of the pictures' side that trains a step and gives the seconds that it took."""
+    """A function of the image size that trains one step and returns its time in seconds."""
     torch.manual_seed(0)
     norm, recompute, our_loss = STEPS[name]
     model = deeplab(norm, recompute).to(device, memory_format=layout)
@@ -169,29 +169,29 @@ def step_table(device: str, rounds: int, size: int) -> None:
 
 
 def one_peak(name: str, device: str, size: int) -> None:
-    """Peak bytes of one step above what is there before it (model, gradients, momentum), and seconds; as JSON."""
+    """Print as JSON: peak bytes of one step above what exists before it (model, gradients, momentum), and seconds."""
     run = made(name, device, torch.contiguous_format)
-    run(64)  # momentum and whatever is made once
+    run(64)  # allocates momentum and everything else that is allocated once
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before, seconds = torch.cuda.memory_allocated(), run(size)[0]
         print(json.dumps([torch.cuda.max_memory_allocated() - before, seconds]))
         return
-    ctypes.CDLL(None).malloc_trim(0)  # back to the system what is free
-    Path("/proc/self/clear_refs").write_text("5")  # the highest resident size starts anew
+    ctypes.CDLL(None).malloc_trim(0)  # return free memory to the system
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak resident size
     before = resident("VmRSS")
     seconds = run(size)[0]
     print(json.dumps([resident("VmHWM") - before, seconds]))
 
 
 def resident(field: str) -> int:
-    """Bytes, now (VmRSS) or at most since they were reset (VmHWM). Linux."""
+    """Resident bytes now (VmRSS), or their peak since the last reset (VmHWM). Linux only."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return 1024 * int(line.split()[1])
 
 
 def peak_table(device: str, rounds: int, size: int) -> None:
-    print(f"peak memory of one training step of ResNet-50 + DeepLabV3, 2 x {size} x {size}, a process each")
+    print(f"peak memory of one training step of ResNet-50 + DeepLabV3, 2 x {size} x {size}, each in its own process")
     found: dict[str, list[list[float]]] = {name: [] for name in STEPS}
     for _ in range(rounds):
         for name in STEPS:
@@ -210,7 +210,7 @@ def peak_table(device: str, rounds: int, size: int) -> None:
 def kept_table() -> None:
     print("kept for backward by a training step at stride 8 with 19 classes, on fake tensors")
     for backbone, batch in (("resnext101", 4), ("wider_resnet38", 5), ("resnet50", 4)):
-        kept = [training_step_bytes(saving, backbone, batch, (512, 512)) for saving in SAVINGS]
+        kept = [training_step_bytes(saving, backbone, CrossEntropy(), batch, (512, 512)) for saving in SAVINGS]
         for saving, size in zip(SAVINGS, kept, strict=True):
             print(f"{backbone} {batch} x 512 x 512  {saving.name:44s}{size / 2**30:6.2f} GiB  {size / kept[0]:.3f}")
 
@@ -231,7 +231,7 @@ def precision_table(device: str) -> None:
 
 
 def errors(device: str, dtype: torch.dtype, scale: float, correlated: bool, kind: type[ABN]) -> list[float]:
-    """Of z, dx, dscale and dshift, for a gradient that is noise, or noise and the normalised input."""
+    """Errors of z, dx, dscale and dshift, for a gradient of noise, or of noise plus the normalised input."""
     torch.manual_seed(0)
     x = torch.randn(8, 16, 24, 24).to(dtype)
     xhat = nn.functional.batch_norm(x.float(), None, None, training=True)
@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, help="repeats of every figure (default 20, 10 for a step, 3 for a peak)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    parser.add_argument("--size", type=int, default=256, help="side of the pictures of a step in pixels")
+    parser.add_argument("--size", type=int, default=256, help="height and width of the images of a step in pixels")
     parser.add_argument("--batch", type=int, default=8, help="batch of --figure4; the paper's is 32")
     parser.add_argument("--page-faults", choices=["kept", "removed"], default="kept")
     options = parser.parse_args()

@@ -1,9 +1,9 @@
-"""How fast one worker turns a 2048 x 1024 Cityscapes pair into a 768 x 768 training sample, against the usual routes.
+"""Time of one worker to turn a 2048 x 1024 Cityscapes pair into a 768 x 768 training sample, against the usual ways.
 
     python scripts/bench_data.py [--pairs 8] [--rounds 7]
 
-Every route runs on the same pictures, in turns, with one thread; ratios of medians. The usual one decodes with Pillow,
-resizes the whole picture, crops, and normalises every sample (torchvision).
+Every route runs on the same images, in turn, with one thread; ratios of medians. The usual one decodes with Pillow,
+resizes the full image, crops, and normalises every sample (torchvision).
 """
 
 import argparse
@@ -20,13 +20,15 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from segtrain.config import AugmentationConfig
+from segtrain.config import IGNORE_INDEX, AugmentationConfig
+from segtrain.data.augment import Augmentation
 from segtrain.data.cache import Decoded
-from segtrain.data.check import Seen
-from segtrain.data.labels import IGNORE, published_table, read_image, read_label
+from segtrain.data.images import read_image
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import published_table
 from segtrain.data.loader import read_pixels
 from segtrain.data.sample import Sample
-from segtrain.data.transforms import Augmentation
+from segtrain.data.verify.files import FileFacts
 
 CROP, SCALE = [768, 768], [0.5, 2.0]
 TABLE = published_table("cityscapes")
@@ -34,7 +36,7 @@ AUGMENT = Augmentation(AugmentationConfig(crop_size=CROP, scale=SCALE))
 
 
 def draw_pairs(folder: Path, pairs: int) -> list[Sample]:
-    """Photograph-like pictures: noise of many sizes on blocks, about 2.6 MB as PNG."""
+    """Photograph-like images: noise of many sizes on blocks, about 2.6 MB as PNG."""
     rng = np.random.default_rng(0)
     samples = []
     for index in range(pairs):
@@ -50,7 +52,7 @@ def draw_pairs(folder: Path, pairs: int) -> list[Sample]:
 
 
 def usual_route(sample: Sample, seed: int) -> torch.Tensor:
-    """Pillow and torchvision: decode, resize the whole, pad, crop, flip, to float, normalise."""
+    """Pillow and torchvision: decode, resize the full image, pad, crop, flip, convert to float, normalise."""
     rng = np.random.default_rng(seed)
     scale = rng.uniform(*SCALE)
     with Image.open(sample.image) as file:
@@ -62,7 +64,7 @@ def usual_route(sample: Sample, seed: int) -> torch.Tensor:
     label = tv.resize(label, size, interpolation=v2.InterpolationMode.NEAREST)
     missing = [max(0, CROP[1] - size[1]), max(0, CROP[0] - size[0])]
     if any(missing):
-        image, label = tv.pad(image, [0, 0, *missing]), tv.pad(label, [0, 0, *missing], fill=IGNORE)
+        image, label = tv.pad(image, [0, 0, *missing]), tv.pad(label, [0, 0, *missing], fill=IGNORE_INDEX)
     height, width = max(size[0], CROP[0]), max(size[1], CROP[1])
     top, left = int(rng.integers(0, height - CROP[0] + 1)), int(rng.integers(0, width - CROP[1] + 1))
     image, label = tv.crop(image, top, left, *CROP), tv.crop(label, top, left, *CROP)
@@ -80,7 +82,7 @@ def own_route(read: Callable[[Sample], tuple[np.ndarray, np.ndarray]], sample: S
 
 
 def resize_and_crop(image: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """The geometry alone as it is usually done with OpenCV: resize the whole, pad, crop, flip."""
+    """Only the geometry, as it is usually done with OpenCV: resize the full image, pad, crop, flip."""
     rng = np.random.default_rng(np.random.SeedSequence((0, seed)))
     scale = rng.uniform(*SCALE)
     size = (round(2048 * scale), round(1024 * scale))
@@ -89,7 +91,7 @@ def resize_and_crop(image: np.ndarray, labels: np.ndarray, seed: int) -> np.ndar
     missing = max(0, CROP[0] - size[1]), max(0, CROP[1] - size[0])
     if any(missing):
         image = cv2.copyMakeBorder(image, 0, missing[0], 0, missing[1], cv2.BORDER_CONSTANT, value=(124, 116, 104))
-        labels = cv2.copyMakeBorder(labels, 0, missing[0], 0, missing[1], cv2.BORDER_CONSTANT, value=IGNORE)
+        labels = cv2.copyMakeBorder(labels, 0, missing[0], 0, missing[1], cv2.BORDER_CONSTANT, value=IGNORE_INDEX)
     top, left = int(rng.integers(0, image.shape[0] - CROP[0] + 1)), int(rng.integers(0, image.shape[1] - CROP[1] + 1))
     image = image[top : top + CROP[0], left : left + CROP[1]]
     labels = labels[top : top + CROP[0], left : left + CROP[1]]
@@ -97,7 +99,7 @@ def resize_and_crop(image: np.ndarray, labels: np.ndarray, seed: int) -> np.ndar
 
 
 def table(title: str, candidates: dict[str, Callable[[int], object]], rounds: int) -> None:
-    """Milliseconds a sample and the ratio to the first one, medians of interleaved rounds."""
+    """Milliseconds per sample and the ratio to the first candidate, medians of interleaved rounds."""
     for run in candidates.values():
         run(0)
     times: dict[str, list[float]] = {name: [] for name in candidates}
@@ -124,22 +126,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         samples = draw_pairs(Path(folder), options.pairs)
         size = samples[0].image.stat().st_size / 1e6
-        print(
-            f"{len(samples)} pairs of 2048 x 1024, a picture is {size:.1f} MB, crops {CROP}, scale {SCALE}, one thread"
-        )
+        print(f"{len(samples)} pairs of 2048 x 1024, {size:.1f} MB per image, crops {CROP}, scale {SCALE}, one thread")
         pixels = [(read_image(s.image), read_label(s.label)) for s in samples if s.label is not None]
         decoded = Decoded(Path(folder) / "decoded")
-        decoded.build(samples, Seen(Path(folder), samples), print)
+        decoded.build(samples, FileFacts(Path(folder), samples), print)
 
         def each(items: list) -> Callable[[int], object]:
             return lambda seed: items[seed % len(items)]
 
         take, pick = each(samples), each(pixels)
-        table("geometry alone, image and label", {
-            "OpenCV, the whole picture resized, then cropped": lambda seed: resize_and_crop(*pick(seed), seed),
+        table("only the geometry, image and label", {
+            "OpenCV, the full image resized, then cropped": lambda seed: resize_and_crop(*pick(seed), seed),
             "segtrain, the window cropped, then resized": lambda seed: AUGMENT(*pick(seed), (0, seed)),
         }, options.rounds)  # fmt: skip
-        table("the whole route, from the files", {
+        table("from the files to a sample", {
             "Pillow + torchvision": lambda seed: usual_route(take(seed), seed),
             "segtrain": lambda seed: own_route(read_pixels, take(seed), seed),
             "segtrain, dataset.cache=decoded (in the page cache)": lambda seed: own_route(decoded, take(seed), seed),

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""A loss from logits at stride 8: segtrain's, strip by strip, over torch's upsampling and cross-entropy.
+"""A loss from logits at stride 8: segtrain's, tile by tile, over torch's upsampling and cross-entropy.
 
     python scripts/bench_loss.py [--loss bootstrapped] [--hardest 0.25] [--classes 19] [--batch 2] [--size 768]
                                  [--rounds 10] [--device cuda]
 
-Loss: cross_entropy or bootstrapped, over the same in torch's words; or max_pooling, focal, dice, lovasz, over plain
-cross-entropy, whose gradients differ then. Time: medians of forward + backward, taken in turns. Peak: bytes of the
-tensors alive at once, beyond logits and target.
+cross_entropy and bootstrapped are compared with the same loss in plain torch; max_pooling, focal, dice and lovasz with
+plain cross-entropy, so their gradients differ. Time: medians of forward + backward, taken in turns. Peak: bytes of the
+tensors alive at the same time, without logits and target.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from segtrain.abn.benchmark import Clock, medians
 from segtrain.config import LossConfig
 from segtrain.losses import build_loss
-from segtrain.memory import Allocations
+from segtrain.models.memory import Allocations
 
 
 def plain(logits: Tensor, target: Tensor, hardest: float) -> Tensor:
@@ -30,6 +30,11 @@ def plain(logits: Tensor, target: Tensor, hardest: float) -> Tensor:
     losses = F.cross_entropy(every, target, ignore_index=255, reduction="none").flatten(1)
     shares = [math.ceil(count * hardest) for count in (target != 255).flatten(1).sum(1).tolist()]
     return sum(row.topk(share).values.sum() for row, share in zip(losses, shares, strict=True)) / sum(shares)
+
+
+def step_loss(loss, logits: Tensor, target: Tensor) -> Tensor:
+    """The loss of a training step on this batch alone."""
+    return loss(logits, target).sum() / loss.count(target)
 
 
 def run(loss, logits: Tensor, target: Tensor) -> tuple[float]:
@@ -58,7 +63,7 @@ def main() -> None:
         logits = torch.randn(shape, device=options.device).requires_grad_()
         target = torch.randint(0, classes, (options.batch, options.size, options.size), device=options.device)
         target[:, : options.size // 8] = 255
-        losses = {"plain": partial(plain, hardest=hardest), "segtrain": build_loss(config, classes).mean}
+        losses = {"plain": partial(plain, hardest=hardest), "segtrain": partial(step_loss, build_loss(config, classes))}
         times = medians({name: partial(run, f, logits, target) for name, f in losses.items()}, options.rounds)
         peaks, gradients = {}, {}
         for name, f in losses.items():

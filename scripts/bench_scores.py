@@ -1,10 +1,10 @@
-"""How fast predictions are counted and class scores become labels, against the usual ways.
+"""Time to count predictions and to turn class scores into labels, against the usual ways.
 
-    python scripts/bench_scores.py [--rounds 9] [--official PYTHON] [--pictures 12]
+    python scripts/bench_scores.py [--rounds 9] [--official PYTHON] [--images 40]
 
-One thread each, in turns, ratios of medians. --official names a Python that has cityscapesscripts (it wants an
-environment of its own: pip install cityscapesscripts 'numpy<2.4'); its evaluation of a folder of 2048 x 1024
-predictions is then timed against `segtrain score`, both as commands, with and without instance scores.
+One thread each, in turns, ratios of medians. --official names a Python that has cityscapesscripts (in an environment of
+its own: pip install cityscapesscripts 'numpy<2.4'). Its evaluation of a folder of 2048 x 1024 predictions is then timed
+against `segtrain score`, both as commands, with and without instance scores.
 """
 
 import argparse
@@ -26,14 +26,14 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from segtrain import pixels
 from segtrain.data.labels import published_table
+from segtrain.native import pixels
 
 SIZE = (1024, 2048)
 
 
 def by_opencv(function: Callable[..., object], *arguments: object) -> object:
-    """The same without the compiled loops."""
+    """Call the function without the compiled loops."""
     library, pixels.library = pixels.library, lambda loop: None
     try:
         return function(*arguments)
@@ -94,9 +94,9 @@ def enlarge(logits: torch.Tensor) -> torch.Tensor:
 
 
 def peaks_of(code: str) -> list[float]:
-    """MiB that a process needs more than before, for a line of Python, with 19 and with 171 classes."""
+    """MiB that a line of Python adds to the memory of a process, with 19 and with 171 classes."""
     program = (
-        "import re, sys, torch; from segtrain import pixels; from torch.nn import functional as F\n"
+        "import re, sys, torch; from segtrain.native import pixels; from torch.nn import functional as F\n"
         "torch.set_num_threads(1); x = torch.randn(1, int(sys.argv[1]), 128, 256)\n"
         "pixels.upsampled_argmax(x[0, :2, :8, :8], (16, 16)); F.interpolate(x[:, :2, :8, :8], size=(16, 16))\n"
         "open('/proc/self/clear_refs', 'w').write('5')  # the peak counts from here\n"
@@ -118,7 +118,7 @@ def arg_max(rounds: int) -> None:
             "F.interpolate + argmax": partial(enlarge, logits),
             "segtrain, compiled": own, "segtrain, OpenCV": partial(by_opencv, own),
         }, max(3, rounds // 3))  # fmt: skip
-    print("\nmemory beyond what was there before, 19 and 171 classes")
+    print("\nadditional memory, 19 and 171 classes")
     for name, code in (
         ("F.interpolate + argmax", "F.interpolate(x, size=(1024, 2048), mode='bilinear').argmax(1)"),
         ("segtrain, compiled", "pixels.upsampled_argmax(x[0], (1024, 2048))"),
@@ -138,13 +138,13 @@ official.main()
 """
 
 
-def whole_folder(python: str, pictures: int, rounds: int) -> None:
-    """Both as commands, on the same folder."""
+def folder_of_predictions(python: str, images: int, rounds: int) -> None:
+    """Time both tools as commands, on the same folder."""
     rng = np.random.default_rng(0)
     ids = published_table("cityscapes").ids
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        for index in range(pictures):
+        for index in range(images):
             stem = f"frankfurt_{index:06d}_000019"
             (root / "gtFine/val/frankfurt").mkdir(parents=True, exist_ok=True)
             (root / "results").mkdir(exist_ok=True)
@@ -152,7 +152,7 @@ def whole_folder(python: str, pictures: int, rounds: int) -> None:
             blocks = cv2.resize(
                 np.arange(3200, dtype=np.uint16).reshape(40, 80), SIZE[::-1], interpolation=cv2.INTER_NEAREST
             )
-            objects = (labels >= 24) & (blocks % 4 == 0)  # about 100 a picture; the rest are groups
+            objects = (labels >= 24) & (blocks % 4 == 0)  # about 100 in an image; the rest are groups
             instances = np.where(objects, labels * np.uint16(1000) + blocks % 1000, labels).astype(np.uint16)
             prediction = np.where(rng.random(SIZE) < 0.05, rng.choice(ids, SIZE), labels).astype(np.uint8)
             Image.fromarray(labels).save(root / f"gtFine/val/frankfurt/{stem}_gtFine_labelIds.png")
@@ -179,7 +179,7 @@ def whole_folder(python: str, pictures: int, rounds: int) -> None:
                 for path in root.rglob("*.hidden"):
                     path.rename(path.with_suffix(".png"))
 
-        table(f"a folder of {pictures} Cityscapes predictions, decode and start of the program included", {
+        table(f"a folder of {images} Cityscapes predictions, with decoding and start of the program", {
             "cityscapesScripts, instance scores on, as shipped": partial(official, "with"), "segtrain score": own,
         }, rounds)  # fmt: skip
         theirs = json.loads((root / "resultPixelLevelSemanticLabeling.json").read_text())
@@ -196,12 +196,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--official", help="a Python that has cityscapesscripts")
-    parser.add_argument("--pictures", type=int, default=40)
+    parser.add_argument("--images", type=int, default=40)
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     if options.official:
-        whole_folder(options.official, options.pictures, 3)
+        folder_of_predictions(options.official, options.images, 3)
     counting(options.rounds)
     arg_max(options.rounds)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

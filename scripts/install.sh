@@ -1,7 +1,7 @@
-# Sourced by scripts/quickstart and scripts/test: puts segtrain into a virtual environment of the checkout's own.
-#   PYTHON   the interpreter to build it with (default: the newest of python3.13 .. python3.10 or python3 that fits)
-#   VENV     its folder (default: .venv in the checkout)
-# An environment that is active at the moment is not touched. Sets BIN, the folder of the installed programs.
+# Sourced by scripts/quickstart and scripts/test: installs segtrain into a virtual environment.
+#   PYTHON   interpreter of the environment (default: the newest suitable of python3.13 to python3.10, or python3)
+#   VENV     folder of the environment (default: .venv in the checkout)
+# An active environment is not touched. Sets BIN, the folder of the installed programs.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${VENV:-$ROOT/.venv}
@@ -23,11 +23,11 @@ find_python() {
     echo "No Python 3.10 to 3.13 with its venv module found (python3 is $(python3 --version 2>&1 || true))." >&2
   fi
   echo "Install one (Debian or Ubuntu: apt install python3.12 python3.12-venv; elsewhere: https://www.python.org/downloads/)" >&2
-  echo "and say PYTHON=/path/to/python3.12 $0" >&2
+  echo "and run PYTHON=/path/to/python3.12 $0" >&2
   return 2
 }
 
-# install EXTRAS: "" or "[dev]". Does nothing where the same files have been installed before.
+# install EXTRAS: "" or "[dev]". Does nothing if the same files have been installed before.
 install() {
   local python stamp wanted
   stamp=$VENV/.segtrain$1
@@ -36,7 +36,7 @@ install() {
     echo "creating $VENV with $("$python" --version)"
     "$python" -m venv "$VENV"
   elif ! fits "$VENV/bin/python"; then
-    echo "$VENV has $("$VENV/bin/python" --version 2>&1); segtrain needs 3.10 to 3.13: remove it, or choose another with VENV=" >&2
+    echo "$VENV has $("$VENV/bin/python" --version 2>&1); segtrain needs 3.10 to 3.13: remove it, or choose another folder with VENV=" >&2
     exit 2
   fi
   wanted=$(cd "$ROOT" && cat pyproject.toml constraints.txt && pwd)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A training under SLURM, on one node or several, that goes on by itself after its time is up or it is preempted:
+# Training under SLURM, on one node or several. It requeues and resumes when its time is up or it is preempted:
 #   sbatch --nodes=1 --gpus-per-node=4 scripts/slurm.sh experiment=cityscapes_resnext101 key=value ...
 # `segtrain train --print-slurm key=value ...` prints it with your options written in.
 #SBATCH --job-name=segtrain

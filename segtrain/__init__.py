@@ -12,10 +12,10 @@ __version__ = "0.1.0"
 
 # What Python users call -> where it is.
 PLACES = {
-    "compose": "segtrain.cli:training_config",
-    "train": "segtrain.training:train",
-    "evaluate": "segtrain.evaluation:evaluate",
-    "load": "segtrain.evaluation:load",
+    "compose": "segtrain.config.compose:compose_training",
+    "train": "segtrain.engine.train:train",
+    "evaluate": "segtrain.commands.evaluate:evaluate",
+    "load": "segtrain.scoring.predictor:load_predictor",
 }
 
 

@@ -1,5 +1,5 @@
 """python -m segtrain"""
 
-from segtrain.cli import main
+from segtrain.cli.entry import main
 
 main()

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 
 import torch
 
@@ -12,7 +13,7 @@ CUDA13_CAPABILITY = (7, 5)  # Turing; CUDA 13 dropped what is older
 CUDA126_DRIVER = 525
 
 
-def resolve(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """The device for auto, cuda or cpu. UsageError for a card that torch cannot use, unless cpu is asked for."""
     if name == "cpu":
         return torch.device("cpu")
@@ -85,3 +86,20 @@ def advice(card: Card) -> str:
     if card.capability >= CUDA13_CAPABILITY:
         return f"Plain pip brings a CUDA 13 torch, which needs driver r{CUDA13_DRIVER}: update the driver. Or: {older}."
     return f"Plain pip brings a CUDA 13 torch, which needs a Turing card or newer. {older}."
+
+
+def memory() -> str:
+    """Peak memory of this process so far: of the card where one is in use, else resident."""
+    peak = peak_memory()
+    return "" if peak is None else f"{peak / 1e9:.1f} GB{' card' if torch.cuda.is_initialized() else ''}"
+
+
+def peak_memory() -> int | None:
+    """The same in bytes; None where the system does not tell."""
+    if torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,5 +1,8 @@
 """Errors that reach the user as one sentence and an exit status, never as a traceback."""
 
+INTERRUPTED = 130  # exit status: stopped by Ctrl-C
+REQUEUE = 75  # exit status: saved, start the same command again
+
 
 class SegtrainError(Exception):
     """Something the user can mend. The message says what was expected, what was found, where, and the remedy."""

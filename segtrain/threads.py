@@ -15,7 +15,7 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_order(function: Callable[[T], R], items: Iterable[T], ahead: int = 4) -> Iterator[R]:
+def threaded_map(function: Callable[[T], R], items: Iterable[T], ahead: int = 4) -> Iterator[R]:
     """function(item) for each item, in order; at most `ahead` results a thread wait to be taken."""
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(cpus()) as pool:

@@ -1,10 +1,11 @@
 """Shared fixtures, and the rule that a skipped test is listed and allowed, or the run fails."""
 
 import contextlib
+import functools
 import io
 import os
+import shutil
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from segtrain import cli
+from segtrain.cli import entry as cli
 from segtrain.models import BACKBONES
+from tests.helpers.checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
     line.strip() for line in (ROOT / "tests" / "allowed_skips.txt").read_text().splitlines() if line and line[0] != "#"
 }
@@ -43,8 +44,11 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
-    """The folder of the compiled In-Place ABN libraries, shared by all tests: building them takes seconds."""
-    return tmp_path_factory.mktemp("compiled")
+    """The folder of the compiled In-Place ABN libraries, copied to every test's cache, shared by the processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -52,12 +56,15 @@ def elsewhere(tmp_path, tmp_path_factory, monkeypatch, compiled):
     """Every test works in an empty folder, with a cache of its own and no data but what it makes."""
     monkeypatch.chdir(tmp_path)
     cache = tmp_path_factory.mktemp("cache")
-    (cache / "abn").symlink_to(compiled)
+    shutil.copytree(compiled, cache / "abn", copy_function=os.link)
     monkeypatch.setenv("SEGTRAIN_CACHE", str(cache))
     monkeypatch.delenv("SEGTRAIN_DATA", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     threads, backbones = torch.get_num_threads(), set(BACKBONES)
     yield
+    for library in (cache / "abn").glob("*.so"):
+        with contextlib.suppress(FileExistsError):  # it was there, or another process was first
+            os.link(library, compiled / library.name)
     torch.set_num_threads(threads)  # sums, and so the bits of a training, depend on it
     for name in BACKBONES.keys() - backbones:  # a plugin is of the test that named it
         sys.modules.pop(BACKBONES.pop(name).__module__, None)
@@ -86,24 +93,22 @@ def segtrain():
     return call
 
 
+@pytest.fixture(scope="session", autouse=True)
+def scenes_drawn_once():
+    """The same few scenes are written in several layouts, by several modules: each is drawn once."""
+    from segtrain.data.scenes import layouts
+
+    layouts._draw = functools.lru_cache(maxsize=48)(layouts._draw)
+
+
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
     """A folder of built-in scenes in Cityscapes' layout: 6 train, 3 val, 2 night. Read only."""
-    from segtrain.data.street_layouts import write
+    from segtrain.data.scenes.layouts import write_scenes
 
     root = tmp_path_factory.mktemp("streets") / "streets"
-    write(root, "cityscapes", {"train": 6, "val": 3, "night": 2}, 0, (256, 512), workers=1)
+    write_scenes(root, "cityscapes", {"train": 6, "val": 3, "night": 2}, 0, (256, 512), workers=1)
     return root
-
-
-def small_run(scenes: Path, *more: str) -> list[str]:
-    """Overrides for a training of a few seconds on `scenes`."""
-    return [
-        f"dataset.root={scenes}", "dataset.scenes=6", "dataset.val_scenes=3", "model.output_stride=16",
-        "model.head_channels=8", "augmentation.crop_size=[64,96]", "augmentation.scale=[0.3,0.5]",
-        "trainer.batch_size=2", "trainer.epochs=null", "trainer.max_steps=4", "trainer.validate_every=4",
-        "trainer.save_every=2", "loader.workers=0", "logging.every=1", "logging.pictures=2", "device=cpu", *more,
-    ]  # fmt: skip
 
 
 @pytest.fixture
@@ -153,6 +158,20 @@ def ponds(tmp_path):
     ]  # fmt: skip
 
 
-def environment() -> dict[str, str]:
-    """For a subprocess that runs this checkout's segtrain."""
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+@pytest.fixture(scope="session")
+def class_images(tmp_path_factory):
+    """Images with one class each, of several sizes and file types: six classes, four images of each in train, three in
+    val. Read only."""
+    root = tmp_path_factory.mktemp("imagenet")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 3)):
+        for number in range(6):
+            folder = root / split / f"n{number:08d}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                colour = np.array([40 * number, 255 - 40 * number, 90 * (number % 3)])
+                size = (40 + 9 * i, 60 - 5 * i, 3)
+                picture = np.clip(colour + rng.integers(-25, 26, size), 0, 255).astype(np.uint8)
+                name = f"{folder.name}_{i}.JPEG" if split == "train" else f"ILSVRC2012_val_{number}{i}.JPEG"
+                Image.fromarray(picture).save(folder / name, "PNG" if i == 2 else "JPEG", quality=95)
+    return root

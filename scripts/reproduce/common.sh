@@ -1,8 +1,9 @@
-# Sourced by the scripts beside it. Their arguments:
+# Sourced by the other scripts of this folder. Their arguments:
 #   RECIPE ...   only these rows (default: all)
 #   key=value    further options of every training
-#   --smoke      the same commands at toy size on generated data, on the CPU: does the chain hold, not how good it gets
-# CARDS= processes, one for each card (default 4, as in the paper), VENV= and PYTHON= as in scripts/quickstart.
+#   --smoke      the same commands at toy size, on generated data and the CPU: tests the scripts, not the accuracy
+# CARDS= is the number of processes, one for each GPU (default 4, as in the paper); VENV= and PYTHON= as in
+# scripts/quickstart.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../install.sh"
 
@@ -23,10 +24,10 @@ trained=() number=0
 
 run() { echo "+ $*"; "$@"; }
 
-# asked RECIPE: whether this row is to be trained.
+# asked RECIPE: whether this row was selected.
 asked() { [ ${#only[@]} -eq 0 ] || [[ " ${only[*]} " == *" $1 "* ]]; }
 
-# train RECIPE [key=value ...]: into runs/RECIPE. The same command goes on where it stopped, or says that it is finished.
+# train RECIPE [key=value ...]: train into runs/RECIPE. The same command resumes, or reports that the run is finished.
 train() {
   local recipe=$1 program=("$BIN/torchrun" --standalone --nproc-per-node="$CARDS" -m segtrain)
   shift
@@ -38,7 +39,7 @@ train() {
   trained+=("runs/$recipe")
 }
 
-# named RECIPE key=value ...: one way of testing a network of whole pictures.
+# named RECIPE key=value ...: evaluate an image classifier by one protocol.
 named() {
   local recipe=$1
   shift
@@ -46,7 +47,7 @@ named() {
   run "$BIN/segtrain" evaluate run="runs/$recipe" "$@" "${answers[@]}"
 }
 
-# weights_of RECIPE: the file that it begins with; ImageNet's begin with random numbers.
+# weights_of RECIPE: the weights that it starts from; ImageNet recipes start from random weights.
 weights_of() {
   local file=$ROOT/configs/experiment/$1.yaml found
   found=$(sed -n 's/^  weights: //p' "$file")
@@ -54,9 +55,9 @@ weights_of() {
   echo "$found"
 }
 
-# begin: published files that the rows begin with must be there, all before the first: a row takes days; so must the run
-# that a row begins with, unless it is asked for too. --smoke makes up others of the same names, and the street scenes in
-# the layouts of the data sets it is given.
+# begin DATASET ...: check before the first row, which takes days, that all published weights and runs exist from which
+# the rows start. A run may be missing if its own row is selected too. --smoke makes weights of the same names, and
+# street scenes in the layouts of the datasets.
 begin() {
   local row file run missing=() data
   for row in "${rows[@]}"; do
@@ -77,12 +78,12 @@ begin() {
     fi
   elif [ ${#missing[@]} -gt 0 ] && [[ " ${more[*]} " != *" model.weights="* ]]; then
     printf 'not in %s: %s\n' "$PWD" "${missing[*]}" >&2
-    echo "\`segtrain weights\` says where each is to be had; model.weights=none begins with random weights" >&2
+    echo "\`segtrain weights\` prints where to get each; model.weights=none starts from random weights" >&2
     exit 2
   fi
 }
 
-# finish: what was measured, beside what was published.
+# finish: print what was measured beside what was published.
 finish() {
   [ -z "$smoke" ] || run "$BIN/python" "$ROOT/scripts/reproduce/smoke.py" runs "${trained[@]}"
   run "$BIN/segtrain" runs table=paper
@@ -91,12 +92,12 @@ finish() {
 
 # ------------------------------------------------------------------------------------------------ --smoke
 
-# scenes LAYOUT: four street scenes for training, few enough to be learnt by heart, and two more, as the real data set
-# lies on disk.
+# scenes LAYOUT: four street scenes for training, few enough to overfit, and two for validation, in the layout of the
+# real dataset.
 scenes() {
   local split lists=datasets/cocostuff/annotations/deprecated-challenge2017
   run "$BIN/segtrain" streets output="datasets/$1" layout="$1" scenes=4 val_scenes=2 night_scenes=0
-  if [ "$1" = cocostuff ]; then # the lists of the 2017 challenge, which come in an archive of COCO's own
+  if [ "$1" = cocostuff ]; then # the lists of the 2017 challenge, which are in a separate archive of COCO
     mkdir -p "$lists"
     for split in train val; do (cd "datasets/cocostuff/images/${split}2017" && ls) > "$lists/$split-ids.txt"; done
   fi
@@ -105,21 +106,21 @@ scenes() {
 toy=()
 if [ -n "$smoke" ]; then
   work=$(mktemp -d)
-  echo "in $work, which is kept if something fails"
+  echo "in $work, which is left there if something fails"
   cd "$work"
   unset SEGTRAIN_DATA
   CARDS=${CARDS:-1}
-  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # at this size more threads only wait for each other
-  # The paper's networks are too large for two cores and a few minutes: a ResNet-18 stands in for them.
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # at this size, more threads are slower
+  # The paper's networks are too large for two cores and a few minutes: a ResNet-18 replaces them.
   BACKBONE=${BACKBONE:-resnet18}
   answers=(device=cpu 'inference.scales=[0.5]')
-  toy=( # whole scenes at a quarter of their size
+  toy=( # full scenes at a quarter of their size
     "${answers[@]}" model.backbone="$BACKBONE" model.head_channels=64 'augmentation.crop_size=[64,128]'
     'augmentation.scale=[0.25,0.25]' augmentation.flip=0 trainer.batch_size=4 trainer.max_steps=12 optimizer.lr=0.05
     loader.workers=0 logging.every=2 logging.pictures=0
   )
-  if [[ ${rows[0]} == imagenet_* ]]; then # a thing of the street scenes in each picture
-    answers=(device=cpu loader.workers=0) # the three published ways, at the published sizes
+  if [[ ${rows[0]} == imagenet_* ]]; then # each image shows one thing of the street scenes
+    answers=(device=cpu loader.workers=0) # the three published protocols, at their sizes
     toy=(
       "${answers[@]}" inference.resize=64 inference.crop=64 model.backbone="$BACKBONE" 'augmentation.crop_size=[64,64]' 'augmentation.area=[0.6,1.0]'
       augmentation.color=0 trainer.batch_size=10 trainer.max_steps=36 optimizer.lr=0.01 logging.every=2

@@ -1,8 +1,8 @@
-"""Of the smoke tests of the scripts beside it: random weights to begin with, and the checks at the end.
+"""Random weights for the smoke tests of the other scripts, and the checks at their end.
 
-smoke.py weights BACKBONE FILE ...     writes what the published ImageNet files hold, with random numbers
-smoke.py runs RUN ...                  checks that each is finished, has learnt, and began with the file it names
-smoke.py archive FILE ANSWERS IMAGES   checks a zip of label pictures, one for every picture of a folder
+smoke.py weights BACKBONE FILE ...     write files like the published ImageNet weights, with random numbers
+smoke.py runs RUN ...                  check that each run is finished, has learned, and started from the file it names
+smoke.py archive FILE ANSWERS IMAGES   check a zip of label images, one for every image of a folder
 """
 
 import io
@@ -16,11 +16,11 @@ import torch
 import yaml
 from PIL import Image
 
-from segtrain import checkpoint
 from segtrain.models import build_classifier
-from segtrain.protocol import file_hash
+from segtrain.scoring.report import file_hash
+from segtrain.weights import checkpoint
 
-FALL = 0.2  # least share by which the loss falls, from the first lines of a run to the last ones
+FALL = 0.2  # minimum relative decrease of the loss, from the first lines of a run to the last
 LINES = 2
 
 
@@ -53,27 +53,27 @@ def finished(folder: Path) -> None:
 
 
 def losses(folder: Path) -> tuple[float, float]:
-    """Mean of the first and of the last lines."""
+    """Mean loss of the first lines and of the last lines of a run."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found = [line["train/loss"] for line in lines if line.get("train/loss") is not None]
-    demand(len(found) >= 3 * LINES, f"{folder}: {len(found)} lines with a loss are too few to compare")
+    demand(len(found) >= 3 * LINES, f"{folder}: only {len(found)} lines with a loss, {3 * LINES} are needed")
     return sum(found[:LINES]) / LINES, sum(found[-LINES:]) / LINES
 
 
 def began_with(folder: Path) -> str:
-    """What the run's checkpoint says of the file it began with, which must be the one that its options name."""
+    """Describe the weights that a run started from, which must be the file that its options name."""
     if folder.name.startswith("imagenet_"):
-        return f"began with random numbers, as it should; {tested(folder)}"
+        return f"started from random weights, as it should; {tested(folder)}"
     named = yaml.safe_load((folder / "config.yaml").read_text())["model"]["weights"]
     start = checkpoint.load(folder / "last.pt")["provenance"].get("start")
-    demand(start is not None, f"{folder}: began with random weights, not with {named}")
-    demand(start["sha256"] == file_hash(Path(named)), f"{folder} began with another file than {named} is now")
+    demand(start is not None, f"{folder}: started from random weights, not from {named}")
+    demand(start["sha256"] == file_hash(Path(named)), f"{folder} started from a file other than the present {named}")
     demand(start["share"] == 1, f"{folder}: {100 * start['share']:.0f} % of the tensors matched")
-    return f"began with {start['matched']} tensors of {named} ({100 * start['share']:.0f} %)"
+    return f"started from {start['matched']} tensors of {named} ({100 * start['share']:.0f} %)"
 
 
 def tested(folder: Path) -> str:
-    """In which ways a network of whole pictures was evaluated afterwards, all three and alike often."""
+    """Describe the protocols by which an image classifier was evaluated: all three, each with the same activations."""
     ways: dict[str, list[str]] = {}
     for path in folder.glob("evaluations/*/evaluation.json"):
         result = json.loads(path.read_text())
@@ -87,17 +87,17 @@ def tested(folder: Path) -> str:
 
 def archive(file: str, answers: str, images: str) -> None:
     """answers: folder inside the zip."""
-    pictures = {path.name: Image.open(path).size for path in Path(images).iterdir()}
+    sizes = {path.name: Image.open(path).size for path in Path(images).iterdir()}
     with zipfile.ZipFile(file) as content:
         demand(content.testzip() is None, f"{file} is damaged")
         found = {Path(name).name: Image.open(io.BytesIO(content.read(name))) for name in content.namelist()}
-        wanted = sorted(f"{answers}/{name}" for name in pictures)
+        wanted = sorted(f"{answers}/{name}" for name in sizes)
         demand(sorted(content.namelist()) == wanted, f"{file} holds {content.namelist()}, not {wanted}")
-    for name, picture in found.items():
-        ids = np.unique(np.asarray(picture))
-        right = picture.mode == "L" and picture.size == pictures[name] and ids.min() >= 7 and ids.max() <= 33
-        demand(right, f"{file}, {name}: {picture.mode}, {picture.size}, ids {ids}")
-    print(f"{file}: {len(found)} answers, each of its picture's size, with Cityscapes' ids")
+    for name, label in found.items():
+        ids = np.unique(np.asarray(label))
+        right = label.mode == "L" and label.size == sizes[name] and ids.min() >= 7 and ids.max() <= 33
+        demand(right, f"{file}, {name}: {label.mode}, {label.size}, ids {ids}")
+    print(f"{file}: {len(found)} predictions, each of its image's size, with Cityscapes' ids")
 
 
 def demand(right: bool, otherwise: str) -> None:

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Table 1 of the In-Place ABN paper: what exchanging ReLU and LeakyReLU after the training does. Two networks, each tested
-# with both activations in the three published ways.
+# Table 1 of the In-Place ABN paper: ReLU and LeakyReLU exchanged after training. Two networks, each evaluated with both
+# activations by the three published protocols.
 #   SEGTRAIN_DATA=/data ./scripts/reproduce/table1.sh [RECIPE ...] [key=value ...] [--smoke]
-# Needs imagenet/ below SEGTRAIN_DATA (datasets/README.md). Run again, it goes on where it stopped. The arguments are
-# explained in common.sh.
+# Needs imagenet/ below SEGTRAIN_DATA (datasets/README.md). The same command continues where it stopped.
+# common.sh explains the arguments.
 rows=(imagenet_resnext101_std_relu imagenet_resnext101_std)
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 begin imagenet

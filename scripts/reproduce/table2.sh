@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Table 2 of the In-Place ABN paper, and what the official README adds to it: nine networks trained on ImageNet-1k for 90
-# epochs, each tested in the three published ways. The resulting runs/RECIPE/last.pt is what model.weights= takes.
+# Table 2 of the In-Place ABN paper, and the networks that the official README adds: nine networks trained on
+# ImageNet-1k for 90 epochs, each evaluated by the three published protocols. model.weights= takes the resulting
+# runs/RECIPE/last.pt.
 #   SEGTRAIN_DATA=/data ./scripts/reproduce/table2.sh [RECIPE ...] [key=value ...] [--smoke]
-# Needs imagenet/ below SEGTRAIN_DATA (datasets/README.md). Run again, it goes on where it stopped. The arguments are
-# explained in common.sh.
+# Needs imagenet/ below SEGTRAIN_DATA (datasets/README.md). The same command continues where it stopped.
+# common.sh explains the arguments.
 rows=(
   imagenet_resnext101_std imagenet_resnext101 imagenet_resnext101_sync imagenet_resnext152 imagenet_wider_resnet38
   imagenet_densenet264 imagenet_resnet34_sync imagenet_resnet50_sync imagenet_resnet101_sync
 )
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-if [ -n "$smoke" ] && [ ${#only[@]} -eq 0 ]; then # one small network, in one process: the other rows are the same
+if [ -n "$smoke" ] && [ ${#only[@]} -eq 0 ]; then # with one small network in one process, the other rows are the same
   only=(imagenet_resnext101_std imagenet_resnext101_sync imagenet_wider_resnet38)
 fi
 begin imagenet

@@ -2,7 +2,7 @@
 # Table 4 of the In-Place ABN paper, its tuned settings: five trainings on Cityscapes and one on Mapillary Vistas.
 #   SEGTRAIN_DATA=/data ./scripts/reproduce/table4.sh [RECIPE ...] [key=value ...] [--smoke]
 # Needs cityscapes/ and vistas/ (v1.2) below SEGTRAIN_DATA (datasets/README.md), and the published ImageNet files in
-# weights/. Run again, it goes on where it stopped. The arguments are explained in common.sh.
+# weights/. The same command continues where it stopped. common.sh explains the arguments.
 rows=(
   cityscapes_resnext152_sync_12x680
   cityscapes_wider_resnet38_inplace_16x712

@@ -1,20 +1,20 @@
 """In-Place Activated BatchNorm (Rota Bulo, Porzi, Kontschieder, CVPR 2018), usable alone: needs torch only.
 
-Classes and functions are called as those of the official package `inplace_abn` 1.1, and load its weights. Otherwise:
+Classes and functions have the interface of the official package `inplace_abn` 1.1, and load its weights. Differences:
 any number of spatial dimensions, channels-last memory, bfloat16 and float16 with float32 parameters, and float64;
-momentum=None, and num_batches_tracked in the state; a gradient that comes in is never written to; what would give
-wrong gradients (an input that is still needed, relu or slope 0 in place) is an error; a process without pictures takes
-part in synchronisation. Keyword-only arguments (overwrite, variant, scale, shortcut) are ours.
+momentum=None, and num_batches_tracked in the state; incoming gradients are never overwritten; what would give wrong
+gradients (an input that is still needed, relu or slope 0 in place) is an error; a process without images takes part in
+synchronisation. The keyword-only arguments (overwrite, variant, scale, shortcut) are additions.
 """
 
 import sys
 
-from segtrain.abn import functions, modules, sync
+from segtrain.abn import functional as functions
+from segtrain.abn import modules, sync
 from segtrain.abn.checkpointing import recomputed_outputs
-from segtrain.abn.functions import abn, inplace_abn, inplace_abn_sync
+from segtrain.abn.functional import abn, inplace_abn, inplace_abn_sync
 from segtrain.abn.modules import ABN, BatchNormAct, InPlaceABN, InPlaceABNSync, RecomputedABN
-from segtrain.abn.operators import describe as describe_backend
-from segtrain.abn.operators import use as use_backend
+from segtrain.abn.operators import describe_backend, use_backend
 from segtrain.abn.sync import active_group, set_active_group
 
 __all__ = [
@@ -26,9 +26,9 @@ __version__ = "1.1.0"  # of the interface: that of the official package
 
 
 def install_as_inplace_abn() -> None:
-    """Makes `import inplace_abn` (the official package's name) give this package, for other people's code.
+    """Let `import inplace_abn`, the name of the official package, import this package, for code written for that one.
 
-    Call it before that code is imported. RuntimeError if the official package has been imported already.
+    Call it before such code is imported. Raises RuntimeError if the official package has been imported already.
     """
     here = sys.modules[__name__]
     other = sys.modules.get("inplace_abn", here)

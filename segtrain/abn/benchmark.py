@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from segtrain.abn.modules import InPlaceABN
-from segtrain.abn.operators import resolve, use
+from segtrain.abn.operators import resolve, use_backend
 
 SHAPES = ((8, 64, 128, 128), (2, 256, 96, 96), (2, 1024, 48, 48))
 
 
 class Standard(nn.Sequential):
-    """What everybody else has."""
+    """The usual pair of layers, and the unit of all ratios."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(nn.BatchNorm2d(channels), nn.LeakyReLU(0.01, inplace=True))
@@ -47,7 +47,7 @@ def pass_times(
     backend: str, layer: Callable[[Tensor], Tensor], x: Tensor, dz: Tensor, device: str
 ) -> tuple[float, float, float]:
     """Seconds of forward and of backward, and of the host alone; the layer gets a tensor it may overwrite."""
-    use(backend)
+    use_backend(backend)
     resolve(device)
     source = x.detach().requires_grad_() + 0
     with Clock(device) as forward:
@@ -75,7 +75,7 @@ def layer_table(device: str, rounds: int = 20) -> Iterator[str]:
     backends = []
     for name in ("cupy", "aten") if device == "cuda" else ("native", "aten"):
         try:
-            use(name)
+            use_backend(name)
             backends.append(name)
         except RuntimeError as error:
             yield str(error)
@@ -97,4 +97,4 @@ def layer_table(device: str, rounds: int = 20) -> Iterator[str]:
                 if device == "cuda":
                     line += f" {8 * x.nbytes / (forward + backward) / 1e9:.0f} GB/s, host {1e6 * host:.0f} us"
             yield line
-    use("auto")
+    use_backend("auto")

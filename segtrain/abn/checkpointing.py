@@ -1,8 +1,8 @@
-"""The paper's two checkpointing variants: the output is thrown away and computed again when the next layer needs it.
+"""The paper's two checkpointing variants: the output is freed, and computed again when the next layer needs it.
 
 Both keep one full-size tensor, as In-Place ABN does: the input x (the standard way, figure 2b of the paper), or the
-normalised input written over x (the proposed one, figure 2c). They need somebody to watch over what the next layer
-saves, because it is the next layer that asks for the output in backward:
+normalised input written over x (the proposed one, figure 2c). It is the next layer that saves the output for backward,
+so what it saves has to be intercepted:
 
     with recomputed_outputs():
         logits = model(images)
@@ -19,18 +19,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from segtrain.abn.aten_ops import CODES, Activation
-from segtrain.abn.functions import (
-    Options,
-    affine,
-    as_type,
-    batch_statistics,
-    check_input,
-    check_overwritten,
-    gradients,
-    normalise,
-    weight_gradient,
-)
+from segtrain.abn.backends.aten import CODES, Activation
+from segtrain.abn.checks import check_input, check_overwritten, check_tensors
+from segtrain.abn.functional import Options, affine, as_type, batch_statistics, gradients, normalise, weight_gradient
 
 KEEP = ("input", "normalised")
 ops = torch.ops.segtrain_abn
@@ -50,7 +41,7 @@ class Recipe(NamedTuple):
 
 
 class Recipes:
-    """Recipes by the storage of the output they make; an output that is gone has none."""
+    """Recipes by the storage of their output; a freed output has none."""
 
     def __init__(self) -> None:
         self.known: dict[int, tuple[StorageWeakRef, Recipe]] = {}
@@ -70,9 +61,9 @@ watching: list[Recipes] = []
 
 @contextmanager
 def recomputed_outputs() -> Iterator[None]:
-    """Outputs of `RecomputedABN` layers that other layers save for backward in here are computed again instead.
+    """Inside it, outputs of `RecomputedABN` layers that other layers save for backward are computed again instead.
 
-    Autograd cannot tell, for what is saved in here, whether somebody overwrites it before backward.
+    Autograd cannot detect that a tensor saved inside it is overwritten before backward.
     """
     recipes = Recipes()
 
@@ -150,15 +141,17 @@ class RecomputedABNFunction(torch.autograd.Function):
 
 def recomputed_abn(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
-    keep: str, group: Any, options: Options,
+    shortcut: Tensor | None, keep: str, group: Any, options: Options,
 ) -> Tensor:  # fmt: skip
     """act(gamma * xhat + bias) as a new tensor, keeping x or (keep="normalised") the normalised input over x.
 
     Tensors as for `inplace_abn`; any activation of CODES, and relu as leaky_relu with slope 0, because nothing is
-    inverted. group: as `group_or_none` gives it.
+    inverted. group: as `group_or_none` gives it. shortcut: is checked only; the caller adds it.
     """
+    overwrite = keep == "normalised" and options.overwrite
+    check_tensors(x, weight, bias, running_mean, running_var, shortcut, options.training, overwrite)
     check_input(x, options.training, group is not None)
-    if keep == "normalised" and options.overwrite:
+    if overwrite:
         check_overwritten(x)
     follows = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
     if group is not None:

@@ -1,4 +1,4 @@
-"""Which module's output was overwritten while backward still needs it."""
+"""Find the modules whose output was overwritten while backward still needs it."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ def is_overwritten_error(error: RuntimeError) -> bool:
 def overwritten_outputs(model: nn.Module, *inputs: Tensor) -> list[str]:
     """Names of the modules whose output some operation saves for backward and a later one overwrites.
 
-    Runs `model(*inputs)` once more. An output that is overwritten and that nobody saves, such as that of a convolution
-    before In-Place ABN, is no mistake and is not listed.
+    Runs `model(*inputs)` once more. An output that is overwritten but not saved, such as that of a convolution before
+    In-Place ABN, is no mistake and is not listed.
     """
     outputs: dict[int, tuple[str, Tensor]] = {}  # by storage: the module that returned it last
     saved: dict[int, dict[int, str]] = {}  # by storage: version when saved -> the module whose output it was

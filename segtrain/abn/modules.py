@@ -1,6 +1,7 @@
 """Layers that normalise and activate: `ABN` (ordinary autograd) and `InPlaceABN` (half the memory).
 
-They take each other's state_dict, which is that of torch's BatchNorm.
+All have the constructor of ABN and options of their own, and load each other's state_dict, which is that of torch's
+BatchNorm.
 """
 
 from typing import Any
@@ -8,21 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segtrain.abn.aten_ops import Activation
+from segtrain.abn.backends.aten import Activation
 from segtrain.abn.checkpointing import KEEP, recomputed_abn
-from segtrain.abn.functions import (
+from segtrain.abn.checks import (
     ACTIVATIONS,
     SCALES,
     VARIANTS,
-    Options,
-    abn,
-    activate,
-    inplace_abn,
-    inplace_abn_sync,
+    check_reference_dtypes,
+    check_tensors,
     invertible,
     one_of,
     recomputing,
 )
+from segtrain.abn.functional import Options, abn, activate, inplace_abn, inplace_abn_sync
 from segtrain.abn.sync import group_or_none
 
 
@@ -32,12 +31,14 @@ class ABN(nn.Module):
     The reference for InPlaceABN: the same numbers and the same state_dict, twice the memory.
 
     num_features: C of the input (N, C) or (N, C, *spatial); the output has the input's shape and dtype.
+    eps: added to the variance, and to |weight|.
     momentum: weight of the newest batch in the running statistics, or None for their plain average.
-    activation: leaky_relu | elu | relu | identity; activation_param: negative slope, or alpha of elu. Both may be
+    affine: whether there are weight and bias. track_running_stats: whether there are running statistics.
+    activation: leaky_relu | elu | relu | identity. activation_param: negative slope, or alpha of elu. Both may be
     changed on the layer.
-    scale: "abs", or "signed" for gamma = weight, as an ordinary BatchNorm has it.
-    Called with a second tensor of the output's shape, it adds that before the activation.
-    Raises ValueError for an unknown activation, or in training for one value per channel.
+    scale: "abs", or "signed" for gamma = weight, as in an ordinary BatchNorm.
+    A shortcut, a second argument of the output's shape, is added before the activation.
+    Raises ValueError for an unknown activation, and in training for an input with one value per channel.
     """
 
     running_mean: Tensor | None
@@ -59,7 +60,7 @@ class ABN(nn.Module):
         scale: str = "abs",
     ) -> None:
         super().__init__()
-        one_of("activation", activation, ACTIVATIONS)
+        self.check_activation(activation, activation_param)
         self.scale = one_of("scale", scale, SCALES)
         self.num_features = num_features
         self.eps = eps
@@ -75,8 +76,13 @@ class ABN(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features) if tracked else None)
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long) if tracked else None)
 
+    @staticmethod
+    def check_activation(activation: str, param: float) -> None:
+        """Raises ValueError for an activation that the layer does not have."""
+        one_of("activation", activation, ACTIVATIONS)
+
     def reset_parameters(self) -> None:
-        """Scale 1, shift 0, fresh running statistics."""
+        """Reset to scale 1, shift 0 and initial running statistics."""
         with torch.no_grad():
             if self.affine:
                 nn.init.ones_(self.weight)  # type: ignore[arg-type]
@@ -90,7 +96,7 @@ class ABN(nn.Module):
         """(running mean, running variance, use the batch's statistics?, momentum) for one call of forward."""
         use_batch = self.training or self.running_mean is None
         momentum = 0.0 if self.momentum is None else self.momentum
-        if use_batch and recomputing():  # they moved in the first forward already
+        if use_batch and recomputing():  # the first forward has updated them already
             mean, var = (None if t is None else t.clone() for t in (self.running_mean, self.running_var))
             return mean, var, True, momentum
         if self.training and self.num_batches_tracked is not None:
@@ -119,35 +125,23 @@ class ABN(nn.Module):
 
 
 class InPlaceABN(ABN):
-    """ABN that writes its output over its input and computes its input again, in backward, from that output.
+    """ABN that writes its output over its input, and in backward computes its input again from that output.
 
-    Arguments as ABN, but the activation must be invertible (leaky_relu, elu, identity). Nothing else may need the
-    input afterwards; where something does (the first layer of a residual block), `overwrite=False` writes elsewhere
-    and keeps, like the in-place form, the output only. A shortcut is kept too, and left alone: the convolution that
-    made its output an input has kept it anyway.
+    Arguments as ABN, but the activation must be invertible (leaky_relu, elu, identity).
+    overwrite: nothing else may need the input afterwards. If something does (at the start of a residual block),
+    overwrite=False writes elsewhere and, like the in-place form, keeps the output only. A shortcut is not overwritten;
+    it is kept for backward too.
     variant: "one" | "two" of the paper, sections 3.2 and 3.3.
     """
 
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        activation: str = "leaky_relu",
-        activation_param: float = 0.01,
-        *,
-        overwrite: bool = True,
-        variant: str = "one",
-        scale: str = "abs",
-    ) -> None:
-        invertible(activation, activation_param)
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, activation, activation_param, scale=scale
-        )
+    def __init__(self, *args: Any, overwrite: bool = True, variant: str = "one", **options: Any) -> None:
+        super().__init__(*args, **options)
         self.overwrite = overwrite
         self.variant = one_of("variant", variant, VARIANTS)
+
+    @staticmethod
+    def check_activation(activation: str, param: float) -> None:
+        invertible(activation, param)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         return inplace_abn(
@@ -157,31 +151,19 @@ class InPlaceABN(ABN):
 
 
 class InPlaceABNSync(InPlaceABN):
-    """InPlaceABN by the statistics of all processes of a group (default: all there are), see `inplace_abn_sync`."""
+    """InPlaceABN with the statistics of all processes of a group, see `inplace_abn_sync`.
 
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        activation: str = "leaky_relu",
-        activation_param: float = 0.01,
-        group: Any = None,
-        *,
-        overwrite: bool = True,
-        variant: str = "one",
-        scale: str = "abs",
-    ) -> None:
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, activation, activation_param,
-            overwrite=overwrite, variant=variant, scale=scale,
-        )  # fmt: skip
+    Arguments as InPlaceABN. group: a process group, by default all processes.
+    """
+
+    def __init__(self, *args: Any, group: Any = None, **options: Any) -> None:
+        if len(args) == 8:  # the official package takes the group by position, after activation_param
+            *args, group = args  # type: ignore[assignment]
+        super().__init__(*args, **options)
         self.group = group
 
     def set_group(self, group: Any) -> None:
-        """Synchronise over another group; never between a forward and its backward."""
+        """Synchronise over another group. Not between a forward and its backward."""
         self.group = group
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
@@ -191,42 +173,34 @@ class InPlaceABNSync(InPlaceABN):
         )  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
-        """Process groups belong to a running job: a copied or pickled layer synchronises over all processes."""
+        """Without the process group, which belongs to a running job: a copied layer synchronises over all processes."""
         return {**self.__dict__, "group": None}
 
 
 class RecomputedABN(ABN):
-    """ABN by the paper's checkpointing: what it gives to the next layer is computed again when that asks for it.
+    """ABN by the paper's checkpointing: backward computes the output again where the next layer needs it.
 
+    Saves memory only inside `recomputed_outputs()`. Arguments as ABN.
     keep: "input" (figure 2b), or "normalised" (figure 2c), which overwrites the input unless `overwrite` is False.
-    Saves memory only inside `recomputed_outputs()`. Any activation of ABN. group, if synchronised: as InPlaceABNSync.
+    synchronised: use the statistics of all processes, or of the group that set_group sets.
     """
 
     def __init__(
         self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        activation: str = "leaky_relu",
-        activation_param: float = 0.01,
-        *,
+        *args: Any,
         keep: str = "normalised",
         overwrite: bool = True,
-        scale: str = "abs",
         synchronised: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, activation, activation_param, scale=scale
-        )
+        super().__init__(*args, **options)
         self.keep = one_of("keep", keep, KEEP)
         self.overwrite = overwrite
         self.synchronised = synchronised
         self.group: Any = None
 
     def set_group(self, group: Any) -> None:
-        """Synchronise, if at all, over another group; never between a forward and its backward."""
+        """Synchronise over another group, if the layer synchronises. Not between a forward and its backward."""
         self.group = group
 
     def __getstate__(self) -> dict[str, Any]:
@@ -238,15 +212,17 @@ class RecomputedABN(ABN):
         activation = Activation("leaky_relu", 0.0) if name == "relu" else Activation(name, self.activation_param)
         options = Options(use_batch, momentum, self.eps, activation, self.overwrite, scale=self.scale)
         group = group_or_none(self.group) if self.synchronised and use_batch else None
-        z = recomputed_abn(x, self.weight, self.bias, mean, var, self.keep, group, options)
+        z = recomputed_abn(x, self.weight, self.bias, mean, var, shortcut, self.keep, group, options)
         return z if shortcut is None else activate(z + shortcut, self.activation, self.activation_param)
 
 
 class BatchNormAct(ABN):
-    """torch's BatchNorm, its scale of either sign, and an activation: what everybody else trains with."""
+    """torch's BatchNorm, with a scale of either sign, and an activation: the usual layer."""
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         mean, var, use_batch, momentum = self.statistics()
+        check_tensors(x, self.weight, self.bias, mean, var, shortcut, use_batch)
+        check_reference_dtypes(x, self.weight, self.bias, mean, var)
         y = nn.functional.batch_norm(x, mean, var, self.weight, self.bias, use_batch, momentum, self.eps)
         if shortcut is not None:
             y = y + shortcut

@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segtrain.abn import aten_ops, cupy_ops, native_ops
-from segtrain.abn.aten_ops import CODES, LAYOUTS, Activation, is_dense, statistics_dtype
+from segtrain.abn.backends import aten as aten_ops
+from segtrain.abn.backends import cupy as cupy_ops
+from segtrain.abn.backends import native as native_ops
+from segtrain.abn.backends.aten import CODES, LAYOUTS, Activation, is_dense, statistics_dtype
+from segtrain.abn.checks import contiguous_vectors
 
 BACKENDS: dict[str, ModuleType] = {"cupy": cupy_ops, "native": native_ops, "aten": aten_ops}
 DEVICES = {"cupy": "cuda", "native": "cpu"}  # the device a back end is for; aten serves all
@@ -22,7 +25,7 @@ chosen = os.environ.get("SEGTRAIN_ABN_BACKEND", "auto")
 resolved: dict[str, ModuleType] = {}
 
 
-def use(name: str) -> None:
+def use_backend(name: str) -> None:
     """Chooses the back end of all layers: auto | cupy | native | aten. RuntimeError where it cannot run, with why.
 
     auto takes cupy on CUDA and native on the CPU where they can run, else aten.
@@ -37,7 +40,7 @@ def use(name: str) -> None:
     resolved.clear()
 
 
-def describe(device: str) -> str:
+def describe_backend(device: str) -> str:
     """One phrase: the back end that tensors on this kind of device ('cpu', 'cuda') take, and why not a faster one."""
     name = resolve(device).__name__.rpartition(".")[2].removesuffix("_ops")
     if chosen != "auto":
@@ -72,7 +75,12 @@ def dense(x: Tensor) -> Tensor:
 
 
 def as_laid_out(x: Tensor, model: Tensor) -> Tensor:
-    """x in the memory layout of `model`, which is dense: x itself, or a copy."""
+    """x in the memory layout of `model`, which is dense: x itself, or a copy. ValueError for another kind of tensor."""
+    if x.shape != model.shape or x.dtype != model.dtype or x.device != model.device:
+        raise ValueError(
+            f"expected a tensor like the input, {tuple(model.shape)} {model.dtype} on {model.device}, found "
+            f"{tuple(x.shape)} {x.dtype} on {x.device}"
+        )
     if x.is_contiguous() and model.is_contiguous():
         return x
     channels_last = LAYOUTS.get(model.dim())
@@ -81,7 +89,7 @@ def as_laid_out(x: Tensor, model: Tensor) -> Tensor:
     return torch.empty_like(model).copy_(x)
 
 
-def pair(scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor] | None:
+def affine_pair(scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor] | None:
     return None if scale is None or shift is None else (scale, shift)
 
 
@@ -120,29 +128,37 @@ FORWARD = (
 )
 
 
+def fused_forward(x, out, gamma, beta, running_mean, running_var, momentum, eps, act, param, shortcut):  # type: ignore[no-untyped-def]
+    """(mean, rstd); x, which is dense, goes to out, which may be x, and the running statistics move."""
+    if x.numel() == 0 or (running_mean is None) != (running_var is None):
+        raise ValueError("expected a tensor that is not empty, and running statistics both or neither")
+    shortcut = None if shortcut is None else as_laid_out(shortcut, x)
+    gamma, beta, mean, var = contiguous_vectors(x, gamma, beta, running_mean, running_var)
+    activation = Activation(CODES[act], param)
+    found = backend_for(x).forward(x, out, gamma, beta, mean, var, momentum, eps, activation, shortcut)
+    for moved, given in ((mean, running_mean), (var, running_var)):
+        if moved is not given:
+            given.copy_(moved)
+    return found
+
+
 @operator(f"forward(Tensor x, {FORWARD} -> (Tensor, Tensor, Tensor)", lambda x, *_: (like(x), vector(x), vector(x)))
 def forward(x, gamma, beta, running_mean, running_var, momentum, eps, act, param, shortcut):  # type: ignore[no-untyped-def]
     """(z, mean, rstd), z a new tensor."""
     x = dense(x)
     out = torch.empty_like(x)
-    shortcut = None if shortcut is None else as_laid_out(shortcut, x)
-    mean, rstd = backend_for(x).forward(
-        x, out, gamma, beta, running_mean, running_var, momentum, eps, Activation(CODES[act], param), shortcut
-    )
-    return out, mean, rstd
+    found = fused_forward(x, out, gamma, beta, running_mean, running_var, momentum, eps, act, param, shortcut)
+    return out, *found
 
 
 @operator(f"forward_(Tensor(a!) x, {FORWARD} -> (Tensor, Tensor)", lambda x, *_: (vector(x), vector(x)))
 def forward_(x, gamma, beta, running_mean, running_var, momentum, eps, act, param, shortcut):  # type: ignore[no-untyped-def]
     """(mean, rstd); z is written over x."""
     source = dense(x)
-    shortcut = None if shortcut is None else as_laid_out(shortcut, source)
-    mean, rstd = backend_for(x).forward(
-        source, source, gamma, beta, running_mean, running_var, momentum, eps, Activation(CODES[act], param), shortcut
-    )
+    found = fused_forward(source, source, gamma, beta, running_mean, running_var, momentum, eps, act, param, shortcut)
     if source is not x:
         x.copy_(source)
-    return mean, rstd
+    return found
 
 
 @operator("statistics(Tensor x) -> Tensor", lambda x: vector(x, 2))
@@ -158,6 +174,7 @@ def normalise(x, scale, shift, act, param, shortcut):  # type: ignore[no-untyped
     x = dense(x)
     out = torch.empty_like(x)
     shortcut = None if shortcut is None else as_laid_out(shortcut, x)
+    scale, shift = contiguous_vectors(x, scale, shift)
     backend_for(x).normalise(x, out, scale, shift, Activation(CODES[act], param), shortcut)
     return out
 
@@ -166,6 +183,7 @@ def normalise(x, scale, shift, act, param, shortcut):  # type: ignore[no-untyped
 def normalise_(x, scale, shift, act, param, shortcut):  # type: ignore[no-untyped-def]
     source = dense(x)
     shortcut = None if shortcut is None else as_laid_out(shortcut, source)
+    scale, shift = contiguous_vectors(x, scale, shift)
     backend_for(x).normalise(source, source, scale, shift, Activation(CODES[act], param), shortcut)
     if source is not x:
         x.copy_(source)
@@ -192,8 +210,9 @@ def no_shortcut(kept: Tensor, wanted: bool) -> Tensor:
 @operator(f"sums({BACKWARD}) -> Tensor", lambda kept, *_: vector(kept, 2))
 def sums(kept, dz, center, inverse, act, param, shortcut, scale, shift):  # type: ignore[no-untyped-def]
     kept, dz, shortcut = together(kept, dz, shortcut)
+    center, inverse, scale, shift = contiguous_vectors(kept, center, inverse, scale, shift)
     return backend_for(kept).sums(
-        kept, dz, center, inverse, Activation(CODES[act], param), shortcut, pair(scale, shift)
+        kept, dz, center, inverse, Activation(CODES[act], param), shortcut, affine_pair(scale, shift)
     )
 
 
@@ -204,9 +223,11 @@ def sums(kept, dz, center, inverse, act, param, shortcut, scale, shift):  # type
 def gradient(kept, dz, center, inverse, act, param, shortcut, scale, shift, factor, means, want_dshortcut):  # type: ignore[no-untyped-def]
     """(dx, dshortcut or an empty tensor)"""
     kept, dz, shortcut = together(kept, dz, shortcut)
+    center, inverse, scale, shift, factor = contiguous_vectors(kept, center, inverse, scale, shift, factor)
+    (means,) = contiguous_vectors(kept, means, rows=2)
     dshortcut = no_shortcut(kept, want_dshortcut)
     dx = backend_for(kept).gradient(
-        kept, dz, center, inverse, Activation(CODES[act], param), shortcut, pair(scale, shift), factor, means,
+        kept, dz, center, inverse, Activation(CODES[act], param), shortcut, affine_pair(scale, shift), factor, means,
         dshortcut if want_dshortcut else None,
     )  # fmt: skip
     return dx, dshortcut
@@ -219,9 +240,10 @@ def gradient(kept, dz, center, inverse, act, param, shortcut, scale, shift, fact
 def backward(kept, dz, center, inverse, act, param, shortcut, scale, shift, factor, want_dshortcut):  # type: ignore[no-untyped-def]
     """(dx, sums, dshortcut or an empty tensor)"""
     kept, dz, shortcut = together(kept, dz, shortcut)
+    center, inverse, scale, shift, factor = contiguous_vectors(kept, center, inverse, scale, shift, factor)
     dshortcut = no_shortcut(kept, want_dshortcut)
     dx, found = backend_for(kept).backward(
-        kept, dz, center, inverse, Activation(CODES[act], param), shortcut, pair(scale, shift), factor,
+        kept, dz, center, inverse, Activation(CODES[act], param), shortcut, affine_pair(scale, shift), factor,
         dshortcut if want_dshortcut else None,
     )  # fmt: skip
     return dx, found, dshortcut

@@ -1,20 +1,20 @@
-"""Does a back end compute what it should? Cases, and a float64 reference in plain torch operations and autograd.
+"""Check a back end, case by case, against a float64 reference in plain torch operations and autograd.
 
-failures = [r for r in run(cupy_ops, "cuda") if not r.good]
-failures += [r for r in device_checks() if not r.good]  # what only a CUDA device can show
+    failures = [result for result in check_backend(cupy, "cuda") if not result.good]
+
+What only a CUDA device can show is in device_checks.py.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from segtrain.abn.aten_ops import LAYOUTS, Activation, per_channel, statistics_dtype
-from segtrain.abn.modules import InPlaceABN
+from segtrain.abn.backends.aten import LAYOUTS, Activation, per_channel, statistics_dtype
 
 EPS, MOMENTUM = 1e-5, 0.1
 # Largest error, in units of max(1, largest value wanted): rounding to the storage type, and float32 arithmetic. Inputs
@@ -89,7 +89,7 @@ def cases() -> Iterator[Case]:
         yield Case(torch.float64, (4, 8, 16, 16), last, LEAKY, mean=1000.0)
 
 
-def activate(y: Tensor, activation: Activation) -> Tensor:
+def reference_activation(y: Tensor, activation: Activation) -> Tensor:
     if activation.name == "leaky_relu":
         return torch.where(y > 0, y, y * activation.param)
     return F.elu(y, activation.param) if activation.name == "elu" else y
@@ -134,8 +134,8 @@ def inputs(case: Case, device: torch.device) -> Inputs:
     gamma, beta = draw(channels).abs() + 0.3, draw(channels)
     x, dz = draw(*case.shape) * 2 + case.mean, draw(*case.shape)
     shortcut = draw(*case.shape) if case.shortcut else None
-    # An activation's kink is no place to compare derivatives at: whoever lies closer to it than roundings move.
-    axes = [axis for axis in range(x.dim()) if axis != 1]
+    # Derivatives cannot be compared at an activation's kink: move the elements that lie within rounding of it.
+    axes = channel_axes(x)
     y = (x - per_channel(x.mean(axes), x)) / per_channel(x.std(axes), x) * per_channel(gamma, x) + per_channel(beta, x)
     x = torch.where((y if shortcut is None else y + shortcut).abs() < 0.02, x + 0.1, x)
     dtype = statistics_dtype(torch.empty(0, dtype=case.dtype))
@@ -144,6 +144,11 @@ def inputs(case: Case, device: torch.device) -> Inputs:
         placed(x, case, device), placed(dz, case, device),
         None if shortcut is None else placed(shortcut, case, device), gamma, beta, running_mean, torch.ones_like(gamma),
     )  # fmt: skip
+
+
+def channel_axes(x: Tensor) -> list[int]:
+    """All axes but that of the channels."""
+    return [axis for axis in range(x.dim()) if axis != 1]
 
 
 def error(got: Tensor, want: Tensor, scale: Tensor | None = None) -> float:
@@ -155,205 +160,174 @@ def error(got: Tensor, want: Tensor, scale: Tensor | None = None) -> float:
     return float((difference / unit.detach().cpu()).max())
 
 
-def run_case(ops: ModuleType, case: Case, device: torch.device) -> Iterator[Result]:
-    """Forward in place and beside, running statistics, the reducing pass and the gradient, and what they must leave."""
-    x, dz, shortcut, gamma, beta, running_mean, running_var = inputs(case, device)
+def result_of(case: Case, what: str, got: Tensor, want: Tensor, bound: float, scale: Tensor | None = None) -> Result:
+    return Result(case, what, error(got, want, scale), bound)
+
+
+def wide(t: Tensor) -> Tensor:
+    """A float64 copy on the CPU."""
+    return t.detach().to("cpu", torch.float64, copy=True)
+
+
+class Reference(NamedTuple):
+    """The forward pass in float64 by plain operations, on the numbers that the back end gets; differentiable."""
+
+    x: Tensor
+    gamma: Tensor
+    beta: Tensor
+    mean: Tensor
+    var: Tensor
+    z: Tensor
+
+    @property
+    def rstd(self) -> Tensor:
+        return 1 / (self.var + EPS).sqrt()
+
+
+def forward_reference(given: Inputs, case: Case) -> Reference:
+    x, gamma, beta = (wide(t).requires_grad_() for t in (given.x, given.gamma, given.beta))
+    axes = channel_axes(x)
+    mean, var = x.mean(axes), x.var(axes, unbiased=False)
+    xhat = (x - per_channel(mean, x)) * per_channel(1 / (var + EPS).sqrt(), x)
+    y = xhat * per_channel(gamma, x) + per_channel(beta, x)
+    if given.shortcut is not None:
+        y = y + wide(given.shortcut)
+    return Reference(x, gamma, beta, mean, var, reference_activation(y, case.activation))
+
+
+class Forward(NamedTuple):
+    """What a back end's forward pass gave; scale and shift: of the affine map from x to y."""
+
+    z: Tensor
+    mean: Tensor
+    rstd: Tensor
+    scale: Tensor
+    shift: Tensor
+
+
+def check_forward(
+    ops: ModuleType, case: Case, given: Inputs, want: Reference, device: torch.device
+) -> Generator[Result, None, Forward]:
+    """Statistics, forward in place and elsewhere, running statistics, and `normalise`."""
+    x, _, shortcut, gamma, beta, running_mean, running_var = given
     stored, computed = STORED[case.dtype], COMPUTED[gamma.dtype]
-    axes = [axis for axis in range(x.dim()) if axis != 1]
-    count = x.numel() // x.shape[1]
-    least = torch.finfo(case.dtype).eps - 1
     far = max(1.0, abs(case.mean) / 100)  # the mean itself is rounded
-
-    def check(what: str, got: Tensor, want: Tensor, bound: float, scale: Tensor | None = None) -> Result:
-        return Result(case, what, error(got, want, scale), bound)
-
-    def wide(t: Tensor) -> Tensor:
-        return t.detach().to("cpu", torch.float64, copy=True)
-
-    # -- statistics and forward, against plain operations on the numbers the back end has
-    x64 = wide(x).requires_grad_()
-    gamma64, beta64, rm64, rv64 = (wide(v) for v in (gamma, beta, running_mean, running_var))
-    gamma64.requires_grad_()
-    beta64.requires_grad_()
-    mean64, var64 = x64.mean(axes), x64.var(axes, unbiased=False)
-    rstd64 = 1 / (var64 + EPS).sqrt()
-    xhat64 = (x64 - per_channel(mean64, x)) * per_channel(rstd64, x)
-    y64 = xhat64 * per_channel(gamma64, x) + per_channel(beta64, x)
-    if shortcut is not None:
-        y64 = y64 + wide(shortcut)
-    z64 = activate(y64, case.activation)
-
+    before_mean, before_var = wide(running_mean), wide(running_var)
     found = ops.statistics(x)
-    yield check("mean", found[0], mean64, computed, mean64.abs().clamp(min=1))
-    yield check("variance", found[1], var64, computed * 2, var64)
+    yield result_of(case, "mean", found[0], want.mean, computed, want.mean.abs().clamp(min=1))
+    yield result_of(case, "variance", found[1], want.var, computed * 2, want.var)
     backup = x.clone()
     beside = torch.empty_like(x)
     mean, rstd = ops.forward(x, beside, gamma, beta, None, None, MOMENTUM, EPS, case.activation, shortcut)
-    yield check("z written elsewhere", beside, z64, stored * far)
-    yield check("x left alone", x, wide(backup), 0.0)
-    z = x.clone()
-    if case.offset:
-        z = placed(x, case, device)
+    yield result_of(case, "z written elsewhere", beside, want.z, stored * far)
+    yield result_of(case, "x left alone", x, wide(backup), 0.0)
+    z = placed(x, case, device) if case.offset else x.clone()
     ops.forward(z, z, gamma, beta, running_mean, running_var, MOMENTUM, EPS, case.activation, shortcut)
-    yield check("z in place", z, wide(beside), 0.0)
-    yield check("mean of forward", mean, mean64, computed, mean64.abs().clamp(min=1))
-    yield check("rstd", rstd, rstd64, computed * 2, rstd64)
-    unbiased = var64 * count / (count - 1)
-    yield check("running mean", running_mean, rm64 + MOMENTUM * (mean64 - rm64), computed)
-    yield check("running variance", running_var, rv64 + MOMENTUM * (unbiased - rv64), computed * 2)
-    scale, shift = gamma * rstd, beta - mean * gamma * rstd
-    affine64 = activate(
-        x64 * per_channel(wide(scale), x) + per_channel(wide(shift), x) + (0 if shortcut is None else wide(shortcut)),
-        case.activation,
+    yield result_of(case, "z in place", z, wide(beside), 0.0)
+    yield result_of(case, "mean of forward", mean, want.mean, computed, want.mean.abs().clamp(min=1))
+    yield result_of(case, "rstd", rstd, want.rstd, computed * 2, want.rstd)
+    count = x.numel() // x.shape[1]
+    unbiased = want.var * count / (count - 1)
+    yield result_of(case, "running mean", running_mean, before_mean + MOMENTUM * (want.mean - before_mean), computed)
+    yield result_of(
+        case, "running variance", running_var, before_var + MOMENTUM * (unbiased - before_var), computed * 2
     )
+    scale, shift = gamma * rstd, beta - mean * gamma * rstd
+    affine = wide(x) * per_channel(wide(scale), x) + per_channel(wide(shift), x)
+    affine = affine if shortcut is None else affine + wide(shortcut)
     out = torch.empty_like(x)
     ops.normalise(x, out, scale, shift, case.activation, shortcut)
-    yield check("normalise", out, affine64, stored * far)
+    yield result_of(case, "normalise", out, reference_activation(affine, case.activation), stored * far)
+    return Forward(z, mean, rstd, scale, shift)
 
-    # -- backward, from the numbers that were kept
+
+class Kept(NamedTuple):
+    """What a backward pass works from, and what it recovers from that, in float64 and element by element."""
+
+    arguments: tuple[Any, ...]  # of `sums`, `gradient` and `backward`
+    xhat: Tensor
+    dy: Tensor
+
+
+def kept_reference(case: Case, given: Inputs, got: Forward) -> Kept:
+    x, dz, shortcut, gamma, beta, *_ = given
     if case.kept == "input":
-        kept, affine, center, inverse, added = x, (scale, shift), mean, rstd, None
-        t64 = wide(kept)
-        y = (t64 * per_channel(wide(scale), x) + per_channel(wide(shift), x)).requires_grad_()
+        kept, affine, center, inverse, added = x, (got.scale, got.shift), got.mean, got.rstd, None
+        t = wide(kept)
+        y = (t * per_channel(wide(got.scale), x) + per_channel(wide(got.shift), x)).requires_grad_()
     else:
-        kept, affine, center, inverse, added = z, None, beta, 1 / gamma, shortcut
-        y = inverted(wide(kept), case.activation, least).requires_grad_()
-        t64 = y.detach() if added is None else y.detach() - wide(added)
-    (dy64,) = torch.autograd.grad(activate(y, case.activation), y, wide(dz))
+        kept, affine, center, inverse, added = got.z, None, beta, 1 / gamma, shortcut
+        y = inverted(wide(kept), case.activation, torch.finfo(case.dtype).eps - 1).requires_grad_()
+        t = y.detach() if added is None else y.detach() - wide(added)
+    (dy,) = torch.autograd.grad(reference_activation(y, case.activation), y, wide(dz))
     if case.activation.name == "elu" and case.kept == "output":  # where z was rounded below the least, y is not act^-1
-        dy64 = wide(dz) * torch.where(wide(kept) > 0, 1.0, wide(kept) + case.activation.param)
-    xhat = (t64 - per_channel(wide(center), x)) * per_channel(wide(inverse), x)
-    sums64 = torch.stack([dy64.sum(axes), (dy64 * xhat).sum(axes)])
-    weight = torch.stack([dy64.abs().sum(axes), (dy64 * xhat).abs().sum(axes)]).clamp(min=1)
+        dy = wide(dz) * torch.where(wide(kept) > 0, 1.0, wide(kept) + case.activation.param)
+    xhat = (t - per_channel(wide(center), x)) * per_channel(wide(inverse), x)
+    return Kept((kept, dz, center, inverse, case.activation, added, affine), xhat, dy)
+
+
+def check_backward(
+    ops: ModuleType, case: Case, gamma: Tensor, kept: Kept, rstd: Tensor
+) -> Generator[Result, None, tuple[Tensor, Tensor]]:
+    """The reducing pass and the gradient, apart and fused, and that they change no input. Returns (sums, dx)."""
+    tensor, dz, *_, added, _ = kept.arguments
+    axes, count = channel_axes(tensor), tensor.numel() // tensor.shape[1]
+    stored, computed = STORED[case.dtype], COMPUTED[gamma.dtype]
+    want = torch.stack([kept.dy.sum(axes), (kept.dy * kept.xhat).sum(axes)])
+    weight = sums_scale(kept)
     # What is large in t and center cancels in xhat: kept in float32 it is exact, the vectors' roundings are not.
     lost = computed * 4 + (1e-7 * abs(case.mean) if gamma.dtype == torch.float32 and case.kept == "input" else 0)
     factor = gamma * rstd
-    arguments = kept, dz, center, inverse, case.activation, added, affine
-    before = kept.clone(), dz.clone()
-    sums = ops.sums(*arguments)
-    yield check("sums", sums, sums64, lost, weight)
-    dshortcut = torch.full_like(kept, float("nan")) if added is not None else None
-    dx, fused_sums = ops.backward(*arguments, factor, dshortcut)
-    yield check("sums of backward", fused_sums, sums64, lost, weight)
-    means64 = sums64 / count
-    f64 = per_channel(wide(factor), x)
+    before = tensor.clone(), dz.clone()
+    sums = ops.sums(*kept.arguments)
+    yield result_of(case, "sums", sums, want, lost, weight)
+    dshortcut = torch.full_like(tensor, float("nan")) if added is not None else None
+    dx, fused_sums = ops.backward(*kept.arguments, factor, dshortcut)
+    yield result_of(case, "sums of backward", fused_sums, want, lost, weight)
 
-    def gradient64(means: Tensor) -> Tensor:
-        return f64 * (dy64 - per_channel(means[0], x) - xhat * per_channel(means[1], x))
+    def gradient(means: Tensor) -> Tensor:
+        inner = kept.dy - per_channel(means[0], tensor) - kept.xhat * per_channel(means[1], tensor)
+        return per_channel(wide(factor), tensor) * inner
 
-    yield check("dx", dx, gradient64(means64), stored + lost)
+    yield result_of(case, "dx", dx, gradient(want / count), stored + lost)
     if dshortcut is not None:
-        yield check("dshortcut", dshortcut, dy64, stored)
-    other = torch.linspace(-1, 1, 2 * x.shape[1], dtype=gamma.dtype).view(2, -1).to(device)
-    found = ops.gradient(*arguments, factor, other, dshortcut)
-    yield check("gradient of given means", found, gradient64(wide(other)), stored + lost)
-    yield check("kept and dz left alone", torch.stack([kept, dz]), torch.stack([wide(t) for t in before]), 0.0)
-    yield Result(case, "memory layout", float(dx.stride() != kept.stride() or found.stride() != kept.stride()), 0.0)
-
-    # -- and through both, against autograd, where storing z loses nothing
-    if case.dtype in COMPUTED and case.mean == 1.5:
-        dx64, dgamma64, dbeta64 = torch.autograd.grad(z64, (x64, gamma64, beta64), wide(dz))
-        steep = 4 / float(gamma.min()) if case.activation.name != "elu" else 40 / float(gamma.min())
-        yield check("dx of the layer", dx, dx64, stored * steep)
-        yield check("dgamma, dbeta of the layer", sums, torch.stack([dbeta64, dgamma64]), stored * steep, weight)
+        yield result_of(case, "dshortcut", dshortcut, kept.dy, stored)
+    other = torch.linspace(-1, 1, 2 * tensor.shape[1], dtype=gamma.dtype).view(2, -1).to(tensor.device)
+    found = ops.gradient(*kept.arguments, factor, other, dshortcut)
+    yield result_of(case, "gradient of given means", found, gradient(wide(other)), stored + lost)
+    unchanged = torch.stack([wide(t) for t in before])
+    yield result_of(case, "kept and dz left alone", torch.stack([tensor, dz]), unchanged, 0.0)
+    same_layout = dx.stride() == found.stride() == tensor.stride()
+    yield Result(case, "memory layout", float(not same_layout), 0.0)
+    return sums, dx
 
 
-def run(ops: ModuleType, device: torch.device | str, which: Iterable[Case] | None = None) -> list[Result]:
+def sums_scale(kept: Kept) -> Tensor:
+    """(2, C): the size of the sums of dy and dy * xhat, of which their error is a share."""
+    axes = channel_axes(kept.dy)
+    return torch.stack([kept.dy.abs().sum(axes), (kept.dy * kept.xhat).abs().sum(axes)]).clamp(min=1)
+
+
+def run_case(ops: ModuleType, case: Case, device: torch.device) -> Iterator[Result]:
+    """Check the primitives of a back end one by one, then forward and backward together against autograd."""
+    given = inputs(case, device)
+    reference = forward_reference(given, case)
+    got = yield from check_forward(ops, case, given, reference, device)
+    kept = kept_reference(case, given, got)
+    sums, dx = yield from check_backward(ops, case, given.gamma, kept, got.rstd)
+    if case.dtype in COMPUTED and case.mean == 1.5:  # where storing z loses nothing
+        arguments = reference.x, reference.gamma, reference.beta
+        dx64, dgamma, dbeta = torch.autograd.grad(reference.z, arguments, wide(given.dz))
+        bound = STORED[case.dtype] * ((4 if case.activation.name != "elu" else 40) / float(given.gamma.min()))
+        yield result_of(case, "dx of the layer", dx, dx64, bound)
+        want = torch.stack([dbeta, dgamma])
+        yield result_of(case, "dgamma, dbeta of the layer", sums, want, bound, sums_scale(kept))
+
+
+def check_backend(ops: ModuleType, device: torch.device | str, which: Iterable[Case] | None = None) -> list[Result]:
     """Every check of every case (all of `cases()` by default) by the back end module `ops` on a device."""
     chosen = cases() if which is None else which
     return [
         result for case in chosen if case.dtype in getattr(ops, "DTYPES", STORED)
         for result in run_case(ops, case, torch.device(device))
     ]  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------- what only a device can show
-
-
-def layer_and_step(device: str, channels: int = 16) -> tuple[nn.Module, Callable[[Tensor, Tensor], tuple[Tensor, ...]]]:
-    """A small layer, and a function of x and dz that gives its z and dx."""
-    layer = InPlaceABN(channels).to(device)
-
-    def step(x: Tensor, dz: Tensor) -> tuple[Tensor, ...]:
-        leaf = x.detach().requires_grad_()
-        z = layer(leaf * 1)
-        return z.detach(), *torch.autograd.grad(z, leaf, dz)
-
-    return layer, step
-
-
-def same(what: str, got: Iterable[Tensor], want: Iterable[Tensor]) -> Result:
-    """Bit for bit."""
-    errors = [0.0 if torch.equal(a.cpu(), b.cpu()) else float("inf") for a, b in zip(got, want, strict=True)]
-    return Result(what, "z, dx", max(errors), 0.0)
-
-
-def device_checks() -> Iterator[Result]:
-    """The layer on a stream of its own, in a CUDA graph, on a device that is not current, and beyond 2^31 elements.
-
-    On the current CUDA device, by the back end in use. The last two where there is a second device and 32 GiB free.
-    """
-    random = torch.Generator().manual_seed(0)
-    x, dz, other = (torch.randn(4, 16, 64, 64, generator=random).cuda() for _ in range(3))
-    _, step = layer_and_step("cuda")
-    want, want_other = step(x, dz), step(other, dz)
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        slow = torch.randn(4096, 4096, device="cuda")
-        for _ in range(20):
-            slow = slow @ slow * 1e-3
-        late = other + slow.mean().nan_to_num() * 0  # not there yet when the layer is called
-        got = step(late, dz)
-        for _ in range(3):
-            step(x, dz)  # and warmed up for the graph
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    yield same("a stream of its own", got, want_other)
-
-    graph, input_of_graph = torch.cuda.CUDAGraph(), x.clone()
-    with torch.cuda.graph(graph):
-        got = step(input_of_graph, dz)
-    for numbers, expected in ((other, want_other), (x, want)):
-        input_of_graph.copy_(numbers)
-        graph.replay()
-        torch.cuda.synchronize()
-        yield same("a CUDA graph", got, expected)
-
-    for index in range(torch.cuda.device_count()):
-        if index != torch.cuda.current_device():
-            device = f"cuda:{index}"
-            _, there = layer_and_step(device)
-            for here, wanted in zip(there(x.to(device), dz.to(device)), want, strict=True):
-                off = error(here, wanted.double())
-                yield Result(f"{device} while {torch.cuda.current_device()} is current", "z, dx", off, 1e-5)
-
-    for layout in (torch.contiguous_format, torch.channels_last):
-        if torch.cuda.mem_get_info()[0] >= 32 << 30:
-            yield from beyond_32_bits(layout)
-
-
-def beyond_32_bits(layout: torch.memory_format) -> Iterator[Result]:
-    """2^31 + 2^26 elements; the first and last pictures of the last channels are looked at."""
-    shape = (33, 64, 1024, 1024)
-    x = torch.empty(shape, dtype=torch.float16, device="cuda", memory_format=layout).normal_(0.5, 2)
-    few = slice(60, 64)
-    x64 = x[:, few].double()
-    y64 = (x64 - x64.mean((0, 2, 3), keepdim=True)) / (x64.var((0, 2, 3), keepdim=True, unbiased=False) + EPS).sqrt()
-    want = activate(y64[[0, -1]], LEAKY)
-    del x64, y64
-    layer = InPlaceABN(64).cuda()
-    leaf = x.requires_grad_()
-    z = layer(leaf * 1)
-    where = f"{' x '.join(map(str, shape))}, {'NCHW' if layout == torch.contiguous_format else 'channels last'}"
-    yield Result(where, "z", error(z.detach()[[0, -1]][:, few], want.cpu()), STORED[torch.float16])
-    # Against a constant gradient: dz = 1 wherever z > 0, and its sums from z itself.
-    (dx,) = torch.autograd.grad(z, leaf, torch.ones_like(z))
-    z64 = z.detach()[:, few].double()
-    dy64 = torch.where(z64 > 0, 1.0, LEAKY.param)
-    xhat64 = inverted(z64, LEAKY, 0)
-    means = dy64.mean((0, 2, 3), keepdim=True), (dy64 * xhat64).mean((0, 2, 3), keepdim=True)
-    rstd = 1 / (x.detach()[:, few].double().var((0, 2, 3), keepdim=True, unbiased=False) + EPS).sqrt()
-    expected = (rstd * (dy64 - means[0] - xhat64 * means[1]))[[0, -1]]
-    yield Result(where, "dx", error(dx[[0, -1]][:, few], expected.cpu()), 2 * STORED[torch.float16])

@@ -10,7 +10,7 @@ groups: dict[frozenset[int], Any] = {}
 
 
 def group_or_none(group: Any) -> Any:
-    """The process group to synchronise over, by default all processes; None where there is nobody else."""
+    """The process group to synchronise over, by default all processes; None if there is only this process."""
     if not (dist.is_available() and dist.is_initialized()):
         return None
     group = dist.group.WORLD if group is None else group
@@ -22,8 +22,8 @@ def merge_statistics(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(mean, biased variance, count) over the group from each process's own. mean, var: (C,). One all-gather.
 
-    Whether each process will run backward travels along: if they differ, backward's collective would wait for ever, so
-    all raise the same RuntimeError here. ValueError on all where the group has one value per channel in total.
+    The processes also exchange whether they will run backward: if they differ, backward's collective would wait for
+    ever, so all raise the same RuntimeError here. ValueError on all where the group has one value per channel in total.
     """
     # float64, so that a count is exact beyond 2 ** 24
     head = torch.tensor([count, float(backward_follows)], dtype=torch.float64, device=mean.device)
@@ -32,9 +32,9 @@ def merge_statistics(
     dist.all_gather(everyone, own, group=group)
     gathered = torch.stack(everyone)
     counts, follows = gathered[:, :1], gathered[:, 1]
-    # A host read; inside a CUDA graph, where none is possible, the capture has run the same checks before.
+    # This reads from the device, which a CUDA graph cannot; the warm-up before a capture has run the same checks.
     if not (mean.is_cuda and torch.cuda.is_current_stream_capturing()):
-        check(counts.flatten().tolist(), follows.tolist())
+        check_processes(counts.flatten().tolist(), follows.tolist())
     means, variances = gathered[:, 2:].chunk(2, dim=1)
     total = counts.sum()
     merged = (counts * means).sum(0) / total
@@ -43,7 +43,8 @@ def merge_statistics(
     return merged.to(mean.dtype), spread.to(mean.dtype), total.to(mean.dtype)
 
 
-def check(counts: list[float], follows: list[float]) -> None:
+def check_processes(counts: list[float], follows: list[float]) -> None:
+    """Raise the same error on all processes; see merge_statistics. Both lists have one entry for each process."""
     if len(set(follows)) > 1:
         with_backward = [rank for rank, value in enumerate(follows) if value]
         without = [rank for rank, value in enumerate(follows) if not value]
@@ -59,8 +60,8 @@ def check(counts: list[float], follows: list[float]) -> None:
         )
 
 
-def add_up(sums: Tensor, group: Any) -> Tensor:
-    """The sums over the group; the argument is left alone. One all-reduce."""
+def all_reduce(sums: Tensor, group: Any) -> Tensor:
+    """The sums over the group, in a new tensor. One all-reduce."""
     total = sums.clone()
     dist.all_reduce(total, group=group)
     return total
@@ -84,7 +85,7 @@ def active_group(active: bool) -> Any:
 
 
 def set_active_group(module: nn.Module, group: Any) -> None:
-    """Gives `group` to every synchronised layer in `module`. Never between a forward and its backward."""
+    """Set the process group of every synchronised layer in `module`. Not between a forward and its backward."""
     for child in module.modules():
         set_group = getattr(child, "set_group", None)
         if callable(set_group):

@@ -1,1 +1,1 @@
-"""From files to training samples: which pictures there are, what their labels mean, how they become batches."""
+"""From files to batches: which images there are, what their labels mean, how they are augmented and read."""

@@ -1,7 +1,7 @@
-"""`dataset.cache=decoded`: pictures and labels as plain pixels on disk, read by memory map.
+"""`dataset.cache=decoded`: images and labels as uncompressed pixels on disk, read by memory map.
 
-Decoding is most of the work. One file for each picture, named by path, size and time of its source: a changed source is
-decoded anew, and several processes may build at once.
+Decoding is most of the work. One file for each image, named by path, size and time of its source: a changed source is
+decoded again, and several processes may build at once.
 """
 
 import hashlib
@@ -12,15 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from segtrain.data.check import Seen
-from segtrain.data.labels import read_image, read_label
+from segtrain.console import Progress
+from segtrain.data.images import read_image
+from segtrain.data.label_files import read_label
 from segtrain.data.sample import Sample
+from segtrain.data.verify.files import FileFacts
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
-from segtrain.log import Progress
-from segtrain.threads import in_order
+from segtrain.threads import threaded_map
 
-SPARE = 1 << 30  # bytes that are left free on the disk
+SPARE = 1 << 30  # bytes to leave free on the disk
 
 
 class Decoded:
@@ -39,11 +40,11 @@ class Decoded:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
 
     def read(self, path: Path, decode: Callable[[Path], np.ndarray]) -> np.ndarray:
-        """The pixels; decoded and kept if they are not there."""
+        """The pixels; decoded and saved if they are missing."""
         try:
             place = self.place(path)
         except OSError:
-            return decode(path)  # which says what is wrong
+            return decode(path)  # reports what is wrong
         if not place.is_file():
             buffer = io.BytesIO()
             np.save(buffer, decode(path))
@@ -51,19 +52,19 @@ class Decoded:
         pixels: np.ndarray = np.load(place, mmap_mode="r")
         return pixels
 
-    def build(self, samples: list[Sample], seen: Seen, say: Callable[[str], None]) -> None:
-        """Decodes what is missing. UsageError if the disk has no room for it."""
+    def build(self, samples: list[Sample], seen: FileFacts, say: Callable[[str], None]) -> None:
+        """Decode what is missing. UsageError if the disk has too little space."""
 
         def missing(sample: Sample) -> int:
-            """Bytes that this sample will take."""
+            """Bytes that this sample needs."""
             height, width = seen.size(sample.image)
             parts = ((sample.image, 3), (sample.label, 1))
             return sum(height * width * depth for path, depth in parts if path and not self.place(path).is_file())
 
-        sizes = list(in_order(missing, samples))
+        sizes = list(threaded_map(missing, samples))
         total = sum(sizes)
         if not total:
-            say(f"cache      {self.folder}: all pictures are decoded already")
+            say(f"cache      {self.folder}: all images are decoded already")
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
@@ -83,7 +84,7 @@ class Decoded:
                 return error
             return None
 
-        for done, error in enumerate(in_order(decode, todo), 1):
+        for done, error in enumerate(threaded_map(decode, todo), 1):
             if error is not None:
                 raise error
             progress.show(done)

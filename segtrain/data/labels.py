@@ -1,11 +1,10 @@
-"""Label tables: which number in a label picture means which class, and how it is drawn.
+"""Label tables: which value in a label image means which class, and its colour.
 
-Two numberings, never mixed: `id` is what a data set's label pictures hold; `train_id` (0 .. num_classes - 1) is what
-the network predicts. IGNORE marks pixels that neither train nor score.
+Two numberings, never mixed: `id` is what a dataset's label images hold; `train_id` (0 .. num_classes - 1) is what the
+network predicts. IGNORE_INDEX marks pixels that neither train nor score.
 """
 
 import csv
-import io
 import json
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -15,38 +14,37 @@ from typing import Any
 import cv2
 import numpy as np
 import yaml
-from PIL import Image, UnidentifiedImageError
 
+from segtrain.config import IGNORE_INDEX
 from segtrain.errors import DataError
 
-IGNORE = 255
 UNKNOWN = 254  # marks ids that are not in the table while encoding; so a table has at most 254 classes
 
 
 class LabelTable:
-    """The classes of a data set.
+    """The classes of a dataset.
 
-    names[train_id], colors[train_id] (uint8 (C, 3) RGB) and ids[train_id] (uint8 (C,)) describe the classes (where
-    several ids are one class, its first row does); ignored_ids are the further ids that a label picture may hold.
+    names[train_id], colors[train_id] (uint8 (C, 3) RGB) and ids[train_id] (uint8 (C,)) describe the classes (of a class
+    with several ids its first row); ignored_ids are the further ids that a label image may hold.
     rows: one dict for each id, as in the tables: category, has_instances, avg_instance_size and kind where known.
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]], source: str, stored: Mapping[int, int] | None = None) -> None:
-        """rows: dicts with id, name, color [r,g,b] and train_id (IGNORE for ignored ones); source: for messages.
+        """rows: dicts with id, name, color [r,g,b] and train_id (IGNORE_INDEX for ignored ones); source: for messages.
 
-        stored: what the label pictures hold -> id, where that is not the id itself.
+        stored: value in the label images -> id, if that is not the id itself.
         """
         self.rows = [row for row in rows if 0 <= row["id"] <= 255]
         first: dict[int, Mapping[str, Any]] = {}
         for row in self.rows:
-            if row["train_id"] != IGNORE:
+            if row["train_id"] != IGNORE_INDEX:
                 first.setdefault(row["train_id"], row)
         classes = [first[train_id] for train_id in sorted(first)]
         self.source = source
         self.names = [str(row["name"]) for row in classes]
         self.colors = np.array([row["color"] for row in classes], np.uint8).reshape(-1, 3)
         self.ids = np.array([row["id"] for row in classes], np.uint8)
-        self.ignored_ids = sorted({int(row["id"]) for row in self.rows if row["train_id"] == IGNORE})
+        self.ignored_ids = sorted({int(row["id"]) for row in self.rows if row["train_id"] == IGNORE_INDEX})
         by_id = {row["id"]: row["train_id"] for row in self.rows}
         self.stored = dict(stored) if stored is not None else {label: label for label in by_id}
         self._train_ids = np.full(256, UNKNOWN, np.uint8)
@@ -60,7 +58,7 @@ class LabelTable:
         return len(self.names)
 
     def encode(self, stored: np.ndarray, path: Path) -> np.ndarray:
-        """A label picture uint8 (H, W) -> train ids uint8 (H, W). DataError naming file and id that is not known."""
+        """A label image uint8 (H, W) -> train ids uint8 (H, W). DataError naming file and unknown ids."""
         train_ids = cv2.LUT(stored, self._train_ids)
         unknown = train_ids == UNKNOWN
         if unknown.any():
@@ -68,22 +66,22 @@ class LabelTable:
             found = ", ".join(f"{value} ({count} pixels)" for value, count in zip(values[:5], counts[:5], strict=True))
             raise DataError(
                 f"{path}: label id {found} is not in {self.source}, which has {ranges(np.flatnonzero(self.known))}; "
-                "correct the picture, or add the id to the table (as ignored if it means nothing)"
+                "correct the image, or add the id to the table (as ignored if it means nothing)"
             )
         return train_ids
 
     def encode_values(self, stored: np.ndarray) -> np.ndarray:
-        """As `encode`, but what is not known becomes IGNORE."""
-        lut = np.where(self._train_ids == UNKNOWN, np.uint8(IGNORE), self._train_ids)
+        """As `encode`, but unknown ids become IGNORE_INDEX."""
+        lut = np.where(self._train_ids == UNKNOWN, np.uint8(IGNORE_INDEX), self._train_ids)
         return np.asarray(cv2.LUT(stored, lut)).reshape(stored.shape)
 
     def stored_value(self, name: str) -> int:
-        """What label pictures hold for a class or an ignored label."""
+        """The value in label images of a class or an ignored label."""
         wanted = next(int(row["id"]) for row in self.rows if row["name"] == name)
         return next(value for value, label in self.stored.items() if label == wanted)
 
     def to_ids(self, stored: np.ndarray) -> np.ndarray:
-        """A label picture uint8 (H, W) -> ids uint8 (H, W)."""
+        """A label image uint8 (H, W) -> ids uint8 (H, W)."""
         return np.asarray(cv2.LUT(stored, self._ids))
 
     def decode(self, train_ids: np.ndarray) -> np.ndarray:
@@ -100,7 +98,7 @@ class LabelTable:
 
     @property
     def known(self) -> np.ndarray:
-        """bool (256,): what a label picture may hold."""
+        """bool (256,): the values that a label image may hold."""
         return self._train_ids != UNKNOWN
 
     def as_dict(self) -> dict[str, Any]:
@@ -117,7 +115,9 @@ class LabelTable:
     def from_dict(cls, table: Mapping[str, Any]) -> "LabelTable":
         columns = zip(table["names"], table["ids"], table["colors"], strict=True)
         rows = [{"name": n, "id": i, "color": c, "train_id": t} for t, (n, i, c) in enumerate(columns)]
-        rows += [{"name": "ignored", "id": i, "color": [0, 0, 0], "train_id": IGNORE} for i in table["ignored_ids"]]
+        rows += [
+            {"name": "ignored", "id": i, "color": [0, 0, 0], "train_id": IGNORE_INDEX} for i in table["ignored_ids"]
+        ]
         return cls(rows, table["source"])
 
 
@@ -128,15 +128,21 @@ def ranges(ids: np.ndarray) -> str:
 
 
 def published_table(name: str, sizes: str | None = None) -> LabelTable:
-    """A table carried in the package: cityscapes (used by KITTI too), cocostuff, vistas_v1.2, vistas_v2.0.
+    """A table of the package, by the name of its file in segtrain/data/tables.
 
-    sizes: whose average sizes of objects its rows get, cityscapes or kitti.
+    sizes: name of the average object sizes in instance_sizes.json that its rows get.
     """
     rows = read_json_table(name)
     if sizes is not None:
         average = read_json_table("instance_sizes")[sizes]
         rows = [row | {"avg_instance_size": average.get(row["name"])} for row in rows]
     return LabelTable(rows, f"the {name} label table")
+
+
+def json_tables() -> list[str]:
+    """The names of all files in segtrain/data/tables."""
+    files = resources.files("segtrain.data").joinpath("tables").iterdir()
+    return [file.name.removesuffix(".json") for file in files if file.name.endswith(".json")]
 
 
 def read_json_table(name: str) -> Any:
@@ -167,12 +173,12 @@ def read_user_table(path: Path) -> LabelTable:
         raw = list(csv.DictReader(text.splitlines(), skipinitialspace=True))
     rows: list[dict[str, Any]] = []
     for number, row in enumerate(raw, 1):
-        rows.append(_user_row(row, f"{path}, class {number}", len([r for r in rows if r["train_id"] != IGNORE])))
-    names = [row["name"] for row in rows if row["train_id"] != IGNORE]
+        rows.append(_user_row(row, f"{path}, class {number}", len([r for r in rows if r["train_id"] != IGNORE_INDEX])))
+    names = [row["name"] for row in rows if row["train_id"] != IGNORE_INDEX]
     for what, values in (("id", [row["id"] for row in rows]), ("name", names)):
         twice = sorted({str(value) for value in values if values.count(value) > 1})
         if twice:
-            raise DataError(f"{path}: {what} {', '.join(twice)} occurs twice; each {what} may stand for one class only")
+            raise DataError(f"{path}: {what} {', '.join(twice)} occurs twice; each {what} may occur once only")
     if not 2 <= len(names) < UNKNOWN:
         raise DataError(f"{path}: found {len(names)} classes that are not ignored; between 2 and {UNKNOWN - 1} work")
     return LabelTable(rows, str(path))
@@ -201,7 +207,7 @@ def _user_row(row: Any, where: str, train_id: int) -> dict[str, Any]:
     ignored = ignore in ("true", "yes", "1")
     color = _color(row.get("color"), where) or _default_color(label)
     name = str(row["name"]).strip()
-    return {"id": label, "name": name, "color": color, "train_id": IGNORE if ignored else train_id}
+    return {"id": label, "name": name, "color": color, "train_id": IGNORE_INDEX if ignored else train_id}
 
 
 def _color(value: Any, where: str) -> list[int] | None:
@@ -233,82 +239,3 @@ def _default_color(label: int) -> list[int]:
             color[channel] |= (index >> channel & 1) << shift
         index >>= 3
     return color
-
-
-def read_image(path: Path) -> np.ndarray:
-    """RGB uint8 (H, W, 3) as stored: grey and palette pictures converted, EXIF orientation not applied.
-
-    Label pictures match the stored pixels, so a rotation would part them. DataError names a file that cannot be read.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error) from error
-    whole = not data.startswith(b"\xff\xd8") or b"\xff\xd9" in data[-1024:]  # OpenCV 4 takes half a JPEG
-    if data and whole:
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        try:
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        except cv2.error:
-            pixels = None
-        if pixels is not None:
-            return np.asarray(pixels)
-    try:  # Pillow knows more formats, and says what is wrong
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise unreadable(path, error) from error
-
-
-def read_label(path: Path) -> np.ndarray:
-    """What a label picture holds, uint8 (H, W): of a greyscale or palette picture (palette: the index), or the matrix
-    S of a MATLAB file, as COCO-Stuff 10k has them. DataError for anything else."""
-    if path.suffix == ".mat":
-        return read_matlab_label(path)
-    values, mode = read_values(path)
-    if mode in ("I;16", "I") and values.max() > 255:
-        raise DataError(
-            f"{path} is a 16-bit picture with values up to {values.max()}: this looks like an instance map; "
-            "give the pictures with one class id (0 to 255) per pixel"
-        )
-    return values.astype(np.uint8)
-
-
-def read_instances(path: Path) -> np.ndarray:
-    """An instance map: uint16 (H, W). DataError for a colour picture, and for one that has lost its 16 bits."""
-    values, mode = read_values(path)
-    if mode in ("L", "P", "1"):
-        raise DataError(f"{path} is an 8-bit picture, instance maps have 16 bits: take it as downloaded")
-    return values.astype(np.uint16)
-
-
-def read_values(path: Path) -> tuple[np.ndarray, str]:
-    """The numbers in a picture with one number per pixel, and Pillow's name of its mode."""
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            if mode not in ("L", "P", "1", "I;16", "I"):
-                raise DataError(
-                    f"{path} is a {mode} colour picture, but a label picture holds one class id per pixel: give 8-bit "
-                    "greyscale or palette PNGs (Cityscapes: *_labelIds.png, KITTI: semantic/, not the colour pictures)"
-                )
-            return np.asarray(image), mode
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise unreadable(path, error) from error
-
-
-def read_matlab_label(path: Path) -> np.ndarray:
-    from scipy.io import loadmat, matlab
-
-    try:
-        values = loadmat(path, variable_names=["S"])["S"]
-    except (OSError, ValueError, KeyError, TypeError, matlab.MatReadError) as error:
-        raise unreadable(path, error) from error
-    if values.ndim != 2 or values.min() < 0 or values.max() > 255:
-        raise DataError(f"{path}: S is no label map (shape {values.shape}, values to {values.max()})")
-    return np.asarray(values, np.uint8)
-
-
-def unreadable(path: Path, error: Exception) -> DataError:
-    text = "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
-    return DataError(f"{path} cannot be read as a picture ({text}): copy or download it again")

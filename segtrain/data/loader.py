@@ -1,10 +1,4 @@
-"""Which sample comes when. Order and augmentation follow from (seed, position), never from workers, processes or
-restarts.
-
-A training run reads one endless row of positions: position p belongs to step p // batch_size, and is the (p % n)-th
-sample of the (p // n)-th shuffling of the n samples. Starting at any step is therefore free, and so is dividing a batch
-among any number of processes and parts.
-"""
+"""Batches of samples, read by worker processes."""
 
 import functools
 import itertools
@@ -18,36 +12,26 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from segtrain.data.labels import IGNORE, LabelTable, read_image, read_label
-from segtrain.data.mixture import TURNS
+from segtrain.data.augment import Augmentation
+from segtrain.data.images import read_image
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable
+from segtrain.data.order import MicroBatches, sample_number
 from segtrain.data.sample import Sample, different_sizes, read_labels
 from segtrain.data.sampling import ClassIndex, random_pixel
-from segtrain.data.transforms import Augmentation
-from segtrain.distributed import chunks
 from segtrain.errors import DataError
 
 
 class Batch(NamedTuple):
-    """images: uint8 (N, 3, h, w) RGB; float32 of about 0 to 255 for whole pictures. targets: uint8 (N, h, w) train ids
-    or IGNORE; int64 (N,) for whole pictures. names, positions, windows: of the N samples; their places in the run's
-    endless row; [top, left, height, width, mirrored?] of what is shown of them."""
+    """images: uint8 (N, 3, h, w) RGB; float32 of about 0 to 255 for image classification. targets: uint8 (N, h, w)
+    train ids or IGNORE_INDEX; int64 (N,) for image classification. names, positions, windows: of the N samples; their
+    positions in the run's order; the window [top, left, height, width, mirrored?] of each."""
 
     images: Tensor
     targets: Tensor
     names: list[str]
     positions: list[int]
     windows: list[list[int]]
-
-
-def read_sample(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 (H, W, 3) and train ids uint8 (H, W), all IGNORE if there is no label. DataError if sizes differ."""
-    image = read_image(sample.image)
-    if sample.label is None:
-        return image, np.full(image.shape[:2], IGNORE, np.uint8)
-    target = (sample.table or table).encode(read_label(sample.label), sample.label)
-    if target.shape != image.shape[:2]:
-        raise different_sizes(sample, image.shape[:2], target.shape)
-    return image, target
 
 
 class EvaluationItem(NamedTuple):
@@ -58,32 +42,6 @@ class EvaluationItem(NamedTuple):
     target: np.ndarray
     ids: np.ndarray
     instances: np.ndarray | None
-
-
-@functools.lru_cache(maxsize=2)
-def shuffling(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order, int64 (samples,), of one pass over the data."""
-    return np.random.default_rng(np.random.SeedSequence((seed, epoch))).permutation(samples)
-
-
-@functools.lru_cache(maxsize=2)
-def turns(weights: tuple[float, ...], seed: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which part of a mixture has its turn at each of the TURNS positions of a block, int64 (TURNS,), and how many
-    turns each part has in any block, int64 (parts,): so no position needs counting from the beginning."""
-    shares = np.array(weights) / sum(weights) * TURNS
-    counts = np.floor(shares).astype(np.int64)
-    for part in np.argsort(counts - shares, kind="stable")[: TURNS - counts.sum()]:
-        counts[part] += 1
-    parts = np.repeat(np.arange(len(weights)), counts)
-    return np.random.default_rng(np.random.SeedSequence((seed, block, 2))).permutation(parts), counts
-
-
-def turn(weights: tuple[float, ...], seed: int, position: int) -> tuple[int, int]:
-    """(part, how many turns it had before)"""
-    block, place = divmod(position, TURNS)
-    parts, counts = turns(weights, seed, block)
-    part = int(parts[place])
-    return part, int(block * counts[part] + (parts[:place] == part).sum())
 
 
 # An error travels from a loader process as a value: raised there, it would arrive wrapped in a traceback.
@@ -99,7 +57,8 @@ def read_pixels(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
 class TrainingData(Dataset["TrainingItem | DataError"]):
     """dataset[position] -> (image uint8 (h, w, 3), target uint8 (h, w), name, position, window), augmented.
 
-    index, class_uniform: this share of the positions shows a class drawn by the index instead of the next picture.
+    index, class_uniform: this fraction of the positions shows a class drawn by the index instead of the next image.
+    weights: (samples, weight) of each part of a mixture.
     """
 
     def __init__(
@@ -137,18 +96,12 @@ class TrainingData(Dataset["TrainingItem | DataError"]):
         return (*augmented, sample.name, position, self.augmentation.window(labels.shape, seed, focus))
 
     def order(self, position: int) -> int:
-        """The number of the sample at a position: each part of a mixture is shuffled by itself."""
-        if self.weights is None:
-            epoch, place = divmod(position, len(self.samples))
-            return int(shuffling(len(self.samples), self.seed, epoch)[place])
-        part, nth = turn(tuple(weight for _, weight in self.weights), self.seed, position)
-        sizes = [size for size, _ in self.weights]
-        epoch, place = divmod(nth, sizes[part])
-        return sum(sizes[:part]) + int(shuffling(sizes[part], self.seed + 7919 * (part + 1), epoch)[place])
+        """The number of the sample at a position."""
+        return sample_number(position, self.seed, len(self.samples), self.weights)
 
 
 class EvaluationData(Dataset["EvaluationItem | DataError"]):
-    """dataset[index] -> EvaluationItem, whole and unchanged."""
+    """dataset[index] -> EvaluationItem, the full image unchanged."""
 
     def __init__(self, samples: list[Sample], table: LabelTable) -> None:
         self.samples = samples
@@ -169,34 +122,12 @@ class EvaluationData(Dataset["EvaluationItem | DataError"]):
         return len(self.samples)
 
 
-class Parts:
-    """The positions that one of `size` processes reads, part by part: `accumulation` lists of them for every step.
-
-    A batch is divided in order and as evenly as possible into size x accumulation pieces; the first `size` of them, one
-    for each process, are everybody's first part. stop: step before which to end, None: never.
-    """
-
-    def __init__(
-        self, batch_size: int, start: int, stop: int | None, rank: int = 0, size: int = 1, accumulation: int = 1
-    ) -> None:
-        pieces = chunks(batch_size, size * accumulation)
-        self.mine = [pieces[part * size + rank] for part in range(accumulation)]
-        self.batch_size = batch_size
-        self.steps = (start, stop)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        start, stop = self.steps
-        for step in itertools.count(start) if stop is None else range(start, stop):
-            for piece in self.mine:
-                yield [step * self.batch_size + place for place in piece]
-
-
 def training_batches(
-    data: Dataset["TrainingItem | DataError"], parts: Parts, workers: int, pin_memory: bool, prefetch: int = 4
+    data: Dataset["TrainingItem | DataError"], parts: MicroBatches, workers: int, pin_memory: bool, prefetch: int = 4
 ) -> Iterator[list[Batch]]:
-    """One list of parts for every step. DataError, naming the step, for a sample that cannot be read.
+    """The micro-batches of every step. DataError, naming the step, for a sample that cannot be read.
 
-    prefetch: parts that every loader process reads ahead.
+    prefetch: micro-batches that every loader process reads ahead.
     """
     loader: DataLoader[TrainingItem | DataError] = DataLoader(
         data,
@@ -209,13 +140,13 @@ def training_batches(
     )
     items = iter(loader)
     for step in itertools.count(parts.steps[0] + 1):
-        found = list(itertools.islice(items, len(parts.mine)))
-        for item in found:
+        batches = list(itertools.islice(items, len(parts.mine)))
+        for item in batches:
             if isinstance(item, DataError):
                 raise DataError(f"the batch of step {step}: {item}")
-        if not found:
+        if not batches:
             return
-        yield found
+        yield batches
 
 
 def evaluation_samples(samples: list[Sample], table: LabelTable, workers: int) -> Iterator[EvaluationItem]:
@@ -246,8 +177,8 @@ def collate(items: list[TrainingItem | DataError]) -> Batch | DataError:
     good = [item for item in items if not isinstance(item, DataError)]
     if len(good) < len(items):
         return next(item for item in items if isinstance(item, DataError))
-    pictures, labels, names, positions, windows = zip(*good, strict=True)
-    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    crops, labels, names, positions, windows = zip(*good, strict=True)
+    images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
     return Batch(images, torch.from_numpy(np.stack(labels)), list(names), list(positions), list(windows))
 
 

@@ -1,20 +1,24 @@
-"""A sample is a picture and, where there is one, its label picture. `Files` is what a data set knows of a split."""
+"""A sample is an image and, where there is one, its label image. `SplitFiles` lists the files of a split."""
 
 import glob
-from collections.abc import Callable, Collection, Mapping
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from segtrain.data.labels import LabelTable, read_instances, read_label
+from segtrain.config import DatasetConfig
+from segtrain.data.label_files import read_instances, read_label
+from segtrain.data.labels import LabelTable
+from segtrain.data.rules import Rules
+from segtrain.data.verify.label_mistakes import Expected
 from segtrain.errors import DataError
-from segtrain.metrics import Rules
 
 
 class Sample(NamedTuple):
     """name is unique within its split and becomes the name of the prediction. instances: values as the rules say.
-    table: what its label means, where that is not what the data set as a whole says."""
+    table: what its label means, if that differs from the dataset's table."""
 
     name: str
     image: Path
@@ -23,7 +27,7 @@ class Sample(NamedTuple):
     table: LabelTable | None = None
 
 
-class Files(NamedTuple):
+class SplitFiles(NamedTuple):
     """The files of a split by sample name; labels is None for a split that has none."""
 
     images: Mapping[str, Path]
@@ -34,47 +38,79 @@ class Files(NamedTuple):
         """Sorted by name. DataError unless every image has a label and the reverse."""
         if self.labels is None:
             return [Sample(name, self.images[name], None) for name in sorted(self.images)]
-        return pair(self.images, self.labels, self.instances)
+        return pair_samples(self.images, self.labels, self.instances)
 
     def labelled(self) -> list[Sample]:
-        """What can be scored without pictures: the label stands for an image that is not there."""
+        """The labelled samples, which can be scored without images: the label stands in for a missing image."""
         labels = self.labels or {}
         return [Sample(n, self.images.get(n, labels[n]), labels[n], self.instances.get(n)) for n in sorted(labels)]
 
 
-class DataSet(NamedTuple):
-    """One kind of data set.
+class Submission(NamedTuple):
+    """What a benchmark's server takes.
+
+    page: where to send it. place: name in the archive of a sample's label PNG, which holds label ids. contents(answers,
+    to_id) and verify(archive, images): for an archive of something else: yield (name, content) for the label images
+    `answers` by sample name, whose values `to_id` uint8 (256,) maps to label ids; raise DataError unless the archive
+    answers for every image.
+    """
+
+    page: str
+    place: str = "{}.png"
+    contents: Callable[[Mapping[str, Path], np.ndarray], Iterator[tuple[str, bytes]]] | None = None
+    verify: Callable[[zipfile.ZipFile, Mapping[str, Path]], None] | None = None
+
+
+def label_encodings(table: LabelTable) -> dict[str, dict[int, int]]:
+    """Name of an encoding -> what a pixel of a prediction holds -> label id."""
+    train_ids = {number: int(label) for number, label in enumerate(table.ids)}
+    return {"ids": {int(row["id"]): int(row["id"]) for row in table.rows}, "train_ids": train_ids}
+
+
+class DatasetSpec(NamedTuple):
+    """Everything about one dataset with a label for every pixel.
 
     table(config): what its labels mean. files(config, split): where its files are. rules: how its benchmark scores.
     published: number of samples of a split as published. scored: the split that its own script scores. answer: a
-    sample's name -> glob of the file with its prediction, as its own script looks for it. family: data sets of one
-    family share pictures, and identity(sample) is the same for the same picture.
+    sample's name -> glob of the file with its prediction, as its own script looks for it. family: datasets of one
+    family share images, and identity(sample) is the same for the same image. options: dataclass of its options
+    `dataset.*`, None: those that every dataset has. splits: names for several splits together. tables: the published
+    label tables with its classes, the default version's first. expected: what its label images usually hold.
+    encodings: as `label_encodings`; encoding: the default one. submission: of its benchmark. licence: of its images.
     """
 
     table: Callable[[Any], LabelTable]
-    files: Callable[[Any, str], Files]
+    files: Callable[[Any, str], SplitFiles]
     rules: Rules
     published: Mapping[str, int] = {}
     scored: str = "val"
     answer: Callable[[str], str] = lambda name: f"{glob.escape(name)}.png"
     family: str = ""
     identity: Callable[[Sample], str] = lambda sample: sample.name
+    options: type[DatasetConfig] | None = None
+    splits: Mapping[str, str] = {"trainval": "train+val"}
+    tables: tuple[str, ...] = ()
+    expected: Expected = Expected()
+    encodings: Callable[[LabelTable], Mapping[str, Mapping[int, int]]] = label_encodings
+    encoding: str = "ids"
+    submission: Submission | None = None
+    licence: str = ""
 
 
-def pair(
+def pair_samples(
     images: Mapping[str, Path], labels: Mapping[str, Path], instances: Mapping[str, Path] | None = None
 ) -> list[Sample]:
-    """Samples sorted by name, where every image has a label and the reverse; DataError names what is left over."""
+    """Samples sorted by name, where every image has a label and the reverse; DataError lists the others."""
     for what, other, keys in (
         ("image", "label", set(images) - set(labels)),
         ("label", "image", set(labels) - set(images)),
     ):
         if keys:
-            found = images if what == "image" else labels
-            some = ", ".join(str(found[key]) for key in sorted(keys)[:3])
+            files = images if what == "image" else labels
+            some = ", ".join(str(files[key]) for key in sorted(keys)[:3])
             raise DataError(
-                f"{len(keys)} of {len(found)} {what}s have no {other} picture: {some}"
-                f"{', ...' if len(keys) > 3 else ''}; add the missing files or take these away"
+                f"{len(keys)} of {len(files)} {what}s have no {other}: {some}"
+                f"{', ...' if len(keys) > 3 else ''}; add the missing files or remove these"
             )
     return [Sample(name, images[name], labels[name], (instances or {}).get(name)) for name in sorted(images)]
 
@@ -86,7 +122,7 @@ def by_stem(folder: Path, pattern: str, ending: str = "") -> dict[str, Path]:
 
 
 def expect_folder(root: Path, what: str, tree: str) -> None:
-    """DataError with the expected tree, and where to get the data, if there is no such folder."""
+    """DataError with the expected tree, and where to download the data, if there is no such folder."""
     if not root.is_dir():
         expected = tree.format(root=root).replace("\n", "\n  ")
         raise DataError(
@@ -98,9 +134,9 @@ def expect_folder(root: Path, what: str, tree: str) -> None:
 def expect_split(split: str, known: Collection[str], root: Path) -> None:
     """DataError naming the splits that exist, if `split` is not one of them."""
     if split not in known:
-        there = ", ".join(sorted(known)) or "none"
+        names = ", ".join(sorted(known)) or "none"
         raise DataError(
-            f"no split {split!r} in {root}: there is {there} (chosen by dataset.train_split, dataset.val_split, split)"
+            f"no split {split!r} in {root}: there is {names} (chosen by dataset.train_split, dataset.val_split, split)"
         )
 
 
@@ -120,5 +156,10 @@ def read_labels(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarr
 def different_sizes(sample: Sample, image: tuple[int, ...], label: tuple[int, ...]) -> DataError:
     return DataError(
         f"{sample.image} is {image[1]}x{image[0]} but its label {sample.label} is {label[1]}x{label[0]} "
-        "(width x height): they must match pixel by pixel; use the label made for this picture"
+        "(width x height): they must match pixel by pixel; use the label made for this image"
     )
+
+
+# The names that plugins were written with.
+DataSet = DatasetSpec
+Files = SplitFiles

@@ -1,36 +1,36 @@
-"""Class-uniform sampling, as the authors of the paper describe it (inplace_abn issue 31): a class, uniformly; a picture
+"""Class-uniform sampling, as the authors of the paper describe it (inplace_abn issue 31): a class, uniformly; an image
 that contains it; a pixel of that class in it; a crop that contains that pixel."""
 
 import numpy as np
 
-from segtrain.data.check import Seen
+from segtrain.console import Progress
 from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Sample
-from segtrain.data.signatures import counts_by_class
+from segtrain.data.verify.files import FileFacts
+from segtrain.data.verify.label_mistakes import counts_by_class
 from segtrain.errors import UsageError
-from segtrain.log import Progress
-from segtrain.threads import in_order
+from segtrain.threads import threaded_map
 
 
 class ClassIndex:
-    """Which pictures contain which class. classes: the train ids that occur at all."""
+    """Which images contain which class. classes: the train ids that occur at all."""
 
     def __init__(self, present: np.ndarray) -> None:
-        """present: bool (pictures, classes)."""
-        self.pictures = [np.flatnonzero(column) for column in present.T]
-        self.classes = [train_id for train_id, pictures in enumerate(self.pictures) if len(pictures)]
+        """present: bool (images, classes)."""
+        self.images = [np.flatnonzero(column) for column in present.T]
+        self.classes = [train_id for train_id, images in enumerate(self.images) if len(images)]
         if not self.classes:
-            raise UsageError("sampling.class_uniform: not one labelled pixel in the training pictures")
+            raise UsageError("sampling.class_uniform: not one labelled pixel in the training images")
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
-        """(picture, class)"""
+        """(image, class)"""
         train_id = self.classes[rng.integers(len(self.classes))]
-        pictures = self.pictures[train_id]
-        return int(pictures[rng.integers(len(pictures))]), train_id
+        images = self.images[train_id]
+        return int(images[rng.integers(len(images))]), train_id
 
 
-def class_index(samples: list[Sample], table: LabelTable, seen: Seen) -> ClassIndex:
-    """From the histograms of the labels, which the check before the training has kept; others are read now."""
+def class_index(samples: list[Sample], table: LabelTable, seen: FileFacts) -> ClassIndex:
+    """From the histograms of the labels, which the check before the training has saved; others are read now."""
     progress = Progress("reading labels for class-uniform sampling", len(samples))
 
     def present(sample: Sample) -> np.ndarray:
@@ -38,7 +38,7 @@ def class_index(samples: list[Sample], table: LabelTable, seen: Seen) -> ClassIn
         return counts_by_class(seen.histogram(sample.label), sample.table or table) > 0
 
     rows = []
-    for row in in_order(present, samples):
+    for row in threaded_map(present, samples):
         rows.append(row)
         progress.show(len(rows))
     seen.save()

@@ -1,4 +1,4 @@
-"""From the labels of one data set to the classes of another: one to one, many to one, one to several, or unknown."""
+"""Mappings from the labels of one dataset to the classes of another: to one class, to any of several, or to none."""
 
 import difflib
 from collections.abc import Mapping
@@ -8,26 +8,27 @@ from typing import Any
 import numpy as np
 import yaml
 
-from segtrain.data.labels import IGNORE, UNKNOWN, LabelTable, published_table, read_json_table
+from segtrain.config import IGNORE_INDEX
+from segtrain.data.labels import UNKNOWN, LabelTable, json_tables, published_table, read_json_table
 from segtrain.errors import DataError, UsageError
 
-PUBLISHED = ("vistas_to_cityscapes", "vistas_v2.0_to_cityscapes")
+PUBLISHED = tuple(sorted(name for name in json_tables() if "_to_" in name))  # each table names its source and target
 RECOMMENDED = "recommended"
 
 
 class MappedTable(LabelTable):
-    """The label pictures of `source`, told in the classes of `target`.
+    """The label images of `source`, mapped to the classes of `target`.
 
     A label that may be any of several classes becomes num_classes + g, where groups[g] are their train ids; its loss is
-    that of the sum of their probabilities. What is unknown in the target is ignored.
+    that of the sum of their probabilities. Labels without a class in the target are ignored.
     """
 
     def __init__(
         self, source: LabelTable, target: LabelTable, mapping: Mapping[str, tuple[int, ...]],
         groups: list[tuple[int, ...]], where: str,
     ) -> None:  # fmt: skip
-        """mapping: name of a label of the source -> train ids of the target; groups is added to."""
-        super().__init__(target.rows, f"{source.source}, told by {where}")
+        """mapping: name of a label of the source -> train ids of the target; new groups are appended to `groups`."""
+        super().__init__(target.rows, f"{source.source}, mapped by {where}")
         self.stored = source.stored
         names = {int(row["id"]): str(row["name"]) for row in source.rows}
         void = next(iter(target.ignored_ids), 255)
@@ -37,7 +38,7 @@ class MappedTable(LabelTable):
             to = mapping.get(names[label], ())
             if len(to) > 1 and to not in groups:
                 groups.append(to)
-            code = IGNORE if not to else to[0] if len(to) == 1 else self.num_classes + groups.index(to)
+            code = IGNORE_INDEX if not to else to[0] if len(to) == 1 else self.num_classes + groups.index(to)
             self._train_ids[value] = code
             self._ids[value] = target.ids[to[0]] if len(to) == 1 else void
         self._train_ids[~known] = UNKNOWN
@@ -53,7 +54,7 @@ def taxonomy(source: LabelTable, target: LabelTable, name: str | None, column: s
     if name is None:
         return same_names(source, target)
     if name in PUBLISHED:
-        return published(name, column, source, target)
+        return published_mapping(name, column, source, target)
     path = Path(name).expanduser()
     if not path.is_file():
         raise UsageError(f"taxonomy {name}: neither published ({', '.join(PUBLISHED)}) nor a file")
@@ -65,36 +66,49 @@ def same_names(source: LabelTable, target: LabelTable) -> dict[str, tuple[int, .
     if missing:
         raise UsageError(
             f"the classes {', '.join(missing[:4])} of {source.source} are not in {target.source}: set taxonomy to a "
-            f"published one ({', '.join(PUBLISHED)}) or to a YAML file that says what they are"
+            f"published one ({', '.join(PUBLISHED)}) or to a YAML file that maps them"
         )
     return {name: (target.names.index(name),) for name in source.names}
 
 
-def published(name: str, column: str, source: LabelTable, target: LabelTable) -> dict[str, tuple[int, ...]]:
-    """The recommended column, or another one: whose it is stands in the table's note. By names, so that a target may
-    have the classes of Cityscapes in another order, and more of them."""
-    rows = read_json_table(name)["mapping"]
+def published_mapping(name: str, column: str, source: LabelTable, target: LabelTable) -> dict[str, tuple[int, ...]]:
+    """The recommended column, or another one, whose author the table's note names. By names, so that the target may
+    have the classes in another order, and more of them."""
+    content = read_json_table(name)
+    rows = content["mapping"]
     columns = [RECOMMENDED, *rows[0].get("sources", {})]
     if column not in columns:
         raise UsageError(f"column={column} is not in {name}: choose {', '.join(columns)}")
     own = [str(row["name"]) for row in source.rows]
     if set(own) != {row["name"] for row in rows}:
         raise UsageError(
-            f"taxonomy {name} tells {len(rows)} labels of Vistas, but {source.source} has {len(own)} ({own[0]}, ...): "
-            "it does not fit this part (or its dataset.version)"
+            f"taxonomy {name} maps the {len(rows)} labels of {content['source']}, but {source.source} has {len(own)} "
+            f"({own[0]}, ...): it does not fit this dataset or its version"
         )
-    classes = published_table("cityscapes").names
+    classes = published_table(content["target"]).names
     missing = [one for one in classes if one not in target.names]
     if missing:
         raise UsageError(
-            f"taxonomy {name} leads to the classes of Cityscapes, but {target.source} has no {', '.join(missing[:3])}: "
-            "give a YAML file that leads to the classes of dataset.target"
+            f"taxonomy {name} maps to the classes of {content['target']}, but {target.source} has no "
+            f"{', '.join(missing[:3])}: give a YAML file that maps to the classes of dataset.target"
         )
     found: dict[str, tuple[int, ...]] = {}
     for row in rows:
         train_id = row["train_id"] if column == RECOMMENDED else row["sources"][column]
-        found[row["name"]] = () if train_id in (None, IGNORE) else (target.names.index(classes[train_id]),)
+        found[row["name"]] = () if train_id in (None, IGNORE_INDEX) else (target.names.index(classes[train_id]),)
     return found
+
+
+def published_between(source: LabelTable, target: LabelTable) -> str | None:
+    """The name of the published taxonomy from the classes of `source` to those of `target`, which may have more."""
+    for name in PUBLISHED:
+        content = read_json_table(name)
+        if (
+            published_table(content["source"]).names == source.names
+            and set(published_table(content["target"]).names) <= set(target.names)
+        ):  # fmt: skip
+            return name
+    return None
 
 
 def read_taxonomy(path: Path, source: LabelTable, target: LabelTable) -> dict[str, tuple[int, ...]]:
@@ -118,9 +132,7 @@ def read_taxonomy(path: Path, source: LabelTable, target: LabelTable) -> dict[st
         found[str(name)] = tuple(sorted({target.names.index(str(one)) for one in wanted}))
     missing = [name for name in source.names if name not in found]
     if missing:
-        raise DataError(
-            f"{path} does not say what {', '.join(missing[:5])} of {source.source} is; null ignores a class"
-        )
+        raise DataError(f"{path} does not map {', '.join(missing[:5])} of {source.source}; null ignores a class")
     return found
 
 
@@ -131,8 +143,8 @@ def expect_name(name: str, known: list[str], path: Path, where: str) -> None:
         raise DataError(f"{path}: {name!r} is not in {where}{hint}")
 
 
-def describe(mapping: Mapping[str, tuple[int, ...]], target: LabelTable) -> str:
-    """How many labels go where."""
+def describe_mapping(mapping: Mapping[str, tuple[int, ...]], target: LabelTable) -> str:
+    """How many labels are mapped, and to how many classes."""
     sizes = np.array([len(to) for to in mapping.values()])
     reached = {train_id for to in mapping.values() for train_id in to}
     text = (

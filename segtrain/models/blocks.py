@@ -17,15 +17,16 @@ NORMS: dict[str, type[ABN]] = {
     "batch_norm": BatchNormAct,
     "batch_norm_sync": RecomputedABN,
 }
-KEEP = {"norm": "input", "norm_proposed": "normalised"}  # what a layer keeps, by model.recompute
+VECTOR = 16  # float32 in an AVX-512 register
+KEEP = {"norm": "input", "norm_proposed": "normalised"}  # model.recompute -> what a layer keeps
 
 
 class Norm:
-    """Builds the normalise-and-activate layers of one network.
+    """Builds the layers of one network that normalise and activate.
 
-    `norm(channels)` may overwrite its input; `norm.first(channels)` leaves it alone, because it is the first operation
-    of a block and the block's input belongs to the caller; `norm.linear(channels)` has no activation. The options are
-    those of the same name in ModelConfig.
+    `norm(channels)` may overwrite its input; `norm.first(channels)` does not, for the first operation of a block, whose
+    input belongs to the caller; `norm.linear(channels)` has no activation. The options are those of the same name in
+    ModelConfig.
     """
 
     def __init__(
@@ -68,17 +69,61 @@ class Norm:
 
 
 def conv(in_channels: int, channels: int, size: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
-    """Convolution without bias that keeps the extent at stride 1."""
+    """Convolution without bias, padded so that stride 1 keeps height and width."""
     padding = (size // 2) * dilation
-    return nn.Conv2d(in_channels, channels, size, stride, padding, dilation, groups, bias=False)
+    kind = NarrowConv2d if size == 1 and stride > 1 and in_channels // groups < VECTOR else nn.Conv2d
+    return kind(in_channels, channels, size, stride, padding, dilation, groups, bias=False)
+
+
+class NarrowConv2d(nn.Conv2d):
+    """1x1 convolution without bias, with a stride and few input channels, which trains safely on the CPU.
+
+    torch 2.14.1 (oneDNN's jit_1x1:avx512_core) corrupts the heap in the weight gradient of such a convolution in
+    float32 and channels-last memory. Here that gradient is an ordinary 1x1 convolution's over the pixels that the
+    stride picks: equal to rounding. All else is Conv2d's to the bit, and so are parameters and keys.
+    """
+
+    stands_for = nn.Conv2d  # for code that asks for the exact type
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        z: Tensor = NarrowConvolution.apply(x, self.weight, self.stride, self.groups)
+        return z
+
+    def _get_name(self) -> str:
+        return "Conv2d"
+
+
+class NarrowConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], groups: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.groups = stride, groups
+        return nn.functional.conv2d(x, weight, None, stride, groups=groups)
+
+    @staticmethod
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        gradient = torch.ops.aten.convolution_backward
+        rest = [0, 0], [1, 1], False, [0, 0], ctx.groups
+        dx = dweight = None
+        if ctx.needs_input_grad[0]:
+            dx = gradient(dz, x, weight, [0], ctx.stride, *rest, [True, False, False])[0]
+        if ctx.needs_input_grad[1]:
+            last = x.is_contiguous(memory_format=torch.channels_last)
+            picked = x[..., :: ctx.stride[0], :: ctx.stride[1]]
+            picked = picked.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+            dweight = gradient(dz, picked, weight, [0], [1, 1], *rest, [False, True, False])[1]
+        return dx, dweight, None, None
 
 
 class IdentityResidualBlock(nn.Module):
     """Pre-activation block of WideResNet-38 and ResNeXt: x + convs(act(norm(x))), nothing after the sum.
 
     channels: two entries make a basic block (3x3, 3x3), three a bottleneck (1x1, 3x3, 1x1, grouped in the middle).
-    The stride is on the first convolution. Where the extent or the channels change, the shortcut is a 1x1 projection
-    of the activated input. Input (N, in_channels, H, W), output (N, channels[-1], H / stride, W / stride).
+    The stride is on the first convolution. If stride or channels change, the shortcut is a 1x1 projection of the
+    activated input. Input (N, in_channels, H, W), output (N, channels[-1], H / stride, W / stride).
     """
 
     def __init__(
@@ -125,9 +170,9 @@ class IdentityResidualBlock(nn.Module):
 class ResidualBlock(nn.Module):
     """Post-activation block of ResNet v1: act(norm(convs(x)) + x), stride on the (first) 3x3 convolution.
 
-    The last norm adds the shortcut and activates the sum, which in place is one operation that keeps its output only:
-    the normalised branch is the output's inverse less the shortcut. channels, input and output as in
-    IdentityResidualBlock. first_dilation: of the first 3x3 convolution, where it differs.
+    The last norm adds the shortcut and activates the sum. In place, that is one operation that keeps its output only:
+    the normalised branch is the inverse of the output minus the shortcut. channels, input and output as in
+    IdentityResidualBlock. first_dilation: of the first 3x3 convolution, if it differs.
     """
 
     def __init__(
@@ -176,7 +221,7 @@ class ResidualBlock(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """Blocks in a row; with `recompute` only each block's input is kept, and backward runs the block again."""
+    """A sequence of blocks. With `recompute`, only each block's input is kept, and backward runs the block again."""
 
     recompute = False
 
@@ -188,15 +233,15 @@ class Stage(nn.Sequential):
 
 
 def stage(*blocks: nn.Module) -> Stage:
-    """Blocks in a row under the published names block1, block2, ..."""
+    """A sequence of blocks under the published names block1, block2, ..."""
     return Stage(OrderedDict((f"block{i}", block) for i, block in enumerate(blocks, 1)))
 
 
 class Backbone(nn.Sequential):
-    """Modules in a row: (N, 3, H, W) -> (N, out_channels, H / output_stride, W / output_stride).
+    """A sequence of modules: (N, 3, H, W) -> (N, out_channels, H / output_stride, W / output_stride).
 
-    low_level: name of the module whose output, of low_channels channels, a decoder may take too; None where a later
-    layer overwrites it. With `keeps` set to it, forward gives both, the output first.
+    low_level: name of the module whose output, with low_channels channels, a decoder may use too; None if a later layer
+    overwrites it. With `keeps` set to that name, forward returns (output, early map).
     """
 
     out_channels: int

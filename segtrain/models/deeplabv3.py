@@ -1,5 +1,5 @@
-"""DeepLabV3 head as used by the In-Place ABN paper (section 4.2), key names of the released Vistas model, and two
-that others' published weights need: torchvision's, and the DeepLabV3+ of Zhu et al. (arXiv 1812.01593)."""
+"""The DeepLabV3 head of the In-Place ABN paper (section 4.2), with the key names of the released Vistas model, and two
+heads for other published weights: torchvision's, and the DeepLabV3+ of Zhu et al. (arXiv 1812.01593)."""
 
 import torch
 from torch import Tensor, nn
@@ -7,16 +7,16 @@ from torch.nn import functional as F
 
 from segtrain.models.blocks import Norm, conv
 
-# Dilations of the three 3x3 branches, in cells of the feature map: the same reach in pixels at either stride.
+# Dilations of the three 3x3 branches in cells of the feature map: the same extent in pixels at each output stride.
 ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
-FINE_CHANNELS = 48  # to which DeepLabV3+ reduces the early map
+FINE_CHANNELS = 48  # of the early map in DeepLabV3+
 
 
 class DeepLabV3(nn.Module):
     """Four parallel convolutions and a pooled branch, concatenated and reduced: (N, C, h, w) -> (N, channels, h, w).
 
-    pooling_size: None pools the whole map; (height, width) in cells pools, in eval mode, over a sliding window of that
-    extent with replicated borders, so that a large test picture is pooled over what a training crop showed.
+    pooling_size: None pools the whole map. (height, width) in cells pools, in eval mode, over a sliding window of that
+    size with replicated borders, so that a large test image is pooled over the extent of a training crop.
     """
 
     classifier_bias = True  # whether the classifier behind the head has one
@@ -64,7 +64,7 @@ class DeepLabV3(nn.Module):
 
 
 class TorchvisionDeepLabV3(DeepLabV3):
-    """The head of torchvision's deeplabv3_resnet50 and 101: dropout and a 3x3 convolution more before the classifier.
+    """The head of torchvision's deeplabv3_resnet50 and 101, with dropout and another 3x3 convolution at its end.
 
     torchvision reduces one concatenation of all five branches; the sum of two reductions is the same.
     """
@@ -88,9 +88,10 @@ class TorchvisionDeepLabV3(DeepLabV3):
 
 
 class DeepLabV3Plus(DeepLabV3):
-    """The reduced branches, without norm, beside an early map's: ((N, C, h, w), (N, low, H, W)) -> (N, channels, H, W).
+    """Concatenates the reduced branches, without norm, with a backbone's early map.
 
-    Corners are aligned in the enlargement to (H, W), and the classifier has no bias, as in the official code.
+    Input: the backbone's output (N, C, h, w) and early map (N, low_channels, H, W); output (N, channels, H, W). As in
+    the official code, the upsampling to (H, W) aligns corners, and the classifier has no bias.
     """
 
     classifier_bias = False

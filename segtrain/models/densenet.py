@@ -10,14 +10,15 @@ from segtrain.models.blocks import Backbone, Norm, conv
 from segtrain.models.resnet import STRIDES_DILATIONS
 from segtrain.models.resnext import stem
 
-BOTTLENECK = 4  # channels of a layer's 1x1 convolution, in growths
+BOTTLENECK = 4  # output channels of a layer's 1x1 convolution, in units of the growth
 
 
 class DenseModule(nn.Module):
-    """Layers that each take all outputs before them: (N, C, h, w) -> (N, C + layers * growth, h, w).
+    """Layers that each take all previous outputs: (N, C, h, w) -> (N, C + layers * growth, h, w).
 
-    Every norm of a layer may overwrite its input, a concatenation that nothing else uses; but the first layer's is
-    the module's input, which the later ones take too. With `recompute` backward makes each layer again.
+    The norms of a layer may overwrite their inputs, concatenations that nothing else uses; except the first layer's
+    first norm, whose input is the module's own, which later layers use too. With `recompute`, backward runs each layer
+    again.
     """
 
     recompute = False
@@ -51,9 +52,9 @@ class DenseModule(nn.Module):
 
 
 class DenseNet(Backbone):
-    """Transitions tra2..tra4 halve the channels and, unless the module after them dilates, the extent."""
+    """Transitions tra2..tra4 halve the channels and, unless the next module dilates, height and width."""
 
-    low_level = None  # the transition behind mod2 overwrites its output
+    low_level = None  # the transition after mod2 overwrites its output
 
     def __init__(self, structure: tuple[int, ...], norm: Norm, output_stride: int, growth: int = 32) -> None:
         super().__init__()

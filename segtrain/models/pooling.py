@@ -1,4 +1,4 @@
-"""Max-pooling that keeps one byte per output for backward, instead of its input and an int64 index."""
+"""Max-pooling that keeps one byte per output element for backward, instead of its input and an int64 index."""
 
 from typing import Any
 
@@ -7,9 +7,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from segtrain.abn.backends.aten import is_dense
+
 
 class MaxPoolFunction(torch.autograd.Function):
-    """Keeps which cell of its window each output came from, as uint8 (N, C, h, w)."""
+    """Keeps the cell of the window that each output came from, as uint8 (N, C, h, w)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int, stride: int, padding: int) -> Tensor:
@@ -18,9 +20,9 @@ class MaxPoolFunction(torch.autograd.Function):
             return F.max_pool2d(x, size, stride, padding)
         out: Tensor | None = None
         cells: Tensor | None = None
-        # A picture at a time: the int64 indices that torch gives are eight times the bytes kept of them.
-        for i, picture in enumerate(x.split(1)):
-            pooled, index = F.max_pool2d(picture, size, stride, padding, return_indices=True)
+        # An image at a time: torch's int64 indices take eight times the bytes that are kept of them.
+        for i, image in enumerate(x.split(1)):
+            pooled, index = F.max_pool2d(image, size, stride, padding, return_indices=True)
             if out is None or cells is None:
                 shape = (x.shape[0], *pooled.shape[1:])
                 layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
@@ -43,7 +45,7 @@ class MaxPoolFunction(torch.autograd.Function):
         dx = torch.empty_strided(shape, strides, dtype=dout.dtype, device=dout.device)
         if not is_dense(dx):
             dx = torch.empty(shape, dtype=dout.dtype, device=dout.device)
-        # torch's backward asks for the input for its shape and memory layout only.
+        # torch's backward reads only the shape and memory layout of its input argument.
         for into, grad, cell in zip(dx.split(1), dout.split(1), cells.split(1), strict=True):
             row, column = corner(cell, size, stride, padding)
             wide = cell.long()
@@ -59,10 +61,6 @@ class MaxPoolFunction(torch.autograd.Function):
 
 def is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
-def is_dense(x: Tensor) -> bool:
-    return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
 
 
 def corner(out: Tensor, size: int, stride: int, padding: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from segtrain.errors import UsageError
 from segtrain.models.blocks import Backbone, Norm, ResidualBlock, stage
 from segtrain.models.pooling import MaxPool2d
 
-# First block strides and dilations of mod2..mod5 by output stride: what no longer strides dilates instead.
+# First block strides and dilations of mod2..mod5 by output stride: a module without stride dilates instead.
 STRIDES_DILATIONS = {
     32: ((1, 2, 2, 2), (1, 1, 1, 1)),
     16: ((1, 2, 2, 1), (1, 1, 1, 2)),
@@ -17,10 +17,11 @@ STRIDES_DILATIONS = {
 
 
 class ResNet(Backbone):
-    """groups, width: of the 3x3 convolutions of the first bottlenecks, doubled with every module.
+    """Output (N, 512, ...) of basic blocks or (N, 2048, ...) of bottlenecks, H / output_stride by W / output_stride.
 
-    first_dilation: "own", the first block of a module that dilates does it as the others (official code); "previous",
-    it dilates as the module before (torchvision, timm).
+    groups, width: of the 3x3 convolutions of the first bottlenecks; the width doubles with every module.
+    first_dilation: dilation of the first block of a dilated module: "own", that of its other blocks (official code), or
+    "previous", that of the module before (torchvision, timm).
     """
 
     def __init__(

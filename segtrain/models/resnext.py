@@ -12,7 +12,7 @@ from segtrain.models.resnet import STRIDES_DILATIONS
 def stem(channels: int, norm: Norm) -> nn.Sequential:
     """Three 3x3 convolutions, (N, 3, H, W) -> (N, channels, H / 4, W / 4): `input_3x3` of the official code.
 
-    No norm behind conv3: the first one of the first block does it.
+    No norm after conv3: the first norm of the first block normalises its output.
     """
     return nn.Sequential(
         OrderedDict(

@@ -1,5 +1,5 @@
-"""WideResNet-38, layout of the official In-Place ABN repository, in two forms that take each other's weights:
-"A2", for segmentation, and the one that the published ImageNet weights were trained in, which only max-pools."""
+"""WideResNet-38, layout of the official In-Place ABN repository, in two forms with the same weights: "A2", for
+segmentation, and the form that the published ImageNet weights were trained in, which reduces by max-pooling only."""
 
 from torch import nn
 
@@ -10,8 +10,8 @@ from segtrain.models.pooling import MaxPool2d
 STRUCTURE = (3, 3, 6, 3, 1, 1)
 CHANNELS = ((128, 128), (256, 256), (512, 512), (512, 1024), (512, 1024, 2048), (1024, 2048, 4096))
 DROPOUT = (0.0, 0.0, 0.0, 0.0, 0.3, 0.5)
-# Strides and dilations of mod2..mod7; the pools before mod2 and mod3 halve twice more. 16 is ours: the official code
-# has 8 and 32 only.
+# Strides and dilations of mod2..mod7 by output stride; the pools before mod2 and mod3 halve twice more. The official
+# code has 8 and 32 only.
 STRIDES_DILATIONS = {
     32: ((1, 1, 2, 2, 2, 1), (1, 1, 1, 1, 1, 1)),
     16: ((1, 1, 2, 2, 1, 1), (1, 1, 1, 1, 2, 2)),
@@ -22,7 +22,7 @@ STRIDES_DILATIONS = {
 class WiderResNet38(Backbone):
     """Output (N, 4096, H / output_stride, W / output_stride). pooled: max-pools before mod2..mod6 and no dropout.
 
-    drops: what the dropout of mod6 and mod7 drops, "channel"s (official code) or "element"s.
+    drops: "channel" (official code) or "element": what the dropout of mod6 and mod7 zeroes.
     """
 
     def __init__(self, norm: Norm, output_stride: int, pooled: bool = False, drops: str = "channel") -> None:

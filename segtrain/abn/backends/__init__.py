@@ -1,0 +1,1 @@
+"""The kernel back ends: each a module with the same primitives."""

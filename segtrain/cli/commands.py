@@ -1,0 +1,116 @@
+"""The commands: what each is for, its options, the function that runs it, three examples."""
+
+from typing import NamedTuple
+
+from segtrain import config
+
+SECTIONS = ("data", "train", "results", "use")
+
+
+class Command(NamedTuple):
+    section: str
+    summary: str
+    schema: type[config.CommandConfig]
+    function: str  # module:name
+    bare: str | None  # the option that a bare path stands for
+    examples: tuple[str, ...]
+
+
+COMMANDS = {
+    "streets": Command(
+        "data", "write the built-in street scenes", config.StreetsCommandConfig,
+        "segtrain.data.sets.streets:streets", "output",
+        ("segtrain streets output=scenes",
+         "segtrain streets output=kitti_like layout=kitti scenes=20",
+         "segtrain streets output=large size=[512,1024] seed=3"),
+    ),
+    "check": Command(
+        "data", "verify a dataset: files, sizes, labels and their contents", config.CheckConfig,
+        "segtrain.commands.check:check", None,
+        ("segtrain check dataset=cityscapes dataset.root=/data/cityscapes",
+         "segtrain check dataset=kitti split=val output=checked",
+         "segtrain check dataset=folder dataset.root=/data/mine write_config=mine.yaml"),
+    ),
+    "train": Command(
+        "train", "train a network, or resume an interrupted run", config.TrainConfig,
+        "segtrain.engine.train:train", None,
+        ("segtrain train experiment=toy",
+         "segtrain train model=resnext50 dataset=cityscapes dataset.root=/data/cityscapes",
+         "segtrain train experiment=toy optimizer.lr=0.02 name=higher_rate"),
+    ),
+    "replay": Command(
+        "train", "rebuild and draw the batch of any step of a run", config.ReplayConfig,
+        "segtrain.commands.replay:replay", "run",
+        ("segtrain replay runs/toy step=18",
+         "segtrain replay run=runs/toy step=18 output=looked_at",
+         "segtrain replay run=runs/cityscapes_resnext101 step=18204 root=/data/cityscapes"),
+    ),
+    "verify-resume": Command(
+        "train", "prove that a killed run of your configuration resumes exactly", config.VerifyConfig,
+        "segtrain.commands.verify_resume:verify_resume", None,
+        ("segtrain verify-resume experiment=toy output=proof",
+         "segtrain verify-resume dataset=cityscapes model=resnext50 trainer.batch_size=4 device=cuda",
+         "segtrain verify-resume experiment=toy trainer.ema_decay=0.99 optimizer=adamw"),
+    ),
+    "runs": Command(
+        "train", "list runs with progress, score and time, or beside the paper's results", config.RunsConfig,
+        "segtrain.commands.runs:runs", "root",
+        ("segtrain runs", "segtrain runs root=/data/runs", "segtrain runs table=paper"),
+    ),
+    "evaluate": Command(
+        "results", "score a checkpoint on a split", config.EvaluateConfig,
+        "segtrain.commands.evaluate:evaluate", "checkpoint",
+        ("segtrain evaluate runs/toy/last.pt",
+         "segtrain evaluate checkpoint=runs/toy/best.pt split=night dataset.night_scenes=20",
+         "segtrain evaluate wide_resnet38_deeplab_vistas.pth.tar dataset=vistas inference=vistas_official"),
+    ),
+    "score": Command(
+        "results", "score label PNGs from any source by the dataset's own rules", config.ScoreConfig,
+        "segtrain.commands.score:score", "predictions",
+        ("segtrain score predictions=results dataset=cityscapes dataset.root=/data/cityscapes",
+         "segtrain score predictions=results dataset=kitti split=val predictions_encoding=train_ids",
+         "segtrain score predictions=results dataset=cocostuff dataset.classes=stuff91 output=scores"),
+    ),
+    "submit": Command(
+        "results", "write and verify the archive for a benchmark's server", config.SubmitConfig,
+        "segtrain.commands.submit:submit", "checkpoint",
+        ("segtrain submit checkpoint=runs/cityscapes_resnext101/last.pt dataset=cityscapes",
+         "segtrain submit predictions=results dataset=kitti output=to_send",
+         "segtrain submit run=runs/vistas_resnet50 dataset=vistas inference=tiled"),
+    ),
+    "predict": Command(
+        "use", "write label, colour, overlay and probability images for photographs", config.PredictConfig,
+        "segtrain.commands.predict:predict", "input",
+        ("segtrain predict checkpoint=runs/toy/last.pt input=photo.jpg",
+         "segtrain predict run=runs/toy input=photos output=answers",
+         "segtrain predict checkpoint=wide_resnet38_deeplab_vistas.pth.tar input=photos inference=vistas_official "
+         "outputs=[palette,prob]"),
+    ),
+    "convert": Command(
+        "use", "convert weights: rename keys, change container, make a checkpoint", config.ConvertConfig,
+        "segtrain.commands.convert:convert", "input",
+        ("segtrain convert input=runs/toy/last.pt output=toy.safetensors",
+         "segtrain convert input=resnet50-11ad3fa6.pth output=resnet50.safetensors",
+         "segtrain convert input=wide_resnet38_deeplab_vistas.pth.tar output=vistas.pt form=run"),
+    ),
+    "weights": Command(
+        "use", "list published weights: source, md5, licence, accuracy", config.WeightsConfig,
+        "segtrain.commands.weights:weights", "verify",
+        ("segtrain weights", "segtrain weights verify=wide_resnet38_ipabn_lr_256.pth.tar",
+         "segtrain weights resnext101_ipabn_lr_512.pth.tar"),
+    ),
+    "info": Command(
+        "use", "show driver, torch and kernels of this machine, or a checkpoint's contents", config.InfoConfig,
+        "segtrain.commands.info:info", "checkpoint",
+        ("segtrain info", "segtrain info checkpoint=runs/toy/last.pt", "segtrain info runs/toy/best.pt"),
+    ),
+}  # fmt: skip
+# What people type who come from elsewhere.
+ALIASES = {
+    "val": "evaluate",
+    "test": "evaluate",
+    "eval": "evaluate",
+    "infer": "predict",
+    "doctor": "check",
+    "pretrain": "train",
+}

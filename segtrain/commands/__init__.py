@@ -1,0 +1,1 @@
+"""One file a command; imported by name when the command runs."""

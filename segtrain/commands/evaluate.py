@@ -1,0 +1,54 @@
+"""`segtrain evaluate`: the scores of a checkpoint on a split."""
+
+from pathlib import Path
+from typing import Any
+
+from segtrain.config import EvaluateConfig, classifies, refuse_other_task
+from segtrain.console import say
+from segtrain.device import describe_device, resolve_device
+from segtrain.distributed.group import init_distributed
+from segtrain.scoring.predictor import LoadedNetwork, load_network
+from segtrain.scoring.report import file_hash, print_table
+from segtrain.tasks.base import Evaluator, NetworkFacts
+from segtrain.tasks.classification import ClassificationEvaluator
+from segtrain.tasks.segmentation import SegmentationEvaluator
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Score a checkpoint, print the table and write evaluation.json. Returns its content, fractions."""
+    with init_distributed() as dist:
+        device, data = resolve_device(config.device), config.dataset
+        path, split = Path(config.checkpoint or ""), config.split or data.val_split
+        loaded = load_network(path, device, config.checkpoint_weights, config.activation)
+        refuse_other_task(path, loaded.options.head, type(data), data.name)
+        step = loaded.metadata["step"]
+        say(f"checkpoint  {path}, step {step}")
+        say(f"evaluating  {data.name} {split}, inference {config.inference.name}, on {describe_device(device)}")
+        evaluator: Evaluator[Any]
+        if classifies(data):
+            evaluator = ClassificationEvaluator.of_checkpoint(config, path, loaded)
+        else:
+            evaluator = SegmentationEvaluator.of_checkpoint(config, path, loaded)
+        trained_on = loaded.metadata.get("trained_on")
+        made_by = {
+            "processes": dist.size, "weights": "averaged" if loaded.averaged else "raw",
+            "activation": loaded.options.activation, "checkpoint_sha256": file_hash(path), "step": step,
+        }  # fmt: skip
+        facts = NetworkFacts(str(path), step, trained_on, made_by | evaluator.published(loaded))
+        evaluation = evaluator.run(
+            loaded.network, device, dist, config.loader.count(), figures=config.pictures, facts=facts
+        )
+        if dist.main:
+            print_table(evaluation.result)
+            print(evaluation.write(result_folder(config, path, loaded, split), examples=True))
+        return evaluation.result
+
+
+def result_folder(config: EvaluateConfig, path: Path, loaded: LoadedNetwork, split: str) -> Path:
+    """output=, or else a folder in the run of the checkpoint, named by what is evaluated and how."""
+    if config.output:
+        return Path(config.output)
+    activation = [config.activation] if config.activation else []
+    name = "-".join([config.dataset.name, split, config.inference.name, *activation])
+    is_published = "report" in loaded.metadata
+    return (Path("segtrain-out/evaluate") / path.name if is_published else path.parent / "evaluations") / name

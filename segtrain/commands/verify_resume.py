@@ -1,0 +1,148 @@
+"""`segtrain verify-resume`: prove for a configuration that a killed and resumed run equals an uninterrupted one."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from segtrain.config import VerifyConfig
+from segtrain.console import process_count, say
+from segtrain.engine.blackbox import read_lines
+from segtrain.engine.start import task_of
+from segtrain.errors import DataError, SegtrainError, UsageError
+from segtrain.weights import checkpoint
+
+EXPECTED = ("model", "ema", "ema_updates", "optimizer", "scaler", "recent", "best", "validated", "step")
+
+
+class NotProven(SegtrainError):
+    """The two runs differ, or the run was killed at a step that proves nothing."""
+
+
+def verify_resume(config: VerifyConfig) -> None:
+    """Train, kill in the middle of an epoch between two saves, resume, and compare with an uninterrupted run.
+
+    Prints what differs, and a verdict as the last line. NotProven (exit status 1) unless all is equal, bit for bit.
+    """
+    output = Path(config.output or "segtrain-out/verify-resume")
+    if any(output.glob("*/last.pt")):
+        raise UsageError(f"output={output} holds runs already: give another folder")
+    if process_count() > 1:
+        raise UsageError("verify-resume starts its own runs, each in one process: start it without torchrun")
+    samples = config.trainer.overfit or task_of(config)(config).num_train
+    batch = config.trainer.batch_size
+    every, steps = schedule(batch, samples)
+    say(f"plan       {steps} steps of {batch} of {samples} images, saved every {every}, killed between two saves")
+    words = [*config.overrides, "trainer.epochs=null", "trainer.hours=null", f"trainer.max_steps={steps}"]
+    words += [f"trainer.save_every={every}", f"trainer.validate_every={steps}", "logging.every=1", "restart=false"]
+    say("training   without interruption")
+    wait_for(start_training(words, output / "whole"), "the uninterrupted run")
+    say("training   until it is killed")
+    reached = kill_between(every, steps, lambda step: step * batch % samples != 0, words, output / "cut")
+    state = checkpoint.newest(output / "cut")
+    saved = 0 if state is None else int(state["step"])
+    say(f"killed     after step {reached}, the newest checkpoint is of step {saved}")
+    between = 0 < saved < reached < steps and reached % every and saved * batch % samples and reached * batch % samples
+    if not between:
+        raise NotProven(f"nothing proven: the kill came at step {reached}, not in an epoch and between two saves")
+    say("training   again, from there")
+    wait_for(start_training(words, output / "cut"), "the resumed run")
+    uninterrupted, resumed = (checkpoint.load(output / name / "last.pt") for name in ("whole", "cut"))
+    differing = [key for key in EXPECTED if digest(uninterrupted.get(key)) != digest(resumed.get(key))]
+    for key in EXPECTED:
+        if key in uninterrupted:
+            differs = "  DIFFERS" if key in differing else ""
+            say(f"{key:<10} {digest(uninterrupted[key])[:16]} {digest(resumed.get(key))[:16]}{differs}")
+    if differing:
+        raise NotProven(f"NOT EXACT: {', '.join(differing)} of the resumed run differ from the uninterrupted one")
+    print(
+        f"EXACT: {steps} steps, killed after {reached}, resumed from {saved}, equal the uninterrupted run bit for bit"
+    )
+
+
+def schedule(batch_size: int, samples: int) -> tuple[int, int]:
+    """(save_every, steps), such that the first save, and the second where possible, is inside an epoch."""
+    for saves in ((1, 2), (1,)):
+        for every in range(4, 50):
+            if all(save * every * batch_size % samples for save in saves):
+                return every, 3 * every
+    raise UsageError(
+        f"trainer.batch_size={batch_size} is a multiple of the {samples} images, so that every step ends an epoch: "
+        "choose another batch size"
+    )
+
+
+def start_training(words: list[str], run: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "segtrain", "train", *words, f"run={run}"]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def wait_for(process: subprocess.Popen[str], what: str) -> None:
+    """Wait for a training to end; DataError with its last lines if it failed."""
+    try:
+        lines = list(process.stdout or [])
+        process.wait()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode != 0:
+        raise DataError(f"{what} ended with exit status {process.returncode}:\n{''.join(lines[-15:])}")
+
+
+def kill_between(every: int, steps: int, inside: Callable[[int], bool], words: list[str], run: Path) -> int:
+    """Train until the first step inside an epoch and between two saves after a checkpoint is on disk, then kill.
+
+    inside: whether a step is inside an epoch. Returns the last step that the run recorded.
+    """
+    process = start_training(words, run)
+    lines = []
+    try:
+        for line in process.stdout or []:
+            lines.append(line)
+            step = re.match(r"step (\d+)/", line)
+            number = int(step[1]) if step else 0
+            if number % every and inside(number) and number < steps - 1 and any(run.glob("step_*.pt")):
+                break
+        else:
+            raise DataError(
+                f"the run ended before it could be killed between two saves. Its last lines:\n{''.join(lines[-15:])}"
+            )
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    recorded = read_lines(run / "blackbox" / "rank0.jsonl")
+    return int(json.loads(recorded[-1])["step"]) if recorded else 0
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of an entry of a checkpoint: names, shapes, dtypes and bits."""
+    sha256 = hashlib.sha256()
+    feed(sha256, value)
+    return sha256.hexdigest()
+
+
+def feed(sha256: Any, value: Any) -> None:
+    import torch
+
+    if isinstance(value, dict):
+        for key in sorted(value, key=str):
+            sha256.update(f"{key}:".encode())
+            feed(sha256, value[key])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            feed(sha256, item)
+    elif isinstance(value, torch.Tensor):
+        sha256.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        sha256.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    else:
+        sha256.update(repr(value).encode())

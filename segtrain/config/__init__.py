@@ -1,0 +1,59 @@
+"""Every option: its type, its default, what it means and what is allowed. Imports nothing heavy.
+
+The YAML files in configs/ choose values for these dataclasses. A wrong key, type, value or combination is refused when
+the options are composed, before anything is built.
+"""
+
+from segtrain.config.augmentation import AugmentationConfig, LoaderConfig, SamplingConfig
+from segtrain.config.commands import (
+    CheckConfig,
+    CommandConfig,
+    ConvertConfig,
+    InfoConfig,
+    ReplayConfig,
+    RunsConfig,
+    StreetsCommandConfig,
+    TrainConfig,
+    VerifyConfig,
+    WeightsConfig,
+    names_pictures,
+    refuse_other_task,
+    refuse_pictures,
+    run_folder,
+)
+from segtrain.config.dataset import (
+    DATASET_CONFIGS,
+    IGNORE_INDEX,
+    CityscapesConfig,
+    CocoStuffConfig,
+    DatasetConfig,
+    FolderConfig,
+    ImageNetConfig,
+    KittiConfig,
+    MixtureConfig,
+    StreetsConfig,
+    VistasConfig,
+    classifies,
+)
+from segtrain.config.inference import InferenceConfig, LoggingConfig
+from segtrain.config.keys import LENGTHS, is_safe
+from segtrain.config.loss import LossConfig
+from segtrain.config.model import ModelConfig
+from segtrain.config.optimizer import OptimizerConfig, ScheduleConfig
+from segtrain.config.options import option, option_of, require
+from segtrain.config.results import EvaluateConfig, PredictConfig, ScoreConfig, SubmitConfig
+from segtrain.config.stored import dataset_schema, trained, with_defaults
+from segtrain.config.trainer import TrainerConfig
+
+# fmt: off
+__all__ = [
+    "AugmentationConfig", "CheckConfig", "CityscapesConfig", "CocoStuffConfig", "CommandConfig", "ConvertConfig",
+    "DATASET_CONFIGS", "DatasetConfig", "EvaluateConfig", "FolderConfig", "IGNORE_INDEX", "ImageNetConfig",
+    "InferenceConfig", "InfoConfig", "KittiConfig", "LENGTHS", "LoaderConfig", "LoggingConfig", "LossConfig",
+    "MixtureConfig", "ModelConfig", "OptimizerConfig", "PredictConfig", "ReplayConfig", "RunsConfig",
+    "SamplingConfig", "ScheduleConfig", "ScoreConfig", "StreetsCommandConfig", "StreetsConfig", "SubmitConfig",
+    "TrainConfig", "TrainerConfig", "VerifyConfig", "VistasConfig", "WeightsConfig", "classifies", "dataset_schema",
+    "is_safe", "names_pictures", "option", "option_of", "refuse_other_task", "refuse_pictures", "require",
+    "run_folder", "trained", "with_defaults",
+]
+# fmt: on

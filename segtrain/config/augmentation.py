@@ -1,0 +1,72 @@
+"""Options of the training samples: augmentation.*, sampling.*, loader.*"""
+
+import os
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from segtrain.config.dataset import SIZE
+from segtrain.config.options import Group, option, require
+from segtrain.threads import cpus
+
+RANGE = ("least", "most")
+
+
+@dataclass
+class AugmentationConfig(Group):
+    PREFIX: ClassVar[str] = "augmentation."
+
+    name: str = option(
+        "segmentation", "kind of augmentation, set by augmentation=NAME", choices=("segmentation", "imagenet")
+    )
+    crop_size: list[int] = option([512, 512], "height and width of a training crop [pixels]", items=SIZE, low=32)
+    scale: list[float] = option(
+        [0.7, 2.0], "range of the random enlargement before cropping, uniform", items=RANGE, above=0, ascending=True,
+        only=("segmentation",),
+    )  # fmt: skip
+    flip: float = option(0.5, "probability of a horizontal flip", low=0, high=1)
+    area: list[float] = option(
+        [0.08, 1.0], "range of the fraction of the image that is shown, uniform", items=RANGE, above=0, high=1,
+        ascending=True, only=("imagenet",),
+    )  # fmt: skip
+    aspect: list[float] = option(
+        [0.75, 1.3333333333], "range of the crop's width / height, log-uniform", items=RANGE, above=0, ascending=True,
+        only=("imagenet",),
+    )  # fmt: skip
+    lighting: float = option(
+        0.0, "standard deviation of the shift along the principal components of colour", low=0, only=("imagenet",)
+    )
+    color: float = option(0.0, "maximum change of brightness, contrast and saturation [fraction]", low=0, below=1)
+    extra: list[Any] = option(
+        [], "albumentations transforms applied last, [{name: GaussianBlur, p: 0.3}, ...]", only=("segmentation",)
+    )
+
+    def check(self) -> None:
+        super().check()
+        # Names and arguments of transforms are checked where albumentations is imported.
+        for entry in self.extra:
+            named = isinstance(entry, dict) and isinstance(entry.get("name"), str)
+            require(named, "augmentation.extra", entry, "give mappings with the name of a transform of albumentations")
+
+
+@dataclass
+class SamplingConfig(Group):
+    PREFIX: ClassVar[str] = "sampling."
+
+    class_uniform: float = option(
+        0.0, "fraction of crops drawn by class: a class, an image with it, a pixel of it", low=0, high=1
+    )
+
+
+@dataclass
+class LoaderConfig(Group):
+    PREFIX: ClassVar[str] = "loader."
+
+    workers: int | None = option(
+        None, "loader processes per training process, 0: none (default: one per CPU, shared)", low=0
+    )
+    prefetch: int = option(4, "batches that each loader process prepares ahead", low=1)
+
+    def count(self) -> int:
+        """Processes to start."""
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return max(1, cpus() // here) if self.workers is None else self.workers

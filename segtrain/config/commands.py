@@ -1,0 +1,232 @@
+"""Options of the commands: what train, verify-resume, replay, runs, streets, check, info, weights and convert read."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from segtrain.config.augmentation import AugmentationConfig, LoaderConfig, SamplingConfig
+from segtrain.config.dataset import SCENE_SIZE, SIZE, DatasetConfig, check_scene_size, classifies
+from segtrain.config.inference import InferenceConfig, LoggingConfig
+from segtrain.config.loss import LossConfig
+from segtrain.config.model import SCALES, ModelConfig
+from segtrain.config.optimizer import OptimizerConfig, ScheduleConfig
+from segtrain.config.options import Group, group, option, require
+from segtrain.config.trainer import TrainerConfig
+from segtrain.errors import UsageError
+
+
+@dataclass
+class CommandConfig(Group):
+    """Base of the options of every command; checking includes the groups."""
+
+    def check(self) -> Any:
+        super().check()
+        for item in fields(self):
+            inner = getattr(self, item.name)
+            if isinstance(inner, Group):
+                inner.check()
+        return self
+
+
+def plugins_option() -> Any:
+    return option([], "your own files or modules that add parts, [./my_parts.py]", path=True, resume=True)
+
+
+def device_option() -> Any:
+    return option("auto", "device to compute on", choices=("auto", "cuda", "cpu"), resume=True)
+
+
+def refuse_pictures(dataset: DatasetConfig) -> None:
+    """Raise UsageError for a dataset of image classification, for commands about labels of pixels."""
+    require(
+        not classifies(dataset), "dataset", dataset.name,
+        "its images have one class each and no labels of pixels; choose another, or segtrain train or evaluate",
+    )  # fmt: skip
+
+
+def refuse_other_task(checkpoint: Path, head: str, dataset: type[DatasetConfig], name: str) -> None:
+    """Raise UsageError where the checkpoint and the dataset are of different tasks."""
+    whole = classifies(dataset)
+    if head == "classifier" and not whole:
+        raise UsageError(names_pictures(checkpoint))
+    if head != "classifier" and whole:
+        raise UsageError(
+            f"{checkpoint} labels pixels (model.head={head}), dataset={name} has one class per image: leave dataset= "
+            "out for what it was trained on, or take another with the same classes"
+        )
+
+
+def names_pictures(checkpoint: Path) -> str:
+    return (
+        f"{checkpoint} classifies images (model.head=classifier): `segtrain evaluate dataset=imagenet` scores it, "
+        "and model.weights= begins a segmentation network with its backbone"
+    )
+
+
+@dataclass
+class TrainConfig(CommandConfig):
+    experiment: str | None = option(None, "recipe, set by experiment=NAME", resume=True)
+    name: str | None = option(
+        None, "name of the run folder in runs/ (default: the recipe and what changes it)", quote=True, resume=True
+    )
+    run: str | None = option(None, "path of the run folder, instead of runs/<name>", path=True, resume=True)
+    restart: bool = option(False, "new start; an old run of this name is moved aside", resume=True)
+    plugins: list[str] = plugins_option()
+    device: str = device_option()
+    dataset: DatasetConfig = group(DatasetConfig)
+    model: ModelConfig = group(ModelConfig)
+    loss: LossConfig = group(LossConfig)
+    optimizer: OptimizerConfig = group(OptimizerConfig)
+    schedule: ScheduleConfig = group(ScheduleConfig)
+    augmentation: AugmentationConfig = group(AugmentationConfig)
+    sampling: SamplingConfig = group(SamplingConfig)
+    loader: LoaderConfig = group(LoaderConfig, resume=True)
+    trainer: TrainerConfig = group(TrainerConfig)
+    inference: InferenceConfig = group(InferenceConfig)
+    logging: LoggingConfig = group(LoggingConfig, resume=True)
+
+    def check(self) -> Any:
+        require(
+            not (self.optimizer.fused and self.trainer.precision == "fp16"), "optimizer.fused", "true",
+            "torch's fused updates go wrong after a step that trainer.precision=fp16 skips; choose null, or bf16",
+        )  # fmt: skip
+        if classifies(self.dataset):
+            for key, value, wanted in (
+                ("model.head", self.model.head, "classifier"), ("loss.name", self.loss.name, "cross_entropy"),
+                ("loss.class_weights", self.loss.class_weights, None),
+                ("model.weights_taxonomy", self.model.weights_taxonomy, None),
+                ("augmentation.name", self.augmentation.name, "imagenet"),
+                ("sampling.class_uniform", self.sampling.class_uniform, 0),
+            ):  # fmt: skip
+                choice = f"{key.removesuffix('.name')}={'null' if wanted is None else wanted}"
+                require(
+                    value == wanted, key, value,
+                    f"dataset={self.dataset.name} has one class per image: choose {choice}, or a recipe: "
+                    "experiment=imagenet_resnet50_sync",
+                )  # fmt: skip
+        else:
+            for key, value, other in (
+                ("model.head", self.model.head, "classifier"), ("augmentation.name", self.augmentation.name, "imagenet")
+            ):  # fmt: skip
+                require(
+                    value != other,
+                    key,
+                    value,
+                    f"it is for image classification, dataset=imagenet; {self.dataset.name} has labels of pixels",
+                )
+        check_views(self.inference, self.dataset)
+        return super().check()
+
+
+def check_views(inference: InferenceConfig, dataset: DatasetConfig) -> None:
+    """Raise UsageError where inference=... is for the other task."""
+    tasks = ("segmentation", "image classification")
+    here, there = reversed(tasks) if classifies(dataset) else tasks
+    known = "center224, tencrop or center320" if classifies(dataset) else "whole, tiled or multiscale"
+    require(
+        (inference.crop is not None) == classifies(dataset), "inference", inference.name,
+        f"it is for {there}, as is a checkpoint that brings it along, and dataset={dataset.name} is for {here}: "
+        f"choose inference={known}",
+    )  # fmt: skip
+
+
+def run_folder(config: TrainConfig) -> Path:
+    return Path(config.run or Path("runs") / (config.name or f"{config.dataset.name}_{config.model.backbone}"))
+
+
+@dataclass
+class VerifyConfig(TrainConfig):
+    """verify-resume: the options of train, which its two runs share."""
+
+    output: str | None = option(None, "folder of the two runs (default: segtrain-out/verify-resume)", path=True)
+    overrides: list[str] = option([], "words of the command line that both runs get; set by the command")
+
+
+@dataclass
+class ReplayConfig(CommandConfig):
+    run: str | None = option(None, "run folder", path=True)
+    step: int = option(1, "step whose batch is rebuilt, counted from 1 as in the progress lines", low=1)
+    root: str | None = option(None, "folder of the data, if it has moved", path=True)
+    plugins: list[str] = plugins_option()
+    output: str | None = option(None, "folder for the image (default: <run>/replay)", path=True)
+
+    def check(self) -> Any:
+        require(self.run is not None, "run", "null", "give the folder of a run")
+        return super().check()
+
+
+@dataclass
+class RunsConfig(CommandConfig):
+    root: str = option("runs", "folder that holds the run folders", path=True)
+    table: str | None = option(
+        None, "table of the paper's results beside those of finished runs, instead of the list", choices=("paper",)
+    )
+
+
+@dataclass
+class StreetsCommandConfig(CommandConfig):
+    output: str | None = option(None, "folder to write (default: segtrain-out/streets)", path=True)
+    layout: str = option(
+        "cityscapes", "layout of the files; imagenet: parts of the scenes by what they show",
+        choices=("cityscapes", "kitti", "vistas", "cocostuff", "imagenet"),
+    )  # fmt: skip
+    scenes: int = option(240, "number of training scenes", low=0)
+    val_scenes: int = option(60, "number of validation scenes", low=0)
+    night_scenes: int = option(30, "number of scenes in the night split (layout=cityscapes)", low=0)
+    seed: int = option(0, "seed of the scenes", low=0)
+    size: list[int] = option([256, 512], SCENE_SIZE, items=SIZE, low=256)
+    workers: int | None = option(None, "number of processes (default: one per CPU of this process)", low=1)
+
+    def check(self) -> Any:
+        super().check()
+        check_scene_size("size", self.size)
+        return self
+
+
+@dataclass
+class CheckConfig(CommandConfig):
+    split: str | None = option(None, "split to check (default: all that exist)")
+    output: str | None = option(None, "folder for report.json and contact.png (default: segtrain-out/check)", path=True)
+    write_config: str | None = option(
+        None, "YAML file for a guess of the options of dataset=folder, to be corrected", path=True
+    )
+    plugins: list[str] = plugins_option()
+    dataset: DatasetConfig = group(DatasetConfig)
+
+    def check(self) -> Any:
+        return super().check() if self.write_config is None else self
+
+
+@dataclass
+class InfoConfig(CommandConfig):
+    checkpoint: str | None = option(None, "checkpoint to describe, instead of the machine", path=True)
+    gpu_test: bool = option(False, "tests and benchmark of the In-Place ABN kernels on this GPU")
+
+
+@dataclass
+class WeightsConfig(CommandConfig):
+    verify: str | None = option(None, "file to identify among the published ones, by hash and tensors", path=True)
+
+
+@dataclass
+class ConvertConfig(CommandConfig):
+    input: str | None = option(
+        None, "weights: published, torchvision's, timm's, safetensors, or a checkpoint", path=True
+    )
+    output: str | None = option(None, "file to write: .safetensors, .pth, .pth.tar", path=True)
+    form: str = option(
+        "segtrain", "names of the tensors; segtrain: the official ones, run: a checkpoint",
+        choices=("segtrain", "torchvision", "torchvision_deeplabv3", "nvidia_deeplabv3plus", "run"),
+    )  # fmt: skip
+    input_scale: str | None = option(
+        None, "scale of the input's norm layers, where the file does not say", choices=SCALES
+    )
+    classes: str | None = option(
+        None, "classes of the input, where it does not say; a file as of dataset=folder",
+        choices=("cityscapes", "vistas_v1.2", "vistas_v2.0", "cocostuff"), other="FILE", path=True,
+    )  # fmt: skip
+
+    def check(self) -> Any:
+        for key in ("input", "output"):
+            require(getattr(self, key) is not None, key, "null", "give input=FILE and output=FILE")
+        return super().check()

@@ -1,0 +1,79 @@
+"""Options of inference and of what a training records: inference.*, logging.*"""
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+from typing import ClassVar
+
+from segtrain.config.dataset import SIZE
+from segtrain.config.options import Group, option, require
+
+
+@dataclass
+class InferenceConfig(Group):
+    PREFIX: ClassVar[str] = "inference."
+
+    name: str = option("whole", "name of the evaluation's folder, set by inference=NAME")
+    scales: list[float] = option([1.0], "scales of the image whose class probabilities are averaged", above=0)
+    flip: bool = option(False, "average with the horizontally flipped image")
+    tile: list[int] | None = option(
+        None, "height and width of a tile [pixels]; null: the whole image at once", items=SIZE, low=32
+    )
+    overlap: float = option(0.25, "minimum overlap of neighbouring tiles [fraction of a tile]", low=0, below=1)
+    longest_side: int | None = option(
+        None, "longer side of the image as the network sees it [pixels]; null: unchanged", low=32
+    )
+    resize: int | None = option(None, "shorter side of the image, in classification [pixels]")
+    crop: int | None = option(None, "side of the central square, in classification [pixels]")
+    crops: str = option("center", "crops per image, in classification; ten: with flips", choices=("center", "ten"))
+
+    def check(self) -> None:
+        super().check()
+        require(len(self.scales) >= 1, "inference.scales", self.scales, "give one or more positive numbers")
+        classification = self.crop is not None
+        require(
+            classification == (self.resize is not None), "inference.resize", self.resize,
+            "set inference.resize and inference.crop, or neither",
+        )  # fmt: skip
+        if self.crop is not None and self.resize is not None:
+            require(
+                32 <= self.crop <= self.resize, "inference.crop", self.crop, "give 32 or more, at most inference.resize"
+            )
+            for key, unread in (("scales", [1.0]), ("flip", False), ("tile", None), ("longest_side", None)):
+                value = getattr(self, key)
+                require(
+                    value == unread, f"inference.{key}", value,
+                    "it is for segmentation; with inference.crop leave it out",
+                )  # fmt: skip
+        require(classification or self.crops == "center", "inference.crops", self.crops, "it needs inference.crop")
+        require(
+            self.tile is not None or self.overlap == 0.25, "inference.overlap", self.overlap,
+            "without tiles nothing reads it; leave it at 0.25, or give inference.tile=[height,width]",
+        )  # fmt: skip
+        if self.tile is not None:
+            whole = all(extent % 32 == 0 for extent in self.tile)
+            require(whole, "inference.tile", self.tile, "give multiples of 32: tiles must meet the network's cells")
+
+
+@dataclass
+class LoggingConfig(Group):
+    PREFIX: ClassVar[str] = "logging."
+
+    every: int = option(20, "steps between progress lines", low=1)
+    pictures: int = option(6, "number of validation images drawn with target and prediction", low=0)
+    wandb: bool = option(False, "Weights & Biases too; WANDB_MODE=offline keeps it in the run folder")
+    mlflow: bool = option(False, "MLflow too, at MLFLOW_TRACKING_URI, else in the folder mlruns")
+    project: str = option("segtrain", "project of Weights & Biases, experiment of MLflow")
+
+    def check(self) -> None:
+        super().check()
+        for name, package in (("wandb", "wandb"), ("mlflow", "mlflow-skinny")):
+            missing = getattr(self, name) and not installed(name)
+            require(not missing, f"logging.{name}", "true", f"the package is not installed: pip install {package}")
+
+
+def installed(module: str) -> bool:
+    """Whether a module can be imported, without importing it."""
+    if module in sys.modules:
+        return sys.modules[module] is not None
+    return importlib.util.find_spec(module) is not None

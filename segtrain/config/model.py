@@ -1,0 +1,93 @@
+"""Options of the network: model.*"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from segtrain.config.dataset import SIZE
+from segtrain.config.options import Group, option, require
+
+BACKBONES = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnext50", "resnext101", "resnext152", "resnext50_32x4d",
+    "resnext101_32x8d", "wider_resnet38", "wider_resnet38_pooled", "densenet264",
+)  # fmt: skip
+HEADS = ("deeplabv3", "deeplabv3_torchvision", "deeplabv3plus")
+NORMS = ("inplace_abn", "inplace_abn_sync", "abn", "batch_norm", "batch_norm_sync")
+ACTIVATIONS = ("leaky_relu", "relu", "elu", "identity")
+SCALES = ("abs", "signed")
+RGB = ("red", "green", "blue")
+
+
+@dataclass
+class ModelConfig(Group):
+    PREFIX: ClassVar[str] = "model."
+
+    backbone: str = option("resnet18", "backbone network", choices=BACKBONES)
+    backbone_options: dict[str, Any] = option(
+        {}, "arguments of the backbone: first_dilation of resnets, drops of wider_resnet38"
+    )
+    head: str = option(
+        "deeplabv3", "segmentation head, or classifier for image classification",
+        choices=(*HEADS, "classifier"),
+    )  # fmt: skip
+    head_channels: int = option(256, "channels of each branch of the head", low=1)
+    pooling_size: list[int] | None = option(
+        None, "window of the head's pooling in eval mode [pixels]; null: the whole image", items=SIZE, low=32
+    )
+    output_stride: int = option(8, "stride of the feature map [pixels]", choices=(8, 16, 32))
+    norm: str = option("inplace_abn", "normalisation layer", choices=NORMS)
+    norm_variant: str = option("one", "gradient of In-Place ABN (paper, sections 3.2 and 3.3)", choices=("one", "two"))
+    scale: str = option(
+        "abs", "scale of norm layers: |weight| + eps as published, or the weight itself", choices=SCALES
+    )
+    recompute: str = option(
+        "none", "what backward recomputes to save memory; norm_proposed is the paper's way",
+        choices=("none", "norm", "norm_proposed", "blocks"),
+    )  # fmt: skip
+    weights: str = option(
+        "none", "initial weights: checkpoint of a run, or published file", choices=("none",), other="FILE", path=True
+    )
+    weights_match: float = option(1.0, "minimum fraction of tensors that must match", above=0, high=1)
+    weights_taxonomy: str | None = option(
+        None, "mapping from the file's classes to the dataset's (default: by name)",
+        choices=("vistas_to_cityscapes",), other="YAML FILE", path=True,
+    )  # fmt: skip
+    backend: str = option(
+        "auto", "implementation of In-Place ABN", choices=("auto", "cupy", "native", "aten"), resume=True
+    )
+    activation: str = option(
+        "leaky_relu", "activation after normalisation; relu needs model.norm=abn or batch_norm", choices=ACTIVATIONS
+    )
+    negative_slope: float = option(0.01, "slope of leaky_relu below zero, or alpha of elu")
+    mean: list[float] = option([0.485, 0.456, 0.406], "RGB mean of the input [0 to 1]", items=RGB)
+    std: list[float] = option([0.229, 0.224, 0.225], "RGB standard deviation of the input [0 to 1]", items=RGB, above=0)
+
+    def check(self) -> None:
+        super().check()
+        in_place = self.norm.startswith("inplace_abn")
+        require(
+            self.norm_variant == "one" or in_place, "model.norm_variant", self.norm_variant,
+            f"model.norm={self.norm} has no variants; choose model.norm=inplace_abn",
+        )  # fmt: skip
+        require(
+            self.recompute not in ("norm", "norm_proposed") or self.norm in ("abn", "batch_norm"),
+            "model.recompute", self.recompute,
+            f"it is the alternative to In-Place ABN, for model.norm=abn or batch_norm, not {self.norm}",
+        )  # fmt: skip
+        require(
+            self.scale == "abs" or self.norm in ("abn", "inplace_abn", "inplace_abn_sync"), "model.scale", self.scale,
+            f"model.norm={self.norm} multiplies with the weight itself anyway; leave it out",
+        )  # fmt: skip
+        require(
+            not (in_place and self.activation == "relu"), "model.activation", "relu",
+            "In-Place ABN cannot invert it; choose leaky_relu, elu or identity, or model.norm=abn",
+        )  # fmt: skip
+        require(
+            self.negative_slope > 0 or not in_place or self.activation == "identity",
+            "model.negative_slope", self.negative_slope, "In-Place ABN divides by it; give more than 0",
+        )  # fmt: skip
+        if self.head == "classifier":
+            for key, value, default in (
+                ("head_channels", self.head_channels, 256),
+                ("pooling_size", self.pooling_size, None),
+            ):
+                require(value == default, f"model.{key}", value, "model.head=classifier does not read it; leave it out")

@@ -1,0 +1,95 @@
+"""Your own images: file patterns or lists of pairs, and a class table, all by configuration."""
+
+import re
+from pathlib import Path
+
+from segtrain.config import FolderConfig
+from segtrain.data.labels import LabelTable, read_user_table
+from segtrain.data.rules import PLAIN
+from segtrain.data.sample import DatasetSpec, SplitFiles, expect_folder, expect_split
+from segtrain.errors import DataError, UsageError
+
+TREE = """any folder with images and label images, described by
+  dataset.splits.train={{images:train/*.jpg,labels:train_labels/*.png}}  (the same for val), or {{pairs:train.txt}}
+  dataset.classes=classes.csv  with the columns id, name, color, ignore"""
+
+WILDCARDS = re.compile(r"(\*\*/|\*|\?)")
+
+
+def table(config: FolderConfig) -> LabelTable:
+    if config.classes is None:
+        raise UsageError("dataset.classes is not set: give a CSV or YAML file with the columns id, name, color, ignore")
+    path = Path(config.classes).expanduser()
+    return read_user_table(next((p for p in (config.folder() / path, path) if p.is_file()), path))
+
+
+def files(config: FolderConfig, split: str) -> SplitFiles:
+    root = config.folder()
+    if config.root is None:
+        raise UsageError("dataset.root is not set: give the folder of your images")
+    expect_folder(root, "folder", TREE)
+    expect_split(split, config.splits, root)
+    entry = config.splits[split]
+    if "pairs" in entry:
+        return read_pairs(root, entry["pairs"])
+    return match_patterns(root, entry["images"], entry.get("labels"), f"dataset.splits.{split}")
+
+
+def match_patterns(root: Path, images: str, labels: str | None, key: str) -> SplitFiles:
+    """Images, and labels for which the `*`, `**` and `?` of the two patterns stand for the same text."""
+    found = matches(root, images, f"{key}.images")
+    if labels is None:
+        return SplitFiles(found, None)
+    if len(WILDCARDS.findall(images)) != len(WILDCARDS.findall(labels)):
+        raise UsageError(f"{key}: the patterns {images} and {labels} need the same number of * to pair by")
+    return SplitFiles(found, matches(root, labels, f"{key}.labels"))
+
+
+def matches(root: Path, pattern: str, key: str) -> dict[str, Path]:
+    """Files below root that match, by the text that the wildcards stand for, joined by '/'."""
+    parts = WILDCARDS.split(pattern)
+    groups = {"**/": "((?:.*/)?)", "*": "([^/]*)", "?": "([^/])"}
+    expression = re.compile("".join(groups.get(part) or re.escape(part) for part in parts))
+    found: dict[str, Path] = {}
+    try:
+        paths = sorted(root.glob(pattern.replace("[", "[[]")))  # brackets stand for themselves
+    except (ValueError, NotImplementedError) as error:
+        raise UsageError(f"{key}={pattern} is not a pattern below {root}: {error}") from error
+    for path in paths:
+        match = expression.fullmatch(path.relative_to(root).as_posix())
+        if match is None or not path.is_file():
+            continue
+        name = "/".join(text.strip("/") for text in match.groups() if text.strip("/")) or path.stem
+        found[name] = path
+    return found
+
+
+def read_pairs(root: Path, name: str) -> SplitFiles:
+    """One `image,label` (or `image label`) a line, paths below root or absolute; # begins a comment."""
+    path = root / name
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the list of pairs {path}: {error}") from error
+    images: dict[str, Path] = {}
+    labels: dict[str, Path] = {}
+    for number, line in enumerate(lines, 1):
+        line = line.split("#", 1)[0].strip()
+        if not line:
+            continue
+        separator = next((mark for mark in (",", "\t") if mark in line), None)
+        two = [root / part.strip() for part in line.split(separator) if part.strip()]
+        if len(two) != 2:
+            raise DataError(f"{path}, line {number}: expected 'image,label', found {line!r}")
+        missing = [str(file) for file in two if not file.is_file()]
+        if missing:
+            raise DataError(f"{path}, line {number}: no such file {', '.join(missing)}")
+        image = two[0]
+        key = (image.relative_to(root) if image.is_relative_to(root) else Path(image.name)).with_suffix("").as_posix()
+        if key in images:
+            raise DataError(f"{path}, line {number}: {image} and {images[key]} have the same name {key!r}")
+        images[key], labels[key] = two
+    return SplitFiles(images, labels)
+
+
+DATASET = DatasetSpec(table, files, PLAIN, options=FolderConfig, splits={})

@@ -1,0 +1,1 @@
+"""Verify that data is what the configuration says."""

@@ -1,0 +1,194 @@
+"""Check all files before the first step, so that a bad file stops the training now and not after nine hours.
+
+Every file is read to its end (checksums of PNGs, end marks of JPEGs), image and label sizes are compared, and the ids
+in the label images are looked up in the class table. Results are saved by path, size and time of each file, so that a
+second start only reads what has changed.
+"""
+
+import contextlib
+import hashlib
+import json
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from segtrain.data.images import unreadable
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable
+from segtrain.data.sample import Sample, different_sizes
+from segtrain.data.verify.label_mistakes import NOTHING_KNOWN, Expected, find_mistakes
+from segtrain.errors import DataError
+from segtrain.files import write_atomically
+from segtrain.threads import threaded_map
+
+LABELS_READ = 5000  # number of label images whose ids are looked up; the others are checked when they are read
+ERRORS_SHOWN = 5
+
+
+def check_samples(
+    samples: list[Sample],
+    table: LabelTable,
+    cache_folder: Path,
+    say: Callable[[str], None],
+    expected: Expected = NOTHING_KNOWN,
+) -> tuple[int, int]:
+    """Largest height and width of the images. DataError lists the faulty files, the first few of them in full, or
+    names the mistake if the label images do not hold what the table says."""
+    seen = FileFacts(cache_folder, samples)
+    every = max(1, -(-len(samples) // LABELS_READ))
+    if every > 1:
+        say(f"checking the files of {len(samples)} samples, the label ids of every {every}th")
+    errors: list[str] = []
+    sizes: list[tuple[int, int]] = []
+    histogram = np.zeros(256, np.int64)
+    started = shown = time.monotonic()
+
+    def examine(item: tuple[int, Sample]) -> tuple[tuple[int, int], np.ndarray | None] | DataError:
+        number, sample = item
+        try:
+            return seen.sample(sample, read_labels=number % every == 0)
+        except DataError as error:
+            return error
+
+    for number, result in enumerate(threaded_map(examine, enumerate(samples)), 1):
+        if isinstance(result, DataError):
+            errors.append(str(result))
+        else:
+            sizes.append(result[0])
+            if result[1] is not None:
+                histogram += result[1]
+                sample = samples[number - 1]
+                unknown = (result[1] > 0) & ~table.known
+                if unknown.any() and sample.label is not None:
+                    errors.append(unknown_ids(read_label, table, sample.label))
+        if time.monotonic() - shown > 5:
+            shown = time.monotonic()
+            left = (shown - started) * (len(samples) - number) / number
+            say(f"checking files: {number} of {len(samples)}, about {left:.0f} s left")
+    seen.save()
+    findings = find_mistakes(histogram, table, expected, len(samples))
+    mistakes = [finding for finding in findings if finding.severity == "error"]
+    if mistakes and mistakes[0].kind != "unknown ids":
+        raise DataError(mistakes[0].text)
+    if errors:
+        more = f"\n... and {len(errors) - ERRORS_SHOWN} more" if len(errors) > ERRORS_SHOWN else ""
+        heading = "" if len(errors) == 1 else f"{len(errors)} of {len(samples)} samples cannot be used:\n"
+        raise DataError(heading + "\n".join(errors[:ERRORS_SHOWN]) + more)
+    return max(h for h, _ in sizes), max(w for _, w in sizes)
+
+
+def unknown_ids(read: Callable[[Path], np.ndarray], table: LabelTable, path: Path) -> str:
+    """The message about a label image with ids that are not in the table; reads it once more."""
+    try:
+        table.encode(read(path), path)
+    except DataError as error:
+        return str(error)
+    return f"{path} was changed while it was read"
+
+
+class FileFacts:
+    """Size and ids of files, saved between runs."""
+
+    def __init__(self, folder: Path, samples: list[Sample]) -> None:
+        key = hashlib.sha256("\n".join(str(s.image.absolute()) for s in samples).encode()).hexdigest()[:16]
+        self.path = folder / f"checked-{key}.json"
+        self.facts: dict[str, dict[str, Any]] = {}
+        with contextlib.suppress(OSError, ValueError):  # not checked before
+            self.facts = json.loads(self.path.read_text())
+
+    def entry(self, path: Path) -> dict[str, Any]:
+        """Facts about the file as it is now; empty if it has changed or was never read."""
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise unreadable(path, error) from error
+        stamp = [stat.st_size, stat.st_mtime_ns]
+        facts = self.facts.get(str(path.absolute()))
+        if facts is None or facts["stamp"] != stamp:
+            facts = self.facts[str(path.absolute())] = {"stamp": stamp}
+        return facts
+
+    def fact(self, path: Path, name: str, find: Callable[[Path], Any]) -> Any:
+        """find(path), a JSON value, computed once as long as the file does not change."""
+        facts = self.entry(path)
+        if name not in facts:
+            facts[name] = find(path)
+        return facts[name]
+
+    def size(self, path: Path) -> tuple[int, int]:
+        """(height, width) of an undamaged image."""
+        height, width = self.fact(path, "size", lambda p: list(examine_file(p)))
+        return height, width
+
+    def histogram(self, path: Path) -> np.ndarray:
+        """int64 (256,): the number of pixels of a label image with each value."""
+        result = np.zeros(256, np.int64)
+        for value, count in self.fact(path, "histogram", value_counts):
+            result[value] = count
+        return result
+
+    def sample(self, sample: Sample, read_labels: bool = True) -> tuple[tuple[int, int], np.ndarray | None]:
+        """(height, width) and the histogram of the label; DataError for a damaged file or different sizes."""
+        image = self.size(sample.image)
+        if sample.label is None:
+            return image, None
+        label = self.size(sample.label)
+        if label != image:
+            raise different_sizes(sample, image, label)
+        return image, self.histogram(sample.label) if read_labels else None
+
+    def save(self) -> None:
+        try:
+            write_atomically(self.path, json.dumps(self.facts).encode())
+        except OSError as error:
+            print(f"the results of the check cannot be saved in {self.path.parent}: {error}", file=sys.stderr)
+
+
+def value_counts(path: Path) -> list[list[int]]:
+    """[value, number of pixels] of a label image."""
+    counts = np.bincount(read_label(path).ravel(), minlength=256)
+    return [[int(value), int(counts[value])] for value in np.flatnonzero(counts)]
+
+
+def examine_file(path: Path) -> tuple[int, int]:
+    """(height, width). Reads a PNG or JPEG to its end without decoding it; DataError if it is damaged."""
+    try:
+        data = path.read_bytes()
+        if path.suffix == ".mat":
+            height, width = read_label(path).shape
+            return height, width
+        with Image.open(path) as image:
+            width, height = image.size
+            kind = image.format
+        if kind == "PNG":
+            check_png(data)
+        elif kind == "JPEG":
+            if b"\xff\xd9" not in data[-1024:]:
+                raise ValueError("the end of the JPEG data is missing")
+        else:
+            with Image.open(path) as image:
+                image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise unreadable(path, error) from error
+    return height, width
+
+
+def check_png(data: bytes) -> None:
+    """ValueError unless every chunk has its checksum and the last one is the end mark (PNG specification, 5.3)."""
+    place = 8
+    while True:
+        length = int.from_bytes(data[place : place + 4], "big")
+        end = place + 12 + length
+        if end > len(data):
+            raise ValueError("the file is truncated")
+        if zlib.crc32(data[place + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise ValueError("the checksum of its data is wrong")
+        if data[place + 4 : place + 8] == b"IEND":
+            return
+        place = end

@@ -1,0 +1,257 @@
+"""Guess a configuration for `dataset=folder` from the files of a folder, for the user to correct."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from PIL import Image, UnidentifiedImageError
+
+from segtrain.config import DatasetConfig, FolderConfig
+from segtrain.console import Progress, say
+from segtrain.data.label_files import read_label
+from segtrain.data.sets.folder import match_patterns
+from segtrain.errors import DataError, UsageError
+from segtrain.files import write_atomically
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+SPLITS = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+LABELS_READ = 300
+
+
+class Pattern(NamedTuple):
+    """Where images or label images are: the folder, with * for parts that vary, and the ending of their names."""
+
+    folder: str
+    ending: str
+
+    def __str__(self) -> str:
+        return f"{self.folder}/*{self.ending}" if self.folder else f"*{self.ending}"
+
+
+def write_guess(data: DatasetConfig, path: Path) -> None:
+    """Write the configuration to `path` and the classes beside it; print what was guessed and how to use it."""
+    if not isinstance(data, FolderConfig):
+        raise UsageError(f"write_config is for dataset=folder; dataset={data.name} has its own layout")
+    root = data.folder()
+    if data.root is None:
+        raise UsageError("dataset.root is not set: give the folder of your images")
+    if not root.is_dir():
+        raise UsageError(f"dataset.root={root}: no such folder")
+    if path.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"write_config={path}: give the name of a .yaml file to write")
+    if path.resolve().is_relative_to(root.resolve()):
+        raise UsageError(f"write_config={path} is inside the data, where nothing is written: choose another folder")
+    splits, pairs = guess_splits(root)
+    for split, entry in splits.items():
+        if not reads_back(root, entry, pairs[split]):
+            place = path.with_name(f"{path.stem}_{split}.txt")
+            lines = [
+                f"{image.relative_to(root).as_posix()},{label.relative_to(root).as_posix()}"
+                for image, label in pairs[split]
+            ]
+            write_atomically(place, ("\n".join(lines) + "\n").encode())
+            splits[split] = {"pairs": str(place.resolve())}
+    labels = sorted({label for found in pairs.values() for _, label in found})
+    classes = guess_classes(labels)
+    table = path.with_name(f"{path.stem}_classes.csv")
+    rows = "".join(f"{label},{name},{color},{ignore}\n" for label, name, color, ignore in classes)
+    write_atomically(table, f"id,name,color,ignore\n{rows}".encode())
+    content = {"name": "folder", "root": str(root.resolve()), "classes": str(table.resolve()), "splits": splits}
+    head = (
+        "# Guessed by segtrain check. Correct the patterns here, and names, colours and ignored ids in the CSV file.\n"
+    )
+    write_atomically(path, (head + yaml.safe_dump(content, sort_keys=False)).encode())
+    for split, entry in splits.items():
+        say(f"{split:<11} " + (f"{entry['images']}  with  {entry['labels']}" if "images" in entry else entry["pairs"]))
+    say(f"classes     {len(classes)} ids found in {min(len(labels), LABELS_READ)} label images: name them in {table}")
+    say(f"then        segtrain check dataset={path}")
+    say(f"and         segtrain train dataset={path} augmentation.crop_size=[256,256] trainer.epochs=60")
+    print(path, flush=True)
+
+
+def reads_back(root: Path, entry: dict[str, str], pairs: list[tuple[Path, Path]]) -> bool:
+    """Whether the patterns find exactly these pairs."""
+    try:
+        samples = match_patterns(root, entry["images"], entry["labels"], "the guess").samples()
+    except (DataError, UsageError):
+        return False
+    return {(sample.image, sample.label) for sample in samples} == set(pairs)
+
+
+Pairs = list[tuple[Path, Path]]  # image, label image
+
+
+def guess_splits(root: Path) -> tuple[dict[str, dict[str, str]], dict[str, Pairs]]:
+    """split -> {images, labels} patterns, and split -> pairs of files. DataError if no images have labels."""
+    groups = find_groups(root)
+    splits: dict[str, dict[str, str]] = {}
+    files: dict[str, Pairs] = defaultdict(list)
+    for images, labels in pair_groups(root, groups):
+        split = split_of(images[0])
+        both = sorted(images[2].keys() & labels[2].keys())
+        files[split] += [(root / images[0] / images[2][name], root / labels[0] / labels[2][name]) for name in both]
+        if len(both) < len(images[2]):
+            say(f"note: {len(images[2]) - len(both)} images in {images[0]} have no label image; they are left out")
+        patterns = {"images": pattern_of(images), "labels": pattern_of(labels)}
+        splits[split] = merge_patterns(splits[split], patterns) if split in splits else patterns
+    if "train" not in splits:
+        first = next(iter(splits))
+        splits, files["train"] = {"train": splits[first], **splits}, files[first]
+    if "val" not in splits:
+        say("note: only one split was found; val is the same images as train, give others")
+        other = "test" if "test" in splits else "train"
+        splits["val"], files["val"] = splits[other], files[other]
+    return splits, files
+
+
+def find_groups(root: Path) -> "list[Group]":
+    """The images below `root` by folder and ending. DataError if there are none."""
+    folders: dict[Path, list[str]] = defaultdict(list)
+    for place, inner, names in os.walk(root):
+        inner.sort()
+        for name in sorted(names):
+            if name.lower().endswith(SUFFIXES) and not name.startswith("._"):
+                folders[Path(place).relative_to(root)].append(name)
+    if not folders:
+        raise DataError(f"{root} holds no images ({', '.join(SUFFIXES)})")
+    return [group for folder, names in folders.items() for group in by_ending(folder, names)]
+
+
+def pair_groups(root: Path, groups: "list[Group]") -> "list[tuple[Group, Group]]":
+    """Photographs with the label images that fit them best. DataError if none do."""
+    kinds = {id(group): kind(root, group) for group in groups}
+    photographs = [group for group in groups if kinds[id(group)] == "image"]
+    maps = [group for group in groups if kinds[id(group)] == "label"]
+    pairs = []
+    for images in photographs:
+        best = max(maps, key=partial(likeness, images), default=None)
+        if best is not None and len(images[2].keys() & best[2].keys()) > 0.5 * len(images[2]):
+            pairs.append((images, best))
+    if not pairs:
+        counts = [sum(len(group[2]) for group in groups) for groups in (photographs, maps)]
+        raise DataError(
+            f"{root} holds {counts[0]} photographs and {counts[1]} images with few values, but they do not have the "
+            "same names: label images must be greyscale or palette PNGs named as their photographs, with another "
+            "ending if need be"
+        )
+    return pairs
+
+
+def pattern_of(group: "Group") -> str:
+    return str(Pattern(group[0].as_posix().lstrip("."), group[1]))
+
+
+def likeness(images: "Group", labels: "Group") -> tuple[int, bool, int, bool, int]:
+    """How well label images fit photographs: names in common, the same split, folder names in common, `id` in their
+    name."""
+    names = len(images[2].keys() & labels[2].keys())
+    folders = len(set(images[0].parts) & set(labels[0].parts))
+    return names, split_of(images[0]) == split_of(labels[0]), folders, "id" in labels[1].lower(), -len(labels[1])
+
+
+Group = tuple[Path, str, dict[str, str]]  # folder, ending, what stands before the ending -> name
+
+
+def by_ending(folder: Path, names: list[str]) -> list[Group]:
+    """Files of a folder in groups: some datasets have several kinds of label images side by side."""
+    groups: dict[str, dict[str, str]] = defaultdict(dict)
+    for name in names:
+        stem, dot, suffix = name.rpartition(".")
+        words = re.search(r"(?:[_-][A-Za-z][A-Za-z0-9]*)+$", stem)
+        ending = words[0] if words and words.start() > 0 else ""
+        groups[f"{ending}{dot}{suffix}"][stem[: len(stem) - len(ending)]] = name
+    if len(groups) > 4 or sum(len(group) for group in groups.values()) < 2 * len(groups):
+        groups = defaultdict(dict)  # the words differ from file to file: they belong to the names
+        for name in names:
+            stem, dot, suffix = name.rpartition(".")
+            groups[f"{dot}{suffix}"][stem] = name
+        groups = dict(map(with_common_ending, groups.items()))
+    return [(folder, ending, group) for ending, group in groups.items()]
+
+
+def with_common_ending(group: tuple[str, dict[str, str]]) -> tuple[str, dict[str, str]]:
+    """The group with what all its names end in before their suffix, such as _mask, as part of the ending."""
+    suffix, files = group
+    common = os.path.commonprefix([stem[::-1] for stem in files])[::-1]
+    match = re.search(r"[_-][A-Za-z].*$", common)
+    ending = match[0] if match and len(files) > 1 else ""
+    return f"{ending}{suffix}", {stem[: len(stem) - len(ending)]: name for stem, name in files.items()}
+
+
+def kind(root: Path, group: Group) -> str:
+    """image, label or other, by a few of the files."""
+    folder, _, files = group
+    votes = [looks_like(root / folder / name) for name in list(files.values())[:: max(1, len(files) // 3)][:3]]
+    return max(set(votes), key=votes.count)
+
+
+def looks_like(path: Path) -> str:
+    try:
+        with Image.open(path) as image:
+            if image.format == "JPEG":
+                return "image"
+            if image.mode == "RGB":
+                return "image" if len(image.getcolors(1 << 24) or []) > 256 else "other"
+            if image.mode in ("P", "1", "L"):
+                return "label" if len(np.unique(np.asarray(image))) <= 64 else "image"
+    except (OSError, UnidentifiedImageError):
+        pass
+    return "other"
+
+
+def split_of(folder: Path) -> str:
+    for part in folder.parts:
+        words = re.split(r"[^a-z]+", part.lower())
+        for split, names in SPLITS.items():
+            if any(word in names for word in words):
+                return split
+    return "train"
+
+
+def merge_patterns(first: dict[str, str], second: dict[str, str]) -> dict[str, str]:
+    """One pattern for two folders: * for the one part that differs, such as the city."""
+    result = {}
+    for key, pattern in first.items():
+        a, b = pattern.split("/"), second[key].split("/")
+        if len(a) != len(b):
+            return first
+        result[key] = "/".join(x if x == y else "*" for x, y in zip(a, b, strict=True))
+    return result
+
+
+def guess_classes(labels: Iterable[Path]) -> list[tuple[int, str, str, str]]:
+    """(id, name, colour, ignore) of every value in the label images; 255 is assumed to be ignored."""
+    paths = list(labels)
+    paths = paths[:: max(1, -(-len(paths) // LABELS_READ))]
+    present = np.zeros(256, bool)
+    palette: Any = None
+    progress = Progress("reading labels", len(paths))
+    for done, path in enumerate(paths, 1):
+        try:
+            present[np.unique(read_label(path))] = True
+        except DataError as error:
+            say(f"note: {error}")
+            continue
+        if palette is None:
+            with Image.open(path) as image:
+                palette = image.getpalette() if image.mode == "P" else None
+        progress.show(done)
+
+    def color(label: int) -> str:
+        values = (palette or [])[3 * label : 3 * label + 3]
+        return "#{:02x}{:02x}{:02x}".format(*values) if len(values) == 3 else ""
+
+    return [
+        (int(i), "void" if i == 255 else f"class {i}", color(int(i)), "true" if i == 255 else "")
+        for i in np.flatnonzero(present)
+    ]

@@ -1,0 +1,1 @@
+"""Several processes of one command: their collectives, and what happens when one of them dies."""

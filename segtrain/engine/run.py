@@ -1,0 +1,273 @@
+"""The folder of a run: which configuration it belongs to, and its files other than the checkpoints."""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from segtrain.config import LENGTHS, TrainConfig, is_safe, run_folder, with_defaults
+from segtrain.console import duration, say
+from segtrain.distributed.group import World
+from segtrain.engine.preemption import Preempted
+from segtrain.engine.state import TrainState
+from segtrain.errors import REQUEUE, DataError
+from segtrain.files import write_atomically
+from segtrain.scoring.report import fingerprints, print_table
+from segtrain.weights import checkpoint
+
+RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")  # set by a launcher that starts a job again
+
+
+class Run:
+    """runs/<name>/ of one configuration: last.pt, best.pt, step_*.pt, config.yaml, evaluation.json, metrics.jsonl,
+    summary.txt, state.json, environment.json, blackbox/, pictures/, tensorboard/.
+
+    Only the first process writes. For the checkpoints it knows the classes, the fingerprints of the training images
+    (trained_on), the host and versions of this session, and what the weights come from (provenance).
+    """
+
+    def __init__(self, config: TrainConfig, dist: World) -> None:
+        self.folder = run_folder(config)
+        self.last = self.folder / "last.pt"
+        self.pictures = self.folder / "pictures"
+        self.config = config
+        self.dist = dist
+        self.lock: Any = None
+        self.claimed = False  # by this process
+        self.changed = modified(self.last)
+        self.state: TrainState | None = None  # how far it is, for state.json
+        self.heartbeat = 0.0
+        self.classes: dict[str, Any] = {}
+        self.trained_on = torch.empty(0, dtype=torch.int64)
+        self.session: dict[str, Any] = {}
+        self.provenance: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The part of a checkpoint that does not change while the run trains."""
+        return {
+            "config": asdict(self.config),
+            "classes": self.classes,
+            "trained_on": self.trained_on,
+            "environment": self.session,
+            "provenance": self.provenance,
+        }
+
+    @property
+    def evaluation(self) -> dict[str, Any] | None:
+        """The scores of the finished run."""
+        path = self.folder / "evaluation.json"
+        result: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+        return result
+
+    # ------------------------------------------------------------------------------------ whether the run can continue
+
+    def restore(self) -> dict[str, Any] | None:
+        """The newest checkpoint if this run began earlier, else None. restart=true moves the earlier run aside.
+
+        DataError if the folder belongs to another configuration.
+        """
+        if self.dist.main and self.config.restart:
+            if any(int(os.environ.get(count) or 0) for count in RESTARTS):
+                say("restart=true applies to the first start of this job; a requeued one goes on")
+            else:
+                self.move_aside()
+        self.changed = modified(self.last)
+        saved = checkpoint.newest(self.folder)
+        if saved is None:
+            return None
+        changes = config_changes(with_defaults(saved["config"]), asdict(self.config))
+        if changes:
+            listed = "\n".join(f"  {key}: {old} in the run, {new} asked for" for key, old, new in changes)
+            raise DataError(
+                f"{self.folder} belongs to another configuration:\n{listed}\n"
+                f"add name=ANOTHER_NAME for a run of its own (model.weights={self.last} begins it with this one's "
+                "weights), or restart=true to move the old one aside"
+            )
+        before, now = flatten(saved["config"]), flatten(asdict(self.config))
+        for key in LENGTHS:
+            if before.get(key) != now[key]:
+                longer = "from here on the learning rate is that of the longer run"
+                say(f"{key}={now[key]} instead of {before.get(key)}: {longer}")
+        return saved
+
+    def move_aside(self) -> None:
+        if not self.folder.exists():
+            return
+        self.claim()  # never under a process that trains in it
+        self.release()
+        number = 1
+        while (aside := self.folder.with_name(f"{self.folder.name}.old-{number}")).exists():
+            number += 1
+        self.folder.rename(aside)
+        say(f"moved the old run to {aside}")
+
+    def require_same_step(self, step: int) -> None:
+        """DataError if the processes have restored different checkpoints. A collective call."""
+        steps = self.dist.all_gather(step)
+        if len(set(steps)) > 1:
+            raise DataError(
+                f"the processes find different checkpoints in {self.folder} (steps {steps}): give run=FOLDER on a disk "
+                "that all machines share"
+            )
+
+    def set_images(self, image_ids: list[str], saved: dict[str, Any] | None) -> None:
+        """Note the training images. DataError if the saved run began with others: order and crops would change."""
+        self.trained_on = trained_on = fingerprints(image_ids)
+        before = None if saved is None else saved.get("trained_on")
+        if before is not None and not torch.equal(before, trained_on):
+            raise DataError(
+                f"{self.folder} was trained on {len(before)} images, and these are {len(trained_on)} others: the run "
+                "cannot go on with them. Give dataset.root of the same data, or name=ANOTHER_NAME for a run of its own"
+            )
+
+    # ------------------------------------------------------------------------------------ while it trains
+
+    def begin(self, state: TrainState, classes: dict[str, Any], session: dict[str, Any]) -> None:
+        """Claim the folder and make it ready. Scores of a shorter training are removed: they are outdated."""
+        self.state, self.classes, self.session = state, classes, session
+        if not self.dist.main:
+            return
+        self.claim()
+        for torn in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            torn.unlink(missing_ok=True)
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False).encode())
+        for name in ("evaluation.json", "requeue"):
+            (self.folder / name).unlink(missing_ok=True)
+        path = self.folder / "environment.json"
+        sessions = json.loads(path.read_text()) if path.exists() else []
+        write_atomically(path, json.dumps([*sessions, session], indent=2).encode() + b"\n")
+
+    def claim(self) -> None:
+        """Lock the folder. DataError if another process trains in it at this moment."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.changed != modified(self.last):
+            raise DataError(f"{self.folder} has been trained on meanwhile: start again, to go on from there")
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            self.claimed = True
+            return
+        lock = (self.folder / ".lock").open("a")
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which loader processes would inherit
+        except (BlockingIOError, PermissionError) as error:
+            lock.close()
+            raise DataError(
+                f"another process is training in {self.folder}: wait for it, or take another name=... for this run"
+            ) from error
+        except OSError as error:
+            say(f"WARNING    {self.folder} has no file locks ({error.strerror}): never start the same run twice")
+        self.lock, self.claimed = lock, True
+
+    def release(self) -> None:
+        if self.lock is not None:
+            self.lock.close()
+        self.lock, self.claimed = None, False
+
+    def report(self, status: str, reason: str = "") -> None:
+        """Write state.json, which `segtrain runs` reads: at once for a change, else every ten seconds.
+
+        status: running, stopped, failed or finished.
+        """
+        now = time.time()
+        if status == "running" and now - self.heartbeat < 10:
+            return
+        self.heartbeat = now
+        step, max_steps = (0, 0) if self.state is None else (self.state.step, self.state.max_steps or 0)
+        if status == "finished":
+            max_steps = max_steps or step
+        content = {"state": status, "step": step, "max_steps": max_steps, "reason": reason, "heartbeat": now}
+        write_atomically(self.folder / "state.json", json.dumps(content).encode() + b"\n")
+
+    # ------------------------------------------------------------------------------------ how it ends
+
+    def report_finished(self, state: TrainState) -> Path:
+        """Print the scores of a run that has nothing left to train. Returns the folder."""
+        say(f"{self.folder} is finished ({state.step} steps): nothing to do. restart=true trains it anew.")
+        print_table(self.evaluation or {})
+        return self.folder
+
+    def finish(self, state: TrainState, lines: list[str]) -> None:
+        """Print and write the summary. lines: the table of the last validation."""
+        split = self.config.dataset.val_split
+        lines = [
+            *lines,
+            f"training      {state.step} steps in {duration(state.elapsed)}, seed {self.config.trainer.seed}",
+            f"checkpoints   {self.last} and best.pt (selected on {split}, step {state.best['step']})",
+            f"pictures      {self.pictures}",
+            f"TensorBoard   tensorboard --logdir {self.folder}",
+        ]
+        for line in lines:
+            say(line)
+        write_atomically(self.folder / "summary.txt", "\n".join([*lines, ""]).encode())
+        self.report("finished")
+
+    def report_error(self, error: Exception) -> None:
+        """Note the error in state.json, and ask to be requeued if that is its exit status."""
+        step = 0 if self.state is None else self.state.step
+        with warn_of_full_disk():  # a full disk must not hide the error
+            if self.dist.main and self.claimed:
+                self.report("stopped" if isinstance(error, Preempted) else "failed", str(error) or type(error).__name__)
+            if self.dist.main and getattr(error, "exit_status", 1) == REQUEUE and self.folder.is_dir():
+                write_atomically(self.folder / "requeue", f"step {step}\n".encode())
+
+
+@contextlib.contextmanager
+def open_run(config: TrainConfig, dist: World) -> Iterator[Run]:
+    """The run of a configuration. On leaving, its lock is released and an error is noted in its folder."""
+    run = Run(config, dist)
+    try:
+        yield run
+    except Exception as error:
+        run.report_error(error)
+        if getattr(error, "everywhere", False):
+            dist.all_reduce(0.0)  # a launcher ends all processes as soon as one has left
+        raise
+    finally:
+        run.release()
+
+
+@contextlib.contextmanager
+def warn_of_full_disk() -> Iterator[None]:
+    """Warn, but keep training, when a log cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        say(f"WARNING    cannot write {error.filename or 'the log'}: {error.strerror or error}")
+
+
+def modified(path: Path) -> int | None:
+    """When a file was written, in ns."""
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+# ------------------------------------------------------------------------------------------------ configurations
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"trainer.seed": 0, ...}"""
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        result |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result
+
+
+def config_changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, old value, new value) of everything that would alter the run. A longer one than before is allowed."""
+    before, after = flatten(old), flatten(new)
+    changes = []
+    for key in sorted(before.keys() | after.keys()):
+        was, now = before.get(key, "not set"), after.get(key, "not set")
+        numbers = isinstance(was, int | float) and isinstance(now, int | float)
+        longer = key in LENGTHS and numbers and now > was
+        if was != now and not is_safe(key) and not longer:
+            changes.append((key, was, now))
+    return changes

@@ -1,0 +1,122 @@
+"""What happens before the first step: early checks, the network and its first weights, what is printed."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from segtrain.abn import describe_backend
+from segtrain.config import TrainConfig, classifies
+from segtrain.console import say
+from segtrain.data.loader import Batch, training_batches
+from segtrain.data.order import MicroBatches
+from segtrain.device import describe_device
+from segtrain.distributed.group import World
+from segtrain.engine.learner import Learner
+from segtrain.engine.run import Run
+from segtrain.engine.state import TrainState
+from segtrain.losses import Loss
+from segtrain.models import from_config
+from segtrain.tasks.base import Task
+from segtrain.tasks.classification import Classification
+from segtrain.tasks.segmentation import Segmentation
+from segtrain.weights.files import existing
+from segtrain.weights.provenance import data_names, provenance
+from segtrain.weights.transfer import load_weights
+
+
+def task_of(config: TrainConfig) -> type[Task]:
+    """What the configured dataset is for: segmentation, or classification of whole images."""
+    return Classification if classifies(config.dataset) else Segmentation
+
+
+def check_before_data(config: TrainConfig) -> None:
+    """Raise UsageError for an unknown name or an impossible combination before any data is touched."""
+    with torch.device("meta"):
+        from_config(config.model, num_classes=2)
+    task_of(config).check_options(config)
+
+
+def prepare_task(config: TrainConfig, saved: dict[str, Any] | None) -> Task:
+    """List the images of the configured dataset. saved: the checkpoint of the run, None for a new one.
+
+    UsageError if the file of initial weights is missing: it is checked before the data, which take longer.
+    """
+    if saved is None and config.model.weights != "none":
+        existing(Path(config.model.weights))
+    return task_of(config)(config)
+
+
+def build_learner(
+    config: TrainConfig, task: Task, loss: Loss, dist: World, device: torch.device, run: Run,
+    saved: dict[str, Any] | None,
+) -> Learner:  # fmt: skip
+    """The network and its optimizer as they were saved, or with their initial weights for a new run.
+
+    Sets run.provenance.
+    """
+    torch.manual_seed(config.trainer.seed)
+    network = from_config(config.model, task.num_classes).to(device)
+    transfer = None
+    if saved is None and config.model.weights != "none":
+        model = config.model
+        transfer = load_weights(Path(model.weights), network, task.table, model.weights_match, model.weights_taxonomy)
+        say(str(transfer))
+        if (usual := transfer.normalised) and usual != (model.mean, model.std):
+            say(f"its pictures were normalised otherwise: add model.mean={usual[0]} model.std={usual[1]}")
+    run.provenance = provenance(data_names(asdict(config.dataset)), transfer)
+    learner = Learner(network, loss, config, dist, device)
+    if saved is not None:
+        learner.load_state_dict(saved, run.last)
+        run.provenance = saved.get("provenance", run.provenance)
+        warn_of_other_statistics(saved.get("environment", {}), run.session, config)
+    return learner
+
+
+def step_batches(
+    config: TrainConfig, data: Dataset[Any], state: TrainState, dist: World, device: torch.device
+) -> Iterator[list[Batch]]:
+    """This process's micro-batches of every step from `state.step` on."""
+    options, loader = config.trainer, config.loader
+    order = MicroBatches(options.batch_size, state.step, state.max_steps, dist.rank, dist.size, options.accumulation)
+    return training_batches(data, order, loader.count(), device.type == "cuda", loader.prefetch)
+
+
+def warn_of_other_statistics(before: dict[str, Any], now: dict[str, Any], config: TrainConfig) -> None:
+    """Warn if micro-batches have another size than before: normalisation statistics are per micro-batch."""
+    if "accumulation" not in before or config.model.norm.endswith("_sync"):
+        return
+    parts_before, parts = (session["processes"] * session["accumulation"] for session in (before, now))
+    if parts_before != parts:
+        crops, before_crops = (config.trainer.batch_size / number for number in (parts, parts_before))
+        say(f"WARNING    norms see {crops:g} crops at a time from here on, and saw {before_crops:g} before")
+
+
+def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, state: TrainState) -> None:
+    """Print what was chosen: run, device, model, data, length."""
+    options, trainer, dist, device = config.model, config.trainer, learner.dist, learner.device
+    parameters = sum(parameter.numel() for parameter in learner.network.parameters()) / 1e6
+    backend = f" (kernels: {describe_backend(device.type)})" if options.norm.startswith("inplace_abn") else ""
+    chosen = [
+        name for name, is_on in (("compiled", trainer.compile), ("deterministic", trainer.deterministic)) if is_on
+    ]
+    chosen += [f"averaged weights {trainer.ema_decay}"] if trainer.ema_decay is not None else []
+    say(f"run        {run.folder}" + (f", going on at step {state.step}" if state.step else ""))
+    say(f"device     {describe_device(device)}, {', '.join([trainer.precision.replace('fp32', 'float32'), *chosen])}")
+    if dist.size == 1 and trainer.parallel == "fsdp":
+        say("processes  1: trainer.parallel=fsdp needs several processes to shard weights")
+    if dist.size > 1:
+        synchronised = options.norm.endswith("_sync")
+        statistics = f"statistics over {trainer.sync_group}" if synchronised else "statistics of each its own"
+        say(f"processes  {dist.size}, {trainer.parallel}, {statistics}")
+    say(f"model      {options.backbone} + {options.head}, stride {options.output_stride}, {options.norm}{backend}, "
+        f"{parameters:.1f} M parameters, initial weights {options.weights.replace('none', 'random')}")  # fmt: skip
+    say(f"data       {config.dataset.name}: {task.num_train} {config.dataset.train_split} and "
+        f"{task.num_val} {config.dataset.val_split} pictures, {task.num_classes} classes")  # fmt: skip
+    parts = dist.size * trainer.accumulation
+    divided = f" ({trainer.batch_size / parts:g} at a time x {trainer.accumulation} in each of {dist.size})"
+    say(f"training   {state} of {trainer.batch_size} {task.batch_of}{divided if parts > 1 else ''} "
+        f"{config.augmentation.crop_size}, seed {trainer.seed}, {config.loader.count()} loader processes")  # fmt: skip

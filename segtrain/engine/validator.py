@@ -1,0 +1,89 @@
+"""Validate the network while it trains, and keep the best score."""
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+from segtrain.console import say
+from segtrain.engine.checkpoint_writer import CheckpointWriter
+from segtrain.engine.learner import Learner
+from segtrain.engine.monitor import Monitor
+from segtrain.engine.preemption import Preempted, Preemption
+from segtrain.engine.run import Run
+from segtrain.engine.state import TrainState
+from segtrain.scoring.figures import write_png
+from segtrain.scoring.report import Evaluation
+from segtrain.tasks.base import NetworkFacts, Task
+
+T = TypeVar("T")
+
+
+class Validator:
+    """Score the weights of the current step on the validation split.
+
+    evaluation: of the last validation; None if a step came after it.
+    """
+
+    def __init__(
+        self, task: Task, learner: Learner, state: TrainState, run: Run, monitor: Monitor, writer: CheckpointWriter,
+        preemption: Preemption,
+    ) -> None:  # fmt: skip
+        self.task = task
+        self.learner = learner
+        self.state = state
+        self.run = run
+        self.monitor = monitor
+        self.writer = writer
+        self.preemption = preemption
+        self.dist = learner.dist
+        self.evaluator = task.evaluator()
+        self.evaluation: Evaluation | None = None
+
+    def validate(self) -> None:
+        """Score, save again with the score, report. Preempted, after saving, if a signal asks to stop meanwhile."""
+        self.writer.wait_or_warn()  # loader processes start, which must not inherit a half-written file
+        evaluation = self.evaluate()
+        step, metric = self.state.step, self.task.metric
+        is_best = self.state.add_validation(evaluation.result[metric])
+        self.writer.save(self.learner, self.state, self.run, best=is_best)
+        self.monitor.log_validation(evaluation.scalars, evaluation.figures)
+        if self.dist.main and evaluation.examples is not None:
+            write_png(self.run.pictures / f"val_{step:07d}.png", evaluation.examples)
+        best = self.state.best
+        score = f"best {100 * best[metric]:.1f} % (step {best['step']})"
+        say(f"validation at step {step}: {self.task.describe(evaluation.result)}, {score}")
+        self.evaluation = evaluation
+        self.monitor.line.restart()
+
+    def evaluate(self) -> Evaluation:
+        """Score by the task's own evaluator. A collective call."""
+        config, step = self.run.config, self.state.step
+        card = {"step": step, "weights": "raw" if self.learner.average is None else "averaged"}
+        return self.evaluator.run(
+            self.learner.evaluation_model(), self.learner.device, self.dist, config.loader.count(), self.interruptible,
+            config.logging.pictures if self.dist.main else 0,
+            facts=NetworkFacts(str(self.run.last), step, self.run.trained_on, card),
+        )  # fmt: skip
+
+    def interruptible(self, items: Iterator[T], rounds: int) -> Iterator[T]:
+        """The items of a validation, between which a signal may stop it. Keeps state.json up to date."""
+        for item in self.preemption.interruptible(items, rounds, self.dist, self.stop):
+            if self.dist.main:
+                self.run.report("running")
+            yield item
+
+    def stop(self, status: int) -> Preempted:
+        """The error that ends the session, after everything is saved."""
+        self.writer.close()
+        text = f"stopped; {self.run.last} holds step {self.state.step}, and the same command goes on from there"
+        return Preempted(text, status)
+
+    def finish(self) -> None:
+        """Write the last validation's scores as those of the finished run."""
+        if self.state.stalled:
+            best = self.state.best
+            say(f"ending early: {best['since']} validations no better than that of step {best['step']}")
+        if self.dist.main and self.evaluation is not None:
+            self.evaluation.write(self.run.folder)
+            self.run.finish(self.state, self.evaluation.lines())
+            final = {key: self.evaluation.result[key] for key in self.task.final_scores}
+            self.monitor.final = final | {f"best_{self.task.metric}": self.state.best[self.task.metric]}

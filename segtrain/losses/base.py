@@ -1,0 +1,35 @@
+"""What every loss is to a training step: a sum for each image and a count."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from segtrain.config import IGNORE_INDEX
+
+Groups = Sequence[Sequence[int]]
+
+
+class Loss:
+    """Base class of every loss.
+
+    A step minimises sum(loss(logits, target)) / sum(loss.count(target)), both sums over the global batch: all
+    micro-batches of all processes.
+    """
+
+    per_batch = False  # depends on the whole batch at once: several processes or gradient accumulation would change it
+    marginal = False  # accepts targets C + g, which mean that the pixel is one of the classes groups[g]
+
+    def count(self, target: Tensor) -> float:
+        """What this batch adds to the divisor: by default its labelled pixels. Depends on the target only.
+
+        target: uint8 or int64 (N, H, W), IGNORE_INDEX where there is no label.
+        """
+        return int((target != IGNORE_INDEX).sum())
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Sum of the loss over each image: (N,), float32 or float64, differentiable.
+
+        logits: float (N, C, h, w), at any stride. target: int64 (N, H, W), IGNORE_INDEX where there is no label. An
+        image without labels has the sum 0, with gradient 0.
+        """
+        raise NotImplementedError

@@ -1,0 +1,109 @@
+"""Count the bytes that a training step keeps for backward, on fake tensors: needs no memory and no GPU."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from segtrain.models.build import build_model
+from segtrain.models.pooling import MaxPool2d
+
+
+def kept_bytes(function: Callable[[], Tensor]) -> int:
+    """Bytes that autograd keeps for backward while `function` runs: each storage once, without parameters.
+
+    Vectors (statistics per channel) are not counted. Works on real and on fake tensors.
+    """
+    storages: dict[int, tuple[Any, int]] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        if not isinstance(t if t._base is None else t._base, nn.Parameter) and t.dim() > 1:
+            storage = t.untyped_storage()
+            storages[storage._cdata] = storage, storage.nbytes()  # held, so that no other storage gets its address
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        function()
+    return sum(size for _, size in storages.values())
+
+
+class Allocations(TorchDispatchMode):
+    """Tracks the memory of every tensor made inside: the bytes `alive` now, and their `peak` so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for t in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(t, Tensor):
+                storage = t.untyped_storage()
+                self.made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.peak = max(self.peak, self.alive())
+        return result
+
+    def alive(self) -> int:
+        """Bytes of the tensors that have not been freed."""
+        self.made = {key: entry for key, entry in self.made.items() if not entry[0].expired()}
+        return sum(size for _, size in self.made.values())
+
+
+class Saving(NamedTuple):
+    """One way to hold a training step: the norm, and whether pooling and loss are ours or torch's."""
+
+    name: str
+    norm: str = "inplace_abn"
+    pooling: bool = True
+    loss: bool = True
+
+
+SAVINGS = (
+    Saving("BatchNorm + LeakyReLU in place", "batch_norm", pooling=False, loss=False),
+    Saving("In-Place ABN", pooling=False, loss=False),
+    Saving("+ max-pooling that keeps bytes", loss=False),
+    Saving("+ loss that keeps no full-resolution copy"),
+)
+
+
+def training_step_bytes(
+    saving: Saving,
+    backbone: str,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    batch: int,
+    crop: tuple[int, int],
+    num_classes: int = 19,
+    output_stride: int = 8,
+) -> int:
+    """Bytes kept by a training step of DeepLabV3 on `backbone`: forward pass and loss, float32.
+
+    loss: logits at the network's stride and target -> a sum for each image; where saving.loss is False, upsampled
+    logits and torch's cross-entropy take its place. crop: height and width in pixels.
+    """
+    with FakeTensorMode():
+        model = build_model(backbone, num_classes=num_classes, output_stride=output_stride, norm=saving.norm)
+        if not saving.pooling:
+            use_torchs_pooling(model)
+        images = torch.randn(batch, 3, *crop)
+        target = torch.zeros(batch, *crop, dtype=torch.int64)
+
+        def step() -> Tensor:
+            if saving.loss:
+                return loss(model(images, upsample=False), target).sum()
+            return F.cross_entropy(model(images), target, ignore_index=255)
+
+        return kept_bytes(step)
+
+
+def use_torchs_pooling(model: nn.Module) -> None:
+    """Replace every MaxPool2d of ours by nn.MaxPool2d."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, MaxPool2d):
+                setattr(parent, name, nn.MaxPool2d(child.size, child.stride, child.padding))

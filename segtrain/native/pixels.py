@@ -1,0 +1,82 @@
+"""Two loops over pixels that decide how long an evaluation takes, compiled where there is a C++ compiler."""
+
+import ctypes
+import functools
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from segtrain.native import compile as compiling
+
+if TYPE_CHECKING:  # counting needs no torch, whose import takes longer than the scores of a hundred pictures
+    import torch
+
+EXACT = 1 << 24  # a float32 counts no further
+
+
+@functools.cache
+def library(loop: str) -> Any:
+    """The library with one of the loops, or None where it cannot be built, which is said."""
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    arguments = {
+        "joint_histogram": [pointer, pointer, ctypes.c_long, pointer],
+        "upsampled_argmax": [pointer, *[number] * 5, pointer, number],
+    }[loop]
+    reason = compiling.unavailable()
+    if not reason:
+        try:
+            source = Path(__file__).with_suffix(".cpp")
+            path = compiling.library_path(loop, f"the loop {loop}", [source], [f"-D{loop.upper()}"])
+            found = compiling.open_library(path)
+            getattr(found, loop).argtypes, getattr(found, loop).restype = arguments, None
+            return found
+        except (OSError, subprocess.SubprocessError) as error:
+            reason = f"its library could not be built: {error}"
+    print(f"segtrain: {loop} is done by OpenCV ({reason})", file=sys.stderr, flush=True)
+    return None
+
+
+def joint_histogram(first: np.ndarray, second: np.ndarray, counts: np.ndarray) -> None:
+    """counts[a, b] += how often first is a where second is b. uint8 arrays of one shape; counts int64 (256, 256)."""
+    if first.shape != second.shape:
+        raise ValueError(f"shapes {first.shape} and {second.shape} differ")
+    first, second = np.ascontiguousarray(first, np.uint8), np.ascontiguousarray(second, np.uint8)
+    assert counts.dtype == np.int64 and counts.shape == (256, 256) and counts.flags.c_contiguous
+    loops = library("joint_histogram")
+    if loops is not None:
+        loops.joint_histogram(first.ctypes.data, second.ctypes.data, first.size, counts.ctypes.data)
+        return
+    flat = first.reshape(1, -1), second.reshape(1, -1)
+    for start in range(0, first.size, EXACT):
+        parts = [part[:, start : start + EXACT] for part in flat]
+        counts += cv2.calcHist(parts, [0, 1], None, [256, 256], [0, 256, 0, 256]).astype(np.int64)
+
+
+def upsampled_argmax(logits: "torch.Tensor", size: tuple[int, int]) -> np.ndarray:
+    """logits float32 (C, h, w) on the CPU, C <= 256 -> uint8 (H, W): arg-max of the bilinear enlargement to `size`.
+
+    Nothing of size C x H x W is made. Equals F.interpolate(align_corners=False).argmax but for ties within rounding.
+    """
+    channels, h, w = logits.shape
+    height, width = size
+    array = logits.contiguous().numpy()
+    loops = library("upsampled_argmax")
+    if loops is not None:
+        import torch
+
+        out = np.empty(size, np.uint8)
+        threads = torch.get_num_threads()
+        loops.upsampled_argmax(array.ctypes.data, channels, h, w, height, width, out.ctypes.data, threads)
+        return out
+    best = cv2.resize(array[0], (width, height), interpolation=cv2.INTER_LINEAR)
+    found = np.zeros(size, np.uint8)
+    for channel in range(1, channels):
+        value = cv2.resize(array[channel], (width, height), interpolation=cv2.INTER_LINEAR)
+        better = value > best
+        found[better] = channel
+        np.maximum(best, value, out=best)
+    return found

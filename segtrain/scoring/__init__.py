@@ -1,0 +1,1 @@
+"""From answers to figures: rules, counts, inference, reports."""

@@ -1,0 +1,132 @@
+"""Inference on one image of any size: whole or tiled, at one or several scales, with or without flip.
+
+Logits stay at the network's output stride until the arg-max, which enlarges them strip by strip: at full resolution,
+116 classes of a 22 megapixel image take 10 GB.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from segtrain.config import InferenceConfig
+from segtrain.native.pixels import upsampled_argmax
+
+Network = Callable[[Tensor], Tensor]  # (1, 3, h, w) -> (1, C, ceil(h / stride), ceil(w / stride)) logits
+ALIGNED = 32  # windows start at multiples of this, so that their cells align with those of the whole image
+STRIP = 1 << 24  # logits at full resolution that are in memory at a time
+
+
+class Prediction(NamedTuple):
+    """train_ids: uint8 (H, W). probability: of that class, float32 (H, W), 0 to 1; None unless asked for."""
+
+    train_ids: np.ndarray
+    probability: np.ndarray | None
+
+
+def fitted(image: np.ndarray, longest: int) -> np.ndarray:
+    """Resize RGB uint8 (H, W, 3) to `longest` pixels along its longest side, by PIL's bilinear filter.
+
+    Sizes are floating-point products, truncated and not rounded, as in the official Vistas script: for 2048, 1242x375
+    becomes 2048x618, and a few widths, such as 49, give a longest side of 2047.
+    """
+    height, width = image.shape[:2]
+    scale = longest / max(height, width)
+    size = max(1, int(width * scale)), max(1, int(height * scale))
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+
+def nearest(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize uint8 or float32 (h, w) to size (H, W), by PIL's nearest neighbour."""
+    return np.array(Image.fromarray(plane).resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+@torch.inference_mode()
+def segment(network: Network, image: Tensor, options: InferenceConfig, probability: bool = False) -> Prediction:
+    """Predict the class of every pixel of `image` (1, 3, H, W), which goes to the network as it is.
+
+    One view: the arg-max of its logits, enlarged bilinearly. Several views (scales, flip): the arg-max of the mean of
+    their probabilities, each view's logits enlarged first. probability: return that class's probability too.
+    """
+    size = (image.shape[2], image.shape[3])
+    flips = (False, True) if options.flip else (False,)
+    views = [view(network, image, scale, mirrored, options) for scale in options.scales for mirrored in flips]
+    device = views[0].device
+    train_ids = None if len(views) > 1 or device.type != "cpu" else upsampled_argmax(views[0].float(), size)
+    if train_ids is not None and not probability:
+        return Prediction(train_ids, None)
+    best = torch.empty(size, dtype=torch.uint8, device=device)
+    certain = torch.empty(size, device=device) if probability else None
+    rows = max(1, STRIP // (len(views[0]) * size[1]))
+    for top in range(0, size[0], rows):
+        bottom = min(top + rows, size[0])
+        scores = enlarged(views[0], size, top, bottom)
+        if len(views) > 1:
+            scores = scores.softmax(0)
+            for more in views[1:]:
+                scores += enlarged(more, size, top, bottom).softmax(0)
+        best[top:bottom] = scores.argmax(0)
+        if certain is not None:
+            certain[top:bottom] = scores.amax(0) / len(views) if len(views) > 1 else scores.softmax(0).amax(0)
+    return Prediction(
+        best.cpu().numpy() if train_ids is None else train_ids, None if certain is None else certain.cpu().numpy()
+    )
+
+
+def enlarged(logits: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:
+    """Enlarge logits (C, h, w) bilinearly to `size`, rows top to bottom - 1 only: float32 (C, bottom - top, W)."""
+    height = logits.shape[1]
+    at = (torch.arange(top, bottom, device=logits.device) + 0.5) * (height / size[0]) - 0.5
+    at = at.clamp(min=0)
+    first = at.long().clamp(max=height - 1)
+    second = (first + 1).clamp(max=height - 1)
+    rows = torch.lerp(logits[:, first].float(), logits[:, second].float(), (at - first).view(-1, 1))
+    return F.interpolate(rows[None], size=(bottom - top, size[1]), mode="bilinear", align_corners=False)[0]
+
+
+def view(network: Network, image: Tensor, scale: float, mirrored: bool, options: InferenceConfig) -> Tensor:
+    """Logits (C, h, w) of the image resized by `scale`; if mirrored, they are mirrored back."""
+    seen = image
+    if scale != 1:
+        size = [max(1, round(extent * scale)) for extent in image.shape[-2:]]
+        seen = F.interpolate(image.float(), size=size, mode="bilinear", align_corners=False)
+    logits = windows(network, seen.flip(3) if mirrored else seen, options)
+    return logits.flip(2) if mirrored else logits
+
+
+def windows(network: Network, image: Tensor, options: InferenceConfig) -> Tensor:
+    """Logits (C, h, w) of the whole image, or in each cell the mean over the windows that cover it."""
+    height, width = image.shape[-2:]
+    if options.tile is None or (options.tile[0] >= height and options.tile[1] >= width):
+        return network(image)[0]
+    total, covered = torch.zeros(()), torch.zeros(())
+    for top, bottom in spans(height, options.tile[0], options.overlap):
+        for left, right in spans(width, options.tile[1], options.overlap):
+            logits = network(image[..., top:bottom, left:right])[0]
+            stride = max(round((bottom - top) / logits.shape[1]), round((right - left) / logits.shape[2]))
+            if total.dim() == 0:
+                cells = -(-height // stride), -(-width // stride)
+                total, covered = logits.new_zeros(len(logits), *cells), logits.new_zeros(cells)
+            y, x = top // stride, left // stride
+            place = (..., slice(y, y + logits.shape[1]), slice(x, x + logits.shape[2]))
+            total[place] += logits
+            covered[place] += 1
+    return total.div_(covered)
+
+
+def spans(extent: int, tile: int, overlap: float) -> list[tuple[int, int]]:
+    """(first, last + 1) pixels of windows that cover 0 to extent - 1 and start at multiples of ALIGNED.
+
+    They overlap by at least the fraction `overlap` of a tile, as far as ALIGNED allows. The last one may be slightly
+    longer than the tile.
+    """
+    if tile >= extent:
+        return [(0, extent)]
+    stride = max(ALIGNED, int(tile * (1 - overlap)) // ALIGNED * ALIGNED)
+    last = (extent - tile) // ALIGNED * ALIGNED
+    first = [*range(0, last, stride), last]
+    return [(start, extent if start == last else start + tile) for start in first]

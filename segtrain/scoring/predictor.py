@@ -1,0 +1,122 @@
+"""Networks out of files, ready to be used: `segtrain.load(checkpoint).predict(image)`."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from segtrain.config import InferenceConfig, ModelConfig, names_pictures, with_defaults
+from segtrain.console import say
+from segtrain.data.labels import LabelTable
+from segtrain.device import resolve_device
+from segtrain.errors import UsageError
+from segtrain.models import BACKBONES, HEADS, Classifier, Segmenter, from_config
+from segtrain.models.preprocess import normalise_images
+from segtrain.scoring.inference import Prediction, fitted, nearest, segment
+from segtrain.weights import checkpoint
+from segtrain.weights.network_file import run_content
+
+
+class Predictor(NamedTuple):
+    """A segmentation network with everything that using it needs. The network is in eval mode on `device`.
+
+    metadata: what else its file holds, as of `LoadedNetwork`.
+    """
+
+    network: Segmenter
+    table: LabelTable
+    options: ModelConfig
+    device: torch.device
+    metadata: dict[str, Any] = {}
+
+    def predict(self, image: np.ndarray, inference: InferenceConfig | None = None) -> np.ndarray:
+        """RGB uint8 (H, W, 3) -> train ids uint8 (H, W)."""
+        return self.segment(image, inference).train_ids
+
+    def segment(
+        self, image: np.ndarray, inference: InferenceConfig | None = None, probability: bool = False
+    ) -> Prediction:
+        """RGB uint8 (H, W, 3) -> train ids uint8 (H, W) and, if asked for, their probabilities float32 (H, W)."""
+        options = inference or InferenceConfig()
+        seen = image if options.longest_side is None else fitted(image, options.longest_side)
+        tensor = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None].to(self.device)
+
+        def network(window: torch.Tensor) -> torch.Tensor:
+            ready = normalise_images(window, self.options.mean, self.options.std)
+            logits: torch.Tensor = self.network(ready, upsample=False)
+            return logits
+
+        found = segment(network, tensor, options, probability)
+        if options.longest_side is None:
+            return found
+        size, certain = (image.shape[0], image.shape[1]), found.probability
+        return Prediction(nearest(found.train_ids, size), None if certain is None else nearest(certain, size))
+
+
+class LoadedNetwork(NamedTuple):
+    """A network of either task, in eval mode.
+
+    options: those that it was built with. metadata: what else its file holds, as `run_content` names it, without the
+    weights and the optimizer's state. averaged: whether its weights are the averaged ones.
+    """
+
+    network: Segmenter | Classifier
+    options: ModelConfig
+    metadata: dict[str, Any]
+    averaged: bool
+
+
+def load_predictor(path: Path | str, device: str = "auto", weights: str = "auto") -> Predictor:
+    """Load the segmentation network in a checkpoint or other file of weights.
+
+    device: auto, cuda or cpu. weights: as of `load_network`. UsageError for a network of image classification.
+    """
+    on = resolve_device(device)
+    loaded = load_network(Path(path), on, weights)
+    if not isinstance(loaded.network, Segmenter):
+        raise UsageError(names_pictures(Path(path)))
+    table = LabelTable.from_dict(loaded.metadata["classes"])
+    return Predictor(loaded.network, table, loaded.options, on, loaded.metadata)
+
+
+def load_network(
+    path: Path, device: torch.device, weights: str = "auto", activation: str | None = None
+) -> LoadedNetwork:
+    """Load the network in a checkpoint or in a published file of weights as downloaded.
+
+    weights: the averaged ones if there are any (auto), the averaged ones (ema), or those of the last step (raw). Prints
+    which, if there is a choice. activation: replaces the one that the network was trained with.
+    """
+    content = run_content(path)
+    if "report" in content:
+        say(content["report"])
+    if weights == "ema" and "ema" not in content:
+        raise UsageError(f"checkpoint_weights=ema: {path} has no averaged weights; train with trainer.ema_decay=0.999")
+    averaged = "ema" in content and weights != "raw"
+    if "ema" in content:
+        say(f"weights     {'averaged weights' if averaged else 'raw weights of the last step'} (checkpoint_weights=)")
+    options = ModelConfig(**with_defaults(content["config"])["model"])
+    if activation is not None and activation != options.activation:
+        replace_activation(options, activation)
+    for part, name, known in (("backbone", options.backbone, BACKBONES), ("head", options.head, HEADS)):
+        if name not in known and name != "classifier":
+            raise UsageError(
+                f"{path} was trained with model.{part}={name}, which is not known here: "
+                "give plugins=[FILE] with the file that defines it"
+            )
+    network = from_config(options, len(content["classes"]["names"]))
+    checkpoint.load_strict(network, content["ema" if averaged else "model"], path)
+    metadata = {key: value for key, value in content.items() if key not in ("model", "ema", "optimizer")}
+    return LoadedNetwork(network.eval().to(device), options, metadata, averaged)
+
+
+def replace_activation(options: ModelConfig, activation: str) -> None:
+    """Evaluate with another activation, as in the paper's Table 1. In-Place ABN becomes ABN, which need not invert."""
+    in_place = options.norm.startswith("inplace_abn")
+    norm = f"; norm abn, as {options.norm} but for the inverse, which only training needs" if in_place else ""
+    say(f"activation  {activation}, where {options.activation} was trained with{norm}")
+    options.activation = activation
+    if in_place:
+        options.norm, options.norm_variant = "abn", "one"
+    options.check()

@@ -1,0 +1,1 @@
+"""What is learnt: segmentation and image classification, as the training loop wants them."""

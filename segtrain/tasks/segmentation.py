@@ -1,0 +1,257 @@
+"""Segmentation, one class per pixel: its data and loss for training, and its evaluator.
+
+classification.py is the same for one class per image.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segtrain.config import (
+    DatasetConfig,
+    EvaluateConfig,
+    InferenceConfig,
+    ModelConfig,
+    TrainConfig,
+)
+from segtrain.console import say
+from segtrain.data.augment import Augmentation
+from segtrain.data.cache import Decoded
+from segtrain.data.dataset import dataset_spec, identities, label_table, split_samples, training_mixture
+from segtrain.data.labels import LabelTable
+from segtrain.data.loader import EvaluationItem, TrainingData, evaluation_samples, read_pixels
+from segtrain.data.sample import Sample
+from segtrain.data.sampling import class_index
+from segtrain.data.verify.files import FileFacts, check_samples
+from segtrain.errors import DataError, UsageError
+from segtrain.losses import Loss, build_loss
+from segtrain.models import Segmenter
+from segtrain.scoring import figures
+from segtrain.scoring.extra_metrics import metric_scalars
+from segtrain.scoring.position_prior import PositionPrior
+from segtrain.scoring.predictor import LoadedNetwork, Predictor
+from segtrain.scoring.report import CONFUSION, Evaluation, protocol, seen_in_training, summarise
+from segtrain.scoring.scores import Scores
+from segtrain.tasks.base import Evaluator, Task
+from segtrain.weights.network_file import published_figure
+
+EXAMPLES = "val/image-target-prediction"  # name of the example predictions in the log
+
+
+class Segmentation(Task):
+    """The task of a training on images with labelled pixels."""
+
+    metric = "miou"
+    final_scores = ("miou", "pixel_accuracy")
+    batch_of = "crops"
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.table: LabelTable = label_table(config.dataset)
+        self.num_classes = self.table.num_classes
+        mixture = training_mixture(config.dataset)  # draws the street scenes where they are missing
+        self.val_samples = split_samples(config.dataset, config.dataset.val_split)
+        if (few := config.trainer.overfit) is not None:
+            mixture = mixture.first(few)
+            self.val_samples = mixture.samples
+        self.mixture = mixture
+        self.samples = mixture.samples
+        self.image_ids = mixture.identities
+        self.num_train, self.num_val = len(self.samples), len(self.val_samples)
+
+    @staticmethod
+    def check_options(config: TrainConfig) -> None:
+        """UsageError for a transform that does not exist."""
+        Augmentation(config.augmentation)
+
+    @property
+    def classes(self) -> dict[str, Any]:
+        return self.table.as_dict()
+
+    def loss(self) -> Loss:
+        return build_loss(self.config.loss, self.num_classes, self.mixture.groups)
+
+    def check(self) -> None:
+        """DataError for damaged files, wrong sizes or ids, images without labels, and a crop that none can fill."""
+        config = self.config
+        named = ((config.dataset.train_split, self.samples), (config.dataset.val_split, self.val_samples))
+        for split, some in named:
+            unlabelled = [sample for sample in some if sample.label is None]
+            if unlabelled:
+                raise DataError(f"the split {split!r} has images without labels, such as {unlabelled[0].image}")
+        if not config.trainer.check_data:
+            return
+        cache = config.dataset.cache_folder()
+        sizes = [
+            check_samples(samples, label_table(data), cache, say, dataset_spec(data).expected)
+            for data, samples in self.mixture.parts  # each part by its own table
+        ]
+        largest = max(height for height, _ in sizes), max(width for _, width in sizes)
+        check_samples(self.val_samples, self.table, cache, say, dataset_spec(config.dataset).expected)
+        enlarged = [math.ceil(extent * config.augmentation.scale[1]) for extent in largest]
+        crop = config.augmentation.crop_size
+        if crop[0] > enlarged[0] or crop[1] > enlarged[1]:
+            raise UsageError(
+                f"augmentation.crop_size={crop} is not possible: the largest image is {list(largest)} [height,width] "
+                f"and is enlarged at most {config.augmentation.scale[1]} times, so at most {enlarged} can be filled"
+            )
+
+    def data(self) -> TrainingData:
+        config, samples = self.config, self.samples
+        folder, share = config.dataset.cache_folder(), config.sampling.class_uniform
+        facts = FileFacts(folder, samples)
+        read: Callable[[Sample], tuple[np.ndarray, np.ndarray]] = read_pixels
+        if config.dataset.cache == "decoded":
+            read = Decoded(folder / "decoded")
+            read.build(samples, facts, say)
+        index = class_index(samples, self.table, facts) if share > 0 else None
+        augmentation = Augmentation(config.augmentation)
+        seed, weights = config.trainer.seed, self.mixture.weights
+        return TrainingData(samples, self.table, augmentation, seed, read, index, share, weights)
+
+    def evaluator(self, split: str | None = None, inference: InferenceConfig | None = None) -> "SegmentationEvaluator":
+        config = self.config
+        samples = self.val_samples if split is None else split_samples(config.dataset, split)
+        if split is None:
+            split = "train" if config.trainer.overfit is not None else config.dataset.val_split
+        return SegmentationEvaluator(
+            config.dataset, split, samples, self.table, config.model, inference or config.inference, self.samples
+        )
+
+    def draw(self, image: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, str]:
+        """image | labels | both, and the classes and the fraction of ignored pixels in words."""
+        ignored = 100 * float((target >= self.num_classes).mean())
+        found = [str(value) for value in np.unique(target) if value < self.num_classes]
+        panel = figures.beside(image, self.table.colorize(target), figures.overlay(image, target, self.table))
+        return panel, f"classes {','.join(found) or 'none'}  {ignored:.0f} % ignored"
+
+    def sheet(self, rows: list[np.ndarray]) -> np.ndarray:
+        return figures.sheet(rows, self.table)
+
+    def describe(self, result: Mapping[str, Any]) -> str:
+        return f"mIoU {100 * result['miou']:.1f} %"
+
+
+class LabelledImage(NamedTuple):
+    """An image with its label, and the network's prediction: train ids uint8 (H, W)."""
+
+    item: EvaluationItem
+    prediction: np.ndarray
+
+
+class SegmentationCounts(NamedTuple):
+    """The pixels of a network's predictions, and of the position prior's."""
+
+    table: LabelTable
+    network: Scores
+    prior: PositionPrior | None
+    of_prior: Scores | None
+
+    def add_answer(self, answer: LabelledImage) -> None:
+        item = answer.item
+        self.network.add(item.ids, self.table.decode(answer.prediction), item.instances)
+        if self.prior is not None and self.of_prior is not None:
+            self.of_prior.add(item.ids, self.table.decode(self.prior.predict(item.target.shape)))
+
+    def all_reduce(self) -> None:
+        self.network.all_reduce()
+        if self.of_prior is not None:
+            self.of_prior.all_reduce()
+
+
+class SegmentationEvaluator(Evaluator[LabelledImage]):
+    """Scores by the rules of the dataset's benchmark, counted at the images' own resolution."""
+
+    def __init__(
+        self, data: DatasetConfig, split: str, samples: Sequence[Sample], table: LabelTable, model: ModelConfig,
+        inference: InferenceConfig, prior_samples: Sequence[Sample] | None, boundary: bool = False,
+    ) -> None:  # fmt: skip
+        """prior_samples: training samples that the position prior is counted from; None: no position prior.
+        boundary: compute Boundary IoU too. DataError if no sample has a label."""
+        super().__init__(data.name, split, len(samples), model, inference)
+        if all(sample.label is None for sample in samples):
+            raise DataError(
+                f"the split {split!r} of dataset={data.name} has no labels: segtrain predict writes predictions"
+            )
+        self.data = data
+        self.samples = list(samples)
+        self.table = table
+        self.prior_samples = prior_samples
+        self.boundary = boundary
+
+    @classmethod
+    def of_checkpoint(cls, config: EvaluateConfig, path: Path, loaded: LoadedNetwork) -> "SegmentationEvaluator":
+        """The evaluator that `segtrain evaluate` asks for. UsageError if the network has other classes."""
+        data, table = config.dataset, label_table(config.dataset)
+        require_same_labels(LabelTable.from_dict(loaded.metadata["classes"]), table, path, data.name)
+        split = config.split or data.val_split
+        samples = split_samples(data, split)
+        made = cls(data, split, samples, table, loaded.options, config.inference, None, config.boundary)
+        for text in made.warnings(loaded.metadata.get("trained_on")):
+            say(f"warning     {text}")
+        if config.position_prior:
+            try:
+                made.prior_samples = split_samples(data, data.train_split)
+            except DataError as error:
+                text = "the position prior is counted there; position_prior=false does without"
+                raise DataError(f"{error}\n({text})") from error
+        return made
+
+    @cached_property
+    def prior(self) -> PositionPrior | None:
+        return None if self.prior_samples is None else PositionPrior.from_labels(self.prior_samples, self.table)
+
+    def predict(
+        self, network: nn.Module, device: torch.device, numbers: range, workers: int
+    ) -> Iterator[LabelledImage]:
+        predictor = Predictor(cast(Segmenter, network), self.table, self.model, device)
+        for item in evaluation_samples([self.samples[number] for number in numbers], self.table, workers):
+            yield LabelledImage(item, predictor.predict(item.image, self.inference))
+
+    def counts(self) -> SegmentationCounts:
+        scores = Scores(self.table, dataset_spec(self.data).rules, self.boundary)
+        return SegmentationCounts(self.table, scores, self.prior, None if self.prior is None else Scores(self.table))
+
+    def draw_answer(self, answer: LabelledImage, place: int) -> np.ndarray:
+        return figures.triple(answer.item.image, answer.item.target, answer.prediction, self.table)
+
+    def warnings(self, trained_on: Tensor | None) -> list[str]:
+        if not dataset_spec(self.data).family:
+            return []
+        return seen_in_training(trained_on, identities(self.data, self.samples))
+
+    def published(self, loaded: LoadedNetwork) -> dict[str, Any]:
+        figure = published_figure(loaded.metadata)
+        return {} if figure is None else {"published": figure}
+
+    def protocol(self, counts: SegmentationCounts, trained_on: Tensor | None, how: dict[str, Any]) -> dict[str, Any]:
+        return protocol(counts.network, self.data, self.split, self.samples, self.warnings(trained_on), how)
+
+    def evaluation(
+        self, counts: SegmentationCounts, panels: list[np.ndarray], described: dict[str, Any], protocol: dict[str, Any]
+    ) -> Evaluation:
+        result = summarise(counts.network, counts.of_prior) | described | {"protocol": protocol}
+        per_class = {f"val_iou/{name}": value for name, value in result["per_class"].items()}
+        scalars = {"val/miou": result["miou"], "val/pixel_accuracy": result["pixel_accuracy"], **per_class}
+        confusion = counts.network.evaluated()
+        drawn = {CONFUSION: figures.confusion(confusion, self.table)}
+        examples = figures.sheet(panels, self.table) if panels else None
+        if examples is not None:
+            drawn[EXAMPLES] = examples
+        return Evaluation(result, scalars | metric_scalars(result), drawn, confusion, examples)
+
+
+def require_same_labels(network: LabelTable, data: LabelTable, path: Path, dataset: str) -> None:
+    """UsageError unless the network in the file `path` has the classes of the dataset."""
+    if network.names != data.names:
+        raise UsageError(
+            f"{path} predicts {network.num_classes} classes ({', '.join(network.names[:4])}, ...), "
+            f"dataset={dataset} has {data.num_classes} ({', '.join(data.names[:4])}, ...): "
+            "take a dataset with the same classes"
+        )

@@ -1,0 +1,119 @@
+"""Checkpoints: all that is needed to resume a run or to use its result, in one file of tensors and plain values."""
+
+import errno
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from segtrain.console import say
+from segtrain.errors import DataError, UsageError
+from segtrain.files import write_atomically
+
+FORMAT = 2  # no release wrote format 1
+KIND = "segtrain checkpoint"
+
+
+class Damaged(DataError):
+    """A checkpoint that is cut short or has changed since it was written."""
+
+
+class Foreign(DataError):
+    """An intact file that `save` did not write."""
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` (tensors, numbers, text, lists and dicts of them) so that the old file survives any failure."""
+    buffer = io.BytesIO()
+    torch.save({"kind": KIND, "format": FORMAT, **content}, buffer)
+    write_atomically(path, buffer.getbuffer())
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a file that `save` wrote onto the CPU, without running code from it.
+
+    UsageError if it does not exist; DataError for any other file: Damaged, Foreign, or one of another format.
+    """
+    if not path.is_file():
+        raise UsageError(f"no checkpoint file {path}; a run keeps its own as runs/<name>/last.pt and best.pt")
+    other = f"{path} is not a checkpoint that segtrain wrote"
+    try:
+        if zipfile.is_zipfile(path):  # torch writes check sums but does not verify them
+            with zipfile.ZipFile(path) as archive:
+                wrong = archive.testzip()
+            if wrong is not None:
+                raise zipfile.BadZipFile(f"{wrong} is not what was written")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise Foreign(f"{other}: it holds objects that could run code, which are never loaded") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EIO, errno.EINVAL):
+            raise  # a fault of the disk, not of the file
+        reason = str(error).partition("\n")[0] or "it ends too early"
+        raise Damaged(f"{path} is damaged or cut short ({reason}): use another copy") from error
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise Foreign(f"{other} (it lacks the mark {KIND!r}); runs write last.pt and best.pt")
+    if content["format"] < FORMAT:
+        raise DataError(
+            f"{path} has checkpoint format {content['format']}, which no release wrote and this version does not read: "
+            "train again"
+        )
+    if content["format"] > FORMAT:
+        raise DataError(
+            f"{path} has checkpoint format {content['format']} (written by segtrain "
+            f"{content.get('environment', {}).get('segtrain', 'of a later version')}), this version reads up to "
+            f"{FORMAT}: update segtrain"
+        )
+    return content
+
+
+def require_same_tensors(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """DataError, naming the checkpoint `path`, unless its weights have the names and shapes of the network's."""
+    own = model.state_dict()
+    missing = sorted(set(own) - set(weights))
+    strange = sorted(set(weights) - set(own))
+    other = sorted(key for key in set(own) & set(weights) if own[key].shape != weights[key].shape)
+    if missing or strange or other:
+        examples = [f"{key} is missing" for key in missing[:2]] + [f"{key} has no place" for key in strange[:2]]
+        examples += [f"{key} is {tuple(weights[key].shape)}, expected {tuple(own[key].shape)}" for key in other[:2]]
+        raise DataError(
+            f"{path} belongs to another model: {len(missing)} tensors missing, {len(strange)} too many, "
+            f"{len(other)} of another shape (of {len(own)}); {'; '.join(examples)}"
+        )
+
+
+def load_strict(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Copy a checkpoint's weights into the network. DataError if a name or a shape does not match."""
+    require_same_tensors(model, weights, path)
+    model.load_state_dict(weights)
+
+
+# ------------------------------------------------------------------------------------------------- those of a run
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The files step_<n>.pt of a run, the newest first."""
+    return sorted(folder.glob("step_*.pt"), reverse=True)
+
+
+def newest(folder: Path) -> dict[str, Any] | None:
+    """The newest readable checkpoint of a run; None if there are no checkpoints. Damaged if none is readable."""
+    first: Damaged | None = None
+    for path in (folder / "last.pt", *numbered(folder)):
+        if not path.exists():
+            continue
+        try:
+            content = load(path)
+        except Damaged as error:
+            first = first or error
+            continue
+        if first is not None:
+            say(f"damaged    {first}; going on from {path.name} instead")
+        return content
+    if first is not None:
+        raise first
+    return None

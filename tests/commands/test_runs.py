@@ -1,0 +1,127 @@
+"""segtrain runs: a line for every run, from its small files."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+from segtrain.commands.runs import runs
+from segtrain.config import RunsConfig
+from tests.helpers.checkout import environment
+from tests.helpers.runs import refused, small_run
+
+DAY = 24 * 3600
+
+
+def make(folder, name, max_steps=40, scores=(), steps=0, age=DAY, state=None, evaluation=None):
+    """The files that a training leaves; scores: (step, mIoU)."""
+    run = folder / name
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(f"name: {name}\ntrainer:\n  max_steps: {json.dumps(max_steps)}\n")
+    lines = [{"step": step, "train/loss": 1.0} for step in range(1, steps + 1)]
+    lines += [{"step": step, "val/miou": miou} for step, miou in scores]
+    lines.sort(key=lambda line: line["step"])
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if evaluation is not None:
+        (run / "evaluation.json").write_text(json.dumps({"step": evaluation, "miou": 0.1}))
+    if state is not None:
+        (run / "state.json").write_text(json.dumps(state))
+    then = time.time() - age
+    for path in run.iterdir():
+        os.utime(path, (then, then))
+    return run
+
+
+def listed(tmp_path):
+    return {row.name: row for row in runs(RunsConfig(str(tmp_path / "runs")))}
+
+
+def test_a_line_for_every_run_the_newest_last(segtrain, tmp_path):
+    root = tmp_path / "runs"
+    make(root, "done", scores=[(20, 0.5), (40, 0.4)], steps=40, evaluation=40, age=3 * DAY)
+    make(root, "cut", scores=[(20, 0.25)], steps=31, age=2 * DAY)
+    make(root, "at_work", steps=7, age=5)
+    make(root, "by_epochs", max_steps=None, steps=3, age=DAY)
+    answer = segtrain("runs")
+    assert answer.status == 0, answer
+    lines = [line.split("  ") for line in answer.out.splitlines()]
+    cells = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    assert [row[0] for row in cells] == ["run", "done", "cut", "by_epochs", "at_work"]
+    assert cells[1][1:6] == ["40 of 40", "finished", "40.0", "50.0", "20"]
+    assert cells[2][1:6] == ["31 of 40", "stopped", "25.0", "25.0", "20"]
+    assert cells[3][1:6] == ["3 of ?", "stopped", "-", "-", "-"]
+    assert cells[4][1:3] == ["7 of 40", "running?"]
+    ends = {answer.out.splitlines()[i].index(word) + len(word) for i, word in ((0, "mIoU %"), (1, "40.0"), (2, "25.0"))}
+    assert len(ends) == 1  # aligned
+
+
+def test_the_state_file_has_the_last_word(tmp_path):
+    root = tmp_path / "runs"
+    status = {"step": 12, "max_steps": 900, "reason": ""}
+    now = time.time()
+    make(root, "alive", max_steps=None, steps=9, state=status | {"state": "running", "heartbeat": now - 30})
+    make(root, "dead", steps=9, age=1, state=status | {"state": "running", "heartbeat": now - 900})
+    make(root, "ill", steps=9, state=status | {"state": "failed", "heartbeat": now, "reason": "the loss is nan"})
+    make(root, "done", evaluation=900, steps=9, state=status | {"step": 900, "state": "finished", "heartbeat": 0})
+    found = listed(tmp_path)
+    assert {name: row.state for name, row in found.items()} == {
+        "alive": "running", "dead": "stopped", "ill": "failed", "done": "finished",
+    }  # fmt: skip
+    assert (found["alive"].step, found["alive"].max_steps) == (12, 900)
+    assert found["done"].step == 900
+    assert found["ill"].note == "the loss is nan"
+
+
+def test_what_is_no_run_is_skipped_and_what_is_broken_is_named(tmp_path, segtrain):
+    root = tmp_path / "runs"
+    (root / "notes").mkdir(parents=True)
+    (root / "file").touch()
+    (root / "other").mkdir()
+    (root / "other" / "config.yaml").write_text("services: {}\n")
+    good = make(root, "good", scores=[(20, 0.5)], steps=20)
+    with (good / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "trai')  # killed while it wrote
+    (make(root, "a", steps=3) / "config.yaml").write_text("a: [\n")
+    (make(root, "b", steps=3, evaluation=3) / "evaluation.json").write_text('{"miou": ')
+    (make(root, "c", steps=3) / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n{"step": 3}\n')
+    (make(root, "d", steps=3) / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
+    (make(root, "e", steps=3) / "state.json").write_text("[]")
+    found = listed(tmp_path)
+    assert {name: row.note for name, row in found.items()} == {
+        "good": "", "a": "config.yaml is broken", "b": "evaluation.json is broken",
+        "c": "metrics.jsonl, line 2 is broken", "d": "metrics.jsonl, line 1 is broken", "e": "state.json is broken",
+    }  # fmt: skip
+    assert (found["good"].step, found["c"].step) == (20, 3)
+    assert "config.yaml is broken" in segtrain("runs").out
+
+
+def test_other_folders(segtrain, tmp_path):
+    refused(segtrain("runs"), "root=runs", "no such folder")
+    (tmp_path / "runs").mkdir()
+    assert segtrain("runs").out == "no runs in runs\n"
+    make(tmp_path / "my (runs)", "one")
+    for words in (["my (runs)"], ["root=my (runs)"]):
+        assert "one" in segtrain("runs", *words).out
+
+
+def test_hundreds_of_runs_are_quick_and_need_no_torch(tmp_path):
+    for i in range(300):
+        make(tmp_path / "runs", f"run{i}", steps=200, scores=[(100, 0.3), (200, 0.4)])
+    program = (
+        "import sys, time; from segtrain.cli.entry import run; begun = time.process_time(); run(['runs']); "
+        "print(time.process_time() - begun, 'torch' in sys.modules)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=True
+    )
+    seconds, torch = answer.stdout.splitlines()[-1].split()
+    assert torch == "False"
+    assert float(seconds) < 3  # of the processor; about 0.6 when nothing else runs
+
+
+def test_what_a_real_run_leaves_is_understood(segtrain, scenes, tmp_path):
+    assert segtrain("train", *small_run(scenes, "name=real", "model.backend=aten")).status == 0
+    row = listed(tmp_path)["real"]
+    assert (row.step, row.max_steps, row.state, row.best_step) == (4, 4, "finished", 4)
+    assert row.miou == json.loads((tmp_path / "runs/real/evaluation.json").read_text())["miou"]

@@ -1,0 +1,60 @@
+"""The cache of decoded images."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from segtrain.data.cache import Decoded
+from segtrain.data.labels import published_table
+from segtrain.data.loader import TrainingData, read_pixels
+from segtrain.data.sampling import class_index
+from segtrain.data.verify.files import FileFacts
+from segtrain.errors import UsageError
+from tests.helpers.samples import augmentation, picture, rare, steps, training_data
+
+
+def cached(tmp_path, samples):
+    told = []
+    decoded = Decoded(tmp_path / "cache" / "decoded")
+    decoded.build(samples, FileFacts(tmp_path / "cache", samples), told.append)
+    return decoded, told
+
+
+def test_the_cache_gives_the_same_pixels_and_notices_changes(tmp_path):
+    samples = rare(tmp_path)
+    decoded, told = cached(tmp_path, samples)
+    assert "0.00 GB will be written" in told[0]
+    for sample in samples:
+        for found, expected in zip(decoded(sample), read_pixels(sample), strict=True):
+            assert isinstance(found, np.memmap)
+            assert (found == expected).all()
+    assert cached(tmp_path, samples)[1] == [f"cache      {tmp_path}/cache/decoded: all images are decoded already"]
+    picture(samples[3].image, 99, size=(64, 96))
+    os.utime(samples[3].image, ns=(1, 1))
+    assert (decoded(samples[3])[0] == 99).all()
+
+
+def test_training_data_is_the_same_with_the_cache(scenes, tmp_path):
+    plain = training_data(scenes)
+    decoded, _ = cached(tmp_path, plain.samples)
+    fast = TrainingData(plain.samples, plain.table, plain.augmentation, plain.seed, decoded)
+    assert steps(fast, 0, 2, workers=2) == steps(plain, 0, 2, workers=0)
+
+
+def test_class_uniform_sampling_reads_the_cache_too(tmp_path):
+    samples, table = rare(tmp_path), published_table("cityscapes")
+    index = class_index(samples, table, FileFacts(tmp_path / "cache", samples))
+    both = [TrainingData(samples, table, augmentation(), 0, read, index, 1.0)
+            for read in (read_pixels, cached(tmp_path, samples)[0])]  # fmt: skip
+    for position in range(20):
+        (first, second, *_), (again, labels, *_) = (data[position] for data in both)
+        assert (first == again).all()
+        assert (second == labels).all()
+
+
+def test_a_cache_that_does_not_fit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**9))
+    with pytest.raises(UsageError, match=r"dataset\.cache=decoded needs .*dataset\.cache_dir"):
+        cached(tmp_path, rare(tmp_path))

@@ -1,0 +1,225 @@
+"""What a run says: TensorBoard read back, wandb and MLflow by fakes, a bar on a terminal and lines in a log."""
+
+import io
+import json
+import sys
+import types
+from importlib.machinery import ModuleSpec
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from segtrain import console as log
+from segtrain.config import LoggingConfig
+from segtrain.console import Progress
+from segtrain.engine.sinks import RunLog
+from segtrain.errors import UsageError
+from tests.helpers.runs import refused
+
+HYPERPARAMETERS = {"optimizer.lr": 0.01, "model.weights": "none", "model.pooling_size": None, "loader.workers": 2,
+                   "augmentation.extra": [{"name": "Blur"}], "inference.flip": True}  # fmt: skip
+PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+
+
+def written(folder, **options):
+    """A run of 5 steps that was stopped at 4 after its checkpoint of step 3, and went on."""
+    config = LoggingConfig(**options)
+    first = RunLog(folder, 0, config, HYPERPARAMETERS)
+    for step in range(1, 5):
+        first.scalars(step, {"train/loss": 1 / step, "lr/backbone": 0.1, "lr/head": 1.0, "train/gradient_norm": 2.0})
+    first.image(3, "val/confusion", PICTURE)
+    first.close()
+    second = RunLog(folder, 3, config, HYPERPARAMETERS)
+    for step in (4, 5):
+        second.scalars(step, {"train/loss": 10 + step, "val/miou": None})
+    second.close({"miou": 0.5})
+    return folder
+
+
+def test_metrics_and_tensorboard(tmp_path):
+    written(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert [line["train/loss"] for line in lines] == [1, 1 / 2, 1 / 3, 14, 15]
+    assert lines[-1]["val/miou"] is None
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(point.step, round(point.value, 6)) for point in events.Scalars("train/loss")] == [
+        (1, 1), (2, 0.5), (3, 0.333333), (4, 14), (5, 15),
+    ]  # fmt: skip
+    assert "val/miou" not in events.Tags()["scalars"]
+    assert events.Scalars("lr/head")[0].value == 1.0
+    assert (events.Images("val/confusion")[0].width, events.Images("val/confusion")[0].height) == (6, 4)
+    assert events.Scalars("final/miou")[0].value == 0.5
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    told = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert told["optimizer.lr"].number_value == 0.01
+    assert told["inference.flip"].number_value == 1
+    assert told["model.pooling_size"].string_value == "None"
+    assert not [path for path in (tmp_path / "tensorboard").iterdir() if path.is_dir()]  # which would be other runs
+
+
+# ------------------------------------------------------------------------------------------------ wandb and MLflow
+
+
+def fake(monkeypatch, name, **functions):
+    module = types.ModuleType(name)
+    module.__spec__ = ModuleSpec(name, None)
+    for key, function in functions.items():
+        setattr(module, key, function)
+    monkeypatch.setitem(sys.modules, name, module)
+    return module
+
+
+class FakeWandb:
+    """Remembers per run id, as the server does."""
+
+    def __init__(self, monkeypatch):
+        self.runs = {}
+        self.calls = []
+        fake(monkeypatch, "wandb", init=self.init, Image=lambda array: ("image", array.shape))
+
+    def init(self, project, id, name, dir, resume, config):
+        assert resume == "allow"
+        self.calls.append((project, id, name, config))
+        run = types.SimpleNamespace(rows=self.runs.setdefault(id, []), summary={}, ended=[], defined={})
+        run.define_metric = lambda metric, step_metric=None: run.defined.update({metric: step_metric})
+        run.log = run.rows.append
+        run.finish = lambda exit_code: run.ended.append(exit_code)
+        self.last = run
+        return run
+
+
+def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
+    server = FakeWandb(monkeypatch)
+    written(tmp_path / "mine", wandb=True, project="streets")
+    (project, first, name, config), (_, second, *_) = server.calls
+    assert (project, name) == ("streets", "mine")
+    assert first == second
+    assert config == HYPERPARAMETERS
+    assert server.runs[first][0] == {"step": 1, "train/loss": 1.0, "lr/backbone": 0.1, "lr/head": 1.0,
+                                     "train/gradient_norm": 2.0}  # fmt: skip
+    assert server.runs[first][4] == {"step": 3, "val/confusion": ("image", (4, 6, 3))}
+    assert server.runs[first][-1] == {"step": 5, "train/loss": 15}
+    assert server.last.defined == {"step": None, "*": "step"}
+    assert server.last.summary == {"final/miou": 0.5}
+    assert server.last.ended == [0]
+    written(tmp_path / "other", wandb=True)
+    assert len(server.runs) == 2
+
+
+class FakeMLflow:
+    def __init__(self, monkeypatch):
+        self.calls = []
+        monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        names = ("set_tracking_uri", "set_experiment", "log_params", "log_metrics", "log_image", "end_run")
+        functions = {
+            name: lambda *args, _name=name, **options: self.calls.append((_name, args, options)) for name in names
+        }
+        fake(monkeypatch, "mlflow", start_run=self.start_run, **functions)
+
+    def start_run(self, run_id, run_name):
+        self.calls.append(("start_run", (run_id, run_name), {}))
+        return types.SimpleNamespace(info=types.SimpleNamespace(run_id=run_id or "abc"))
+
+    def of(self, name):
+        return [(args, options) for called, args, options in self.calls if called == name]
+
+
+def test_mlflow_goes_on_with_the_same_run(tmp_path, monkeypatch):
+    server = FakeMLflow(monkeypatch)
+    written(tmp_path / "mine", mlflow=True)
+    assert server.of("set_tracking_uri")[0] == ((f"{(tmp_path / 'mlruns').as_uri()}",), {})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+    RunLog(tmp_path / "mine", 5, LoggingConfig(mlflow=True), {})
+    assert len(server.of("set_tracking_uri")) == 2
+    del server.calls[-2:]
+    assert server.of("set_experiment")[0] == (("segtrain",), {})
+    assert [args for args, _ in server.of("start_run")] == [(None, "mine"), ("abc", None)]
+    assert server.of("log_params") == [((HYPERPARAMETERS,), {})]  # once: they cannot change
+    metrics = server.of("log_metrics")
+    assert metrics[0][1] == {"step": 1}
+    assert metrics[-2] == (({"train/loss": 15},), {"step": 5})
+    assert metrics[-1] == (({"final/miou": 0.5},), {})
+    assert server.of("log_image")[0][0][1] == "val/confusion_0000003.png"
+    assert [args for args, _ in server.of("end_run")] == [("KILLED",), ("FINISHED",)]
+
+
+def test_names_that_mlflow_would_refuse(tmp_path, monkeypatch):
+    server = FakeMLflow(monkeypatch)
+    record = RunLog(tmp_path, 0, LoggingConfig(mlflow=True), {})
+    record.scalars(1, {"val_iou/car (parked)": 0.5})
+    assert server.of("log_metrics")[0][0] == ({"val_iou/car _parked_": 0.5},)
+
+
+@pytest.mark.parametrize(("name", "package"), [("wandb", "wandb"), ("mlflow", "mlflow-skinny")])
+def test_a_missing_package_stops_before_the_run(segtrain, monkeypatch, name, package, tmp_path):
+    monkeypatch.setitem(sys.modules, name, None)
+    refused(
+        segtrain("train", "experiment=toy", f"logging.{name}=true"), f"logging.{name}=true", f"pip install {package}"
+    )
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UsageError):
+        LoggingConfig(**{name: True}).check()
+    fake(monkeypatch, name)
+    LoggingConfig(**{name: True}).check()
+
+
+# ------------------------------------------------------------------------------------------------ progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_bar_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    progress = Progress("reading", 4)
+    assert progress.bar is not None
+    for done in (1, 3, 4):
+        progress.show(done)
+    shown = sys.stderr.getvalue()
+    assert "reading:" in shown
+    assert "\r" in shown
+    assert progress.bar.n == 4
+    assert progress.bar.disable  # closed
+    assert capsys.readouterr().out == ""
+
+
+def test_plain_lines_in_a_log(monkeypatch, capsys):
+    clock = iter([0.0, 1.0, 10.0, 15.0, 20.0])
+    monkeypatch.setattr(log.time, "monotonic", lambda: next(clock))
+    progress = Progress("reading", 40)
+    for done in (2, 20, 30, 40):
+        progress.show(done)
+    answer = capsys.readouterr()
+    assert answer.out.splitlines() == ["reading: 20 of 40, 10 s left", "reading: 40 of 40, 0 s left"]
+    assert answer.err == ""
+
+
+def test_one_of_several_processes_draws_the_bar(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert Progress("reading", 4).bar is None
+    monkeypatch.setenv("RANK", "0")
+    progress = Progress("reading", 4)
+    assert progress.bar is not None
+    progress.close()
+    assert log.bars == []
+
+
+def test_bars_close_on_their_own(monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", Terminal())
+        first, second = Progress("reading", 4), Progress("reading", 4)
+    Progress("reading", 4).close()  # has none, and leaves those of others
+    assert len(log.bars) == 2
+    second.close()
+    second.close()
+    assert [bar is first.bar for bar in log.bars] == [True]
+    first.close()
+    assert log.bars == []

@@ -1,0 +1,165 @@
+"""torch.compile of whole networks: one graph, the model's own numbers, no more kept for backward."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from segtrain.config import ModelConfig
+from segtrain.errors import UsageError
+from segtrain.models import build_model, compiled, parallel
+from segtrain.models.blocks import NORMS, IdentityResidualBlock, Norm, ResidualBlock, Stage, stage
+from segtrain.models.memory import kept_bytes
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """No graphs of another test."""
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)  # pytest would ask it for everything
+    torch.compiler.reset()
+    counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+def step(model, call, x):
+    """Loss, gradients and buffers after a step on x, dropout seeded; and what it kept."""
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(3)
+    out = []
+    kept = kept_bytes(lambda: out.append(call(x)) or out[0])
+    loss = out[0].float().square().mean() if out[0].dtype == torch.bfloat16 else out[0].square().mean()
+    loss.backward()
+    found = {"loss": loss.detach(), "out": out[0].detach()}
+    found |= {name: parameter.grad for name, parameter in model.named_parameters()}
+    return found | {name: buffer.clone() for name, buffer in model.named_buffers()}, kept
+
+
+def check(model, compile_, x, tolerance, modes=(True, True, False)):
+    """Training steps (True) and evaluations by a model and its compiled copy. Returns the bytes that each kept."""
+    twin = copy.deepcopy(model)
+    keys = list(model.state_dict())
+    graph = compile_(twin)
+    kept = (0, 0)
+    for training in modes:
+        model.train(training)
+        twin.train(training)
+        before = x.clone()
+        if training:
+            (want, plain), (found, ours) = step(model, model, x), step(twin, graph, x)
+            kept = ours, plain
+        else:
+            with torch.no_grad():
+                want, found = {"out": model(x)}, {"out": graph(x)}
+        assert torch.equal(x, before)
+        assert want.keys() == found.keys()
+        for name, a in want.items():
+            if a.is_floating_point():
+                assert (found[name] - a).norm() <= tolerance * (a.norm() + 1e-6), name
+            else:
+                assert torch.equal(found[name], a), name
+    assert list(twin.state_dict()) == keys
+    assert counters["stats"]["unique_graphs"] == len(set(modes))  # none in pieces, and none twice
+    return kept
+
+
+def blocks(norm, first=4, **options):
+    """A block of each kind, one with dropout: (N, first, H, W) -> (N, 12, H / 2, W / 2)."""
+    layers = Norm(norm, **options)
+    return stage(
+        IdentityResidualBlock(first, (4, 4), layers, dropout=0.3),
+        IdentityResidualBlock(4, (4, 4, 8), layers, stride=2, groups=2),
+        ResidualBlock(8, (8, 8), layers),
+        ResidualBlock(8, (4, 4, 12), layers, dilation=2),
+    )
+
+
+def traced(model):
+    return torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
+
+
+def test_blocks_as_one_graph():
+    torch.manual_seed(0)
+    model = blocks("inplace_abn").double().to(memory_format=torch.channels_last)
+    ours, plain = check(model, traced, torch.randn(2, 4, 6, 8, dtype=torch.double), 1e-12)
+    assert ours <= 1.05 * plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"norm": norm} for norm in NORMS if norm != "inplace_abn"),
+        {"norm": "inplace_abn", "variant": "two", "activation": "elu"},
+        {"norm": "inplace_abn", "scale": "signed"},
+    ],
+    ids=lambda options: "-".join(options.values()),
+)
+def test_blocks_of_every_norm_as_one_graph(options):
+    torch.manual_seed(0)
+    model = blocks(**options).double().to(memory_format=torch.channels_last)
+    ours, plain = check(model, traced, torch.randn(2, 4, 6, 8, dtype=torch.double), 1e-12, modes=(True,))
+    assert ours <= 1.05 * plain
+
+
+@pytest.mark.slow
+def test_blocks_under_autocast_as_one_graph():
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        check(blocks("inplace_abn"), traced, torch.randn(2, 4, 6, 8), 2e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "backbone", ["resnet18", "resnet34", "resnet50", "resnet101", "resnext50", "resnext101", "wider_resnet38"]
+)
+def test_every_backbone_is_one_graph(backbone):
+    torch.manual_seed(0)
+    model = build_model(backbone, num_classes=3, output_stride=16, head_channels=4)
+    for part in model.modules():
+        if isinstance(part, Stage):
+            del part[2:]  # the blocks after the second are the second's kind
+    model = model.double().to(memory_format=torch.channels_last)
+    ours, plain = check(model, traced, torch.randn(2, 3, 32, 48, dtype=torch.double), 1e-11, modes=(True,))
+    assert ours <= 1.05 * plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["inplace_abn", "batch_norm"])
+def test_the_compiled_code_gives_the_models_numbers(norm):
+    """By inductor and its C++; the masks of dropout too."""
+    torch.manual_seed(0)
+    model = blocks(norm)[:2].double().to(memory_format=torch.channels_last)
+    x = torch.randn(2, 4, 6, 8, dtype=torch.double)
+    ours, plain = check(model, lambda m: compiled(m, ModelConfig(norm=norm), CPU), x, 1e-9, modes=(True, True))
+    assert ours <= 1.05 * plain
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "words"),
+    [
+        ({}, "cuda", "tested on the CPU only, not on cuda"),
+        ({"recompute": "blocks"}, "cpu", "model.recompute=blocks must be none"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused_with_the_reason(options, device, words):
+    with pytest.raises(UsageError, match=f"trainer.compile=true is not possible: .*{words}"):
+        compiled(nn.Conv2d(1, 1, 1), ModelConfig(**options), torch.device(device))
+
+
+def test_compilation_is_refused_without_a_compiler_its_headers_or_alone(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UsageError, match="no C\\+\\+ compiler 'no-such-compiler' .*apt install g"):
+        compiled(nn.Conv2d(1, 1, 1), ModelConfig(), CPU)
+    monkeypatch.setenv("CXX", "true")
+    monkeypatch.setattr(parallel.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(UsageError, match="Python.h .*python3-dev"):
+        compiled(nn.Conv2d(1, 1, 1), ModelConfig(), CPU)
+    monkeypatch.setattr(parallel, "group_or_none", lambda group: object())
+    with pytest.raises(UsageError, match="works in one process"):
+        compiled(nn.Conv2d(1, 1, 1), ModelConfig(), CPU)
