@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import os
+import shutil
 import sys
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
-    """The folder of the compiled In-Place ABN libraries, shared by all tests and processes: building takes seconds."""
+    """The folder of the compiled In-Place ABN libraries, copied to every test's cache, shared by the processes."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -55,12 +56,15 @@ def elsewhere(tmp_path, tmp_path_factory, monkeypatch, compiled):
     """Every test works in an empty folder, with a cache of its own and no data but what it makes."""
     monkeypatch.chdir(tmp_path)
     cache = tmp_path_factory.mktemp("cache")
-    (cache / "abn").symlink_to(compiled)
+    shutil.copytree(compiled, cache / "abn", copy_function=os.link)
     monkeypatch.setenv("SEGTRAIN_CACHE", str(cache))
     monkeypatch.delenv("SEGTRAIN_DATA", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     threads, backbones = torch.get_num_threads(), set(BACKBONES)
     yield
+    for library in (cache / "abn").glob("*.so"):
+        with contextlib.suppress(FileExistsError):  # it was there, or another process was first
+            os.link(library, compiled / library.name)
     torch.set_num_threads(threads)  # sums, and so the bits of a training, depend on it
     for name in BACKBONES.keys() - backbones:  # a plugin is of the test that named it
         sys.modules.pop(BACKBONES.pop(name).__module__, None)

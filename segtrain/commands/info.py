@@ -33,13 +33,13 @@ def info(config: InfoConfig) -> None:
         f"torch        {torch.__version__} (CUDA {torch.version.cuda or 'none'}), torchvision {torchvision.__version__}"
     )
     say(f"CPU          {os.cpu_count()} cores, {torch.get_num_threads()} threads used")
-    cards = device.nvidia_cards()
-    for card in cards:
-        say(f"card         {card}")
-        say(f"             {device.advice(card)}")
-    if not cards:
+    gpus = device.nvidia_cards()
+    for gpu in gpus:
+        say(f"GPU          {gpu}")
+        say(f"             {device.advice(gpu)}")
+    if not gpus:
         say(
-            f"card         none found. For an NVIDIA card, Turing or newer, driver r{device.CUDA13_DRIVER} or newer: "
+            f"GPU          none found. For an NVIDIA GPU, Turing or newer, driver r{device.CUDA13_DRIVER} or newer: "
             "pip install '.[cuda13]'; an older one: torch<2.15 from https://download.pytorch.org/whl/cu126 "
             "first, then pip install '.[cuda12]'"
         )

@@ -8,7 +8,7 @@ from segtrain.console import say
 from segtrain.engine.blackbox import recorded
 from segtrain.engine.start import task_of
 from segtrain.errors import DataError
-from segtrain.scoring import figures as pictures
+from segtrain.scoring.figures import write_png
 from segtrain.weights import checkpoint
 
 
@@ -50,7 +50,7 @@ def replay(config: ReplayConfig) -> Path:
         rows.append(drawing)
     output = Path(config.output or folder / "replay")
     path = output / f"step_{config.step:07d}.png"
-    pictures.write_png(path, task.sheet(rows))
+    write_png(path, task.sheet(rows))
     print(path)
     return path
 

@@ -54,12 +54,12 @@ def verify_resume(config: VerifyConfig) -> None:
         raise NotProven(f"nothing proven: the kill came at step {reached}, not in an epoch and between two saves")
     say("training   again, from there")
     wait_for(start_training(words, output / "cut"), "the resumed run")
-    whole, cut = (checkpoint.load(output / name / "last.pt") for name in ("whole", "cut"))
-    differing = [key for key in EXPECTED if digest(whole.get(key)) != digest(cut.get(key))]
+    uninterrupted, resumed = (checkpoint.load(output / name / "last.pt") for name in ("whole", "cut"))
+    differing = [key for key in EXPECTED if digest(uninterrupted.get(key)) != digest(resumed.get(key))]
     for key in EXPECTED:
-        if key in whole:
+        if key in uninterrupted:
             differs = "  DIFFERS" if key in differing else ""
-            say(f"{key:<10} {digest(whole[key])[:16]} {digest(cut.get(key))[:16]}{differs}")
+            say(f"{key:<10} {digest(uninterrupted[key])[:16]} {digest(resumed.get(key))[:16]}{differs}")
     if differing:
         raise NotProven(f"NOT EXACT: {', '.join(differing)} of the resumed run differ from the uninterrupted one")
     print(
@@ -74,8 +74,8 @@ def schedule(batch_size: int, samples: int) -> tuple[int, int]:
             if all(save * every * batch_size % samples for save in saves):
                 return every, 3 * every
     raise UsageError(
-        f"trainer.batch_size={batch_size} divides the {samples} images, so that every step ends an epoch: choose "
-        "another batch size"
+        f"trainer.batch_size={batch_size} is a multiple of the {samples} images, so that every step ends an epoch: "
+        "choose another batch size"
     )
 
 

@@ -71,32 +71,51 @@ class Norm:
 def conv(in_channels: int, channels: int, size: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
     """Convolution without bias, padded so that stride 1 keeps height and width."""
     padding = (size // 2) * dilation
-    kind = SubsampledConv2d if size == 1 and stride > 1 and in_channels // groups < VECTOR else nn.Conv2d
+    kind = NarrowConv2d if size == 1 and stride > 1 and in_channels // groups < VECTOR else nn.Conv2d
     return kind(in_channels, channels, size, stride, padding, dilation, groups, bias=False)
 
 
-class SubsampledConv2d(nn.Conv2d):
-    """1x1 convolution with a stride and few input channels, whose backward on the CPU would corrupt the heap.
+class NarrowConv2d(nn.Conv2d):
+    """1x1 convolution without bias, with a stride and few input channels, which trains safely on the CPU.
 
-    torch 2.14.1 (oneDNN, AVX-512) writes past the end of a buffer there when the tensors are float32 in channels-last
-    memory with less than a vector of channels and about 40 pixels or more on a side. Picking the pixels before an
-    ordinary convolution avoids that kernel. Output and input gradient are equal to the bit (but for images of one
-    pixel), the weight's gradient to rounding, and to the bit up to 32x32 pixels of even extent. Everything else,
-    parameters and keys included, is Conv2d's.
+    torch 2.14.1 (oneDNN's jit_1x1:avx512_core) corrupts the heap in the weight gradient of such a convolution in
+    float32 and channels-last memory. Here that gradient is an ordinary 1x1 convolution's over the pixels that the
+    stride picks: equal to rounding. All else is Conv2d's to the bit, and so are parameters and keys.
     """
 
-    stands_for = nn.Conv2d  # for whoever asks for the exact type
+    stands_for = nn.Conv2d  # for code that asks for the exact type
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or not torch.is_grad_enabled():
+        if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        last = x.is_contiguous(memory_format=torch.channels_last)
-        picked = x[..., :: self.stride[0], :: self.stride[1]]
-        picked = picked.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-        return nn.functional.conv2d(picked, self.weight, self.bias, groups=self.groups)
+        z: Tensor = NarrowConvolution.apply(x, self.weight, self.stride, self.groups)
+        return z
 
     def _get_name(self) -> str:
         return "Conv2d"
+
+
+class NarrowConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], groups: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.groups = stride, groups
+        return nn.functional.conv2d(x, weight, None, stride, groups=groups)
+
+    @staticmethod
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        gradient = torch.ops.aten.convolution_backward
+        rest = [0, 0], [1, 1], False, [0, 0], ctx.groups
+        dx = dweight = None
+        if ctx.needs_input_grad[0]:
+            dx = gradient(dz, x, weight, [0], ctx.stride, *rest, [True, False, False])[0]
+        if ctx.needs_input_grad[1]:
+            last = x.is_contiguous(memory_format=torch.channels_last)
+            picked = x[..., :: ctx.stride[0], :: ctx.stride[1]]
+            picked = picked.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+            dweight = gradient(dz, picked, weight, [0], [1, 1], *rest, [False, True, False])[1]
+        return dx, dweight, None, None
 
 
 class IdentityResidualBlock(nn.Module):

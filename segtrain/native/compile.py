@@ -3,11 +3,12 @@
 They leave OpenMP's symbols open, so that these resolve to the pool torch has loaded: one pool, and forked loader
 workers survive.
 
-    SEGTRAIN_CACHE   where the libraries are kept (default ~/.cache/segtrain); `abn` below it
+    SEGTRAIN_CACHE   where the libraries are kept (default ~/.cache/segtrain); `abn` below it, see folders.py
     SEGTRAIN_NATIVE  native (default: all this CPU has) | avx2 | baseline | off
     CXX              the compiler (default: g++, clang++ or c++, whichever is found first)
 """
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -15,9 +16,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
 from importlib import metadata
 from pathlib import Path
+
+from segtrain.native.folders import folder_for, refusal_of_file, refusal_of_folder
 
 INSTRUCTIONS = {
     "native": ["-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"],
@@ -54,13 +56,6 @@ def cpu_features() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
 
 
-def folders() -> list[Path]:
-    """Where a library may lie, the wanted place first."""
-    wanted = Path(os.environ.get("SEGTRAIN_CACHE") or "~/.cache/segtrain").expanduser() / "abn"
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    return [wanted, Path(tempfile.gettempdir()) / f"segtrain-{user}" / "abn"]
-
-
 def library_path(name: str, what: str, sources: list[Path], defines: list[str]) -> Path:
     """The library made of `sources` (the last one is compiled, the others are included), built if not there yet.
 
@@ -75,32 +70,19 @@ def library_path(name: str, what: str, sources: list[Path], defines: list[str]) 
     version = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=True).stdout
     key = repr((source, command, version, cpu_features(), platform.machine(), metadata.version("torch")))
     name = f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    for folder in folders():
-        if (folder / name).exists() and owned(folder):
-            return folder / name
-    for folder in folders():
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as work:
-                built = build(command, sources[-1], what, Path(work))
-                built.replace(folder / name)
-        except (PermissionError, FileExistsError, NotADirectoryError, OSError) as error:
-            if isinstance(error, subprocess.SubprocessError) or folder == folders()[-1]:
-                raise
-            warnings.warn(
-                f"segtrain: {folder} cannot be written ({error.strerror}); the compiled library goes to "
-                f"{folders()[-1]} instead. SEGTRAIN_CACHE=FOLDER chooses another place.",
-                stacklevel=2,
-            )
-            continue
-        if owned(folder):
-            return folder / name
-    raise OSError(f"{folders()[-1]} belongs to somebody else")
+    library = folder_for("abn") / name
+    if not library.exists() or refusal_of_file(library):
+        with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as work:
+            build(command, sources[-1], what, Path(work)).replace(library)
+    return library
 
 
-def owned(folder: Path) -> bool:
-    """Whether nobody else can have put a library there: what lies there is loaded and run."""
-    return not hasattr(os, "getuid") or folder.stat().st_uid in (os.getuid(), 0)
+def open_library(path: Path) -> ctypes.CDLL:
+    """The loaded library, which is checked once more. OSError where somebody else can have written it."""
+    reason = refusal_of_file(path) or refusal_of_folder(path.parent)
+    if reason:
+        raise OSError(f"{path} is not loaded: {reason}")
+    return ctypes.CDLL(str(path))
 
 
 def build(command: list[str], source: Path, what: str, work: Path) -> Path:

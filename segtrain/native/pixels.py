@@ -31,7 +31,7 @@ def library(loop: str) -> Any:
         try:
             source = Path(__file__).with_suffix(".cpp")
             path = compiling.library_path(loop, f"the loop {loop}", [source], [f"-D{loop.upper()}"])
-            found = ctypes.CDLL(str(path))
+            found = compiling.open_library(path)
             getattr(found, loop).argtypes, getattr(found, loop).restype = arguments, None
             return found
         except (OSError, subprocess.SubprocessError) as error:

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a run needs to go on, or a result needs to be used, in one file of plain tensors."""
+"""Checkpoints: all that is needed to resume a run or to use its result, in one file of tensors and plain values."""
 
 import errno
 import io
@@ -19,12 +19,11 @@ KIND = "segtrain checkpoint"
 
 
 class Damaged(DataError):
-    """A file that was a checkpoint, or was about to become one: cut short, or with blocks that are not what was
-    written."""
+    """A checkpoint that is cut short or has changed since it was written."""
 
 
 class Foreign(DataError):
-    """A whole file, but none that `save` wrote."""
+    """An intact file that `save` did not write."""
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -35,13 +34,15 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read what `save` wrote, on the CPU. Never runs code from the file. DataError for any other file:
-    Damaged, Foreign, or of a later format."""
+    """Read a file that `save` wrote onto the CPU, without running code from it.
+
+    UsageError if it does not exist; DataError for any other file: Damaged, Foreign, or one of another format.
+    """
     if not path.is_file():
         raise UsageError(f"no checkpoint file {path}; a run keeps its own as runs/<name>/last.pt and best.pt")
     other = f"{path} is not a checkpoint that segtrain wrote"
     try:
-        if zipfile.is_zipfile(path):  # torch itself does not look at the sums that it writes
+        if zipfile.is_zipfile(path):  # torch writes check sums but does not verify them
             with zipfile.ZipFile(path) as archive:
                 wrong = archive.testzip()
             if wrong is not None:
@@ -51,7 +52,7 @@ def load(path: Path) -> dict[str, Any]:
         raise Foreign(f"{other}: it holds objects that could run code, which are never loaded") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EIO, errno.EINVAL):
-            raise  # the disk's trouble of the moment, not the file's
+            raise  # a fault of the disk, not of the file
         reason = str(error).partition("\n")[0] or "it ends too early"
         raise Damaged(f"{path} is damaged or cut short ({reason}): use another copy") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
@@ -95,12 +96,12 @@ def load_strict(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) 
 
 
 def numbered(folder: Path) -> list[Path]:
-    """step_<n>.pt of a run, the newest first."""
+    """The files step_<n>.pt of a run, the newest first."""
     return sorted(folder.glob("step_*.pt"), reverse=True)
 
 
 def newest(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint of a run that can be read, None where there is none. Damaged if none can be read."""
+    """The newest readable checkpoint of a run; None if there are no checkpoints. Damaged if none is readable."""
     first: Damaged | None = None
     for path in (folder / "last.pt", *numbered(folder)):
         if not path.exists():

@@ -14,7 +14,7 @@ from segtrain.weights.matching import norm_layers
 from segtrain.weights.transfer import load_weights
 from tests.helpers.networks import hollow, lived_in, meta, with_leaky_relu
 from tests.helpers.runs import small_run
-from tests.helpers.weights import network, picture, saved
+from tests.helpers.weights import images, network, saved
 
 
 def test_torchvision_there_and_back(segtrain, tmp_path):
@@ -42,8 +42,8 @@ def test_official_weights_as_torchvisions(segtrain, tmp_path):
     theirs = torchvision.models.resnet18()
     theirs.load_state_dict(torch.load(tmp_path / "b.pth", weights_only=True)["state_dict"], strict=False)
     with torch.no_grad():
-        found = with_leaky_relu(theirs).eval()(picture())
-        torch.testing.assert_close(found, ours(picture()), rtol=1e-5, atol=1e-5)
+        found = with_leaky_relu(theirs).eval()(images())
+        torch.testing.assert_close(found, ours(images()), rtol=1e-5, atol=1e-5)
 
 
 def test_a_body_alone_is_converted(tmp_path, segtrain):
@@ -74,7 +74,7 @@ def test_what_norms_are_is_assumed_aloud_and_can_be_said(segtrain, tmp_path):
     report = load_weights(tmp_path / "y.safetensors", ours)
     assert not report.notes
     with torch.no_grad():
-        assert torch.equal(ours(picture()), theirs(picture()))
+        assert torch.equal(ours(images()), theirs(images()))
 
 
 @pytest.mark.parametrize("name", ["y.pth", "y.pth.tar", "y.safetensors"])

@@ -58,12 +58,12 @@ def test_a_line_for_every_run_the_newest_last(segtrain, tmp_path):
 
 def test_the_state_file_has_the_last_word(tmp_path):
     root = tmp_path / "runs"
-    told = {"step": 12, "max_steps": 900, "reason": ""}
+    status = {"step": 12, "max_steps": 900, "reason": ""}
     now = time.time()
-    make(root, "alive", max_steps=None, steps=9, state=told | {"state": "running", "heartbeat": now - 30})
-    make(root, "dead", steps=9, age=1, state=told | {"state": "running", "heartbeat": now - 900})
-    make(root, "ill", steps=9, state=told | {"state": "failed", "heartbeat": now, "reason": "the loss is nan"})
-    make(root, "done", evaluation=900, steps=9, state=told | {"step": 900, "state": "finished", "heartbeat": 0})
+    make(root, "alive", max_steps=None, steps=9, state=status | {"state": "running", "heartbeat": now - 30})
+    make(root, "dead", steps=9, age=1, state=status | {"state": "running", "heartbeat": now - 900})
+    make(root, "ill", steps=9, state=status | {"state": "failed", "heartbeat": now, "reason": "the loss is nan"})
+    make(root, "done", evaluation=900, steps=9, state=status | {"step": 900, "state": "finished", "heartbeat": 0})
     found = listed(tmp_path)
     assert {name: row.state for name, row in found.items()} == {
         "alive": "running", "dead": "stopped", "ill": "failed", "done": "finished",

@@ -7,7 +7,7 @@ from segtrain.models import build_model
 PLAIN = {"norm": "batch_norm", "activation": "relu"}
 
 
-def picture(*size):
+def images(*size):
     return torch.randn(2, 3, *(size or (64, 64)), generator=torch.Generator().manual_seed(1))
 
 

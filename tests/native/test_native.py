@@ -1,8 +1,12 @@
 """The compiled CPU back end: building, caching, and living beside torch's own threads."""
 
 import os
+import shutil
+import stat
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ import torch
 from segtrain import abn
 from segtrain.abn.backends import native as native_ops
 from segtrain.native import compile as compiling
+from segtrain.native import folders
 from tests.helpers.checkout import environment
 
 pytestmark = pytest.mark.skipif(not compiling.compiler(), reason="no C++ compiler")
@@ -105,7 +110,8 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path):
     assert result.stdout.startswith("native\n")
     assert f"{tmp_path / 'file'}" in result.stderr
     assert "SEGTRAIN_CACHE=FOLDER chooses another place" in result.stderr
-    assert list((tmp_path / f"segtrain-{os.getuid()}" / "abn").iterdir())
+    assert f"go to {tmp_path}/segtrain-" in result.stderr
+    assert not list(tmp_path.glob("segtrain-*"))  # a folder of that process alone
 
 
 def test_the_key_tells_cpu_compiler_and_text_apart(monkeypatch, tmp_path):
@@ -155,3 +161,131 @@ def test_float64_and_other_types_are_served_by_something():
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         x = torch.randn(2, 3, 4, 4).to(dtype)
         assert abn.InPlaceABN(3).to(torch.float64 if dtype == torch.float64 else torch.float32)(x).dtype == dtype
+
+
+# ------------------------------------------------------------------------------------------- whose code is loaded
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache, and no compiler but one that copies."""
+    monkeypatch.setenv("SEGTRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def build(command, source, what, work):
+        (work / "built.so").write_text("ours")
+        return work / "built.so"
+
+    monkeypatch.setattr(compiling, "build", build)
+    return tmp_path / "cache"
+
+
+def refused(cache, reason):
+    """The library goes to a private folder, and the warning names why."""
+    with pytest.warns(UserWarning, match=reason) as found:
+        library = native_ops.library_path(torch.float32)
+    assert "SEGTRAIN_CACHE=FOLDER chooses another place" in str(found[0].message)
+    assert cache not in library.parents
+    assert library.read_text() == "ours"
+    assert stat.S_IMODE(library.parent.stat().st_mode) == stat.S_IMODE(library.parents[1].stat().st_mode) == 0o700
+    return library
+
+
+def test_a_cache_is_made_for_its_user_only(cache):
+    library = native_ops.library_path(torch.float32)
+    assert library.parent == cache / "abn"
+    assert stat.S_IMODE(cache.stat().st_mode) == stat.S_IMODE(library.parent.stat().st_mode) == 0o700
+
+
+def test_no_predictable_folder_under_the_temporary_one_is_looked_at(cache, tmp_path):
+    first = native_ops.library_path(torch.float32)
+    planted = tmp_path / f"segtrain-{os.getuid()}" / "abn" / first.name
+    planted.parent.mkdir(parents=True)
+    planted.write_text("theirs")
+    first.unlink()
+    assert native_ops.library_path(torch.float32) == first
+    assert first.read_text() == "ours"
+    shutil.rmtree(cache)
+    cache.write_text("not a folder")
+    assert refused(cache, "cannot be written") != planted
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o777, 0o720, 0o1777])
+def test_a_folder_that_others_write_to_is_not_used(cache, mode):
+    first = native_ops.library_path(torch.float32)
+    first.write_text("theirs")
+    first.parent.chmod(mode)
+    refused(cache, rf"others can write to {first.parent} \(mode {mode:04o}\): chmod go-w")
+    with pytest.raises(OSError, match="is not loaded: others can write"):
+        compiling.open_library(first)
+
+
+def test_a_cache_that_others_write_to_is_not_used(cache):
+    native_ops.library_path(torch.float32)
+    cache.chmod(0o775)
+    refused(cache, rf"others can write to {cache} \(mode 0775\)")
+
+
+def test_the_default_cache_is_closed_to_others(monkeypatch, tmp_path):
+    monkeypatch.delenv("SEGTRAIN_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    default = tmp_path / ".cache" / "segtrain"
+    default.mkdir(parents=True)
+    default.chmod(0o775)
+    assert folders.folder_for("abn") == default / "abn"
+    assert stat.S_IMODE(default.stat().st_mode) == 0o700
+
+
+def test_links_are_not_followed(cache, tmp_path):
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    cache.mkdir(mode=0o700)
+    (cache / "abn").symlink_to(tmp_path / "theirs")
+    refused(cache, "is a symbolic link")
+    (cache / "abn").unlink()
+    library = native_ops.library_path(torch.float32)
+    library.rename(tmp_path / "elsewhere")
+    library.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="not a regular file"):
+        compiling.open_library(library)
+    assert native_ops.library_path(torch.float32) == library  # built again, over the link
+    assert not library.is_symlink()
+
+
+@pytest.mark.parametrize("whose", ["abn", "cache", "library"])
+def test_what_belongs_to_another_user_is_not_used(cache, whose, monkeypatch):
+    library = native_ops.library_path(torch.float32)
+    foreign = {"abn": library.parent, "cache": cache, "library": library}[whose]
+    lstat = Path.lstat
+
+    def other(self):
+        found = list(lstat(self))
+        if self == foreign:
+            found[stat.ST_UID] = 4711
+        return os.stat_result(found)
+
+    monkeypatch.setattr(Path, "lstat", other)
+    with pytest.raises(OSError, match=r"belongs to another user \(uid 4711\)"):
+        compiling.open_library(library)
+    if whose != "library":
+        refused(cache, rf"{foreign} belongs to another user \(uid 4711\)")
+    else:
+        library.write_text("theirs")
+        assert native_ops.library_path(torch.float32).read_text() == "ours"
+
+
+def test_a_file_that_others_write_to_is_built_again(cache):
+    library = native_ops.library_path(torch.float32)
+    library.write_text("theirs")
+    library.chmod(0o666)
+    with pytest.raises(OSError, match=r"others can write to it \(mode 0666\)"):
+        compiling.open_library(library)
+    assert native_ops.library_path(torch.float32).read_text() == "ours"
+
+
+def test_the_cupy_cache_is_a_checked_folder(cache, monkeypatch, tmp_path):
+    monkeypatch.delenv("CUPY_CACHE_DIR", raising=False)
+    cache.mkdir()
+    (cache / "cupy").mkdir()
+    (cache / "cupy").chmod(0o777)
+    with pytest.warns(UserWarning, match="others can write"):
+        assert folders.folder_for("cupy").parent.parent == tmp_path

@@ -17,7 +17,7 @@ from segtrain.weights.layouts import LAYOUTS, to_layout
 from segtrain.weights.matching import canonical, norm_layers
 from segtrain.weights.transfer import load_weights
 from tests.helpers.networks import lived_in, with_leaky_relu
-from tests.helpers.weights import PLAIN, network, picture, saved
+from tests.helpers.weights import PLAIN, images, network, saved
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,8 @@ def test_classifiers_give_the_same_logits(tmp_path, library, name):
     report = load_weights(saved(tmp_path / "x.pth", theirs.state_dict()), ours)
     assert report.ratio == 1 and not report.notes and report.rounding is None
     with torch.no_grad():
-        expected = theirs(picture())
-        torch.testing.assert_close(ours.eval()(picture()), expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
+        expected = theirs(images())
+        torch.testing.assert_close(ours.eval()(images()), expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
 
 
 def test_deeplabv3_gives_the_same_logits(tmp_path):
@@ -50,8 +50,8 @@ def test_deeplabv3_gives_the_same_logits(tmp_path):
     assert report.ratio == 1
     assert report.explained == {"a second head, used in training only": 7}
     with torch.no_grad():
-        expected = theirs(picture(72, 104))["out"]
-        torch.testing.assert_close(ours(picture(72, 104)), expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
+        expected = theirs(images(72, 104))["out"]
+        torch.testing.assert_close(ours(images(72, 104)), expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
 
 
 def bn_relu(channels):
@@ -132,22 +132,22 @@ def test_nvidias_deeplabv3plus_gives_the_same_logits(tmp_path, monkeypatch, city
     (note,) = report.notes
     assert "corners aligned" in note
     with torch.no_grad():
-        expected = theirs(picture(64, 96))
-        found = ours(picture(64, 96), upsample=False)
+        expected = theirs(images(64, 96))
+        found = ours(images(64, 96), upsample=False)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
     back = to_layout(LAYOUTS["nvidia_deeplabv3plus"], canonical(ours))
     assert back.keys() == {key for key in theirs.state_dict() if "num_batches" not in key}
     assert all(torch.equal(tensor, theirs.state_dict()[key]) for key, tensor in back.items())
 
 
-def test_into_in_place_abn_two_differences_are_told(tmp_path):
+def test_into_in_place_abn_two_differences_are_reported(tmp_path):
     theirs = lived_in(torchvision.models.resnet18()).float().eval()
     path = saved(tmp_path / "x.pth", theirs.state_dict())
     ours = build_classifier("resnet18", scale="signed").eval()
     report = load_weights(path, ours)
     with torch.no_grad():
-        leaky, published = with_leaky_relu(theirs)(picture()), theirs(picture())
-        found = ours(picture())
+        leaky, published = with_leaky_relu(theirs)(images()), theirs(images())
+        found = ours(images())
     assert (found - leaky).abs().max() < 1e-5 * leaky.abs().max()
     assert (found - published).abs().max() > 1e-3 * published.abs().max()
     assert report.rounding < 1e-5 and report.as_published > 1e-3
@@ -169,8 +169,8 @@ def test_layers_that_cannot_hold_negative_weights_refuse_them(tmp_path):
     assert report.notes == ["norm layers multiplied with the weight, here with |weight| + eps: converted"]
     assert report.as_published < 1e-5
     with torch.no_grad():
-        expected = positive(picture())
-        torch.testing.assert_close(ours(picture()), expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
+        expected = positive(images())
+        torch.testing.assert_close(ours(images()), expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
 
 
 def test_published_weights_are_the_same_under_batch_norm(tmp_path):
@@ -184,4 +184,4 @@ def test_published_weights_are_the_same_under_batch_norm(tmp_path):
         ours = network(**options).eval()
         load_weights(path, ours)
         with torch.no_grad():
-            torch.testing.assert_close(ours(picture()), theirs(picture()), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(ours(images()), theirs(images()), rtol=1e-5, atol=1e-5)

@@ -112,10 +112,10 @@ def test_imagenet_weights_of_wider_resnet38_go_into_both_forms(tmp_path):
     assert plus.explained == {"classifier of images": 2, "the head reads the sum before this norm": 4}
 
 
-def test_torchvisions_dilations_are_told(tmp_path):
+def test_torchvisions_dilations_are_reported(tmp_path):
     previous = {"backbone_options": {"first_dilation": "previous"}}
     theirs = hollow(meta(torchvision.models.segmentation.deeplabv3_resnet50, weights=None, weights_backbone=None))
     path = saved(tmp_path / "x.pth", theirs)
-    for options, told in (({}, True), (previous, False), (previous | {"output_stride": 16}, True)):
+    for options, noted in (({}, True), (previous, False), (previous | {"output_stride": 16}, True)):
         report = load_weights(path, meta(build_model, "resnet50", "deeplabv3_torchvision", 21, **PLAIN, **options))
-        assert any("{first_dilation:previous}" in note for note in report.notes) == told, options
+        assert any("{first_dilation:previous}" in note for note in report.notes) == noted, options

@@ -86,7 +86,7 @@ def test_torchvisions_names_carry_a_hash_that_is_checked(tmp_path, monkeypatch):
     assert read_weights(path).known["name"] == "torchvision_resnet18-f37072fd"
 
 
-def test_how_the_vistas_model_saw_its_pictures_is_told(tmp_path, monkeypatch):
+def test_how_the_vistas_model_normalised_its_images_is_reported(tmp_path, monkeypatch):
     ours = meta(build_model, "wider_resnet38", num_classes=65)
     path = saved(tmp_path / "x.pth", hollow(ours))
     known = next(one for one in known_files() if one["classes"] == 65)

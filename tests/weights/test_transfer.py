@@ -98,7 +98,7 @@ def test_a_taxonomy_of_ones_own(tmp_path):
     assert report.rows == ["3 classes in the file, 3 here: 1 rows of the classifier taken, 2 start anew (soil, sky)"]
     assert torch.equal(ours.cls.weight[1], theirs.cls.weight[0])
     assert torch.equal(ours.cls.weight[[0, 2]], fresh[[0, 2]])
-    # Without one, equal names; and the same classes are copied whole.
+    # Without one, equal names; and the same classes are copied as they are.
     report = load_weights(path, ours, table("sky", "Land", "sea"))
     assert "1 rows of the classifier taken, 2 start anew (sky, sea)" in report.rows[0]
     assert torch.equal(ours.cls.weight[1], theirs.cls.weight[1])
@@ -110,8 +110,8 @@ def test_classes_that_nobody_named_start_anew(tmp_path, segtrain, cityscapes):
     theirs, ours = network(classes=19), network(classes=19)
     before = ours.cls.weight.clone()
     report = load_weights(saved(tmp_path / "x.pth", theirs.state_dict()), ours, cityscapes)
-    (told,) = report.rows
-    assert told.startswith(
+    (line,) = report.rows
+    assert line.startswith(
         "the classifier's 19 rows start anew: the classes of the file's 19 rows are not known (`segt"
     )
     answer = segtrain("convert", "input=x.pth", "output=y.pth", "classes=cityscapes")

@@ -9,13 +9,13 @@ import importlib
 import importlib.util
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from segtrain.abn.backends.cupy_kernels import Kernel, instances, source
+from segtrain.native.folders import folder_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,9 +29,8 @@ def install_advice() -> str:
 
 def import_cupy() -> Any:
     """The cupy module, with its folder of compiled kernels set from SEGTRAIN_CACHE."""
-    if "cupy" not in sys.modules and os.environ.get("SEGTRAIN_CACHE"):
-        folder = Path(os.environ["SEGTRAIN_CACHE"]).expanduser() / "cupy"
-        os.environ.setdefault("CUPY_CACHE_DIR", str(folder))
+    if "cupy" not in sys.modules and os.environ.get("SEGTRAIN_CACHE") and "CUPY_CACHE_DIR" not in os.environ:
+        os.environ["CUPY_CACHE_DIR"] = str(folder_for("cupy"))
     return importlib.import_module("cupy")
 
 

@@ -48,7 +48,7 @@ def build_library(dtype: torch.dtype) -> Path:
 @functools.cache
 def load_library(dtype: torch.dtype) -> Any:
     """The library for a storage type, its argument types declared."""
-    library = ctypes.CDLL(str(build_library(dtype)))
+    library = compiling.open_library(build_library(dtype))
     p, n, d, i = ctypes.c_void_p, ctypes.c_long, ctypes.c_double, ctypes.c_int
     act = [i, d, d]
     for name, arguments in {
