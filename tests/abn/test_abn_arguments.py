@@ -84,7 +84,9 @@ def test_a_function_refuses_integers_and_halves_of_statistics(backend, function)
         function(torch.ones(2, 5, 3, dtype=torch.int64), **vectors(5))
     with pytest.raises(ValueError, match="both or neither"):
         function(torch.randn(2, 5, 3), **{**vectors(5), "running_var": None})
-    with pytest.raises(ValueError, match="running_mean is updated in training, but its channels share memory"):
+    with pytest.raises(
+        ValueError, match="running_mean is updated in training, but its 5 channels share memory: clone it"
+    ):
         function(torch.randn(2, 5, 3), **{**vectors(5), "running_mean": torch.zeros(1).expand(5)})
 
 

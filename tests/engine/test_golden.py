@@ -129,11 +129,11 @@ def losses_in_float64(*overrides):
     Four pictures a batch, because the pooled branch normalises one value a picture: of two only the sign is left, and
     what rounding makes different then grew to 1e-4 in 30 steps, in float64 too.
     """
-    config = segtrain.compose(
-        *golden.RECIPE, "model.head=deeplabv3", "optimizer.lr=0.002", f"trainer.max_steps={STEPS}", *overrides
-    )
-    torch.manual_seed(0)
     with golden.narrow():
+        config = segtrain.compose(
+            *golden.RECIPE, "model.head=deeplabv3", "optimizer.lr=0.002", f"trainer.max_steps={STEPS}", *overrides
+        )
+        torch.manual_seed(0)
         network = from_config(config.model, 19).double()
     norms = [module for module in network.modules() if isinstance(module, ABN)]
     with torch.no_grad():

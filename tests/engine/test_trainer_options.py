@@ -136,11 +136,11 @@ def test_what_is_recorded_of_the_machine(segtrain, words):
 @pytest.mark.parametrize(
     ("overrides", "words_"),
     [
-        (["trainer.precision=int8"], ["trainer.precision=int8", "fp32, bf16, fp16"]),
-        (["trainer.accumulation=0"], ["trainer.accumulation=0"]),
+        (["trainer.precision=int8"], ["trainer.precision must be one of fp32, bf16, fp16, got int8"]),
+        (["trainer.accumulation=0"], ["trainer.accumulation must be at least 1, got 0"]),
         (["trainer.max_steps=3", "trainer.hours=1"], ["trainer.max_steps=3", "trainer.hours=1"]),
-        (["trainer.ema_decay=1"], ["trainer.ema_decay=1"]),
-        (["trainer.parallel=tensor"], ["trainer.parallel=tensor", "ddp, fsdp"]),
+        (["trainer.ema_decay=1"], ["trainer.ema_decay must be greater than 0 and less than 1 or null, got 1"]),
+        (["trainer.parallel=tensor"], ["trainer.parallel must be one of ddp, fsdp, got tensor"]),
         (["trainer.parallel=fsdp", "trainer.ema_decay=0.9"], ["trainer.ema_decay=0.9", "trainer.parallel=ddp"]),
         (["trainer.parallel=fsdp", "trainer.precision=fp16"], ["trainer.precision=fp16"]),
         (["trainer.sync_group=some"], ["trainer.sync_group=some", "all, node"]),
@@ -148,7 +148,7 @@ def test_what_is_recorded_of_the_machine(segtrain, words):
         (["trainer.spike_factor=0.5"], ["trainer.spike_factor=0.5"]),
         (["trainer.batch_size=4", "trainer.accumulation=3"], ["trainer.batch_size=4", "trainer.accumulation=3", "6"]),
         (["trainer.batch_size=4", "trainer.accumulation=5"], ["need an image each"]),
-        (["loader.prefetch=0"], ["loader.prefetch=0"]),
+        (["loader.prefetch=0"], ["loader.prefetch must be at least 1, got 0"]),
     ],
 )
 def test_options_that_cannot_be(segtrain, words, overrides, words_):

@@ -95,8 +95,8 @@ def narrow():
 
 def train(root: Path, run: Path, *overrides: str) -> TrainConfig:
     """Trains by the recipe, with the scenes of `root`, which are drawn if missing."""
-    config = segtrain.compose(*RECIPE, f"dataset.root={root}", f"run={run}", *overrides)
     with narrow():
+        config = segtrain.compose(*RECIPE, f"dataset.root={root}", f"run={run}", *overrides)
         segtrain.train(config)
     return config
 

@@ -183,7 +183,7 @@ def cache(tmp_path, monkeypatch):
 def refused(cache, reason):
     """The library goes to a private folder, and the warning names why."""
     with pytest.warns(UserWarning, match=reason) as found:
-        library = native_ops.library_path(torch.float32)
+        library = native_ops.build_library(torch.float32)
     assert "SEGTRAIN_CACHE=FOLDER chooses another place" in str(found[0].message)
     assert cache not in library.parents
     assert library.read_text() == "ours"
@@ -192,18 +192,18 @@ def refused(cache, reason):
 
 
 def test_a_cache_is_made_for_its_user_only(cache):
-    library = native_ops.library_path(torch.float32)
+    library = native_ops.build_library(torch.float32)
     assert library.parent == cache / "abn"
     assert stat.S_IMODE(cache.stat().st_mode) == stat.S_IMODE(library.parent.stat().st_mode) == 0o700
 
 
 def test_no_predictable_folder_under_the_temporary_one_is_looked_at(cache, tmp_path):
-    first = native_ops.library_path(torch.float32)
+    first = native_ops.build_library(torch.float32)
     planted = tmp_path / f"segtrain-{os.getuid()}" / "abn" / first.name
     planted.parent.mkdir(parents=True)
     planted.write_text("theirs")
     first.unlink()
-    assert native_ops.library_path(torch.float32) == first
+    assert native_ops.build_library(torch.float32) == first
     assert first.read_text() == "ours"
     shutil.rmtree(cache)
     cache.write_text("not a folder")
@@ -212,7 +212,7 @@ def test_no_predictable_folder_under_the_temporary_one_is_looked_at(cache, tmp_p
 
 @pytest.mark.parametrize("mode", [0o770, 0o777, 0o720, 0o1777])
 def test_a_folder_that_others_write_to_is_not_used(cache, mode):
-    first = native_ops.library_path(torch.float32)
+    first = native_ops.build_library(torch.float32)
     first.write_text("theirs")
     first.parent.chmod(mode)
     refused(cache, rf"others can write to {first.parent} \(mode {mode:04o}\): chmod go-w")
@@ -221,7 +221,7 @@ def test_a_folder_that_others_write_to_is_not_used(cache, mode):
 
 
 def test_a_cache_that_others_write_to_is_not_used(cache):
-    native_ops.library_path(torch.float32)
+    native_ops.build_library(torch.float32)
     cache.chmod(0o775)
     refused(cache, rf"others can write to {cache} \(mode 0775\)")
 
@@ -242,18 +242,18 @@ def test_links_are_not_followed(cache, tmp_path):
     (cache / "abn").symlink_to(tmp_path / "theirs")
     refused(cache, "is a symbolic link")
     (cache / "abn").unlink()
-    library = native_ops.library_path(torch.float32)
+    library = native_ops.build_library(torch.float32)
     library.rename(tmp_path / "elsewhere")
     library.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="not a regular file"):
         compiling.open_library(library)
-    assert native_ops.library_path(torch.float32) == library  # built again, over the link
+    assert native_ops.build_library(torch.float32) == library  # built again, over the link
     assert not library.is_symlink()
 
 
 @pytest.mark.parametrize("whose", ["abn", "cache", "library"])
 def test_what_belongs_to_another_user_is_not_used(cache, whose, monkeypatch):
-    library = native_ops.library_path(torch.float32)
+    library = native_ops.build_library(torch.float32)
     foreign = {"abn": library.parent, "cache": cache, "library": library}[whose]
     lstat = Path.lstat
 
@@ -270,16 +270,16 @@ def test_what_belongs_to_another_user_is_not_used(cache, whose, monkeypatch):
         refused(cache, rf"{foreign} belongs to another user \(uid 4711\)")
     else:
         library.write_text("theirs")
-        assert native_ops.library_path(torch.float32).read_text() == "ours"
+        assert native_ops.build_library(torch.float32).read_text() == "ours"
 
 
 def test_a_file_that_others_write_to_is_built_again(cache):
-    library = native_ops.library_path(torch.float32)
+    library = native_ops.build_library(torch.float32)
     library.write_text("theirs")
     library.chmod(0o666)
     with pytest.raises(OSError, match=r"others can write to it \(mode 0666\)"):
         compiling.open_library(library)
-    assert native_ops.library_path(torch.float32).read_text() == "ours"
+    assert native_ops.build_library(torch.float32).read_text() == "ours"
 
 
 def test_the_cupy_cache_is_a_checked_folder(cache, monkeypatch, tmp_path):
