@@ -288,7 +288,7 @@ def read_dataset_file(path: Path) -> Any:
         content: Any = OmegaConf.load(path)
         name = content.get("name")
         if name not in DATASET_CONFIGS:
-            raise UsageError(f"{path}: name: {name} is no dataset; there is {', '.join(DATASET_CONFIGS)}")
+            raise UsageError(f"{path}: name must be one of {', '.join(DATASET_CONFIGS)}, got {name}")
         return OmegaConf.merge(OmegaConf.structured(DATASET_CONFIGS[name]), content)
     except (YAMLError, OmegaConfBaseException, AttributeError) as error:
         raise UsageError(f"dataset={path}: {str(error).splitlines()[0]}") from error

@@ -15,7 +15,11 @@ MISSING_CHOICE = re.compile(
 )
 UNKNOWN_OVERRIDE = re.compile(r"Could not override '([^']+)'")
 UNKNOWN_KEY = re.compile(r"Key '(\w+)' (?:not in|is not in struct)[\s\S]*?full_key: ([\w.\[\]]+)")
-WRONG_TYPE = re.compile(r"full_key: ([\w.\[\]]+)")
+FULL_KEY = re.compile(r"full_key: ([\w.\[\]]+)")
+WRONG_TYPE = re.compile(
+    r"(?:Value '(.*)' of type .* could not be converted|Value '(.*)' is not a valid bool|Cannot convert '\w+' to string"
+    r"|Invalid (?:value|type) assigned)"
+)
 
 
 def explain(error: Exception, known: Mapping[str, Field[Any]], words: Sequence[str]) -> str:
@@ -32,30 +36,45 @@ def explain(error: Exception, known: Mapping[str, Field[Any]], words: Sequence[s
         return unknown_key(match[1], known)
     if match := UNKNOWN_KEY.search(text):
         return unknown_key(match[2], known) + where_in_yaml(match[2], words)
-    if match := WRONG_TYPE.search(text):
-        key = re.sub(r"\[\d+\]", "", match[1])
+    if match := FULL_KEY.search(text):
         about = [item for item in texts if "full_key" in item][-1].splitlines()
         first = next(line for line in about if not line.startswith("In '"))
-        item = known.get(key)
-        wanted = "" if item is None else f"; expected {type_name(item.type)}: {option_of(item).help}"
-        return f"{key}: {first[0].lower() + first[1:]}{wanted.removesuffix(': ')}" + where_in_yaml(key, words)
+        return wrong_value(re.sub(r"\[\d+\]", "", match[1]), first, known, words)
     return re.sub(r"\s+", " ", texts[0]) + f" (given: {' '.join(words) or 'no overrides'})"
+
+
+def wrong_value(key: str, first: str, known: Mapping[str, Field[Any]], words: Sequence[str]) -> str:
+    """The sentence for a value of another type. first: OmegaConf's own line about it."""
+    item = known.get(key)
+    if item is None:
+        return f"{key}: {first[0].lower() + first[1:]}" + where_in_yaml(key, words)
+    help_text = f" ({option_of(item).help})" if option_of(item).help else ""
+    match = WRONG_TYPE.match(first)
+    if match is None:
+        return f"{key}: {first[0].lower() + first[1:]}{help_text}" + where_in_yaml(key, words)
+    typed = [word.partition("=")[2] for word in words if word.lstrip("+").partition("=")[0] == key]
+    value = next(iter(typed[-1:]), match[1] or match[2])
+    found = "a value of another type" if value is None else f"'{value}'"
+    kind = type_name(item.type)
+    article = "a " if kind.startswith(("number", "whole", "list", "mapping")) else ""
+    return f"{key} must be {article}{kind}, got {found}{help_text}" + where_in_yaml(key, words)
 
 
 def unknown_choice(group: str, choice: str, choices: Sequence[str]) -> str:
     near = difflib.get_close_matches(choice, choices, 1)
-    meant = f"did you mean {group}={near[0]}? " if near else ""
+    meant = f"; did you mean {group}={near[0]}?" if near else "."
     can_add = any(key.startswith(f"{group}.") for key in GROUP_CHOICES)
-    own = " (parts of your own: plugins=[FILE])" if can_add else ""
-    return f"{group}={choice}: there is none of that name; {meant}There is {', '.join(choices)}{own}"
+    own = " (plugins=[FILE] adds your own)" if can_add else ""
+    return f"{group}={choice} does not exist{meant} Available: {', '.join(choices)}{own}"
 
 
 def unknown_key(key: str, known: Mapping[str, Field[Any]]) -> str:
-    near = difflib.get_close_matches(key, known, 1, 0.6)
+    near = [name for name in known if name.endswith(f".{key}")] or difflib.get_close_matches(key, known, 1, 0.6)
     prefix = key.rpartition(".")[0]
     siblings = [name for name in known if name.rpartition(".")[0] == prefix]
     listed = ", ".join(siblings or sorted({name.split(".")[0] for name in known}))
-    return f"there is no option {key}: {f'did you mean {near[0]}? ' if near else ''}There is {listed}"
+    meant = f"; did you mean {near[0]}?" if near else "."
+    return f"there is no option {key}{meant} Available: {listed}"
 
 
 def where_in_yaml(key: str, words: Sequence[str]) -> str:
