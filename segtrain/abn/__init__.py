@@ -11,10 +11,10 @@ import sys
 
 from segtrain.abn import functional as functions
 from segtrain.abn import modules, sync
-from segtrain.abn.checkpointing import recomputed_outputs
 from segtrain.abn.functional import abn, inplace_abn, inplace_abn_sync
 from segtrain.abn.modules import ABN, BatchNormAct, InPlaceABN, InPlaceABNSync, RecomputedABN
 from segtrain.abn.operators import describe_backend, use_backend
+from segtrain.abn.recipes import recomputed_outputs
 from segtrain.abn.sync import active_group, set_active_group
 
 __all__ = [

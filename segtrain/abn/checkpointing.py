@@ -2,32 +2,35 @@
 
 Both keep one full-size tensor, as In-Place ABN does: the input x (the standard way, figure 2b of the paper), or the
 normalised input written over x (the proposed one, figure 2c). It is the next layer that saves the output for backward,
-so what it saves has to be intercepted:
-
-    with recomputed_outputs():
-        logits = model(images)
-
-Without that, the layers give the same numbers and keep two tensors.
+so what it saves has to be intercepted, by `recomputed_outputs` in recipes.py. Without that, the layers give the same
+numbers and keep two tensors.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.multiprocessing.reductions import StorageWeakRef
 
+from segtrain.abn.autograd import (
+    Options,
+    affine,
+    as_type,
+    batch_statistics,
+    gradients,
+    kept_passes,
+    normalise,
+    weight_gradient,
+)
 from segtrain.abn.backends.aten import CODES, Activation
 from segtrain.abn.checks import check_input, check_overwritten, check_tensors
-from segtrain.abn.functional import Options, affine, as_type, batch_statistics, gradients, normalise, weight_gradient
+from segtrain.abn.recipes import watching
 
 KEEP = ("input", "normalised")
 ops = torch.ops.segtrain_abn
 
 
-class Recipe(NamedTuple):
+class Normalisation(NamedTuple):
     """How to compute an output again: act(scale * kept + shift)."""
 
     kept: Tensor
@@ -38,52 +41,6 @@ class Recipe(NamedTuple):
     def output(self) -> Tensor:
         z: Tensor = ops.normalise(self.kept, self.scale, self.shift, *self.activation, None)
         return z
-
-
-class Recipes:
-    """Recipes by the storage of their output; a freed output has none."""
-
-    def __init__(self) -> None:
-        self.known: dict[int, tuple[StorageWeakRef, Recipe]] = {}
-
-    def add(self, z: Tensor, recipe: Recipe) -> None:
-        self.known = {key: entry for key, entry in self.known.items() if not entry[0].expired()}
-        output = StorageWeakRef(z.untyped_storage())
-        self.known[output.cdata] = output, recipe
-
-    def find(self, t: Tensor) -> Recipe | None:
-        output, recipe = self.known.get(t.untyped_storage()._cdata, (None, None))
-        return None if output is None or output.expired() else recipe
-
-
-watching: list[Recipes] = []
-
-
-@contextmanager
-def recomputed_outputs() -> Iterator[None]:
-    """Inside it, outputs of `RecomputedABN` layers that other layers save for backward are computed again instead.
-
-    Autograd cannot detect that a tensor saved inside it is overwritten before backward.
-    """
-    recipes = Recipes()
-
-    def pack(t: Tensor) -> Tensor | Callable[[], Tensor]:
-        recipe = recipes.find(t)
-        if recipe is None:
-            return t
-        size, stride, offset = t.size(), t.stride(), t.storage_offset()
-        return lambda: recipe.output().as_strided(size, stride, offset)
-
-    def unpack(packed: Any) -> Tensor:
-        found: Tensor = packed if isinstance(packed, Tensor) else packed()
-        return found
-
-    watching.append(recipes)
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-            yield
-    finally:
-        watching.remove(recipes)
 
 
 class RecomputedABNFunction(torch.autograd.Function):
@@ -115,7 +72,7 @@ class RecomputedABNFunction(torch.autograd.Function):
         ctx.count = 0.0 if isinstance(count, Tensor) else count
         ctx.options = options
         for recipes in watching:
-            recipes.add(z, Recipe(kept.detach(), scale, shift, activation))
+            recipes.add(z, Normalisation(kept.detach(), scale, shift, activation))
         return z, (kept if keep == "normalised" and options.overwrite else None)
 
     @staticmethod
@@ -131,9 +88,8 @@ class RecomputedABNFunction(torch.autograd.Function):
             return (None,) * 7
         count = ctx.count if total is None else total
         needed = (*ctx.needs_input_grad[:3], False)
-        dx, dgamma, dbeta, _ = gradients(
-            kept, dz, None, (scale, shift), gamma, beta, rstd, center, inverse, count, options, needed
-        )
+        passes = kept_passes(kept, dz, center, inverse, options.activation, None, (scale, shift))
+        dx, dgamma, dbeta, _ = gradients(passes, dz, None, gamma, beta, rstd, count, options, needed)
         dweight = None if weight is None else weight_gradient(dgamma, weight, options.scale)
         dbias = None if bias is None else as_type(dbeta, bias.dtype)
         return dx, dweight, dbias, None, None, None, None

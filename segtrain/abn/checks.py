@@ -15,6 +15,7 @@ INVERTIBLE = CODES
 ACTIVATIONS = (*INVERTIBLE, "relu")
 VARIANTS = ("one", "two")
 SCALES = ("abs", "signed")
+KEEPS = ("exact", "8bit", "4bit")
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 NAMES = ("weight", "bias", "running_mean", "running_var")
 

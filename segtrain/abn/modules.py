@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segtrain.abn.autograd import Options
 from segtrain.abn.backends.aten import Activation
 from segtrain.abn.checkpointing import KEEP, recomputed_abn
 from segtrain.abn.checks import (
     ACTIVATIONS,
+    KEEPS,
     SCALES,
     VARIANTS,
     check_reference_dtypes,
@@ -21,7 +23,7 @@ from segtrain.abn.checks import (
     one_of,
     recomputing,
 )
-from segtrain.abn.functional import Options, abn, activate, inplace_abn, inplace_abn_sync
+from segtrain.abn.functional import abn, activate, inplace_abn, inplace_abn_sync
 from segtrain.abn.sync import group_or_none
 
 
@@ -132,12 +134,18 @@ class InPlaceABN(ABN):
     overwrite=False writes elsewhere and, like the in-place form, keeps the output only. A shortcut is not overwritten;
     it is kept for backward too.
     variant: "one" | "two" of the paper, sections 3.2 and 3.3.
+    keep: "exact", or "8bit" | "4bit", see `inplace_abn`.
     """
 
-    def __init__(self, *args: Any, overwrite: bool = True, variant: str = "one", **options: Any) -> None:
+    keep = "exact"  # of layers pickled before there was a choice
+
+    def __init__(
+        self, *args: Any, overwrite: bool = True, variant: str = "one", keep: str = "exact", **options: Any
+    ) -> None:
         super().__init__(*args, **options)
         self.overwrite = overwrite
         self.variant = one_of("variant", variant, VARIANTS)
+        self.keep = one_of("keep", keep, KEEPS)
 
     @staticmethod
     def check_activation(activation: str, param: float) -> None:
@@ -147,6 +155,7 @@ class InPlaceABN(ABN):
         return inplace_abn(
             x, self.weight, self.bias, *self.statistics(), self.eps, self.activation, self.activation_param,
             shortcut=shortcut, overwrite=self.overwrite, variant=self.variant, scale=self.scale,
+            keep=self.keep,
         )  # fmt: skip
 
 
@@ -170,6 +179,7 @@ class InPlaceABNSync(InPlaceABN):
         return inplace_abn_sync(
             x, self.weight, self.bias, *self.statistics(), self.eps, self.activation, self.activation_param, self.group,
             shortcut=shortcut, overwrite=self.overwrite, variant=self.variant, scale=self.scale,
+            keep=self.keep,
         )  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from segtrain.abn.functional import effective_scale
+from segtrain.abn.autograd import effective_scale
 from segtrain.config import ConvertConfig
 from segtrain.console import say
 from segtrain.data.dataset import published_tables

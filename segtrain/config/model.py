@@ -43,6 +43,9 @@ class ModelConfig(Group):
         "none", "what backward recomputes to save memory; norm_proposed is the paper's way",
         choices=("none", "norm", "norm_proposed", "blocks"),
     )  # fmt: skip
+    keep: str = option(
+        "exact", "form in which In-Place ABN keeps its outputs for backward", choices=("exact", "8bit", "4bit")
+    )
     weights: str = option(
         "none", "initial weights: checkpoint of a run, or published file", choices=("none",), other="FILE", path=True
     )
@@ -72,6 +75,10 @@ class ModelConfig(Group):
             self.recompute not in ("norm", "norm_proposed") or self.norm in ("abn", "batch_norm"),
             "model.recompute", self.recompute,
             f"it is the alternative to In-Place ABN, for model.norm=abn or batch_norm, not {self.norm}",
+        )  # fmt: skip
+        require(
+            self.keep == "exact" or in_place, "model.keep", self.keep,
+            f"In-Place ABN alone rebuilds its outputs, not {self.norm}; choose model.norm=inplace_abn",
         )  # fmt: skip
         require(
             self.scale == "abs" or self.norm in ("abn", "inplace_abn", "inplace_abn_sync"), "model.scale", self.scale,

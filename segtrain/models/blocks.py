@@ -2,13 +2,15 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from segtrain.abn import ABN, BatchNormAct, InPlaceABN, InPlaceABNSync, RecomputedABN
+from segtrain.abn import ABN, BatchNormAct, InPlaceABN, InPlaceABNSync, RecomputedABN, recomputed_outputs
+from segtrain.abn.recipes import derive, intercepting
 
 NORMS: dict[str, type[ABN]] = {
     "inplace_abn": InPlaceABN,
@@ -19,6 +21,11 @@ NORMS: dict[str, type[ABN]] = {
 }
 VECTOR = 16  # float32 in an AVX-512 register
 KEEP = {"norm": "input", "norm_proposed": "normalised"}  # model.recompute -> what a layer keeps
+
+
+def interception(recompute: str, keep: str) -> AbstractContextManager[object]:
+    """The context of a network's forward pass in which layers do not keep what can be computed again."""
+    return recomputed_outputs() if recompute in KEEP or keep != "exact" else nullcontext()
 
 
 class Norm:
@@ -37,13 +44,14 @@ class Norm:
         variant: str = "one",
         scale: str = "abs",
         recompute: str = "none",
+        keep: str = "exact",
     ) -> None:
         self.layer = NORMS[norm]
         self.activation = activation
         self.negative_slope = negative_slope
         self.options: dict[str, Any] = {"scale": scale}
         if issubclass(self.layer, InPlaceABN):
-            self.options["variant"] = variant
+            self.options |= {"variant": variant, "keep": keep}
         if norm.startswith("batch_norm"):
             self.options["scale"] = "signed"
         if norm == "batch_norm_sync":
@@ -118,6 +126,22 @@ class NarrowConvolution(torch.autograd.Function):
         return dx, dweight, None, None
 
 
+class ChannelDropout(nn.Dropout2d):
+    """nn.Dropout2d, bit for bit, whose output is not kept where its input can be computed again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not 0 < self.p < 1 or intercepting() is None:
+            return super().forward(x)
+        noise = torch.empty(*x.shape[:2], *(1,) * (x.dim() - 2), dtype=x.dtype, device=x.device)
+        noise.bernoulli_(1 - self.p).div_(1 - self.p)
+        out = x * noise
+        derive(x, out, lambda z: z * noise)
+        return out
+
+    def _get_name(self) -> str:
+        return "Dropout2d"
+
+
 class IdentityResidualBlock(nn.Module):
     """Pre-activation block of WideResNet-38 and ResNeXt: x + convs(act(norm(x))), nothing after the sum.
 
@@ -155,7 +179,7 @@ class IdentityResidualBlock(nn.Module):
                 ("conv3", conv(channels[1], channels[2], 1)),
             ]
         if dropout:
-            layers.insert(-1, ("dropout", nn.Dropout(dropout) if drops == "element" else nn.Dropout2d(dropout)))
+            layers.insert(-1, ("dropout", nn.Dropout(dropout) if drops == "element" else ChannelDropout(dropout)))
         self.convs = nn.Sequential(OrderedDict(layers))
         changes = stride != 1 or in_channels != channels[-1]
         self.proj_conv = conv(in_channels, channels[-1], 1, stride) if changes else None

@@ -40,6 +40,7 @@ def from_config(config: ModelConfig, num_classes: int) -> Segmenter | Classifier
         "norm_variant": config.norm_variant,
         "scale": config.scale,
         "recompute": config.recompute,
+        "keep": config.keep,
         "backbone_options": config.backbone_options,
     }
     model: Segmenter | Classifier
@@ -63,6 +64,7 @@ def build_model(
     norm_variant: str = "one",
     scale: str = "abs",
     recompute: str = "none",
+    keep: str = "exact",
     backbone_options: Mapping[str, Any] | None = None,
 ) -> Segmenter:
     """Build a freshly initialised segmentation network; under `torch.device("meta")` only its shapes.
@@ -72,13 +74,13 @@ def build_model(
     """
     refuse_unknown("head", head, [*HEADS, "classifier"])
     refuse_unknown("norm", norm, NORMS)
-    layers = Norm(norm, activation, negative_slope, norm_variant, scale, recompute)
+    layers = Norm(norm, activation, negative_slope, norm_variant, scale, recompute, keep)
     body = build_backbone(backbone, layers, output_stride, backbone_options or {})
     build = HEADS[head]
     more = {"low_channels": early_map(body, backbone, head)} if getattr(build, "takes_early_map", False) else {}
     in_channels = int(body.out_channels)  # type: ignore[arg-type]
     top = build(in_channels, head_channels, layers, output_stride, pooling_size, **more)
-    model = Segmenter(body, top, head_channels, num_classes, recompute)
+    model = Segmenter(body, top, head_channels, num_classes, recompute, keep)
     with torch.no_grad():
         initialise(model, negative_slope)
     return model
@@ -94,6 +96,7 @@ def build_classifier(
     norm_variant: str = "one",
     scale: str = "abs",
     recompute: str = "none",
+    keep: str = "exact",
     backbone_options: Mapping[str, Any] | None = None,
 ) -> Classifier:
     """Build a freshly initialised classification network; under `torch.device("meta")` only its shapes.
@@ -102,9 +105,9 @@ def build_classifier(
     Raises UsageError (a ValueError) for an unknown name, or an output stride other than 8, 16 or 32.
     """
     refuse_unknown("norm", norm, NORMS)
-    layers = Norm(norm, activation, negative_slope, norm_variant, scale, recompute)
+    layers = Norm(norm, activation, negative_slope, norm_variant, scale, recompute, keep)
     body = build_backbone(backbone, layers, output_stride, backbone_options or {})
-    model = Classifier(body, num_classes, recompute)
+    model = Classifier(body, num_classes, recompute, keep)
     with torch.no_grad():
         initialise(model, negative_slope)
     return model

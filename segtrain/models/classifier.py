@@ -1,12 +1,10 @@
 """Backbone, global average pool and linear classifier: the layout of the published ImageNet weights."""
 
 from collections import OrderedDict
-from contextlib import nullcontext
 
 from torch import Tensor, nn
 
-from segtrain.abn import recomputed_outputs
-from segtrain.models.blocks import KEEP
+from segtrain.models.blocks import interception
 from segtrain.models.segmenter import recompute_blocks
 
 
@@ -24,15 +22,15 @@ class Classifier(nn.Sequential):
     and with the prefix `body.` those of a Segmenter.
     """
 
-    def __init__(self, body: nn.Module, num_classes: int, recompute: str = "none") -> None:
+    def __init__(self, body: nn.Module, num_classes: int, recompute: str = "none", keep: str = "exact") -> None:
         super().__init__(OrderedDict(body.named_children()))
-        self.recompute = recompute
+        self.recompute, self.keep = recompute, keep
         recompute_blocks(self, recompute)
         fc = nn.Linear(body.out_channels, num_classes)  # type: ignore[arg-type]
         self.classifier = nn.Sequential(OrderedDict(avg_pool=GlobalAvgPool2d(), fc=fc))
         self.num_classes = num_classes
 
     def forward(self, x: Tensor) -> Tensor:
-        with recomputed_outputs() if self.recompute in KEEP else nullcontext():
+        with interception(self.recompute, self.keep):
             logits: Tensor = super().forward(x)
         return logits

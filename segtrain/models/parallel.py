@@ -24,6 +24,8 @@ def not_compilable(options: ModelConfig, device: torch.device) -> str:
         return "it works in one process, because a graph cannot hold what layers and DDP exchange: start one"
     if options.recompute != "none":
         return f"torch.compile plans what backward computes again: model.recompute={options.recompute} must be none"
+    if options.keep != "exact":
+        return f"a graph cannot hold the kept codes of model.keep={options.keep}: choose model.keep=exact"
     compiler = os.environ.get("CXX") or "g++"  # where torch looks
     if shutil.which(compiler) is None:
         return f"torch.compile found no C++ compiler {compiler!r} (Debian and Ubuntu: apt install g++; or set CXX)"

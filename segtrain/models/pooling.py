@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from segtrain.abn.backends.aten import is_dense
+from segtrain.abn.recipes import derive
 
 
 class MaxPoolFunction(torch.autograd.Function):
@@ -85,6 +86,7 @@ class MaxPool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = MaxPoolFunction.apply(x, self.size, self.stride, self.padding)
+        derive(x, out, lambda z: F.max_pool2d(z, self.size, self.stride, self.padding))
         return out
 
     def extra_repr(self) -> str:

@@ -1,12 +1,9 @@
 """Backbone, head and classifier put together: one class for every pixel."""
 
-from contextlib import nullcontext
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segtrain.abn import recomputed_outputs
-from segtrain.models.blocks import KEEP, Stage
+from segtrain.models.blocks import Stage, interception
 from segtrain.models.densenet import DenseModule
 
 
@@ -14,14 +11,20 @@ class Segmenter(nn.Module):
     """(N, 3, H, W) normalised RGB -> (N, num_classes, H, W) logits, upsampled bilinearly from the output stride.
 
     `upsample=False` returns the logits at that stride. The submodules are named body, head and cls, as in the released
-    checkpoints. recompute: as in ModelConfig.
+    checkpoints. recompute, keep: as in ModelConfig.
     """
 
     def __init__(
-        self, body: nn.Module, head: nn.Module, head_channels: int, num_classes: int, recompute: str = "none"
+        self,
+        body: nn.Module,
+        head: nn.Module,
+        head_channels: int,
+        num_classes: int,
+        recompute: str = "none",
+        keep: str = "exact",
     ) -> None:
         super().__init__()
-        self.recompute = recompute
+        self.recompute, self.keep = recompute, keep
         recompute_blocks(body, recompute)
         self.body = body
         self.head = head
@@ -29,7 +32,7 @@ class Segmenter(nn.Module):
         self.cls = nn.Conv2d(head_channels, num_classes, 1, bias=getattr(head, "classifier_bias", True))
 
     def forward(self, x: Tensor, upsample: bool = True) -> Tensor:
-        with recomputed_outputs() if self.recompute in KEEP else nullcontext():
+        with interception(self.recompute, self.keep):
             logits: Tensor = self.cls(self.head(self.body(x)))
         if not upsample:
             return logits

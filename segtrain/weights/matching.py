@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segtrain.abn import ABN, BatchNormAct
-from segtrain.abn.functional import effective_scale
+from segtrain.abn.autograd import effective_scale
 from segtrain.errors import DataError
 from segtrain.models import Classifier, Segmenter
 from segtrain.weights.files import WeightsFile

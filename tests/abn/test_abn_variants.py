@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segtrain import abn
 from segtrain.abn import ABN, BatchNormAct, InPlaceABN, RecomputedABN, operators, recomputed_outputs
-from segtrain.abn.functional import effective_scale
+from segtrain.abn.autograd import effective_scale
 from segtrain.models import build_model
 from segtrain.models.blocks import Norm, ResidualBlock
 from tests.helpers.networks import kept_bytes

@@ -1,7 +1,8 @@
-"""The primitives compiled for the CPU from kernels/abn_cpu.cpp, at first use, where a C++ compiler is found.
+"""The primitives compiled for the CPU from kernels/abn_cpu.cpp, at first use, where a C++ compiler is found; and the
+functions of coded maps from kernels/abn_codes_cpu.cpp, where they are used.
 
 One small library per storage type, built by segtrain/native/compile.py, where the environment variables are. The same
-functions as in aten.py.
+functions as in aten.py and codes.py.
 """
 
 import ctypes
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from segtrain.abn.backends.aten import CODES, Activation, layout, statistics_dtype
+from segtrain.abn.backends.codes import Coded
 from segtrain.native import compile as compiling
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -36,29 +38,54 @@ def available() -> str:
     return reason
 
 
-def build_library(dtype: torch.dtype) -> Path:
-    """The library for a storage type, built if it is not there yet."""
+def build_library(dtype: torch.dtype, source: str = "abn_cpu.cpp") -> Path:
+    """The library of a source for a storage type, built if it is not there yet."""
     kind = TYPES[dtype]
-    name = f"abn-{kind.lstrip('_')}"
-    what = f"the In-Place ABN kernels for this CPU ({kind})"
-    sources = [KERNELS / "abn_math.h", KERNELS / "abn_cpu.cpp"]
+    coded = "codes" in source
+    name = f"{'codes' if coded else 'abn'}-{kind.lstrip('_')}"
+    what = f"the {'kernels of coded maps' if coded else 'In-Place ABN kernels'} for this CPU ({kind})"
+    sources = [KERNELS / "abn_math.h", KERNELS / "abn_cpu.h", KERNELS / source]
     return compiling.library_path(name, what, sources, [f"-DABN_TYPE={kind}"])
 
 
 @functools.cache
 def load_library(dtype: torch.dtype) -> Any:
     """The library for a storage type, its argument types declared."""
-    library = compiling.open_library(build_library(dtype))
     p, n, d, i = ctypes.c_void_p, ctypes.c_long, ctypes.c_double, ctypes.c_int
     act = [i, d, d]
-    for name, arguments in {
-        "abn_statistics": [p, n, n, n, p, p, i],
-        "abn_normalise": [p, p, p, n, n, n, p, p, *act, i],
-        "abn_forward": [p, p, p, n, n, n, p, p, p, p, d, d, p, p, *act, i],
-        "abn_sums": [p, p, p, n, n, n, p, p, p, p, *act, p, i],
-        "abn_gradient": [p, p, p, p, p, n, n, n, p, p, p, p, p, p, *act, i],
-        "abn_backward": [p, p, p, p, p, n, n, n, p, p, p, p, p, *act, p, i],
-    }.items():
+    return declared(
+        build_library(dtype),
+        {
+            "abn_statistics": [p, n, n, n, p, p, i],
+            "abn_normalise": [p, p, p, n, n, n, p, p, *act, i],
+            "abn_forward": [p, p, p, n, n, n, p, p, p, p, d, d, p, p, *act, i],
+            "abn_sums": [p, p, p, n, n, n, p, p, p, p, *act, p, i],
+            "abn_gradient": [p, p, p, p, p, n, n, n, p, p, p, p, p, p, *act, i],
+            "abn_backward": [p, p, p, p, p, n, n, n, p, p, p, p, p, *act, p, i],
+        },
+    )
+
+
+@functools.cache
+def load_codes(dtype: torch.dtype) -> Any:
+    """The library of coded maps for a storage type, its argument types declared."""
+    p, n, d, i = ctypes.c_void_p, ctypes.c_long, ctypes.c_double, ctypes.c_int
+    act, shape = [i, d, d], [n, n, n, n, n, i]
+    return declared(
+        build_library(dtype, "abn_codes_cpu.cpp"),
+        {
+            "abn_encode": [p, p, p, p, *shape, p, p, p, *act, d, i],
+            "abn_decode": [p, p, *shape, p, *act, i],
+            "abn_coded_sums": [p, p, p, *shape, p, p, p, *act, p, i],
+            "abn_coded_gradient": [p, p, p, p, p, *shape, p, p, p, p, p, *act, i],
+        },
+    )
+
+
+def declared(path: Path, functions: dict[str, list[Any]]) -> Any:
+    """The opened library, with the argument types of its functions."""
+    library = compiling.open_library(path)
+    for name, arguments in functions.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, None
     return library
@@ -150,3 +177,72 @@ def backward(
         *acts(activation, kept.dtype), address(result), torch.get_num_threads(),
     )  # fmt: skip
     return dx, result
+
+
+# -------------------------------------------------------------------------------------------- coded maps, see codes.py
+
+
+def coded_shape(x: Tensor, ranges: Tensor, bits: int) -> tuple[int, ...]:
+    """outer, channels, inner, samples, samples with ranges of their own (or 1), bits"""
+    return *layout(x), x.shape[0], ranges.shape[1], bits
+
+
+def encode(
+    x: Tensor, out: Tensor, codes: Tensor, ranges: Tensor, scale: Tensor, shift: Tensor, activation: Activation,
+    shortcut: Tensor | None, bits: int,
+) -> None:  # fmt: skip
+    if x.numel():
+        load_codes(x.dtype).abn_encode(
+            address(x), address(shortcut), address(out), address(codes), *coded_shape(x, ranges, bits), address(scale),
+            address(shift), address(ranges), *acts(activation, x.dtype), torch.finfo(ranges.dtype).tiny,
+            torch.get_num_threads(),
+        )  # fmt: skip
+
+
+def decode(coded: Coded, dtype: torch.dtype, activation: Activation) -> Tensor:
+    codes, ranges, bits, size, stride = coded
+    out = torch.empty_strided(size, stride, dtype=dtype)
+    if out.numel():
+        load_codes(dtype).abn_decode(
+            address(codes), address(out), *coded_shape(out, ranges, bits), address(ranges), *acts(activation, dtype),
+            torch.get_num_threads(),
+        )  # fmt: skip
+    return out
+
+
+def coded_sums(
+    coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, shortcut: Tensor | None
+) -> Tensor:
+    codes, ranges, bits = coded[:3]
+    result = torch.zeros(2, dz.shape[1], dtype=center.dtype)
+    if dz.numel():
+        load_codes(dz.dtype).abn_coded_sums(
+            address(codes), address(dz), address(shortcut), *coded_shape(dz, ranges, bits), address(ranges),
+            address(center), address(inverse), *acts(activation, dz.dtype), address(result), torch.get_num_threads(),
+        )  # fmt: skip
+    return result
+
+
+def coded_gradient(
+    coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, shortcut: Tensor | None,
+    factor: Tensor, means: Tensor, dshortcut: Tensor | None,
+) -> Tensor:  # fmt: skip
+    codes, ranges, bits = coded[:3]
+    dx = torch.empty_like(dz)
+    if dz.numel():
+        load_codes(dz.dtype).abn_coded_gradient(
+            address(codes), address(dz), address(shortcut), address(dx), address(dshortcut),
+            *coded_shape(dz, ranges, bits), address(ranges), address(center), address(inverse), address(factor),
+            address(means), *acts(activation, dz.dtype), torch.get_num_threads(),
+        )  # fmt: skip
+    return dx
+
+
+def coded_backward(
+    coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, shortcut: Tensor | None,
+    factor: Tensor, dshortcut: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    found = coded_sums(coded, dz, center, inverse, activation, shortcut)
+    means = found / (dz.numel() // dz.shape[1])
+    dx = coded_gradient(coded, dz, center, inverse, activation, shortcut, factor, means, dshortcut)
+    return dx, found

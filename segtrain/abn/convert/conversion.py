@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segtrain.abn.autograd import effective_scale
 from segtrain.abn.convert.observe import observe
-from segtrain.abn.functional import effective_scale
 from segtrain.abn.modules import ABN, BatchNormAct
 
 NEAR_ZERO = 1e-3  # below this scale half precision cannot recover the normalised input (bfloat16: mean error 0.6)

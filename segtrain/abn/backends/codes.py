@@ -1,0 +1,159 @@
+"""Maps kept in 8 or 4 bits: the format, and its functions in torch's operations, for any device.
+
+What is coded is y, the input of the activation: leaky ReLU squeezes the negative half of it into a hundredth of the
+range, and inverting a rounded z = act(y) would enlarge the error as much. A range holds the values of a channel, or
+with 4 bits those of a channel in one sample (if these are APART or more). It has 2 ** bits cells of one size between
+its smallest and its largest value. Where it has both signs, 0 is the boundary between two cells, so that every value
+keeps its sign. A value is rebuilt as the middle of its cell.
+
+    codes   uint8 (rows, bytes), in the order of the map's memory: a row is a plane (N, C, spatial), or the channels of
+            a pixel where channels are last; with 4 bits the lower half of a byte is the earlier value
+    ranges  (3, 1 or N, C) in the statistics dtype: origin, zero and step of each range; y is in the cell number
+            floor((y - origin) / step) + zero. nan where a value is infinite or nan: the range is rebuilt as nan.
+
+A back end may have functions of these names of its own, with the same arguments.
+"""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from segtrain.abn.backends.aten import Activation, activate_, layout, normalise, statistics_dtype
+
+BITS = {"8bit": 8, "4bit": 4}  # by the name of the option
+APART = 64  # a range of fewer values would take as many bytes as their codes
+
+
+class Coded(NamedTuple):
+    """A coded map, and what is needed to rebuild it."""
+
+    codes: Tensor
+    ranges: Tensor
+    bits: int
+    size: list[int]
+    stride: list[int]
+
+
+def rows(x: Tensor) -> tuple[int, int]:
+    """Rows of a dense map in memory, and values of a row, see above."""
+    outer, channels, inner = layout(x)
+    return (outer, channels) if inner == 1 else (outer * channels, inner)
+
+
+def empty_codes(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Uninitialised (codes, ranges) of the dense map x."""
+    count, length = rows(x)
+    codes = torch.empty((count, -(-length * bits // 8)), dtype=torch.uint8, device=x.device)
+    planes = 1 if bits == 8 or x.shape[2:].numel() < APART else x.shape[0]
+    return codes, torch.empty((3, planes, x.shape[1]), dtype=statistics_dtype(x), device=x.device)
+
+
+def per_value(v: Tensor, x: Tensor) -> Tensor:
+    """(1 or N, C) to the shape that broadcasts against x."""
+    return v.view(*v.shape, *(1,) * (x.dim() - 2))
+
+
+def find_ranges(low: Tensor, high: Tensor, bits: int, out: Tensor) -> None:
+    """Fill `ranges` from the smallest and largest values, (1 or N, C)."""
+    step = (high - low) / (2**bits - 1)
+    step = torch.where(step >= torch.finfo(step.dtype).tiny, step, torch.zeros_like(step))  # a constant: one cell
+    both = (low < 0) & (high > 0) & (step > 0)
+    origin = torch.where(both, torch.zeros_like(low), low)
+    zero = torch.where(both, torch.ceil(-low / step), torch.zeros_like(low))
+    found = torch.stack([origin, zero, step])
+    out.copy_(torch.where(torch.isfinite(high - low), found, torch.full_like(found, torch.nan)))
+
+
+def encode(
+    x: Tensor, out: Tensor, codes: Tensor, ranges: Tensor, scale: Tensor, shift: Tensor, activation: Activation,
+    shortcut: Tensor | None, bits: int,
+) -> None:  # fmt: skip
+    """y = scale * x + shift (+ shortcut) as codes and ranges, and out = act(y); out may be x."""
+    normalise(x, out, scale, shift, Activation("identity", 0.0), shortcut)
+    if out.numel() == 0:
+        ranges.zero_()
+        return
+    together = ranges.shape[1] == 1
+    axes = [axis for axis in range(out.dim()) if axis != 1 and (axis != 0 or together)]
+    low, high = (extreme.view(-1, out.shape[1]).to(ranges.dtype) for extreme in (out.amin(axes), out.amax(axes)))
+    find_ranges(low, high, bits, ranges)
+    top = 2**bits - 1
+    numbers = torch.empty_like(out, dtype=torch.uint8)
+    for i in range(out.shape[0]):  # a sample at a time: the numbers before rounding take four times their bytes or more
+        origin, zero, step = (per_value(v[min(i, v.shape[0] - 1)][None], out) for v in ranges)
+        cell = (out[i : i + 1].to(ranges.dtype) - origin).mul_(torch.where(step > 0, 1 / step, torch.zeros_like(step)))
+        numbers[i : i + 1] = cell.floor_().add_(zero).clamp_(0, top).nan_to_num_(0)
+    activate_(out, activation)
+    flat = memory_rows(numbers)
+    if bits == 8:
+        codes.copy_(flat)
+        return
+    codes.copy_(flat[:, ::2])
+    codes[:, : flat.shape[1] // 2].bitwise_or_(flat[:, 1::2] << 4)
+
+
+def memory_rows(x: Tensor) -> Tensor:
+    """A dense map as (rows, values), a view."""
+    outer, channels, inner = layout(x)
+    if inner == 1 and not x.is_contiguous():
+        return x.movedim(1, -1).reshape(outer, channels)
+    return x.view((outer, channels) if inner == 1 else (outer * channels, inner))
+
+
+def decode(coded: Coded, dtype: torch.dtype, activation: Activation) -> Tensor:
+    """act(y) as a map of this dtype."""
+    codes, ranges, bits, size, stride = coded
+    out = torch.empty_strided(size, stride, dtype=dtype, device=codes.device)
+    numbers = torch.empty_like(out, dtype=torch.uint8)
+    flat = memory_rows(numbers)
+    if bits == 8:
+        flat.copy_(codes)
+    else:
+        flat[:, ::2] = codes & 15
+        flat[:, 1::2] = codes[:, : flat.shape[1] // 2] >> 4
+    for i in range(out.shape[0]):
+        origin, zero, step = (per_value(v[min(i, v.shape[0] - 1)][None], out) for v in ranges)
+        y = numbers[i : i + 1].to(ranges.dtype).sub_(zero - 0.5).mul_(step).add_(origin)
+        out[i : i + 1] = y if activation.name == "identity" else activate_(y, activation)
+    return out
+
+
+class Composed:
+    """The functions of coded maps from the six primitives of a back end."""
+
+    def __init__(self, ops: ModuleType) -> None:
+        self.ops = ops
+
+    encode = staticmethod(encode)
+    decode = staticmethod(decode)
+
+    def coded_sums(
+        self, coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation,
+        shortcut: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """As `sums` of aten.py."""
+        z = decode(coded, dz.dtype, activation)
+        found: Tensor = self.ops.sums(z, dz, center, inverse, activation, shortcut, None)
+        return found
+
+    def coded_gradient(
+        self, coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation,
+        shortcut: Tensor | None, factor: Tensor, means: Tensor, dshortcut: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """As `gradient` of aten.py."""
+        z = decode(coded, dz.dtype, activation)
+        dx: Tensor = self.ops.gradient(z, dz, center, inverse, activation, shortcut, None, factor, means, dshortcut)
+        return dx
+
+    def coded_backward(
+        self, coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation,
+        shortcut: Tensor | None, factor: Tensor, dshortcut: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """As `backward` of aten.py."""
+        z = decode(coded, dz.dtype, activation)
+        found: tuple[Tensor, Tensor] = self.ops.backward(
+            z, dz, center, inverse, activation, shortcut, None, factor, dshortcut
+        )
+        return found

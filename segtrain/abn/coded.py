@@ -1,0 +1,119 @@
+"""In-Place ABN that keeps its output in 8 or 4 bits: see backends/codes.py for the format.
+
+The layer's output z is exact, and is freed as soon as the layers that read it have run. Backward rebuilds it from the
+codes for the weight gradients of those layers, and reads the codes themselves for its own.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from segtrain.abn import coded_operators
+from segtrain.abn.autograd import (
+    Options,
+    Passes,
+    affine,
+    as_type,
+    batch_statistics,
+    gradients,
+    normalised_by,
+    passes_of,
+    weight_gradient,
+)
+from segtrain.abn.backends.aten import CODES, Activation, is_dense
+from segtrain.abn.backends.codes import BITS, Coded
+from segtrain.abn.recipes import Latest, Recipes, intercepting
+
+ops = torch.ops.segtrain_abn
+assert coded_operators.library.ns == "segtrain_abn"  # the import above defines them
+
+
+class CodedOutput(NamedTuple):
+    """The recipe of a coded output."""
+
+    coded: Coded
+    dtype: torch.dtype
+    activation: Activation
+
+    def output(self) -> Tensor:
+        activation = CODES.index(self.activation.name), self.activation.param
+        z: Tensor = ops.decode(*self.coded, self.dtype, *activation)
+        return z
+
+
+def coding(x: Tensor, options: Options) -> Recipes | None:
+    """Who intercepts what is saved of the output, if it is to be coded and can be; x fills its storage then."""
+    if options.keep == "exact" or x.numel() == 0 or not is_dense(x):
+        return None
+    whole = not options.overwrite or x.untyped_storage().nbytes() == x.numel() * x.element_size()
+    return intercepting() if whole else None
+
+
+class CodedABNFunction(torch.autograd.Function):
+    """As InPlaceABNFunction, but saves codes in place of z; `made` receives them for the recipe of the output."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, shortcut: Tensor | None,
+        running_mean: Tensor | None, running_var: Tensor | None, options: Options, latest: Latest, made: list[Coded],
+    ) -> Tensor:  # fmt: skip
+        gamma, beta = affine(x, weight, bias, options.eps, options.scale)
+        mean, rstd, count = batch_statistics(x, running_mean, running_var, options)
+        scale = gamma * rstd
+        bits = BITS[options.keep]
+        arguments = scale, beta - mean * scale, CODES.index(options.activation.name), options.activation.param, shortcut
+        if options.overwrite:
+            z, (codes, ranges) = x, ops.encode_(x, *arguments, bits)
+            ctx.mark_dirty(x)
+        else:
+            z, codes, ranges = ops.encode(x, *arguments, bits)
+        total = count if isinstance(count, Tensor) else None
+        ctx.save_for_backward(codes, ranges, weight, bias, shortcut, gamma, rstd, total)
+        ctx.count = 0.0 if isinstance(count, Tensor) else count
+        ctx.map = bits, list(z.shape), list(z.stride()), z.dtype
+        ctx.options, ctx.latest = options, latest
+        made.append(Coded(codes, ranges, *ctx.map[:3]))
+        return z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.latest.forget()  # whoever read the output has run backward before
+        codes, ranges, weight, bias, shortcut, gamma, rstd, total = ctx.saved_tensors
+        ctx.latest.forget()  # a rebuilt shortcut, which nobody needs soon
+        options = ctx.options
+        beta = torch.zeros_like(gamma) if bias is None else as_type(bias, gamma.dtype)
+        center, inverse = normalised_by(gamma, beta, options.variant)
+        bits, size, stride, dtype = ctx.map
+        dz = as_type(dz, dtype)
+        passes = coded_passes(
+            Coded(codes, ranges, bits, size, stride), dz, center, inverse, options.activation, shortcut
+        )
+        count = ctx.count if total is None else total
+        needed = ctx.needs_input_grad
+        dx, dgamma, dbeta, dshortcut = gradients(passes, dz, shortcut, gamma, beta, rstd, count, options, needed)
+        dweight = None if weight is None else weight_gradient(dgamma, weight, options.scale)
+        dbias = None if bias is None else as_type(dbeta, bias.dtype)
+        return dx, dweight, dbias, dshortcut, None, None, None, None, None
+
+
+def coded_passes(
+    coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, shortcut: Tensor | None
+) -> Passes:
+    arguments = *coded, dz, center, inverse, CODES.index(activation.name), activation.param, shortcut
+    return passes_of(dz.numel(), ops.coded_backward, ops.coded_sums, ops.coded_gradient, *arguments)
+
+
+def coded_abn(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, shortcut: Tensor | None, running_mean: Tensor | None,
+    running_var: Tensor | None, options: Options, recipes: Recipes,
+) -> Tensor:  # fmt: skip
+    """`inplace_abn` that keeps its output in options.keep bits; recipes: as `coding` gives them."""
+    made: list[Coded] = []
+    z: Tensor = CodedABNFunction.apply(
+        x, weight, bias, shortcut, running_mean, running_var, options, recipes.latest, made
+    )
+    recipes.add(z, CodedOutput(made[0], z.dtype, options.activation))
+    return z

@@ -1,0 +1,119 @@
+"""The functions of coded maps as torch operators, beside those of operators.py; see backends/codes.py."""
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from segtrain.abn.backends import codes as coding
+from segtrain.abn.backends.aten import CODES, Activation
+from segtrain.abn.backends.codes import Coded
+from segtrain.abn.checks import contiguous_vectors
+from segtrain.abn.operators import as_laid_out, backend_for, dense, library, like, no_shortcut, operator, vector
+
+__all__ = ["library"]
+
+
+def coder_for(x: Tensor) -> ModuleType | coding.Composed:
+    """The functions of codes.py for tensors like x: the back end's own, or composed of its primitives."""
+    ops = backend_for(x)
+    return ops if hasattr(ops, "encode") else coding.Composed(ops)
+
+
+ENCODE = "Tensor scale, Tensor shift, int act, float param, Tensor? shortcut, int bits)"
+
+
+def encode_into(x, out, scale, shift, act, param, shortcut, bits):  # type: ignore[no-untyped-def]
+    """(codes, ranges); x and out are dense, and may be one tensor."""
+    shortcut = None if shortcut is None else as_laid_out(shortcut, x)
+    scale, shift = contiguous_vectors(x, scale, shift)
+    codes, ranges = coding.empty_codes(x, bits)
+    coder_for(x).encode(x, out, codes, ranges, scale, shift, Activation(CODES[act], param), shortcut, bits)
+    return codes, ranges
+
+
+@operator(
+    f"encode(Tensor x, {ENCODE} -> (Tensor, Tensor, Tensor)", lambda x, *a: (like(x), *coding.empty_codes(x, a[-1]))
+)
+def encode(x, scale, shift, act, param, shortcut, bits):  # type: ignore[no-untyped-def]
+    """(z, codes, ranges), z a new tensor."""
+    x = dense(x)
+    out = torch.empty_like(x)
+    return out, *encode_into(x, out, scale, shift, act, param, shortcut, bits)
+
+
+@operator(f"encode_(Tensor(a!) x, {ENCODE} -> (Tensor, Tensor)", lambda x, *a: coding.empty_codes(x, a[-1]))
+def encode_(x, scale, shift, act, param, shortcut, bits):  # type: ignore[no-untyped-def]
+    """(codes, ranges); z is written over x, which is dense."""
+    return encode_into(x, x, scale, shift, act, param, shortcut, bits)
+
+
+CODED = "Tensor codes, Tensor ranges, int bits, SymInt[] size, SymInt[] stride"
+
+
+@operator(
+    f"decode({CODED}, ScalarType dtype, int act, float param) -> Tensor",
+    lambda codes, ranges, bits, size, stride, dtype, *_: codes.new_empty_strided(size, stride, dtype=dtype),
+)
+def decode(codes, ranges, bits, size, stride, dtype, act, param):  # type: ignore[no-untyped-def]
+    model = codes.new_empty(0, dtype=dtype)
+    return coder_for(model).decode(Coded(codes, ranges, bits, size, stride), dtype, Activation(CODES[act], param))
+
+
+BACKWARD = f"{CODED}, Tensor dz, Tensor center, Tensor inverse, int act, float param, Tensor? shortcut"
+
+
+def laid_out(x: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """x, or a copy of it with these strides."""
+    if list(x.stride()) == list(stride):
+        return x
+    return torch.empty_strided(size, stride, dtype=x.dtype, device=x.device).copy_(x)
+
+
+def prepared(size, stride, dz, center, inverse, shortcut, *more):  # type: ignore[no-untyped-def]
+    dz = laid_out(dz, size, stride)
+    shortcut = None if shortcut is None else laid_out(shortcut, size, stride)
+    return dz, *contiguous_vectors(dz, center, inverse), shortcut, *contiguous_vectors(dz, *more)
+
+
+@operator(f"coded_sums({BACKWARD}) -> Tensor", lambda *a: vector(a[5], 2))
+def coded_sums(codes, ranges, bits, size, stride, dz, center, inverse, act, param, shortcut):  # type: ignore[no-untyped-def]
+    dz, center, inverse, shortcut = prepared(size, stride, dz, center, inverse, shortcut)
+    coded = Coded(codes, ranges, bits, size, stride)
+    return coder_for(dz).coded_sums(coded, dz, center, inverse, Activation(CODES[act], param), shortcut)
+
+
+@operator(
+    f"coded_gradient({BACKWARD}, Tensor factor, Tensor means, bool want_dshortcut) -> (Tensor, Tensor)",
+    lambda *a: (a[5].new_empty_strided(a[3], a[4]), no_shortcut(a[5], a[-1])),
+)
+def coded_gradient(  # type: ignore[no-untyped-def]
+    codes, ranges, bits, size, stride, dz, center, inverse, act, param, shortcut, factor, means, want_dshortcut
+):
+    """(dx, dshortcut or an empty tensor)"""
+    dz, center, inverse, shortcut, factor = prepared(size, stride, dz, center, inverse, shortcut, factor)
+    (means,) = contiguous_vectors(dz, means, rows=2)
+    dshortcut = no_shortcut(dz, want_dshortcut)
+    dx = coder_for(dz).coded_gradient(
+        Coded(codes, ranges, bits, size, stride), dz, center, inverse, Activation(CODES[act], param), shortcut, factor,
+        means, dshortcut if want_dshortcut else None,
+    )  # fmt: skip
+    return dx, dshortcut
+
+
+@operator(
+    f"coded_backward({BACKWARD}, Tensor factor, bool want_dshortcut) -> (Tensor, Tensor, Tensor)",
+    lambda *a: (a[5].new_empty_strided(a[3], a[4]), vector(a[5], 2), no_shortcut(a[5], a[-1])),
+)
+def coded_backward(  # type: ignore[no-untyped-def]
+    codes, ranges, bits, size, stride, dz, center, inverse, act, param, shortcut, factor, want_dshortcut
+):
+    """(dx, sums, dshortcut or an empty tensor)"""
+    dz, center, inverse, shortcut, factor = prepared(size, stride, dz, center, inverse, shortcut, factor)
+    dshortcut = no_shortcut(dz, want_dshortcut)
+    dx, found = coder_for(dz).coded_backward(
+        Coded(codes, ranges, bits, size, stride), dz, center, inverse, Activation(CODES[act], param), shortcut, factor,
+        dshortcut if want_dshortcut else None,
+    )  # fmt: skip
+    return dx, found, dshortcut
