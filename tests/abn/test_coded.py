@@ -236,17 +236,6 @@ def test_a_network_keeps_no_map_in_full(keep, most):
     assert kept_share("resnet18", 2, 256, keep) <= most * kept_share("resnet18", 2, 256, "exact", "batch_norm")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("backbone", "batch", "eight", "four"),
-    [("resnext101", 4, 0.13, 0.07), ("wider_resnet38", 5, 0.13, 0.08), ("resnet50", 4, 0.145, 0.08)],
-)
-def test_bytes_of_the_papers_networks(backbone, batch, eight, four):
-    standard = kept_share(backbone, batch, 512, "exact", "batch_norm")
-    assert kept_share(backbone, batch, 512, "8bit") <= eight * standard
-    assert kept_share(backbone, batch, 512, "4bit") <= four * standard
-
-
 def test_maps_that_several_layers_read_are_rebuilt_once(backend):
     """As the head's input is, which five branches read, one after the other."""
     torch.manual_seed(0)
