@@ -211,11 +211,16 @@ class Scores:
         lenient[:, -1] = 0
         union, truth = iou_of(full, "union"), iou_of(full, "ground truth")
         outside = bool(full[:, -1].any())
+        labelled = {"COCO-Stuff, detectron2 (left out: not labelled)": mean(truth)}
+        if outside:
+            labelled = {
+                "COCO-Stuff (left out: not labelled)": mean(truth),
+                "detectron2 (left out: not labelled; a prediction outside the classes is dropped)":
+                    mean(iou_of(lenient, "ground truth")),
+            }  # fmt: skip
         return {
             "cityscapesScripts, mmsegmentation (left out: neither labelled nor predicted)": mean(union),
-            "COCO-Stuff (left out: not labelled)": mean(truth),
-            "detectron2 (left out: not labelled; a prediction outside the classes is dropped)":
-                mean(iou_of(lenient, "ground truth")),
+            **labelled,
             "mapillary_vistas (a prediction outside the classes is dropped)": mean(iou_of(lenient, "union")),
             "torchmetrics MulticlassJaccardIndex macro (refuses predictions outside the classes)":
                 None if outside else mean(union),

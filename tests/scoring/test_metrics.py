@@ -111,8 +111,7 @@ def test_other_tools_rules_on_the_published_cases():
         assert found["cityscapesScripts,"] == pytest.approx(
             expected["cityscapes_kitti_vistas_mmseg (NaN iff TP+FP+FN==0)"]
         )
-        for rule in ("COCO-Stuff", "detectron2"):
-            assert found[rule] == pytest.approx(expected["coco_stuff_official (classes with GT pixels only)"])
+        assert found["COCO-Stuff,"] == pytest.approx(expected["coco_stuff_official (classes with GT pixels only)"])
         assert found["torchmetrics"] == pytest.approx(expected["torchmetrics MulticlassJaccardIndex macro"], abs=1e-6)
         assert zero == pytest.approx(expected["absent counts 0 (mmseg nan_to_num=0)"])
         assert zero == pytest.approx(expected["torchmetrics none().mean()"], abs=1e-6)
@@ -128,6 +127,9 @@ def test_a_prediction_outside_the_classes_under_other_rules():
     assert found["mapillary_vistas"] == pytest.approx((2 / 2 + 1 / 2 + 0) / 3)
     assert found["detectron2"] == pytest.approx((2 / 2 + 1 / 2) / 2)  # drops the pixels, and b with them
     assert found["torchmetrics"] is None
+    alike = scored([10, 10, 11, 12], [10, 11, 11, 13]).under_other_rules()  # nothing outside: one figure for both
+    shared = next(value for key, value in alike.items() if key.startswith("COCO-Stuff, detectron2 (left out: "))
+    assert shared == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
 
 
 # ------------------------------------------------------------------------------------------------ categories
