@@ -135,6 +135,11 @@ def write_official(source: WeightsFile, path: Path) -> None:
             part: {key.removeprefix(f"{part}."): t for key, t in tensors.items() if key.startswith(f"{part}.")}
             for part in ("body", "head", "cls")
         }
+        channels, classes = len(tensors["head.red_conv.weight"]), len(tensors["cls.weight"])
+        say(
+            f"network      its script needs net_{official_arch(source)}, a head of {channels} channels, {classes} "
+            f"classes, activation {source.activation}"
+        )
     else:
         written = {f"module.{key}": tensor for key, tensor in to_layout(LAYOUTS["official"], tensors).items()}
         arch = source.arch or official_arch(source)
@@ -145,11 +150,11 @@ def write_official(source: WeightsFile, path: Path) -> None:
 
 
 def official_arch(source: WeightsFile) -> str:
-    """The official name of a classifier's network; WideResNet-38 has two forms with the same tensors."""
-    own = source.model.get("backbone")
-    if own is None:
-        return str(backbone_of(source.tensors, source.layout))
-    return {"wider_resnet38_pooled": "wider_resnet38", "wider_resnet38": "wider_resnet38_a2"}.get(own, str(own))
+    """The official name of the network; WideResNet-38 has two forms with the same tensors, A2 for segmentation."""
+    backbone = str(source.model.get("backbone") or backbone_of(source.tensors, source.layout))
+    if backbone == "wider_resnet38" and (source.model or source.layout == "segmenter"):
+        return "wider_resnet38_a2"
+    return backbone.removesuffix("_pooled")
 
 
 def with_absolute_scale(source: WeightsFile, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

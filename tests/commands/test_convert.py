@@ -137,6 +137,7 @@ def test_a_segmentation_network_in_the_official_structure(segtrain, tmp_path, no
     answer = segtrain("convert", path, "output=official.pth.tar", "form=official", f"input_scale={scale}")
     assert answer.status == 0, answer.err
     assert ("BatchNorm's weight written as that less eps" in answer.out) == (norm == "batch_norm")
+    assert "its script needs net_resnet18, a head of 8 channels, 5 classes, activation leaky_relu" in answer.out
     content = torch.load(tmp_path / "official.pth.tar", weights_only=True)
     assert content["state_dict"].keys() == {"body", "head", "cls"}
     found = loads_as_officially(content, network(norm="inplace_abn"))
