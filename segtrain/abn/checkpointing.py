@@ -21,7 +21,16 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from segtrain.abn.backends.aten import CODES, Activation
 from segtrain.abn.checks import check_input, check_overwritten, check_tensors
-from segtrain.abn.functional import Options, affine, as_type, batch_statistics, gradients, normalise, weight_gradient
+from segtrain.abn.functional import (
+    Options,
+    affine,
+    as_type,
+    batch_statistics,
+    gradients,
+    normalise,
+    weight_gradient,
+    without_values,
+)
 
 KEEP = ("input", "normalised")
 ops = torch.ops.segtrain_abn
@@ -151,6 +160,8 @@ def recomputed_abn(
     overwrite = keep == "normalised" and options.overwrite
     check_tensors(x, weight, bias, running_mean, running_var, shortcut, options.training, overwrite)
     check_input(x, options.training, group is not None)
+    if not x.numel() and not options.training:
+        return without_values(x, weight, bias, running_mean, running_var, None, options)
     if overwrite:
         check_overwritten(x)
     follows = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))

@@ -27,6 +27,8 @@ class LabelTable:
     names[train_id], colors[train_id] (uint8 (C, 3) RGB) and ids[train_id] (uint8 (C,)) describe the classes (of a class
     with several ids its first row); ignored_ids are the further ids that a label image may hold.
     rows: one dict for each id, as in the tables: category, has_instances, avg_instance_size and kind where known.
+    class_rows: train id -> the first row of the class, in the order of the rows; its name, colour and category are the
+    class's.
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]], source: str, stored: Mapping[int, int] | None = None) -> None:
@@ -35,11 +37,11 @@ class LabelTable:
         stored: value in the label images -> id, if that is not the id itself.
         """
         self.rows = [row for row in rows if 0 <= row["id"] <= 255]
-        first: dict[int, Mapping[str, Any]] = {}
+        self.class_rows: dict[int, Mapping[str, Any]] = {}
         for row in self.rows:
             if row["train_id"] != IGNORE_INDEX:
-                first.setdefault(row["train_id"], row)
-        classes = [first[train_id] for train_id in sorted(first)]
+                self.class_rows.setdefault(row["train_id"], row)
+        classes = [self.class_rows[train_id] for train_id in sorted(self.class_rows)]
         self.source = source
         self.names = [str(row["name"]) for row in classes]
         self.colors = np.array([row["color"] for row in classes], np.uint8).reshape(-1, 3)

@@ -11,13 +11,14 @@ from segtrain.abn import (
     InPlaceABN,
     InPlaceABNSync,
     RecomputedABN,
+    ScaledABN,
     abn,
     inplace_abn,
     inplace_abn_sync,
     operators,
 )
 
-LAYERS = [ABN, BatchNormAct, InPlaceABN, InPlaceABNSync, RecomputedABN]
+LAYERS = [ABN, BatchNormAct, InPlaceABN, InPlaceABNSync, RecomputedABN, ScaledABN]
 FUNCTIONS = [abn, inplace_abn, inplace_abn_sync]
 VECTORS = ["weight", "bias", "running_mean", "running_var"]
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]

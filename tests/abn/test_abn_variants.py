@@ -8,7 +8,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segtrain import abn
-from segtrain.abn import ABN, BatchNormAct, InPlaceABN, RecomputedABN, operators, recomputed_outputs
+from segtrain.abn import ABN, BatchNormAct, InPlaceABN, RecomputedABN, ScaledABN, operators, recomputed_outputs
 from segtrain.abn.functional import effective_scale
 from segtrain.models import build_model
 from segtrain.models.blocks import Norm, ResidualBlock
@@ -67,7 +67,7 @@ def test_every_form_equals_the_oracle(backend, form, activation, param, scale):
         for frozen in (False, True):
             for shortcut in (False, True):
                 how = {"channels_last": channels_last, "frozen": frozen, "shortcut": shortcut}
-                expected = outcome(prepared(ABN(5, **options)), shape, **how)
+                expected = outcome(prepared(ScaledABN(5, **options)), shape, **how)
                 assert_same(outcome(prepared(FORMS[form](**options)), shape, **how), expected)
 
 
@@ -79,7 +79,7 @@ def test_many_rows_and_threads(backend):
         try:
             for channels_last in (False, True):
                 shape = (3, 5, 61, 67)
-                expected = outcome(prepared(ABN(5)), shape, channels_last)
+                expected = outcome(prepared(ScaledABN(5)), shape, channels_last)
                 assert_same(outcome(prepared(InPlaceABN(5)), shape, channels_last), expected)
         finally:
             torch.set_num_threads(before)
@@ -94,7 +94,7 @@ def test_a_large_mean_costs_no_digits(backend, channels_last):
         x = x.contiguous(memory_format=torch.channels_last)
     layer = InPlaceABN(3, activation="identity")
     z = layer(x.float())
-    exact = ABN(3, activation="identity").double()(x.float().double())
+    exact = ScaledABN(3, activation="identity").double()(x.float().double())
     errors = (z.double() - exact).pow(2).mean((0, 2, 3)).sqrt()
     # The mean itself is a float32: at most two units in its last place. torch's channels-last sums are less exact.
     units = 32 if backend == "aten" and channels_last else 2
@@ -166,7 +166,7 @@ def test_recomputed_outputs_inside_a_network():
 
     x = torch.randn(2, 4, 6, 6, dtype=torch.double)
     gradients = []
-    for norm in (ABN, lambda c: RecomputedABN(c, keep="input"), lambda c: RecomputedABN(c, keep="normalised")):
+    for norm in (ScaledABN, lambda c: RecomputedABN(c, keep="input"), lambda c: RecomputedABN(c, keep="normalised")):
         net = Net(lambda norm=norm: norm(4)).double()
         with recomputed_outputs():
             out = net(x.clone())
@@ -223,7 +223,7 @@ def test_the_fused_sum_keeps_the_branch_output_only():
 
 def test_a_zero_scale_is_inverted_too():
     """Zero-initialised last scales: gamma = |0| + eps."""
-    oracle, ours = (prepared(layer(5)) for layer in (ABN, InPlaceABN))
+    oracle, ours = (prepared(layer(5)) for layer in (ScaledABN, InPlaceABN))
     for layer in (oracle, ours):
         nn.init.constant_(layer.weight, 1e-30)  # 0 itself: by torch's convention abs() has gradient 0 there
     # xhat is known to the shortcut's rounding over eps: 1e-16 / 1e-5
@@ -236,7 +236,7 @@ def test_precision_of_the_fused_sum_falls_with_the_shortcut_over_the_scale():
         torch.manual_seed(0)
         x, s, dz = (torch.randn(8, 16, 24, 24) for _ in range(3))
         s = s * size
-        exact, ours = ABN(16).double(), InPlaceABN(16)
+        exact, ours = ScaledABN(16).double(), InPlaceABN(16)
         for layer in (exact, ours):
             nn.init.constant_(layer.weight, gamma)
         exact(x.double(), s.double()).backward(dz.double())
@@ -257,7 +257,7 @@ def errors(dtype, scale, shift, correlated, theirs=False):
     dz = (torch.randn(shape) + (xhat if correlated else 0)).to(dtype)
     found = []
     for exact in (True, False):
-        layer = ABN(16).double() if exact else (BatchNormAct(16) if theirs else InPlaceABN(16))
+        layer = ScaledABN(16).double() if exact else (BatchNormAct(16) if theirs else InPlaceABN(16))
         with torch.no_grad():
             layer.weight.fill_(scale if exact or not theirs else scale + layer.eps)
             layer.bias.copy_(torch.linspace(-shift, shift, 16))

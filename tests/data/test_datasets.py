@@ -258,6 +258,9 @@ def test_tables_are_complete():
     counts = {"cityscapes": 19, "vistas_v1.2": 65, "vistas_v2.0": 116, "cocostuff": 171}
     assert {name: published_table(name).num_classes for name in counts} == counts
     assert published_table("cityscapes", "kitti").rows[26]["avg_instance_size"] == 3669.255859
+    for version, count in (("v1.2", 37), ("v2.0", 33)):  # by name, as the official script looks them up
+        sizes = [row["avg_instance_size"] for row in published_table(f"vistas_{version}", "vistas").rows]
+        assert sum(size is not None for size in sizes) == count
 
 
 @pytest.mark.parametrize(

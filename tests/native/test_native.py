@@ -30,7 +30,7 @@ for dtype in (torch.float32, torch.bfloat16)[: int(os.environ.get("DTYPES", 2))]
         torch.manual_seed(0)
         x = torch.randn(shape).to(dtype)
         grads = []
-        for layer, leaf in ((abn.InPlaceABN(shape[1]), x.clone()), (abn.ABN(shape[1]).double(), x.double())):
+        for layer, leaf in ((abn.InPlaceABN(shape[1]), x.clone()), (abn.ScaledABN(shape[1]).double(), x.double())):
             leaf.requires_grad_()
             layer(leaf * 1).pow(2).sum().backward()
             grads.append(leaf.grad.double())
