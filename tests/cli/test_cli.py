@@ -105,7 +105,13 @@ def test_python_minus_m(tmp_path):
         (["model.activation=relu"], ["model.activation=relu", "cannot invert"]),
         (["model.negative_slope=0"], ["model.negative_slope=0"]),
         (["model.output_stride=12"], ["model.output_stride must be one of 8, 16, 32, got 12"]),
-        (["trainer.batch_size=1"], ["trainer.batch_size must be at least 2, got 1"]),
+        (
+            ["trainer.batch_size=1"],
+            [
+                "trainer.batch_size must be at least 2, got 1: ",
+                "DeepLabV3's pooled branch has one value per image and channel to normalise over",
+            ],
+        ),
         (["trainer.max_steps=10", "trainer.epochs=3"], ["trainer.max_steps=10", "trainer.epochs=3", "trainer.hours"]),
         (
             ["augmentation.crop_size=[512]"],

@@ -32,7 +32,8 @@ def test_encode_and_decode(tmp_path):
 
 def test_an_unknown_id_is_named_with_its_file(tmp_path):
     ids = np.array([[7, 99], [99, 200]], np.uint8)
-    with pytest.raises(DataError, match=r"broken\.png: label id 99 \(2 pixels\), 200 \(1 pixels\).*0 to 33"):
+    words = r"broken\.png: label ids 99 \(2 pixels\), 200 \(1 pixel\) are not in .*0 to 33"
+    with pytest.raises(DataError, match=words):
         published_table("cityscapes").encode(ids, tmp_path / "broken.png")
 
 

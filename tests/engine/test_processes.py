@@ -3,6 +3,8 @@
 import json
 import math
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from PIL import Image
 
 from segtrain.cli.entry import message_of
 from segtrain.errors import DataError, UsageError
-from tests.helpers.runs import Ranks, black_box, ended, launch, state, until
+from tests.helpers.checkout import environment
+from tests.helpers.runs import ONE_THREAD, Ranks, black_box, ended, launch, state, until
 
 # ------------------------------------------------------------------------------------------------ together
 
@@ -53,6 +56,24 @@ def test_two_processes_keep_one_run_folder_and_go_on_as_any_number(words, tmp_pa
     assert [session["processes"] for session in environments] == [2, 3, 1]
     lines = [json.loads(line)["step"] for line in Path("r/metrics.jsonl").read_text().splitlines()]
     assert lines == [1, 2, 3, 4, 5, 6, 6]
+
+
+@pytest.mark.slow
+def test_torchrun_hands_a_signal_on(words):
+    """torchrun itself, which the other tests do without: all processes stop, it exits with a status of its own."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    torchrun += ["--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"]
+    options = [*words, "run=r", "trainer.max_steps=100000", "model.norm=inplace_abn_sync"]
+    process = subprocess.Popen(
+        [sys.executable, *torchrun, "-m", "segtrain", "train", *options], env={**environment(), **ONE_THREAD},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until(process, "step 2/")
+    process.send_signal(signal.SIGUSR1)
+    _, err = ended(process, 1)
+    assert "the same command goes on" in err
+    assert len(messages(err)) == 1
+    assert Path("r/requeue").read_text() == f"step {state('r/last.pt')['step']}\n"
 
 
 COUNTING = """

@@ -50,8 +50,7 @@ PROGRAM = """
 import re, torch, numpy as np
 from segtrain.models import build_model
 from segtrain.scoring.predictor import Predictor
-from segtrain.config import ModelConfig, InferenceConfig
-from segtrain.config import CityscapesConfig, InferenceConfig, ModelConfig
+from segtrain.config import InferenceConfig, ModelConfig
 from segtrain.data.labels import published_table
 from segtrain.data.rules import VISTAS
 from segtrain.scoring.scores import Scores

@@ -344,7 +344,8 @@ def test_files_that_are_no_network_of_a_run(segtrain, published, data, tmp_path)
     for verb in verbs:
         if verb[0] in ("evaluate", "predict"):
             refused(segtrain(*verb, "checkpoint=imagenet.pth"), "classifies images")
-        words = ("neither a checkpoint", "the names of no known layout (a.weight")
+        neither = "strange.pth is neither a checkpoint that segtrain wrote nor a file of weights that it knows"
+        words = (neither, "the names of no known layout (a.weight")
         refused(segtrain(*verb, "checkpoint=strange.pth"), *words, status=1)
         away = refused(segtrain(*verb, f"checkpoint=away/{NAME}"), f"no checkpoint file away/{NAME}")
         for word in ("913f78486a34aa1577a7cd295e8a33bb", "github.com/mapillary/inplace_abn#", "drive.google.com"):
