@@ -23,7 +23,7 @@ BIN = Path(sys.executable).parent
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
-    """The wheel, built from the source distribution as a package index would offer it."""
+    """The wheel, built from the source distribution as for a package index."""
     folder = tmp_path_factory.mktemp("dist")
     program = (
         "import os, sys, tarfile; from hatchling import build; "
@@ -50,8 +50,9 @@ def test_the_wheel_carries_configs_and_tables(wheel):
 
 @pytest.fixture(scope="session")
 def installed(wheel, tmp_path_factory):
-    """installed(folder, *words): the finished process of the wheel's `segtrain`, started in a folder. The wheel's own
-    folder comes first on the path, and the checkout is nowhere on it."""
+    """installed(folder, *words): the finished process of the wheel's `segtrain`, started in a folder.
+
+    The wheel comes first on the path, and the checkout is not on it."""
     site = tmp_path_factory.mktemp("installed")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)

@@ -180,7 +180,7 @@ def request(words):
 
 
 def compose_predict(word):
-    """What Hydra makes of one override, without needing a checkpoint."""
+    """The options that Hydra composes from one override, without a checkpoint."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 

@@ -1,4 +1,4 @@
-"""Parts of the user's own, without a fork: files given by plugins=, or dicts filled in a notebook."""
+"""Plugins: files given by plugins=, or dicts filled in a notebook."""
 
 import sys
 from dataclasses import dataclass, fields
@@ -25,7 +25,7 @@ from tests.helpers.runs import refused, small_run
 
 
 def forget():
-    """What a new process would not know."""
+    """Forget what a new process would not know."""
     for name in [name for name in sys.modules if name.startswith("my_")]:
         del sys.modules[name]
     for parts, names in ((BACKBONES, ("plain", "mine")), (DATASETS, ("ponds",)), (DATASET_CONFIGS, ("ponds",))):

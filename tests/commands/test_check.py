@@ -1,4 +1,4 @@
-"""`segtrain check`: what it finds, what it says, and that good data passes."""
+"""`segtrain check`: what it finds and reports, and that good data pass."""
 
 import json
 import shutil
@@ -211,7 +211,7 @@ def test_no_pictures_at_all(tmp_path, check):
 
 @pytest.mark.parametrize("name", ["cityscapes", "vistas_v1.2", "vistas_v2.0", "cocostuff"])
 def test_no_mistake_is_found_in_what_the_tables_allow(name):
-    """Any histogram over a table's own ids, with the common classes in it, is good."""
+    """Every histogram over the ids of a table that includes the common classes is good."""
     table = published_table(name)
     if name == "cocostuff":
         table = label_table(CocoStuffConfig(name=name, root="nowhere"))

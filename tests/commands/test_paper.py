@@ -1,4 +1,4 @@
-"""`segtrain runs table=paper`: what was measured beside what the paper published."""
+"""`segtrain runs table=paper`: measured scores beside published ones."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""What an option says of itself: its text, its choices, who reads it, what may change on resume."""
+"""Descriptions of options: help, choices, readers, and what may change on resume."""
 
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -32,6 +32,15 @@ def described():
 
 OPTIONS = described()
 NAMES = ("Boundary", "L2", "MLflow", "Nesterov", "RGB", "Weights", "YAML")  # begin with a capital letter
+
+
+def test_every_group_has_a_file_of_its_name():
+    """In segtrain/config, as in configs."""
+    groups = {item.name: item.type for command in COMMANDS.values() for item in fields(command.schema)}
+    found = {name: kind.__module__ for name, kind in groups.items() if is_dataclass(kind)}
+    assert found == {name: f"segtrain.config.{name}" for name in found}
+    folders = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()}
+    assert folders - {"experiment"} <= found.keys()
 
 
 # ------------------------------------------------------------------------------------------------ texts
@@ -138,7 +147,7 @@ def test_what_an_option_allows_passes():
 
 
 def test_every_option_is_read_somewhere():
-    """Options nobody reads are bugs. A read counts for the class that declares the option, not for its name."""
+    """An option that nothing reads is a bug. A read counts for the class that declares the option, not for its name."""
     only_checked = {("AugmentationConfig", "name")}  # it says which options of the group count, and for which task
     assert set(unread(SOURCES, OPTIONS)) == only_checked
 

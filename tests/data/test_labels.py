@@ -130,7 +130,7 @@ def test_grey_and_rotated_photographs_become_rgb_as_stored(tmp_path):
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_jpegs_are_pillows_to_the_bit(tmp_path, mode, subsampling, progressive):
-    """Published scores, ImageNet's above all, were measured on what Pillow decodes; we read by OpenCV."""
+    """Published scores, above all ImageNet's, were measured on what Pillow decodes; segtrain reads with OpenCV."""
     coarse = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
     picture = Image.fromarray(coarse).resize((91, 67), Image.Resampling.BICUBIC).convert(mode)
     for quality in (60, 92, 100):

@@ -111,7 +111,7 @@ def test_pictures_of_the_training_are_warned_of(finished, segtrain):
 
 
 def test_two_processes_count_what_one_does(finished, tmp_path):
-    """Three pictures on two ranks: none twice, none left out."""
+    """Three images on two ranks: each counts once."""
     command = ["evaluate", f"run={finished}", "device=cpu", "loader.workers=0", "boundary=true"]
     results = []
     for count, output in ((1, "one"), (2, "two")):

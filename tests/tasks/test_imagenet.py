@@ -27,7 +27,7 @@ TEN = InferenceConfig(resize=256, crop=224, crops="ten")
 
 
 def words(root, *more):
-    """A training of seconds."""
+    """Overrides for a training of a few seconds."""
     return [
         "dataset=imagenet", f"dataset.root={root}", f"plugins=[{TINY}]", "model.backbone=tiny", "model.head=classifier",
         "model.output_stride=16", "loss=cross_entropy", "augmentation=imagenet", "augmentation.crop_size=[32,32]",
@@ -206,7 +206,7 @@ def test_the_result_is_what_segmentation_begins_with(class_images, scenes, segtr
 
 
 def test_a_published_classifier_is_evaluated_as_downloaded(class_images, segtrain, monkeypatch):
-    """In the official layout; the published figures of the file that it passes for stand beside what was measured."""
+    """In the official layout; the published figures of the file that it imitates are printed beside measured ones."""
     from segtrain.weights import files
     from segtrain.weights.published import known_files
 
@@ -258,7 +258,7 @@ def test_a_published_classifier_is_evaluated_as_downloaded(class_images, segtrai
 
 @torch.no_grad()
 def test_an_exchanged_activation_leaves_in_place_layers_as_they_were():
-    """Of one that In-Place ABN has too: against the network with it, |weight| + eps and all."""
+    """Against the same network with an activation that In-Place ABN has too, with its scale |weight| + eps."""
     torch.manual_seed(0)
     network = build_classifier("resnet18", 6)
     for name, tensor in network.named_parameters():
