@@ -16,7 +16,7 @@ from segtrain.distributed.group import World
 from segtrain.errors import UsageError
 from segtrain.losses import Loss
 from segtrain.models import Classifier, Segmenter, from_config
-from segtrain.models.parallel import compiled, sharded
+from segtrain.models.execution import compiled, sharded
 
 Network = Segmenter | Classifier
 

@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 from segtrain.config import ModelConfig
 from segtrain.errors import UsageError
-from segtrain.models import build_model, compiled, parallel
+from segtrain.models import build_model, compiled, execution
 from segtrain.models.blocks import NORMS, IdentityResidualBlock, Norm, ResidualBlock, Stage, stage
 from segtrain.models.memory import kept_bytes
 
@@ -157,9 +157,9 @@ def test_compilation_is_refused_without_a_compiler_its_headers_or_alone(monkeypa
     with pytest.raises(UsageError, match="no C\\+\\+ compiler 'no-such-compiler' .*apt install g"):
         compiled(nn.Conv2d(1, 1, 1), ModelConfig(), CPU)
     monkeypatch.setenv("CXX", "true")
-    monkeypatch.setattr(parallel.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(execution.sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(UsageError, match="Python.h .*python3-dev"):
         compiled(nn.Conv2d(1, 1, 1), ModelConfig(), CPU)
-    monkeypatch.setattr(parallel, "group_or_none", lambda group: object())
+    monkeypatch.setattr(execution, "group_or_none", lambda group: object())
     with pytest.raises(UsageError, match="works in one process"):
         compiled(nn.Conv2d(1, 1, 1), ModelConfig(), CPU)
