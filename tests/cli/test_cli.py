@@ -200,8 +200,8 @@ def test_a_bare_path_beside_its_option_is_refused(segtrain, tmp_path):
         (tmp_path / name).touch()
     for words in (["last.pt", "input=photo.jpg"], ["input=photo.jpg", "last.pt"], ["last.pt", "photo.jpg"]):
         answer = segtrain("predict", *words)
-        refused(answer, "last.pt: a word alone is input=, which is given twice so; the network is checkpoint=FILE")
-    refused(segtrain("evaluate", "last.pt", "checkpoint=photo.jpg"), "last.pt: a word alone is checkpoint=")
+        refused(answer, "last.pt: a word alone stands for input=, which is given twice; the network is checkpoint=FILE")
+    refused(segtrain("evaluate", "last.pt", "checkpoint=photo.jpg"), "last.pt: a word alone stands for checkpoint=")
 
 
 def test_lists_of_paths_are_hydras():

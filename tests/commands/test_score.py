@@ -114,7 +114,7 @@ def test_the_card_tells_whose_rules_and_which_pictures(result):
     assert card["rules"].startswith("KITTI devkit_semantics")
     assert card["images"] == {"expected": 2, "seen": 2, "published": 200}
     assert "predictions_encoding" in card
-    assert "2 pictures, but kitti trainval has 200 as published" in card["warnings"][0]
+    assert "2 images, but kitti trainval has 200 as published" in card["warnings"][0]
     assert (found["dataset"], found["split"]) == ("kitti", "trainval")
     assert len(found["confusion_matrix"]) == 19
 

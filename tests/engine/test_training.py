@@ -104,7 +104,7 @@ def test_evaluation_says_how_it_was_made(finished):
 def test_pictures_of_the_training_are_warned_of(finished, segtrain):
     answer = segtrain("evaluate", f"run={finished}", "split=train", "device=cpu", "output=o", "position_prior=false")
     assert answer.status == 0, answer
-    assert "6 of the 6 pictures were in this checkpoint's training" in answer.out
+    assert "6 of the 6 images were in this checkpoint's training" in answer.out
     card = json.loads(Path("o/evaluation.json").read_text())["protocol"]
     assert len(card["warnings"]) == 1
     assert len(card["checkpoint_sha256"]) == 64

@@ -189,11 +189,13 @@ def test_the_result_is_what_segmentation_begins_with(class_images, scenes, segtr
     assert answer.status == 0, answer.err
     assert "(100 %)" in answer.out
     assert "2 not taken: classifier of images" in answer.out
-    assert "normalised otherwise" not in answer.out
+    assert "normalised differently" not in answer.out
     more = ["model.weights=body/last.pt", "trainer.max_steps=1", "run=others", "model.mean=[0.4,0.4,0.4]"]
     answer = segtrain("train", *small_run(scenes, *more))
-    assert "pictures were normalised otherwise: add model.mean=[0.485, 0.456, 0.406] model.std=[0.229, " in answer.out
-    # The wrong task is told of before any option that came with the checkpoint.
+    assert (
+        "its images were normalised differently: add model.mean=[0.485, 0.456, 0.406] model.std=[0.229, " in answer.out
+    )
+    # The wrong task is reported before any option of the checkpoint.
     for more in ([], ["inference=whole"]):
         answer = segtrain("evaluate", "body/last.pt", "dataset=cityscapes", *more)
         assert answer.status == 2
@@ -234,13 +236,13 @@ def test_a_published_classifier_is_evaluated_as_downloaded(class_images, segtrai
     assert answer.out.splitlines()[-1] == "segtrain-out/evaluate/a.pth.tar/imagenet-val-tencrop/evaluation.json"
     assert result["inference"]["name"] == "tencrop"
     assert result["protocol"]["published"]["top1"] == 77.04
-    warning = "18 pictures, but imagenet val has 50000 as published: the figure is not comparable with published ones"
+    warning = "18 images, but imagenet val has 50000 as published: the figure is not comparable with published ones"
     assert f"warning         {warning}" in answer.out
     assert result["protocol"]["warnings"] == [warning]
     assert result["protocol"]["images"] == {"expected": 18, "seen": 18, "published": 50000}
     Path("one/train").symlink_to("val")
     on_train = segtrain(*call[:-3], "dataset.root=one", *call[-2:], "inference=center224", "split=train")
-    assert "6 pictures, but imagenet train has 1281167" in on_train.out, on_train
+    assert "6 images, but imagenet train has 1281167" in on_train.out, on_train
     assert "published  " not in on_train.out  # for it is of another split
     batch = next(batches_of(list_images(ImageNetConfig("imagenet", "one"), "val"), list(range(6)), TEN, 6, 0))
     with torch.no_grad():
