@@ -5,11 +5,11 @@ import sys
 import time
 from typing import Any
 
-bars: list[Any] = []  # those on the terminal, which `say` clears and redraws
+bars: list[Any] = []  # those that stand on the terminal, and give way to a line
 
 
 def say(text: str) -> None:
-    """Print a line at once. Of several processes only the first one prints."""
+    """A line for the person at the screen, at once; of several processes the first one speaks."""
     if not is_speaker():
         return
     for bar in bars:
@@ -40,7 +40,7 @@ class Progress:
         self.what = what
         self.terminal_only = terminal_only
         self.total = total
-        self.started = self.shown = time.monotonic()
+        self.started = self.told = time.monotonic()
         self.bar: Any = None
         if sys.stderr.isatty() and is_speaker():
             from tqdm import tqdm
@@ -56,8 +56,8 @@ class Progress:
                 self.close()
             return
         now = time.monotonic()
-        if now - self.shown >= 10 and not self.terminal_only:
-            self.shown = now
+        if now - self.told >= 10 and not self.terminal_only:
+            self.told = now
             left = duration((now - self.started) * (self.total - done) / done)
             say(f"{self.what}: {done} of {self.total}, {left} left")
 

@@ -57,11 +57,11 @@ class Validator:
     def evaluate(self) -> Evaluation:
         """Score by the task's own evaluator. A collective call."""
         config, step = self.run.config, self.state.step
-        measured = {"step": step, "weights": "raw" if self.learner.average is None else "averaged"}
+        card = {"step": step, "weights": "raw" if self.learner.average is None else "averaged"}
         return self.evaluator.run(
             self.learner.evaluation_model(), self.learner.device, self.dist, config.loader.count(), self.interruptible,
             config.logging.pictures if self.dist.main else 0,
-            facts=NetworkFacts(str(self.run.last), step, self.run.trained_on, measured),
+            facts=NetworkFacts(str(self.run.last), step, self.run.trained_on, card),
         )  # fmt: skip
 
     def interruptible(self, items: Iterator[T], rounds: int) -> Iterator[T]:

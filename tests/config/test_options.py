@@ -34,15 +34,6 @@ OPTIONS = described()
 NAMES = ("Boundary", "L2", "MLflow", "Nesterov", "RGB", "Weights", "YAML")  # begin with a capital letter
 
 
-def test_every_group_has_a_file_of_its_name():
-    """In segtrain/config, as in configs."""
-    groups = {item.name: item.type for command in COMMANDS.values() for item in fields(command.schema)}
-    found = {name: kind.__module__ for name, kind in groups.items() if is_dataclass(kind)}
-    assert found == {name: f"segtrain.config.{name}" for name in found}
-    folders = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()}
-    assert folders - {"experiment"} <= found.keys()
-
-
 # ------------------------------------------------------------------------------------------------ texts
 
 
