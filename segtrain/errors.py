@@ -1,5 +1,8 @@
 """Errors that reach the user as one sentence and an exit status, never as a traceback."""
 
+import difflib
+from collections.abc import Iterable
+
 INTERRUPTED = 130  # exit status: stopped by Ctrl-C
 REQUEUE = 75  # exit status: saved, start the same command again
 
@@ -19,3 +22,14 @@ class UsageError(SegtrainError, ValueError):
     """A command, an option or a path is wrong (exit status 2)."""
 
     exit_status = 2
+
+
+def meant(wrong: object, known: Iterable[str], prefix: str = "", likeness: float = 0.6) -> str:
+    """The end of a sentence about an unknown name: "; did you mean prefix + nearest?", or "" if none is near."""
+    near = difflib.get_close_matches(str(wrong), list(known), 1, likeness)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
+
+
+def available(wrong: object, known: Iterable[str], prefix: str = "", likeness: float = 0.6) -> str:
+    """As `meant`, followed by all known names: "; did you mean b? Available: a, b" or ". Available: a, b"."""
+    return f"{meant(wrong, known, prefix, likeness) or '.'} Available: {', '.join(known) or 'none'}"

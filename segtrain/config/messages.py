@@ -1,6 +1,5 @@
 """One sentence for what Hydra or OmegaConf refuses: the key, the value, what is allowed."""
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import Field
@@ -9,6 +8,7 @@ from typing import Any
 from segtrain.config.locations import GROUP_FOLDERS
 from segtrain.config.options import option_of, type_name
 from segtrain.config.plugin_files import GROUP_CHOICES
+from segtrain.errors import available, meant
 
 MISSING_CHOICE = re.compile(
     r"Could not find '?([\w]+)/([^'\s]+?)'?\s*\n+\s*Available options in '\w+':\n((?:\t.*\n?)+)"
@@ -61,20 +61,18 @@ def wrong_value(key: str, first: str, known: Mapping[str, Field[Any]], words: Se
 
 
 def unknown_choice(group: str, choice: str, choices: Sequence[str]) -> str:
-    near = difflib.get_close_matches(choice, choices, 1)
-    meant = f"; did you mean {group}={near[0]}?" if near else "."
     can_add = any(key.startswith(f"{group}.") for key in GROUP_CHOICES)
     own = " (plugins=[FILE] adds your own)" if can_add else ""
-    return f"{group}={choice} does not exist{meant} Available: {', '.join(choices)}{own}"
+    return f"{group}={choice} does not exist{available(choice, choices, f'{group}=')}{own}"
 
 
 def unknown_key(key: str, known: Mapping[str, Field[Any]]) -> str:
-    near = [name for name in known if name.endswith(f".{key}")] or difflib.get_close_matches(key, known, 1, 0.6)
+    same = [name for name in known if name.endswith(f".{key}")]  # lr=1 instead of optimizer.lr=1
+    hint = f"; did you mean {same[0]}?" if same else meant(key, known) or "."
     prefix = key.rpartition(".")[0]
     siblings = [name for name in known if name.rpartition(".")[0] == prefix]
     listed = ", ".join(siblings or sorted({name.split(".")[0] for name in known}))
-    meant = f"; did you mean {near[0]}?" if near else "."
-    return f"there is no option {key}{meant} Available: {listed}"
+    return f"there is no option {key}{hint} Available: {listed}"
 
 
 def where_in_yaml(key: str, words: Sequence[str]) -> str:

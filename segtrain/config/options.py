@@ -4,12 +4,11 @@ What `option` is given is the one source of the help text, the completion, the c
 what may change when a run is resumed, and which choice of a group reads the option.
 """
 
-import difflib
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar, get_args, get_origin
 
 from segtrain.config import plugin_files
-from segtrain.errors import UsageError
+from segtrain.errors import UsageError, meant
 
 
 @dataclass(frozen=True)
@@ -155,9 +154,8 @@ def choices_text(key: str, item: Field[Any]) -> str:
 
 
 def hint(key: str, option: Option, wrong: Any) -> str:
-    near = difflib.get_close_matches(str(wrong), map(str, known_choices(key, option)), 1)
-    meant = f"; did you mean {near[0]}?" if near else ""
-    return meant + (" (parts of your own: plugins=[FILE])" if key in plugin_files.PARTS else "")
+    own = " (plugins=[FILE] adds your own)" if key in plugin_files.PARTS else ""
+    return meant(wrong, map(str, known_choices(key, option))) + own
 
 
 def within(value: Any, option: Option) -> bool:

@@ -1,6 +1,5 @@
 """Mappings from the labels of one dataset to the classes of another: to one class, to any of several, or to none."""
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import yaml
 
 from segtrain.config import IGNORE_INDEX
 from segtrain.data.labels import UNKNOWN, LabelTable, json_tables, published_table, read_json_table
-from segtrain.errors import DataError, UsageError
+from segtrain.errors import DataError, UsageError, meant
 
 PUBLISHED = tuple(sorted(name for name in json_tables() if "_to_" in name))  # each table names its source and target
 RECOMMENDED = "recommended"
@@ -138,9 +137,7 @@ def read_taxonomy(path: Path, source: LabelTable, target: LabelTable) -> dict[st
 
 def expect_name(name: str, known: list[str], path: Path, where: str) -> None:
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise DataError(f"{path}: {name!r} is not in {where}{hint}")
+        raise DataError(f"{path}: {name!r} is not in {where}{meant(name, known)}")
 
 
 def describe_mapping(mapping: Mapping[str, tuple[int, ...]], target: LabelTable) -> str:

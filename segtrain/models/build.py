@@ -1,6 +1,5 @@
 """Build networks from names and options."""
 
-import difflib
 import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from torch import nn
 
 from segtrain.abn import ABN, use_backend
 from segtrain.config import ModelConfig
-from segtrain.errors import UsageError
+from segtrain.errors import UsageError, available
 from segtrain.models.blocks import NORMS, Backbone, Norm
 from segtrain.models.classifier import Classifier
 from segtrain.models.registry import BACKBONES, HEADS
@@ -124,7 +123,7 @@ def build_backbone(backbone: str, norm: Norm, output_stride: int, options: Mappi
 
 def refuse_unknown(option: str, value: object, known: Collection[object]) -> None:
     if value not in known:
-        own = " (parts of your own: plugins=[FILE])" if option in ("backbone", "head") else ""
+        own = " (plugins=[FILE] adds your own)" if option in ("backbone", "head") else ""
         raise UsageError(f"model.{option}={value} does not exist: choose {', '.join(map(str, known))}{own}")
 
 
@@ -134,10 +133,7 @@ def check_options(backbone: str, options: Mapping[str, Any]) -> None:
     named = {one.name: one for one in taken if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
     for key in options:
         if key not in named and not any(one.kind == one.VAR_KEYWORD for one in taken):
-            near = difflib.get_close_matches(key, named, 1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            there = f"There is {', '.join(named)}" if named else "it takes none"
-            raise UsageError(f"model.backbone_options.{key}: {backbone} has no such option: {hint}{there}")
+            raise UsageError(f"model.backbone_options.{key}: {backbone} has no such option{available(key, named)}")
     missing = [name for name, one in named.items() if one.default is one.empty and name not in options]
     if missing:
         raise UsageError(f"model.backbone={backbone} needs model.backbone_options={{{missing[0]}: ...}}")

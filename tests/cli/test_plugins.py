@@ -162,7 +162,7 @@ def test_options_are_checked_against_the_signature(segtrain, monkeypatch):
             build_model("mine", backbone_options=options)
         for word in words:
             assert word in str(caught.value)
-    with pytest.raises(UsageError, match=r"backbone_options\.depth: resnext50 has no such option: it takes none"):
+    with pytest.raises(UsageError, match=r"backbone_options\.depth: resnext50 has no such option\. Available: none"):
         build_model("resnext50", backbone_options={"depth": 1})
     monkeypatch.setitem(BACKBONES, "mine", lambda norm, output_stride, **rest: Mine(norm, output_stride, **rest))
     assert build_model("mine", backbone_options={"depth": 1}).body.out_channels == 4
@@ -172,7 +172,7 @@ def test_options_are_checked_against_the_signature(segtrain, monkeypatch):
     refused(
         segtrain("train", "model=resnext50", "model.backbone_options.depth=1"),
         "model.backbone_options.depth",
-        "it takes none",
+        "no such option. Available: none",
     )
 
 

@@ -80,7 +80,7 @@ def test_transforms_from_the_command_line_and_from_yaml(tmp_path):
         ({"name": "Compose"}, ["no transform Compose"]),
         ({"name": "GaussianBlur", "blurlimit": 3}, ["GaussianBlur", "argument blurlimit", "did you mean blur_limit?",
                                                     "sigma_limit"]),
-        ({"name": "HorizontalFlip", "value": 3}, ["HorizontalFlip", "argument value", "There is p"]),
+        ({"name": "HorizontalFlip", "value": 3}, ["HorizontalFlip", "argument value", "Available: p"]),
         ({"name": "GaussianBlur", "blur_limit": "x"}, ["GaussianBlur.blur_limit=x", "valid integer",
                                                        "tuple[int, int] | int"]),
         ({"name": "GaussianBlur", "p": 2}, ["GaussianBlur.p=2", "probability"]),
