@@ -321,9 +321,9 @@ def abn(
     shortcut: Tensor | None = None,
     scale: str = "abs",
 ) -> Tensor:
-    """The same function by ordinary autograd, which keeps input and output and saves no memory.
+    """The same function by torch's ordinary differentiable operations: keeps input and output, saves no memory.
 
-    The reference for `inplace_abn`. activation="relu" is possible too.
+    The reference for `inplace_abn`. Also takes activation="relu".
     """
     check_tensors(x, weight, bias, running_mean, running_var, shortcut, training)
     check_input(x, training)

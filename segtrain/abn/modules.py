@@ -84,9 +84,9 @@ class ABN(nn.Module):
     def reset_parameters(self) -> None:
         """Reset to scale 1, shift 0 and initial running statistics."""
         with torch.no_grad():
-            if self.weight is not None and self.bias is not None:
-                nn.init.ones_(self.weight)
-                nn.init.zeros_(self.bias)
+            if self.affine:
+                nn.init.ones_(self.weight)  # type: ignore[arg-type]
+                nn.init.zeros_(self.bias)  # type: ignore[arg-type]
             if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
                 self.running_mean.zero_()
                 self.running_var.fill_(1)

@@ -288,6 +288,6 @@ print("OK")
 
 
 def test_timms_layer_runs_on_ours():
-    """In a process of its own, because `inplace_abn` must be segtrain's layer before timm imports it."""
+    """In a process of its own: `inplace_abn` is to be our package before timm looks for it."""
     done = subprocess.run([sys.executable, "-c", TIMM], capture_output=True, text=True, env=environment())
     assert done.stdout == "OK\n", done.stderr

@@ -222,7 +222,7 @@ def test_the_fused_sum_keeps_the_branch_output_only():
 
 
 def test_a_zero_scale_is_inverted_too():
-    """With zero-initialised scales, gamma = |0| + eps."""
+    """Zero-initialised last scales: gamma = |0| + eps."""
     oracle, ours = (prepared(layer(5)) for layer in (ABN, InPlaceABN))
     for layer in (oracle, ours):
         nn.init.constant_(layer.weight, 1e-30)  # 0 itself: by torch's convention abs() has gradient 0 there
