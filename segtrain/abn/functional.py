@@ -54,7 +54,7 @@ def effective_scale(weight: Tensor, eps: float, scale: str = "abs") -> Tensor:
 
 
 def as_type(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """t.to(dtype) without its microseconds if t has that dtype already."""
+    """t.to(dtype), but without the call if t has that dtype already, which saves microseconds."""
     return t if t.dtype == dtype else t.to(dtype)
 
 
@@ -291,7 +291,7 @@ def call(
     follows = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, shortcut))
     if group is not None:
         options = options._replace(group=group, backward_follows=follows)
-    if torch.compiler.is_compiling() and not follows:  # what dynamo inlines, and knows no mark_dirty in
+    if torch.compiler.is_compiling() and not follows:  # dynamo inlines this, and does not support mark_dirty
         gamma, beta = affine(x, weight, bias, options.eps, options.scale)
         return normalise(x, gamma, beta, running_mean, running_var, shortcut, options)[0]
     try:

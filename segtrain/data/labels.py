@@ -62,15 +62,20 @@ class LabelTable:
     def encode(self, stored: np.ndarray, path: Path) -> np.ndarray:
         """A label image uint8 (H, W) -> train ids uint8 (H, W). DataError naming file and unknown ids."""
         train_ids = cv2.LUT(stored, self._train_ids)
-        unknown = train_ids == UNKNOWN
-        if unknown.any():
-            values, counts = np.unique(stored[unknown], return_counts=True)
-            found = ", ".join(f"{value} ({count} pixels)" for value, count in zip(values[:5], counts[:5], strict=True))
-            raise DataError(
-                f"{path}: label id {found} is not in {self.source}, which has {ranges(np.flatnonzero(self.known))}; "
-                "correct the image, or add the id to the table (as ignored if it means nothing)"
-            )
+        if (train_ids == UNKNOWN).any():
+            raise self.unknown_ids(np.bincount(stored.ravel(), minlength=256), path)
         return train_ids
+
+    def unknown_ids(self, counts: np.ndarray, path: Path) -> DataError:
+        """The error about a label image with ids that are not in the table. counts: int64 (256,), pixels by value."""
+        values = np.flatnonzero((counts > 0) & ~self.known)
+        listed = [f"{value} ({counts[value]} pixel{'s' if counts[value] > 1 else ''})" for value in values[:5]]
+        listed += ["..."] if len(values) > 5 else []
+        which = f"label ids {', '.join(listed)} are" if len(values) > 1 else f"label id {listed[0]} is"
+        return DataError(
+            f"{path}: {which} not in {self.source}, which has {ranges(np.flatnonzero(self.known))}; "
+            "correct the image, or add the id to the table (as ignored if it means nothing)"
+        )
 
     def encode_values(self, stored: np.ndarray) -> np.ndarray:
         """As `encode`, but unknown ids become IGNORE_INDEX."""

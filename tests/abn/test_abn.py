@@ -1,4 +1,4 @@
-"""In-Place ABN against its oracle (ordinary autograd), against finite differences, and what it keeps in memory."""
+"""In-Place ABN against ordinary autograd and against finite differences, and what it keeps in memory."""
 
 import copy
 import subprocess

@@ -1,4 +1,4 @@
-"""Synchronised In-Place ABN: several gloo processes against one that sees the whole batch."""
+"""Synchronised In-Place ABN: several gloo processes against one process with the whole batch."""
 
 import copy
 
@@ -171,7 +171,7 @@ def make(name):
 
 
 def trained(rank, how, name):
-    """(output, input gradient, parameter gradients, buffers) of a block run in some way on this process's share."""
+    """(output, input gradient, parameter gradients, buffers) of a block on this process's part of the batch."""
     block = make(name)
     if how == "shard":
         fully_shard(block)

@@ -35,7 +35,7 @@ def prepared(layer):
 
 
 def outcome(layer, shape, channels_last=False, shortcut=False, frozen=False):
-    """Everything that a call gives and leaves behind."""
+    """All results of a call: output, gradients and running statistics."""
     generator = torch.Generator().manual_seed(3)
     x, dz, s = (torch.randn(shape, generator=generator, dtype=torch.double) for _ in range(3))
     if channels_last:
@@ -72,7 +72,7 @@ def test_every_form_equals_the_oracle(backend, form, activation, param, scale):
 
 
 def test_many_rows_and_threads(backend):
-    """Parts of a tensor that different threads and blocks of the sums take."""
+    """Tensors that several threads and several blocks of the sums share."""
     before = torch.get_num_threads()
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
@@ -105,7 +105,7 @@ def test_a_large_mean_costs_no_digits(backend, channels_last):
 
 
 def test_the_printed_sign_of_variant_two_is_wrong():
-    """Section 3.3 prints (dbeta + (beta / gamma) dgamma); float64 data tells that it must be a minus."""
+    """Section 3.3 prints (dbeta + (beta / gamma) dgamma); float64 data show that it must be a minus."""
     generator = torch.Generator().manual_seed(0)
     x, dy = (torch.randn(4096, dtype=torch.double, generator=generator) for _ in range(2))
     gamma, beta, m = 0.7, 0.4, 4096
@@ -124,7 +124,7 @@ def test_the_printed_sign_of_variant_two_is_wrong():
 
 
 def test_kept_maps_of_all_five_between_two_convolutions():
-    """Figure 2 of the paper: (a) keeps its input and its output, the others one of them; the first input is extra."""
+    """Figure 2 of the paper: (a) keeps input and output, the others one of them; the first input comes on top."""
     x = torch.randn(2, 8, 16, 16)
 
     def maps(norm):
@@ -151,7 +151,7 @@ def test_kept_maps_of_all_five_between_two_convolutions():
 
 
 def test_recomputed_outputs_inside_a_network():
-    """Two consumers of one output, a concatenation, a strided view: the gradients of the plain network."""
+    """With two consumers of one output, a concatenation and a strided view, gradients equal the plain network's."""
 
     class Net(nn.Module):
         def __init__(self, norm):
@@ -203,7 +203,7 @@ def test_recomputing_models_train_as_the_plain_one(backbone, norm, recompute):
 
 
 def test_the_fused_sum_keeps_the_branch_output_only():
-    """Norm, addition and activation in one: the published layer keeps its own output and the sum's."""
+    """Norm, addition and activation in one operation; the published layer keeps its output and that of the sum."""
     x = torch.randn(2, 8, 16, 16)
     block = ResidualBlock(8, (4, 4, 8), Norm())
     # the block's input, two branch outputs of half the channels, the block's output

@@ -1,4 +1,4 @@
-"""segtrain convert: there and back, into a run and out of one, and what norm layers are stays known."""
+"""`segtrain convert`: there and back, to and from a run's checkpoint, with the kind of the norm layers recorded."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_official_weights_as_torchvisions(segtrain, tmp_path):
 
 
 def test_a_body_alone_is_converted(tmp_path, segtrain):
-    """As timm's num_classes=0 and many others hand it on."""
+    """A body without classifier, as timm's num_classes=0 gives."""
     whole = lived_in(torchvision.models.resnet18()).float().state_dict()
     body = {key: tensor for key, tensor in whole.items() if not key.startswith("fc.")}
     saved(tmp_path / "x.pth", body)
@@ -80,7 +80,7 @@ def test_what_norms_are_is_assumed_aloud_and_can_be_said(segtrain, tmp_path):
 
 @pytest.mark.parametrize("name", ["y.pth", "y.pth.tar", "y.safetensors"])
 def test_what_is_written_tells_what_its_norms_are(tmp_path, segtrain, name):
-    """In each container: a file that says nothing is taken for In-Place ABN's."""
+    """In every container; a file without a record is taken for In-Place ABN's."""
     theirs = lived_in(torchvision.models.resnet18()).float()
     path = saved(tmp_path / "x.pth", theirs.state_dict())
     assert segtrain("convert", f"input={path}", f"output={name}").status == 0

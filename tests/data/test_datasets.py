@@ -1,4 +1,4 @@
-"""The published data sets in their own layouts: files, label encodings, versions, and what is refused."""
+"""The published datasets in their own layouts: files, label encodings, versions, and what is refused."""
 
 import json
 import shutil
@@ -120,7 +120,7 @@ def test_vistas_v1_2(drawn):
 
 
 def v2_tree(root, labels):
-    """The zip of v2.0 with one picture: both versions' labels beside each other."""
+    """The zip of v2.0 with one image and the labels of both versions."""
     for version, values in labels.items():
         config = [{"name": row["name"], "readable": row["readable"], "instances": row["has_instances"],
                    "evaluate": not row["ignore_in_eval"], "color": row["color"]}
@@ -278,7 +278,7 @@ def test_missing_data_names_the_tree_and_the_source(config, words):
 
 @pytest.mark.parametrize("layout", ["kitti", "vistas", "cocostuff"])
 def test_a_perfect_answer_scores_one(drawn, segtrain, tmp_path, layout):
-    """Through the whole way of `segtrain score`, with the labels themselves as predictions."""
+    """By `segtrain score`, with the labels themselves as predictions."""
     root = drawn(layout)
     labels = {"kitti": "training/semantic", "vistas": "validation/labels", "cocostuff": "annotations/val2017"}[layout]
     answer = segtrain(

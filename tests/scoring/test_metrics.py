@@ -1,4 +1,4 @@
-"""Scores against the definition written independently, hand-worked figures, the official scripts' and torchmetrics'."""
+"""Scores against an independent definition, hand-worked figures, the official scripts and torchmetrics."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def scored(target, prediction, rules=PLAIN, classes=4):
 
 
 def slow_iou(target, prediction, rules):
-    """Set by set: the definition, written independently. None where the rule leaves the class out."""
+    """The definition by sets, written independently. None if the rule leaves the class out."""
     result = []
     classes = range(10, 14)
     evaluated = [i for i, t in enumerate(target) if t in classes]
@@ -85,7 +85,7 @@ def test_hand_worked_example():
 
 
 def test_other_tools_rules_on_the_published_cases():
-    """torchmetrics', mmsegmentation's and the official scripts' figures for three small cases."""
+    """Figures of torchmetrics, mmsegmentation and the official scripts for three small cases."""
     cases = {
         "A: class 2 absent from GT and prediction": ([10, 10, 10, 11, 11, 11, 11, 0], [10, 10, 10, 10, 11, 11, 11, 10]),
         "B: class 2 predicted only on valid pixels": ([10, 10, 10, 10, 11, 11], [10, 10, 10, 12, 11, 11]),
@@ -250,7 +250,7 @@ def test_a_car_taken_for_a_truck_is_right_by_category_but_not_by_the_objects_of_
 
 
 def boundary_by_distance(mask, width):
-    """What lies in a mask and at most `width` steps of a king from what does not, the picture's outside included."""
+    """The pixels of a mask at most `width` steps, also diagonal ones, from a pixel outside it or outside the image."""
     height, length = mask.shape
     padded = np.pad(mask, width + 1)
     band = np.zeros_like(mask)

@@ -1,4 +1,4 @@
-"""Published files: how they are recognised, what is known of them, and what networks inherit from them."""
+"""Published files: recognition, known facts, and what networks inherit from them."""
 
 import hashlib
 import json

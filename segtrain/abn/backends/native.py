@@ -1,7 +1,7 @@
-"""The primitives compiled for the CPU from kernels/abn_cpu.cpp, at first use, where a C++ compiler is found.
+"""The primitives on the CPU: kernels/abn_cpu.cpp, compiled at first use if there is a C++ compiler.
 
-One small library per storage type, built by segtrain/native/compile.py, where the environment variables are. The same
-functions as in aten.py.
+The same functions as in aten.py. There is one small library for each storage type; segtrain/native/compile.py builds
+them and describes the environment variables.
 """
 
 import ctypes
@@ -37,7 +37,7 @@ def available() -> str:
 
 
 def build_library(dtype: torch.dtype) -> Path:
-    """The library for a storage type, built if it is not there yet."""
+    """Path of the library for a storage type, built if it does not exist yet."""
     kind = TYPES[dtype]
     name = f"abn-{kind.lstrip('_')}"
     what = f"the In-Place ABN kernels for this CPU ({kind})"
@@ -47,7 +47,7 @@ def build_library(dtype: torch.dtype) -> Path:
 
 @functools.cache
 def load_library(dtype: torch.dtype) -> Any:
-    """The library for a storage type, its argument types declared."""
+    """The library for a storage type, with its argument types declared."""
     library = compiling.open_library(build_library(dtype))
     p, n, d, i = ctypes.c_void_p, ctypes.c_long, ctypes.c_double, ctypes.c_int
     act = [i, d, d]
@@ -64,7 +64,7 @@ def load_library(dtype: torch.dtype) -> Any:
     return library
 
 
-# ------------------------------------------------------------------------------------------------------ the seam
+# ------------------------------------------------------------------------------------------------------ the primitives
 
 
 def address(t: Tensor | None) -> int | None:
@@ -72,6 +72,7 @@ def address(t: Tensor | None) -> int | None:
 
 
 def acts(activation: Activation, dtype: torch.dtype) -> tuple[int, float, float]:
+    """The library's arguments for an activation: code, parameter, lowest z / alpha that ELU inverts."""
     return CODES.index(activation.name), activation.param, torch.finfo(dtype).eps - 1
 
 
