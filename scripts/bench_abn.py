@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from segtrain import abn
-from segtrain.abn import ABN, BatchNormAct, InPlaceABN, RecomputedABN, recomputed_outputs
+from segtrain.abn import ABN, BatchNormAct, InPlaceABN, RecomputedABN, ScaledABN, recomputed_outputs
 from segtrain.abn.benchmark import Clock, Standard, layer_table, medians
 from segtrain.losses import CrossEntropy
 from segtrain.models.blocks import Norm
@@ -238,7 +238,7 @@ def errors(device: str, dtype: torch.dtype, scale: float, correlated: bool, kind
     dz = (torch.randn(x.shape) + (xhat if correlated else 0)).to(dtype)
     found = []
     for layer, leaf, gradient in (
-        (ABN(16).double(), x.double(), dz.double()),
+        (ScaledABN(16).double(), x.double(), dz.double()),
         (kind(16).to(device), x.clone().to(device), dz.to(device)),
     ):
         with torch.no_grad():

@@ -1,9 +1,9 @@
-"""Time of one worker to turn a 2048 x 1024 Cityscapes pair into a 768 x 768 training sample, against the usual ways.
+"""Time for one worker to turn a 2048 x 1024 Cityscapes pair into a 768 x 768 training sample, against the usual way.
 
-    python scripts/bench_data.py [--pairs 8] [--rounds 7]
+    python scripts/bench_data.py [--pairs 8] [--rounds 15]
 
-Every route runs on the same images, in turn, with one thread; ratios of medians. The usual one decodes with Pillow,
-resizes the full image, crops, and normalises every sample (torchvision).
+All routes run on the same images, alternately, with one thread; figures are ratios of medians. The usual way decodes
+with Pillow, resizes the full image, crops, and normalises every sample (torchvision).
 """
 
 import argparse
@@ -36,7 +36,7 @@ AUGMENT = Augmentation(AugmentationConfig(crop_size=CROP, scale=SCALE))
 
 
 def draw_pairs(folder: Path, pairs: int) -> list[Sample]:
-    """Photograph-like images: noise of many sizes on blocks, about 2.6 MB as PNG."""
+    """Draw images that compress like photographs, about 2.6 MB as PNG: smooth noise plus fine noise."""
     rng = np.random.default_rng(0)
     samples = []
     for index in range(pairs):
@@ -82,7 +82,7 @@ def own_route(read: Callable[[Sample], tuple[np.ndarray, np.ndarray]], sample: S
 
 
 def resize_and_crop(image: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Only the geometry, as it is usually done with OpenCV: resize the full image, pad, crop, flip."""
+    """The usual geometry with OpenCV: resize the full image, pad, crop, flip."""
     rng = np.random.default_rng(np.random.SeedSequence((0, seed)))
     scale = rng.uniform(*SCALE)
     size = (round(2048 * scale), round(1024 * scale))

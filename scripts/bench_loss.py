@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""A loss from logits at stride 8: segtrain's, tile by tile, over torch's upsampling and cross-entropy.
+"""Time and memory of segtrain's losses from logits at stride 8, over torch's upsampling and cross-entropy.
 
     python scripts/bench_loss.py [--loss bootstrapped] [--hardest 0.25] [--classes 19] [--batch 2] [--size 768]
                                  [--rounds 10] [--device cuda]
 
 cross_entropy and bootstrapped are compared with the same loss in plain torch; max_pooling, focal, dice and lovasz with
-plain cross-entropy, so their gradients differ. Time: medians of forward + backward, taken in turns. Peak: bytes of the
-tensors alive at the same time, without logits and target.
+plain cross-entropy, so their gradients differ. Time: medians of forward + backward, measured alternately. Peak: bytes
+of the tensors alive at the same time, without logits and target.
 """
 
 import argparse
@@ -28,8 +28,8 @@ def plain(logits: Tensor, target: Tensor, hardest: float) -> Tensor:
     if hardest == 1:
         return F.cross_entropy(every, target, ignore_index=255)
     losses = F.cross_entropy(every, target, ignore_index=255, reduction="none").flatten(1)
-    shares = [math.ceil(count * hardest) for count in (target != 255).flatten(1).sum(1).tolist()]
-    return sum(row.topk(share).values.sum() for row, share in zip(losses, shares, strict=True)) / sum(shares)
+    counts = [math.ceil(count * hardest) for count in (target != 255).flatten(1).sum(1).tolist()]
+    return sum(row.topk(count).values.sum() for row, count in zip(losses, counts, strict=True)) / sum(counts)
 
 
 def step_loss(loss, logits: Tensor, target: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""Time to count predictions and to turn class scores into labels, against the usual ways.
+"""Time to count predictions and to turn logits into labels, against the usual ways.
 
     python scripts/bench_scores.py [--rounds 9] [--official PYTHON] [--images 40]
 
-One thread each, in turns, ratios of medians. --official names a Python that has cityscapesscripts (in an environment of
-its own: pip install cityscapesscripts 'numpy<2.4'). Its evaluation of a folder of 2048 x 1024 predictions is then timed
-against `segtrain score`, both as commands, with and without instance scores.
+All run alternately, with one thread; figures are ratios of medians. --official names a Python interpreter that has
+cityscapesscripts (in an environment of its own: pip install cityscapesscripts 'numpy<2.4'). Its evaluation of a folder
+of 2048 x 1024 predictions is then timed against `segtrain score`, both as commands, with and without instance scores.
 """
 
 import argparse
@@ -139,7 +139,7 @@ official.main()
 
 
 def folder_of_predictions(python: str, images: int, rounds: int) -> None:
-    """Time both tools as commands, on the same folder."""
+    """Time both commands on the same folder."""
     rng = np.random.default_rng(0)
     ids = published_table("cityscapes").ids
     with tempfile.TemporaryDirectory() as place:
@@ -195,7 +195,7 @@ def folder_of_predictions(python: str, images: int, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--official", help="a Python that has cityscapesscripts")
+    parser.add_argument("--official", help="Python interpreter that has cityscapesscripts")
     parser.add_argument("--images", type=int, default=40)
     options = parser.parse_args()
     torch.set_num_threads(1)

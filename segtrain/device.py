@@ -1,4 +1,4 @@
-"""Which processor computes, and what to install for the graphics card at hand."""
+"""Which processor computes, and what to install for the GPU of this machine."""
 
 import shutil
 import subprocess
@@ -9,12 +9,12 @@ import torch
 from segtrain.errors import UsageError
 
 CUDA13_DRIVER = 580  # first driver series for CUDA 13, which plain pip's torch is built with
-CUDA13_CAPABILITY = (7, 5)  # Turing; CUDA 13 dropped what is older
+CUDA13_CAPABILITY = (7, 5)  # Turing; CUDA 13 dropped older ones
 CUDA126_DRIVER = 525
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device for auto, cuda or cpu. UsageError for a card that torch cannot use, unless cpu is asked for."""
+    """The device for auto, cuda or cpu. UsageError for a GPU that torch cannot use, unless cpu is requested."""
     if name == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
@@ -24,13 +24,13 @@ def resolve_device(name: str) -> torch.device:
         )
         if capability[0] * 10 + capability[1] >= oldest:
             return torch.device("cuda")
-    cards = nvidia_cards()
-    if cards:
+    gpus = nvidia_gpus()
+    if gpus:
         raise UsageError(
-            f"torch {torch.__version__} cannot use {cards[0]}. {advice(cards[0])} device=cpu insists on the CPU."
+            f"torch {torch.__version__} cannot use {gpus[0]}. {advice(gpus[0])} device=cpu insists on the CPU."
         )
     if name == "cuda":
-        raise UsageError("device=cuda: no NVIDIA card and driver found here (nvidia-smi lists none); use device=cpu")
+        raise UsageError("device=cuda: no NVIDIA GPU and driver found here (nvidia-smi lists none); use device=cpu")
     return torch.device("cpu")
 
 
@@ -41,8 +41,8 @@ def describe_device(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads (torch {torch.__version__})"
 
 
-class Card:
-    """A card as nvidia-smi names it: name, driver version such as '580.65.06', compute capability."""
+class NvidiaGpu:
+    """A GPU as nvidia-smi describes it: name, driver version such as '580.65.06', compute capability."""
 
     def __init__(self, name: str, driver: str, capability: tuple[int, int]) -> None:
         self.name = name
@@ -53,8 +53,8 @@ class Card:
         return f"the {self.name} (driver {self.driver}, compute capability {'.'.join(map(str, self.capability))})"
 
 
-def nvidia_cards() -> list[Card]:
-    """The NVIDIA cards of this machine; empty without nvidia-smi or a working driver."""
+def nvidia_gpus() -> list[NvidiaGpu]:
+    """The NVIDIA GPUs of this machine; empty without nvidia-smi or a working driver."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -63,19 +63,19 @@ def nvidia_cards() -> list[Card]:
         lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return []
-    cards = []
+    gpus = []
     for line in lines:
         parts = [part.strip() for part in line.split(",")]
         if len(parts) == 3 and parts[2].replace(".", "").isdigit():
             major, minor = (parts[2] + ".0").split(".")[:2]
-            cards.append(Card(parts[0], parts[1], (int(major), int(minor))))
-    return cards
+            gpus.append(NvidiaGpu(parts[0], parts[1], (int(major), int(minor))))
+    return gpus
 
 
-def advice(card: Card) -> str:
-    """What to install for a card, by its driver and generation."""
-    series = int(card.driver.split(".")[0]) if card.driver.split(".")[0].isdigit() else 0
-    if series >= CUDA13_DRIVER and card.capability >= CUDA13_CAPABILITY:
+def advice(gpu: NvidiaGpu) -> str:
+    """What to install for a GPU, by its driver and generation."""
+    series = int(gpu.driver.split(".")[0]) if gpu.driver.split(".")[0].isdigit() else 0
+    if series >= CUDA13_DRIVER and gpu.capability >= CUDA13_CAPABILITY:
         return "Install with plain pip and the CUDA 13 kernels: pip install '.[cuda13]'."
     older = (
         "Install torch for CUDA 12.6 first: pip install 'torch<2.15' torchvision --index-url "
@@ -83,19 +83,19 @@ def advice(card: Card) -> str:
     )
     if series < CUDA126_DRIVER:
         return f"Update its driver (r{CUDA13_DRIVER} or newer for CUDA 13, r{CUDA126_DRIVER} at least). {older}."
-    if card.capability >= CUDA13_CAPABILITY:
+    if gpu.capability >= CUDA13_CAPABILITY:
         return f"Plain pip brings a CUDA 13 torch, which needs driver r{CUDA13_DRIVER}: update the driver. Or: {older}."
-    return f"Plain pip brings a CUDA 13 torch, which needs a Turing card or newer. {older}."
+    return f"Plain pip brings a CUDA 13 torch, which needs a Turing GPU or newer. {older}."
 
 
 def memory() -> str:
-    """Peak memory of this process so far: of the card where one is in use, else resident."""
+    """Peak memory of this process so far: of the GPU if one is in use, else resident memory."""
     peak = peak_memory()
-    return "" if peak is None else f"{peak / 1e9:.1f} GB{' card' if torch.cuda.is_initialized() else ''}"
+    return "" if peak is None else f"{peak / 1e9:.1f} GB{' GPU' if torch.cuda.is_initialized() else ''}"
 
 
 def peak_memory() -> int | None:
-    """The same in bytes; None where the system does not tell."""
+    """The same in bytes; None if the system does not report it."""
     if torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())
     try:

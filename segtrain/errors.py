@@ -30,6 +30,6 @@ def meant(wrong: object, known: Iterable[str], prefix: str = "", likeness: float
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
-def available(wrong: object, known: Iterable[str], prefix: str = "", likeness: float = 0.6) -> str:
+def with_available(wrong: object, known: Iterable[str], prefix: str = "", likeness: float = 0.6) -> str:
     """As `meant`, followed by all known names: "; did you mean b? Available: a, b" or ". Available: a, b"."""
     return f"{meant(wrong, known, prefix, likeness) or '.'} Available: {', '.join(known) or 'none'}"

@@ -1,4 +1,4 @@
-"""Shared fixtures, and the rule that a skipped test is listed and allowed, or the run fails."""
+"""Shared fixtures, and the rule that every skipped test must be listed as allowed."""
 
 import contextlib
 import functools
@@ -44,7 +44,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
-    """The folder of the compiled In-Place ABN libraries, copied to every test's cache, shared by the processes."""
+    """The folder of the compiled In-Place ABN libraries, which all processes share and every test's cache gets."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -53,7 +53,7 @@ def compiled(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, tmp_path_factory, monkeypatch, compiled):
-    """Every test works in an empty folder, with a cache of its own and no data but what it makes."""
+    """Every test runs in an empty folder, with a cache of its own and only the data that it makes."""
     monkeypatch.chdir(tmp_path)
     cache = tmp_path_factory.mktemp("cache")
     shutil.copytree(compiled, cache / "abn", copy_function=os.link)
@@ -78,7 +78,7 @@ class Answer(NamedTuple):
 
 @pytest.fixture
 def segtrain():
-    """segtrain("train", "experiment=toy") -> exit status and what was printed, in this process."""
+    """segtrain("train", "experiment=toy") -> exit status and output, run in this process."""
 
     def call(*arguments: str) -> Answer:
         out, err = io.StringIO(), io.StringIO()
@@ -95,7 +95,7 @@ def segtrain():
 
 @pytest.fixture(scope="session", autouse=True)
 def scenes_drawn_once():
-    """The same few scenes are written in several layouts, by several modules: each is drawn once."""
+    """Several modules write the same few scenes in several layouts: draw each scene once."""
     from segtrain.data.scenes import layouts
 
     layouts._draw = functools.lru_cache(maxsize=48)(layouts._draw)
@@ -113,7 +113,7 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture
 def folder_data(tmp_path):
-    """A folder data set of two classes plus void: 4 train and 2 val pairs of 48x64 pixels, and its overrides."""
+    """A folder dataset of two classes plus void: 4 train and 2 val pairs of 48x64 pixels, and its overrides."""
     root = tmp_path / "mine"
     rng = np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):
@@ -140,7 +140,7 @@ def folder_data(tmp_path):
 
 @pytest.fixture
 def ponds(tmp_path):
-    """Overrides for a training of two steps on pictures as my_dataset.py expects them."""
+    """Overrides for a training of two steps on images in the layout of my_dataset.py."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):
         folder = tmp_path / "ponds" / split

@@ -1,6 +1,6 @@
-"""What users have, from the code before its modules moved into packages: runs, checkpoints, plugins, command lines.
+"""Runs, checkpoints, plugins and command lines of users, from before the modules moved into packages, still work.
 
-tests/fixtures/compatibility holds it; its make.py says how it was made.
+They are in tests/fixtures/compatibility, whose make.py made them.
 """
 
 import importlib
@@ -31,20 +31,20 @@ ELSEWHERE = 1e-5
 
 @pytest.fixture(autouse=True)
 def search_path(monkeypatch):
-    """A plugin's folder is searched for modules no longer than its test."""
+    """Restore the search path, to which a plugin's folder is added."""
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 @pytest.fixture
 def home(tmp_path):
-    """A copy of the folder: what the tests train in."""
+    """A copy of the fixtures, in which the tests train."""
     for name in ("plugins", "runs", "water"):
         shutil.copytree(FOLDER / name, tmp_path / name)
     return tmp_path
 
 
 def close(expected, found, tolerance=None):
-    """Whether two nests of dicts, lists, tensors and numbers are equal: to the bit where the record was made."""
+    """Whether nested dicts, lists, tensors and numbers are equal, bit for bit on a machine like the recording one."""
     tolerance = (0 if SAME_MACHINE else ELSEWHERE) if tolerance is None else tolerance
     if isinstance(expected, dict):
         return expected.keys() == found.keys() and all(close(v, found[k], tolerance) for k, v in expected.items())
@@ -70,7 +70,7 @@ def lines(run, name):
 
 
 def checkpoint(path):
-    """Without the package: the format is what users have."""
+    """Read a checkpoint without the package, as users do."""
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -175,7 +175,7 @@ def test_the_checkpoint_gives_the_recorded_logits_and_labels(home):
     ],
 )
 def test_plugins_as_users_have_written_them(home, ponds, plugin, words):
-    """The files are never changed: their imports stay possible."""
+    """These files never change, so their imports must stay possible."""
     more = [word for word in ponds if plugin == "my_dataset" or not word.startswith("dataset.root=")]
     files = f"plugins=[plugins/{plugin}.py,plugins/my_small_backbone.py]"
     answer = zygote.call(["train", files, *more, *words, "model.backend=aten", "run=run"])

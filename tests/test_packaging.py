@@ -23,7 +23,7 @@ BIN = Path(sys.executable).parent
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
-    """The wheel, built from the source distribution as a package index would offer it."""
+    """The wheel, built from the source distribution as for a package index."""
     folder = tmp_path_factory.mktemp("dist")
     program = (
         "import os, sys, tarfile; from hatchling import build; "
@@ -50,8 +50,9 @@ def test_the_wheel_carries_configs_and_tables(wheel):
 
 @pytest.fixture(scope="session")
 def installed(wheel, tmp_path_factory):
-    """installed(folder, *words): the finished process of the wheel's `segtrain`, started in a folder. The wheel's own
-    folder comes first on the path, and the checkout is nowhere on it."""
+    """installed(folder, *words): the finished process of the wheel's `segtrain`, started in a folder.
+
+    The wheel comes first on the path, and the checkout is not on it."""
     site = tmp_path_factory.mktemp("installed")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
@@ -174,10 +175,10 @@ def test_scripts_are_executable_and_parse(name):
     subprocess.run(["bash", "-n", str(ROOT / name)], check=True)
 
 
-# ------------------------------------------------------------------------------------------------ cards and drivers
+# ------------------------------------------------------------------------------------------------ GPUs and drivers
 
 
-def fake_card(folder, monkeypatch, line):
+def fake_gpu(folder, monkeypatch, line):
     program = folder / "nvidia-smi"
     program.write_text(f"#!/bin/sh\necho '{line}'\n")
     program.chmod(0o755)
@@ -197,8 +198,8 @@ def fake_card(folder, monkeypatch, line):
         ("NVIDIA H100, 590.10, 9.0", [".[cuda13]"]),
     ],
 )
-def test_a_card_that_torch_cannot_use_stops_training_with_advice(line, words, tmp_path, monkeypatch, segtrain):
-    fake_card(tmp_path, monkeypatch, line)
+def test_a_gpu_that_torch_cannot_use_stops_training_with_advice(line, words, tmp_path, monkeypatch, segtrain):
+    fake_gpu(tmp_path, monkeypatch, line)
     with pytest.raises(UsageError) as caught:
         device.resolve_device("auto")
     for word in [*words, "device=cpu insists"]:
@@ -210,11 +211,11 @@ def test_a_card_that_torch_cannot_use_stops_training_with_advice(line, words, tm
     assert words[-1] in segtrain("info").out
 
 
-def test_without_a_card(tmp_path, monkeypatch):
+def test_without_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert device.resolve_device("auto").type == "cpu"
-    with pytest.raises(UsageError, match="no NVIDIA card"):
+    with pytest.raises(UsageError, match="no NVIDIA GPU and driver found here"):
         device.resolve_device("cuda")
 
 

@@ -1,4 +1,4 @@
-"""What the README pages name exists: options, choices, files, links, functions, variables; and how they are written."""
+"""Options, choices, files, links, functions and variables on the README pages exist; and how the pages are written."""
 
 import importlib
 import re
@@ -174,7 +174,7 @@ def test_every_extra_exists():
 
 
 def the_map():
-    """Paths of the map's tree: a folder ends in a slash, a file is named without .py."""
+    """Paths of the map's tree: folders end in a slash, files have no .py."""
     (tree,) = (block for block in pages.blocks("segtrain/README.md", "text") if block.startswith("segtrain/\n"))
     for line in tree.splitlines()[1:]:
         indent, names = re.match(r"( +)((?:[\w.]+/?(?:, )?)+)", line).groups()
@@ -205,7 +205,7 @@ def test_the_readme_is_short():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_lines_and_blocks(name):
-    """Tables scroll sideways on GitHub where a row is long; a block without a language has no colours."""
+    """On GitHub a long row makes a table scroll sideways, and a block without a language has no colours."""
     assert all(pages.languages(name))
     for line in PAGES[name].splitlines():
         assert len(line) <= (250 if line.startswith("|") else 125), line
@@ -213,7 +213,7 @@ def test_lines_and_blocks(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_survive_the_shell(name):
-    """bash makes several words of {a:1,b:2} without quotes."""
+    """Without quotes, bash splits {a:1,b:2} into several words."""
     for line in shell(name).splitlines():
         assert not re.search(r"\{[^}]*,", re.sub(r"'[^']*'|\"[^\"]*\"", "", line.partition(" #")[0])), line
 
@@ -243,7 +243,7 @@ def test_nothing_tells_people_to_install_somebody_elses_package():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_pages_use_the_fields_words(name):
-    """image, GPU, dataset, image classification; in code spans stand the names of options and files."""
+    """image, GPU, dataset, image classification. Code spans hold names of options and files, and do not count."""
     text = re.sub(r"`[^`]*`", "", pages.prose(name))
     for word in (r"pictures?", r"cards?", r"data sets?", r"told", r"whole pictures?"):
         assert not re.search(rf"\b{word}\b", text, re.I), word

@@ -1,4 +1,4 @@
-"""The README pages, run: the README at toy size, in order; all other commands, composed; all code blocks."""
+"""Run the README at toy size, compose all other commands of the pages, and run all code blocks."""
 
 import json
 import os
@@ -42,7 +42,7 @@ CONFIGS = ROOT / "configs"
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    """The recipe toy, smaller: three steps on six scenes. Under its own name, so that runs are called as usual."""
+    """Replace the recipe toy by three steps on six scenes, under the same name, so that runs have their usual names."""
     folder = tmp_path / "configs"
     shutil.copytree(CONFIGS, folder)
     recipe = yaml.safe_load((folder / "experiment/toy.yaml").read_text())
@@ -59,7 +59,7 @@ def toy(tmp_path, monkeypatch):
 
 @pytest.fixture
 def data(tmp_path):
-    """What stands at /data on the reader's machine: photographs of one's own with labels, and KITTI."""
+    """The contents of /data on the reader's machine: own photographs with labels, and KITTI."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 2)):
         for name in (split, f"{split}_labels"):
@@ -119,7 +119,7 @@ def succeeds(command, data, segtrain):
 
 
 def test_the_commands_of_the_readme_run(segtrain, toy, data, tmp_path):
-    """In their order, in one folder. What is no `segtrain` is run by the tests of scripts below."""
+    """In their order, in one folder. Commands other than `segtrain` are run by the tests of scripts below."""
     ran = [command for command in pages.commands("README.md") if command.words[0] == "segtrain"]
     assert len(ran) >= 11
     answers = {}
@@ -135,7 +135,7 @@ def test_the_commands_of_the_readme_run(segtrain, toy, data, tmp_path):
 
 @pytest.mark.slow
 def test_kitti_is_evaluated_and_answered_by_a_network_with_nvidias_key_names(segtrain, data):
-    """The README's commands, with a file that holds random numbers in the names and shapes of the published one."""
+    """The README's commands, with random weights in the names and shapes of the published file."""
     with torch.device("meta"):
         model = build_model("wider_resnet38", "deeplabv3plus", 19, 8, norm="batch_norm", activation="relu")
     state = {key: 0.02 * torch.rand(tensor.shape) for key, tensor in model.state_dict().items()}
@@ -149,7 +149,7 @@ def test_kitti_is_evaluated_and_answered_by_a_network_with_nvidias_key_names(seg
 
 
 def run_python_of_the_readme():
-    """After its commands: the first block reads a run of theirs."""
+    """Run the code after the commands, because the first block reads one of their runs."""
     reads, layer = pages.blocks("README.md", "python")
     scope = {"image": np.zeros((64, 96, 3), np.uint8)}
     exec(reads, scope)
@@ -169,7 +169,7 @@ def program(folder, name, body='echo "$(basename "$0") $*"'):
 
 
 def test_the_scripts_of_the_readme_call_what_it_says(segtrain, tmp_path):
-    """With an environment that is installed already, whose programs say how they were called."""
+    """In an environment that is installed already, whose programs print their arguments."""
     folder = tmp_path / "venv/bin"
     folder.mkdir(parents=True)
     for name in ("segtrain", "ruff", "mypy"):
@@ -205,7 +205,7 @@ def test_the_scripts_of_the_readme_call_what_it_says(segtrain, tmp_path):
 
 
 def segtrain_words(command):
-    """What a command of a page gives to segtrain, however it starts it; None where it starts something else."""
+    """The words that a command of a page gives to segtrain, however it starts it; None if it starts something else."""
     words = list(command.words)
     if words[0] == "segtrain":
         return words[1:]
@@ -219,7 +219,7 @@ def segtrain_words(command):
 
 
 def composable(words, checkpoint):
-    """The words with one value where a sweep has several, and a checkpoint that there is."""
+    """The words with one value of each sweep, and with an existing checkpoint."""
     for word in words:
         key, equals, value = word.partition("=")
         if key.startswith("hydra/") or word in ("-m", "--smoke"):
@@ -237,7 +237,7 @@ def composable(words, checkpoint):
 def run_folder(scenes, compiled, tmp_path_factory):
     """A finished training of one step on the street scenes."""
     folder = tmp_path_factory.mktemp("trained")
-    (folder / "abn").symlink_to(compiled)
+    shutil.copytree(compiled, folder / "abn", copy_function=os.link)  # a link would be refused, and all compiled again
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEGTRAIN_CACHE", str(folder))
         package.train(package.compose(*small_run(scenes, "trainer.max_steps=1", f"run={folder / 'run'}")))
@@ -265,7 +265,7 @@ def test_a_command_composes(command, segtrain, run_folder, tmp_path):
 
 
 def test_the_other_commands_are_known():
-    """Each is run or looked up by another test; a program that stands nowhere here is a new one to test."""
+    """Another test runs or looks up each of them; a program that is not listed here needs a test."""
     tested = {"./scripts/quickstart", "./scripts/test", "source", "docker", "eval", "pytest", "python"}
     assert {command.words[0] for command in OTHERS} <= tested
     assert [command.words[1] for command in OTHERS if command.words[0] == "docker"] == ["build"]
@@ -293,7 +293,7 @@ def test_the_scripts_that_reproduce_the_paper_have_the_rows_that_are_named():
 
 @pytest.fixture
 def forgotten(monkeypatch):
-    """Parts of plugins, commands and configurations are there for one test only."""
+    """Remove parts of plugins, commands and configurations after a test."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     repo = ConfigStore.instance().repo
     stored = {group: set(repo.get(group, ())) for group in STORED}
@@ -346,7 +346,7 @@ def test_the_other_python_of_the_page_is_run_here():
 
 
 def examples():
-    """Python blocks of the page that are no plugin: options, function and row of a command; a back end."""
+    """Python blocks of the page other than plugins: options, function and row of a command; a back end."""
     plugins = {(FOLDER / name).read_text().strip() for name in PLUGINS}
     return [block for block in pages.blocks("segtrain/README.md", "python") if block.strip() not in plugins]
 

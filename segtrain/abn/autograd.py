@@ -45,7 +45,7 @@ def effective_scale(weight: Tensor, eps: float, scale: str = "abs") -> Tensor:
 
 
 def as_type(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """t.to(dtype) without its microseconds if t has that dtype already."""
+    """t.to(dtype), but without the call if t has that dtype already, which saves microseconds."""
     return t if t.dtype == dtype else t.to(dtype)
 
 

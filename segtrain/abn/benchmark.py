@@ -1,4 +1,4 @@
-"""The layer's time as a ratio to torch's BatchNorm2d + LeakyReLU(0.01, inplace=True), measured in turns."""
+"""The layer's time relative to torch's BatchNorm2d + LeakyReLU(0.01, inplace=True), measured alternately."""
 
 import statistics
 import time
@@ -15,7 +15,7 @@ SHAPES = ((8, 64, 128, 128), (2, 256, 96, 96), (2, 1024, 48, 48))
 
 
 class Standard(nn.Sequential):
-    """The usual pair of layers, and the unit of all ratios."""
+    """The usual pair of layers, whose time is the unit of all ratios."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(nn.BatchNorm2d(channels), nn.LeakyReLU(0.01, inplace=True))
@@ -46,7 +46,7 @@ class Clock:
 def pass_times(
     backend: str, layer: Callable[[Tensor], Tensor], x: Tensor, dz: Tensor, device: str
 ) -> tuple[float, float, float]:
-    """Seconds of forward and of backward, and of the host alone; the layer gets a tensor it may overwrite."""
+    """Seconds of (forward, backward, the host for both). The layer gets a tensor that it may overwrite."""
     use_backend(backend)
     resolve(device)
     source = x.detach().requires_grad_() + 0
@@ -67,10 +67,10 @@ def medians(candidates: Mapping[str, Callable[[], tuple[float, ...]]], rounds: i
 
 
 def layer_table(device: str, rounds: int = 20) -> Iterator[str]:
-    """Lines of text: the layer by every back end that runs here, over BatchNorm2d + LeakyReLU in place.
+    """Lines of text: the time of the layer, with every back end that runs here, over BatchNorm2d + LeakyReLU in place.
 
-    On a CUDA device with the bandwidth reached, 8 passes over the tensor, and the host's time for forward + backward.
-    Leaves the back end at "auto".
+    On a CUDA device also the bandwidth, for 8 passes over the tensor, and the host's time for forward and backward.
+    Sets the back end to "auto".
     """
     backends = []
     for name in ("cupy", "aten") if device == "cuda" else ("native", "aten"):

@@ -24,6 +24,7 @@ from segtrain.abn.autograd import (
 )
 from segtrain.abn.backends.aten import CODES, Activation
 from segtrain.abn.checks import check_input, check_overwritten, check_tensors
+from segtrain.abn.functional import without_values
 from segtrain.abn.recipes import watching
 
 KEEP = ("input", "normalised")
@@ -107,6 +108,8 @@ def recomputed_abn(
     overwrite = keep == "normalised" and options.overwrite
     check_tensors(x, weight, bias, running_mean, running_var, shortcut, options.training, overwrite)
     check_input(x, options.training, group is not None)
+    if not x.numel() and not options.training:
+        return without_values(x, weight, bias, running_mean, running_var, None, options)
     if overwrite:
         check_overwritten(x)
     follows = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))

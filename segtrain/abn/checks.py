@@ -154,15 +154,15 @@ def contiguous_vectors(x: Tensor, *vectors: Tensor | None, rows: int | None = No
 
 
 def check_input(x: Tensor, training: bool, synchronised: bool = False) -> None:
-    """ValueError for an input, (N, C) or (N, C, *spatial), that has no statistics.
+    """ValueError for an input, (N, C) or (N, C, *spatial), that has no statistics, which training needs.
 
     With synchronised statistics this process may have no value or one per channel: other processes' values count too.
     """
-    if synchronised:
+    if synchronised or not training:
         return
     if x.numel() == 0:
         raise ValueError(f"the input of shape {tuple(x.shape)} is empty: nothing to normalise")
-    if training and x.numel() == x.shape[1]:
+    if x.numel() == x.shape[1]:
         raise ValueError(
             f"expected more than one value per channel in training, found shape {tuple(x.shape)}: "
             "use a larger batch, or eval mode to freeze the statistics"

@@ -10,7 +10,7 @@ from segtrain.abn.backends import codes as coding
 from segtrain.abn.backends.aten import CODES, Activation
 from segtrain.abn.backends.codes import Coded
 from segtrain.abn.checks import contiguous_vectors
-from segtrain.abn.operators import as_laid_out, backend_for, dense, library, like, no_shortcut, operator, vector
+from segtrain.abn.operators import as_laid_out, backend_for, dense, library, like, operator, shortcut_buffer, vector
 
 __all__ = ["library"]
 
@@ -86,7 +86,7 @@ def coded_sums(codes, ranges, bits, size, stride, dz, center, inverse, act, para
 
 @operator(
     f"coded_gradient({BACKWARD}, Tensor factor, Tensor means, bool want_dshortcut) -> (Tensor, Tensor)",
-    lambda *a: (a[5].new_empty_strided(a[3], a[4]), no_shortcut(a[5], a[-1])),
+    lambda *a: (a[5].new_empty_strided(a[3], a[4]), shortcut_buffer(a[5], a[-1])),
 )
 def coded_gradient(  # type: ignore[no-untyped-def]
     codes, ranges, bits, size, stride, dz, center, inverse, act, param, shortcut, factor, means, want_dshortcut
@@ -94,7 +94,7 @@ def coded_gradient(  # type: ignore[no-untyped-def]
     """(dx, dshortcut or an empty tensor)"""
     dz, center, inverse, shortcut, factor = prepared(size, stride, dz, center, inverse, shortcut, factor)
     (means,) = contiguous_vectors(dz, means, rows=2)
-    dshortcut = no_shortcut(dz, want_dshortcut)
+    dshortcut = shortcut_buffer(dz, want_dshortcut)
     dx = coder_for(dz).coded_gradient(
         Coded(codes, ranges, bits, size, stride), dz, center, inverse, Activation(CODES[act], param), shortcut, factor,
         means, dshortcut if want_dshortcut else None,
@@ -104,14 +104,14 @@ def coded_gradient(  # type: ignore[no-untyped-def]
 
 @operator(
     f"coded_backward({BACKWARD}, Tensor factor, bool want_dshortcut) -> (Tensor, Tensor, Tensor)",
-    lambda *a: (a[5].new_empty_strided(a[3], a[4]), vector(a[5], 2), no_shortcut(a[5], a[-1])),
+    lambda *a: (a[5].new_empty_strided(a[3], a[4]), vector(a[5], 2), shortcut_buffer(a[5], a[-1])),
 )
 def coded_backward(  # type: ignore[no-untyped-def]
     codes, ranges, bits, size, stride, dz, center, inverse, act, param, shortcut, factor, want_dshortcut
 ):
     """(dx, sums, dshortcut or an empty tensor)"""
     dz, center, inverse, shortcut, factor = prepared(size, stride, dz, center, inverse, shortcut, factor)
-    dshortcut = no_shortcut(dz, want_dshortcut)
+    dshortcut = shortcut_buffer(dz, want_dshortcut)
     dx, found = coder_for(dz).coded_backward(
         Coded(codes, ranges, bits, size, stride), dz, center, inverse, Activation(CODES[act], param), shortcut, factor,
         dshortcut if want_dshortcut else None,

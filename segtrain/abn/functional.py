@@ -115,10 +115,12 @@ def call(
         )
     if options.overwrite:
         check_overwritten(x)
+    if not x.numel() and not options.training:
+        return without_values(x, weight, bias, running_mean, running_var, shortcut, options)
     follows = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, shortcut))
     if group is not None:
         options = options._replace(group=group, backward_follows=follows)
-    if torch.compiler.is_compiling() and not follows:  # what dynamo inlines, and knows no mark_dirty in
+    if torch.compiler.is_compiling() and not follows:  # dynamo inlines this, and does not support mark_dirty
         gamma, beta = affine(x, weight, bias, options.eps, options.scale)
         return normalise(x, gamma, beta, running_mean, running_var, shortcut, options)[0]
     recipes = coding(x, options) if follows else None
@@ -156,7 +158,8 @@ def abn(
 ) -> Tensor:
     """The same function by torch's ordinary differentiable operations: keeps input and output, saves no memory.
 
-    The reference for `inplace_abn`. Also takes activation="relu".
+    The reference for `inplace_abn`, and not the layer `ABN`, which multiplies with the weight. Also takes
+    activation="relu".
     """
     check_tensors(x, weight, bias, running_mean, running_var, shortcut, training)
     check_input(x, training)
@@ -166,6 +169,16 @@ def abn(
     if shortcut is not None:
         y = y + shortcut
     return activate(y, activation, activation_param)
+
+
+def without_values(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    shortcut: Tensor | None, options: Options,
+) -> Tensor:  # fmt: skip
+    """The output for an empty input in eval mode, which kernels do not take: there is nothing to overwrite or keep."""
+    name, param = options.activation
+    statistics = running_mean, running_var, False, options.momentum, options.eps
+    return abn(x, weight, bias, *statistics, name, param, shortcut=shortcut, scale=options.scale)
 
 
 def activate(y: Tensor, activation: str, param: float) -> Tensor:

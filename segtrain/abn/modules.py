@@ -1,7 +1,8 @@
-"""Layers that normalise and activate: `ABN` (ordinary autograd) and `InPlaceABN` (half the memory).
+"""Layers that normalise and activate: `ABN` (the usual layer) and `InPlaceABN` (half the memory).
 
 All have the constructor of ABN and options of their own, and load each other's state_dict, which is that of torch's
-BatchNorm.
+BatchNorm. The same state does not mean the same function: ABN multiplies with the weight, In-Place ABN with |weight| +
+eps, and ScaledABN is In-Place ABN's function by ordinary autograd.
 """
 
 from typing import Any
@@ -28,17 +29,14 @@ from segtrain.abn.sync import group_or_none
 
 
 class ABN(nn.Module):
-    """BatchNorm and activation, act(gamma * xhat + bias) with gamma = |weight| + eps, by ordinary autograd.
-
-    The reference for InPlaceABN: the same numbers and the same state_dict, twice the memory.
+    """torch's BatchNorm, with a weight of either sign, and an activation: act(weight * xhat + bias), as published.
 
     num_features: C of the input (N, C) or (N, C, *spatial); the output has the input's shape and dtype.
-    eps: added to the variance, and to |weight|.
+    eps: added to the variance.
     momentum: weight of the newest batch in the running statistics, or None for their plain average.
     affine: whether there are weight and bias. track_running_stats: whether there are running statistics.
     activation: leaky_relu | elu | relu | identity. activation_param: negative slope, or alpha of elu. Both may be
     changed on the layer.
-    scale: "abs", or "signed" for gamma = weight, as in an ordinary BatchNorm.
     A shortcut, a second argument of the output's shape, is added before the activation.
     Raises ValueError for an unknown activation, and in training for an input with one value per channel.
     """
@@ -46,6 +44,7 @@ class ABN(nn.Module):
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
+    track_running_stats: bool = True  # of layers that the official package pickled before 1.1
     # Version 2 files hold num_batches_tracked; those of the official releases before 1.1 (version 1) do not.
     _version = 2
 
@@ -58,12 +57,9 @@ class ABN(nn.Module):
         track_running_stats: bool = True,
         activation: str = "leaky_relu",
         activation_param: float = 0.01,
-        *,
-        scale: str = "abs",
     ) -> None:
         super().__init__()
         self.check_activation(activation, activation_param)
-        self.scale = one_of("scale", scale, SCALES)
         self.num_features = num_features
         self.eps = eps
         self.momentum = momentum
@@ -83,35 +79,66 @@ class ABN(nn.Module):
         """Raises ValueError for an activation that the layer does not have."""
         one_of("activation", activation, ACTIVATIONS)
 
+    def reset_running_stats(self) -> None:
+        """Reset the running statistics to mean 0, variance 1 and no batches."""
+        if self.running_mean is not None and self.running_var is not None:
+            self.running_mean.zero_()
+            self.running_var.fill_(1)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.zero_()
+
     def reset_parameters(self) -> None:
         """Reset to scale 1, shift 0 and initial running statistics."""
         with torch.no_grad():
             if self.affine:
                 nn.init.ones_(self.weight)  # type: ignore[arg-type]
                 nn.init.zeros_(self.bias)  # type: ignore[arg-type]
-            if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
-                self.running_mean.zero_()
-                self.running_var.fill_(1)
-                self.num_batches_tracked.zero_()
+            self.reset_running_stats()
+
+    # The names of the next two are the official class's: layers derived from it call them.
+
+    def _get_momentum_and_training(self) -> tuple[float, bool]:
+        """(momentum, use the batch's statistics?) for one call of forward, which is counted if it updates them."""
+        use_batch = self.training or self.running_mean is None
+        momentum = 0.0 if self.momentum is None else self.momentum
+        counts = self.training and self.track_running_stats and self.num_batches_tracked is not None
+        if counts and not recomputing():  # the first forward has been counted already
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+            if self.momentum is None:
+                momentum = 1.0 / float(self.num_batches_tracked)  # type: ignore[arg-type]
+        return momentum, use_batch
+
+    def _get_running_stats(self) -> tuple[Tensor | None, Tensor | None]:
+        """(running mean, running variance) that one call of forward uses, or in training updates."""
+        if self.training and not self.track_running_stats:
+            return None, None
+        mean, var = self.running_mean, self.running_var
+        if self.training and recomputing():  # the first forward has updated them already
+            return None if mean is None else mean.clone(), None if var is None else var.clone()
+        return mean, var
 
     def statistics(self) -> tuple[Tensor | None, Tensor | None, bool, float]:
         """(running mean, running variance, use the batch's statistics?, momentum) for one call of forward."""
-        use_batch = self.training or self.running_mean is None
-        momentum = 0.0 if self.momentum is None else self.momentum
-        if use_batch and recomputing():  # the first forward has updated them already
-            mean, var = (None if t is None else t.clone() for t in (self.running_mean, self.running_var))
-            return mean, var, True, momentum
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                momentum = 1.0 / float(self.num_batches_tracked)
-        return self.running_mean, self.running_var, use_batch, momentum
+        momentum, use_batch = self._get_momentum_and_training()
+        return *self._get_running_stats(), use_batch, momentum
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        return abn(
-            x, self.weight, self.bias, *self.statistics(), self.eps, self.activation, self.activation_param,
-            shortcut=shortcut, scale=self.scale,
-        )  # fmt: skip
+        mean, var, use_batch, momentum = self.statistics()
+        check_tensors(x, self.weight, self.bias, mean, var, shortcut, use_batch)
+        check_reference_dtypes(x, self.weight, self.bias, mean, var)
+        y = nn.functional.batch_norm(x, mean, var, self.weight, self.bias, use_batch, momentum, self.eps)
+        if shortcut is not None:
+            y = y + shortcut
+        return activate(y, self.activation, self.activation_param)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle layers of other versions too: of the official package, and of segtrain's ABN before it was that."""
+        if type(self) is ABN and "scale" in state:  # it multiplied with |weight| + eps then
+            self.__class__ = ScaledABN
+        if "num_batches_tracked" not in state["_buffers"] | state["_parameters"]:  # before the official 1.1
+            mean = state["_buffers"].get("running_mean")
+            state["_buffers"]["num_batches_tracked"] = None if mean is None else torch.tensor(0, device=mean.device)
+        super().__setstate__(state)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
         key = prefix + "num_batches_tracked"
@@ -126,10 +153,35 @@ class ABN(nn.Module):
         )
 
 
-class InPlaceABN(ABN):
-    """ABN that writes its output over its input, and in backward computes its input again from that output.
+class BatchNormAct(ABN):
+    """ABN under the name that it has in networks with model.norm=batch_norm."""
 
-    Arguments as ABN, but the activation must be invertible (leaky_relu, elu, identity).
+
+class ScaledABN(ABN):
+    """ABN with a scale that is never 0, act(gamma * xhat + bias) with gamma = |weight| + eps, by ordinary autograd.
+
+    The reference for InPlaceABN, and model.norm=abn: the same numbers and the same state_dict, twice the memory.
+    Arguments as ABN. eps: added to the variance, and to |weight|.
+    scale: "abs", or "signed" for gamma = weight with a magnitude of at least eps.
+    """
+
+    scale = "abs"  # of layers that the official package has pickled
+
+    def __init__(self, *args: Any, scale: str = "abs", **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.scale = one_of("scale", scale, SCALES)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        return abn(
+            x, self.weight, self.bias, *self.statistics(), self.eps, self.activation, self.activation_param,
+            shortcut=shortcut, scale=self.scale,
+        )  # fmt: skip
+
+
+class InPlaceABN(ScaledABN):
+    """ScaledABN that writes its output over its input, and in backward computes its input again from that output.
+
+    Arguments as ScaledABN, but the activation must be invertible (leaky_relu, elu, identity).
     overwrite: nothing else may need the input afterwards. If something does (at the start of a residual block),
     overwrite=False writes elsewhere and, like the in-place form, keeps the output only. A shortcut is not overwritten;
     it is kept for backward too.
@@ -137,6 +189,7 @@ class InPlaceABN(ABN):
     keep: "exact", or "8bit" | "4bit", see `inplace_abn`.
     """
 
+    overwrite, variant = True, "one"  # of layers that the official package has pickled
     keep = "exact"  # of layers pickled before there was a choice
 
     def __init__(
@@ -187,10 +240,10 @@ class InPlaceABNSync(InPlaceABN):
         return {**self.__dict__, "group": None}
 
 
-class RecomputedABN(ABN):
-    """ABN by the paper's checkpointing: backward computes the output again where the next layer needs it.
+class RecomputedABN(ScaledABN):
+    """ScaledABN by the paper's checkpointing: backward computes the output again where the next layer needs it.
 
-    Saves memory only inside `recomputed_outputs()`. Arguments as ABN.
+    Saves memory only inside `recomputed_outputs()`. Arguments as ScaledABN.
     keep: "input" (figure 2b), or "normalised" (figure 2c), which overwrites the input unless `overwrite` is False.
     synchronised: use the statistics of all processes, or of the group that set_group sets.
     """
@@ -224,16 +277,3 @@ class RecomputedABN(ABN):
         group = group_or_none(self.group) if self.synchronised and use_batch else None
         z = recomputed_abn(x, self.weight, self.bias, mean, var, shortcut, self.keep, group, options)
         return z if shortcut is None else activate(z + shortcut, self.activation, self.activation_param)
-
-
-class BatchNormAct(ABN):
-    """torch's BatchNorm, with a scale of either sign, and an activation: the usual layer."""
-
-    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        mean, var, use_batch, momentum = self.statistics()
-        check_tensors(x, self.weight, self.bias, mean, var, shortcut, use_batch)
-        check_reference_dtypes(x, self.weight, self.bias, mean, var)
-        y = nn.functional.batch_norm(x, mean, var, self.weight, self.bias, use_batch, momentum, self.eps)
-        if shortcut is not None:
-            y = y + shortcut
-        return activate(y, self.activation, self.activation_param)

@@ -1,8 +1,8 @@
 """The primitives as torch operators (`torch.ops.segtrain_abn.*`), and which back end runs them.
 
 Operators are what torch.compile, fake tensors and torch.library.opcheck see. Each brings its tensors into one dense
-memory layout and hands them to the back end chosen for their device; see aten_ops for the meaning of every argument.
-They know no gradients of their own: the autograd functions do.
+memory layout and passes them to the back end chosen for their device; backends/aten.py describes every argument.
+They define no gradients: the autograd functions do.
 """
 
 import os
@@ -20,15 +20,16 @@ from segtrain.abn.backends.aten import CODES, LAYOUTS, Activation, is_dense, sta
 from segtrain.abn.checks import contiguous_vectors
 
 BACKENDS: dict[str, ModuleType] = {"cupy": cupy_ops, "native": native_ops, "aten": aten_ops}
-DEVICES = {"cupy": "cuda", "native": "cpu"}  # the device a back end is for; aten serves all
+DEVICES = {"cupy": "cuda", "native": "cpu"}  # the device that a back end is for; aten runs on all
 chosen = os.environ.get("SEGTRAIN_ABN_BACKEND", "auto")
 resolved: dict[str, ModuleType] = {}
 
 
 def use_backend(name: str) -> None:
-    """Chooses the back end of all layers: auto | cupy | native | aten. RuntimeError where it cannot run, with why.
+    """Choose the back end of all layers: auto | cupy | native | aten.
 
-    auto takes cupy on CUDA and native on the CPU where they can run, else aten.
+    auto is cupy on CUDA and native on the CPU where they can run, else aten. RuntimeError, with the reason, if the back
+    end cannot run here.
     """
     global chosen
     if name not in ("auto", *BACKENDS):
@@ -41,8 +42,8 @@ def use_backend(name: str) -> None:
 
 
 def describe_backend(device: str) -> str:
-    """One phrase: the back end that tensors on this kind of device ('cpu', 'cuda') take, and why not a faster one."""
-    name = resolve(device).__name__.rpartition(".")[2].removesuffix("_ops")
+    """One phrase: the back end for tensors on this kind of device ('cpu', 'cuda'), and why a faster one cannot run."""
+    name = resolve(device).__name__.rpartition(".")[2]
     if chosen != "auto":
         return f"{name}, as chosen"
     faster = next((other for other, kind in DEVICES.items() if kind == device and other != name), None)
@@ -61,7 +62,7 @@ def resolve(device: str) -> ModuleType:
 
 
 def backend_for(x: Tensor) -> ModuleType:
-    """The back end for x. What a faster one was not written for (float64 on CUDA, say) goes to aten."""
+    """The back end for x: aten for a dtype that the faster one does not support, such as float64 on CUDA."""
     ops = resolve(x.device.type)
     return ops if ops is aten_ops or x.dtype in ops.DTYPES else aten_ops
 
@@ -70,12 +71,12 @@ def backend_for(x: Tensor) -> ModuleType:
 
 
 def dense(x: Tensor) -> Tensor:
-    """x itself if its memory is NC... or channels last without gaps, else a copy that is."""
+    """x itself if its memory is NC... or channels last without gaps, else a contiguous copy."""
     return x if is_dense(x) else x.contiguous()
 
 
 def as_laid_out(x: Tensor, model: Tensor) -> Tensor:
-    """x in the memory layout of `model`, which is dense: x itself, or a copy. ValueError for another kind of tensor."""
+    """x, or a copy, in the memory layout of `model`, which is dense. ValueError if shape, dtype or device differ."""
     if x.shape != model.shape or x.dtype != model.dtype or x.device != model.device:
         raise ValueError(
             f"expected a tensor like the input, {tuple(model.shape)} {model.dtype} on {model.device}, found "
@@ -99,7 +100,7 @@ library = torch.library.Library("segtrain_abn", "DEF")
 
 
 def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Defines the decorated function as an operator for every device, with its shape-only counterpart."""
+    """Define the decorated function as an operator for every device; `fake` gives the shapes of its results."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         name = schema.partition("(")[0]
@@ -129,16 +130,19 @@ FORWARD = (
 
 
 def fused_forward(x, out, gamma, beta, running_mean, running_var, momentum, eps, act, param, shortcut):  # type: ignore[no-untyped-def]
-    """(mean, rstd); x, which is dense, goes to out, which may be x, and the running statistics move."""
+    """Normalise and activate x, which is dense, into out, which may be x. Updates the running statistics.
+
+    Returns (mean, rstd).
+    """
     if x.numel() == 0 or (running_mean is None) != (running_var is None):
-        raise ValueError("expected a tensor that is not empty, and running statistics both or neither")
+        raise ValueError("expected an input that is not empty, and both running statistics or neither of them")
     shortcut = None if shortcut is None else as_laid_out(shortcut, x)
     gamma, beta, mean, var = contiguous_vectors(x, gamma, beta, running_mean, running_var)
     activation = Activation(CODES[act], param)
     found = backend_for(x).forward(x, out, gamma, beta, mean, var, momentum, eps, activation, shortcut)
-    for moved, given in ((mean, running_mean), (var, running_var)):
-        if moved is not given:
-            given.copy_(moved)
+    for updated, given in ((mean, running_mean), (var, running_var)):
+        if updated is not given:
+            given.copy_(updated)
     return found
 
 
@@ -196,13 +200,13 @@ BACKWARD = (
 
 
 def together(kept: Tensor, dz: Tensor, shortcut: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """All in kept's layout. dz takes kept's dtype: a custom gradient may come in another."""
+    """The tensors in kept's memory layout, and dz in kept's dtype: a custom gradient may come in another."""
     kept = dense(kept)
     dz = dz if dz.dtype == kept.dtype else dz.to(kept.dtype)
     return kept, as_laid_out(dz, kept), None if shortcut is None else as_laid_out(shortcut, kept)
 
 
-def no_shortcut(kept: Tensor, wanted: bool) -> Tensor:
+def shortcut_buffer(kept: Tensor, wanted: bool) -> Tensor:
     """Room for the shortcut's gradient, or an empty tensor that stands for none."""
     return like(kept) if wanted else kept.new_empty(0)
 
@@ -218,14 +222,14 @@ def sums(kept, dz, center, inverse, act, param, shortcut, scale, shift):  # type
 
 @operator(
     f"gradient({BACKWARD}, Tensor factor, Tensor means, bool want_dshortcut) -> (Tensor, Tensor)",
-    lambda kept, *rest: (like(kept), no_shortcut(kept, rest[-1])),
+    lambda kept, *rest: (like(kept), shortcut_buffer(kept, rest[-1])),
 )
 def gradient(kept, dz, center, inverse, act, param, shortcut, scale, shift, factor, means, want_dshortcut):  # type: ignore[no-untyped-def]
     """(dx, dshortcut or an empty tensor)"""
     kept, dz, shortcut = together(kept, dz, shortcut)
     center, inverse, scale, shift, factor = contiguous_vectors(kept, center, inverse, scale, shift, factor)
     (means,) = contiguous_vectors(kept, means, rows=2)
-    dshortcut = no_shortcut(kept, want_dshortcut)
+    dshortcut = shortcut_buffer(kept, want_dshortcut)
     dx = backend_for(kept).gradient(
         kept, dz, center, inverse, Activation(CODES[act], param), shortcut, affine_pair(scale, shift), factor, means,
         dshortcut if want_dshortcut else None,
@@ -235,13 +239,13 @@ def gradient(kept, dz, center, inverse, act, param, shortcut, scale, shift, fact
 
 @operator(
     f"backward({BACKWARD}, Tensor factor, bool want_dshortcut) -> (Tensor, Tensor, Tensor)",
-    lambda kept, *rest: (like(kept), vector(kept, 2), no_shortcut(kept, rest[-1])),
+    lambda kept, *rest: (like(kept), vector(kept, 2), shortcut_buffer(kept, rest[-1])),
 )
 def backward(kept, dz, center, inverse, act, param, shortcut, scale, shift, factor, want_dshortcut):  # type: ignore[no-untyped-def]
     """(dx, sums, dshortcut or an empty tensor)"""
     kept, dz, shortcut = together(kept, dz, shortcut)
     center, inverse, scale, shift, factor = contiguous_vectors(kept, center, inverse, scale, shift, factor)
-    dshortcut = no_shortcut(kept, want_dshortcut)
+    dshortcut = shortcut_buffer(kept, want_dshortcut)
     dx, found = backend_for(kept).backward(
         kept, dz, center, inverse, Activation(CODES[act], param), shortcut, affine_pair(scale, shift), factor,
         dshortcut if want_dshortcut else None,

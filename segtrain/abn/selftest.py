@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from segtrain.abn.backends.aten import LAYOUTS, Activation, per_channel, statistics_dtype
 
 EPS, MOMENTUM = 1e-5, 0.1
-# Largest error, in units of max(1, largest value wanted): rounding to the storage type, and float32 arithmetic. Inputs
-# of the reference are the very numbers that the back end had, so nothing else separates the two.
+# Largest error, in units of max(1, largest expected value): rounding to the storage type, and float32 arithmetic. The
+# reference has the same rounded inputs as the back end, so that nothing else differs.
 STORED = {torch.float64: 1e-12, torch.float32: 4e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
 COMPUTED = {torch.float64: 1e-12, torch.float32: 3e-6}
 LEAKY, ELU, IDENTITY = Activation("leaky_relu", 0.01), Activation("elu", 1.0), Activation("identity", 0.0)
@@ -59,8 +59,8 @@ class Result(NamedTuple):
 
 SHAPES = [
     (2, 16, 8, 8),  # wide accesses in both layouts
-    (3, 5, 7, 9),  # none possible
-    (2, 40, 5, 5),  # planes too odd for them, channels not
+    (3, 5, 7, 9),  # wide accesses in neither
+    (2, 40, 5, 5),  # wide accesses in channels last only
     (1, 1, 41, 81),  # many stripes of one channel
     (6, 24),
     (5, 7),
@@ -69,18 +69,15 @@ SHAPES = [
 
 
 def cases() -> Iterator[Case]:
-    """All that run together in under a minute on one slow core."""
+    """All cases, which together take less than a minute on one slow core."""
     forms = [("output", False), ("output", True), ("input", False)]
-    # Where several shapes, activations and forms meet each other once, not all with all.
     for dtype in STORED:
-        for number, (shape, (activation, (kept, shortcut))) in enumerate(
-            itertools.product(SHAPES, zip((LEAKY, ELU, IDENTITY), forms, strict=True))
-        ):
-            turned = forms[(number // 3 + number) % 3]
+        # Every shape with every activation once, in alternating forms: all combinations would take too long.
+        for number, (shape, activation) in enumerate(itertools.product(SHAPES, (LEAKY, ELU, IDENTITY))):
+            kept, shortcut = forms[(number // 3 + number) % 3]
             for last in (False, True) if len(shape) > 2 else (False,):
-                kept, shortcut = turned
                 yield Case(dtype, shape, last, activation, kept, shortcut)
-        yield Case(dtype, (2, 16, 8, 8), False, LEAKY, "output", True, 1)  # no address fit for wide accesses
+        yield Case(dtype, (2, 16, 8, 8), False, LEAKY, "output", True, 1)  # addresses not aligned for wide accesses
         yield Case(dtype, (2, 16, 8, 8), True, LEAKY, "output", True, 1)
         yield Case(dtype, (2, 16, 8, 8), False, Activation("leaky_relu", 1.7), "output", True)
         yield Case(dtype, (2, 16, 8, 8), True, Activation("elu", 0.4), "output", True)
@@ -96,7 +93,7 @@ def reference_activation(y: Tensor, activation: Activation) -> Tensor:
 
 
 def inverted(z: Tensor, activation: Activation, least: float) -> Tensor:
-    """y with z = act(y). least: of z / alpha that ELU inverts."""
+    """y from z = act(y). least: the lowest z / alpha that ELU inverts."""
     if activation.name == "leaky_relu":
         return torch.where(z > 0, z, z / activation.param)
     if activation.name == "elu":
@@ -152,7 +149,7 @@ def channel_axes(x: Tensor) -> list[int]:
 
 
 def error(got: Tensor, want: Tensor, scale: Tensor | None = None) -> float:
-    """Largest difference, in units of `scale` or of max(1, largest value wanted)."""
+    """Largest difference, in units of `scale` or of max(1, largest expected value)."""
     if got.shape != want.shape:
         return float("inf")
     difference = (got.detach().double().cpu() - want.detach().cpu()).abs()
@@ -170,7 +167,7 @@ def wide(t: Tensor) -> Tensor:
 
 
 class Reference(NamedTuple):
-    """The forward pass in float64 by plain operations, on the numbers that the back end gets; differentiable."""
+    """The forward pass in float64 by plain, differentiable operations, on the inputs that the back end gets."""
 
     x: Tensor
     gamma: Tensor
@@ -196,7 +193,7 @@ def forward_reference(given: Inputs, case: Case) -> Reference:
 
 
 class Forward(NamedTuple):
-    """What a back end's forward pass gave; scale and shift: of the affine map from x to y."""
+    """Results of a back end's forward pass; scale and shift: of the affine map from x to y."""
 
     z: Tensor
     mean: Tensor
@@ -242,7 +239,7 @@ def check_forward(
 
 
 class Kept(NamedTuple):
-    """What a backward pass works from, and what it recovers from that, in float64 and element by element."""
+    """What a backward pass works from, and what it must recover from that, in float64."""
 
     arguments: tuple[Any, ...]  # of `sums`, `gradient` and `backward`
     xhat: Tensor
@@ -260,7 +257,8 @@ def kept_reference(case: Case, given: Inputs, got: Forward) -> Kept:
         y = inverted(wide(kept), case.activation, torch.finfo(case.dtype).eps - 1).requires_grad_()
         t = y.detach() if added is None else y.detach() - wide(added)
     (dy,) = torch.autograd.grad(reference_activation(y, case.activation), y, wide(dz))
-    if case.activation.name == "elu" and case.kept == "output":  # where z was rounded below the least, y is not act^-1
+    if case.activation.name == "elu" and case.kept == "output":
+        # Where z was rounded below the least value, y is not act^-1(z).
         dy = wide(dz) * torch.where(wide(kept) > 0, 1.0, wide(kept) + case.activation.param)
     xhat = (t - per_channel(wide(center), x)) * per_channel(wide(inverse), x)
     return Kept((kept, dz, center, inverse, case.activation, added, affine), xhat, dy)
@@ -269,13 +267,13 @@ def kept_reference(case: Case, given: Inputs, got: Forward) -> Kept:
 def check_backward(
     ops: ModuleType, case: Case, gamma: Tensor, kept: Kept, rstd: Tensor
 ) -> Generator[Result, None, tuple[Tensor, Tensor]]:
-    """The reducing pass and the gradient, apart and fused, and that they change no input. Returns (sums, dx)."""
+    """Check `sums` and `gradient`, separate and fused, and that they change no input. Returns (sums, dx)."""
     tensor, dz, *_, added, _ = kept.arguments
     axes, count = channel_axes(tensor), tensor.numel() // tensor.shape[1]
     stored, computed = STORED[case.dtype], COMPUTED[gamma.dtype]
     want = torch.stack([kept.dy.sum(axes), (kept.dy * kept.xhat).sum(axes)])
     weight = sums_scale(kept)
-    # What is large in t and center cancels in xhat: kept in float32 it is exact, the vectors' roundings are not.
+    # A large mean cancels in xhat = (t - center) * inverse, but the rounding of center to float32 remains.
     lost = computed * 4 + (1e-7 * abs(case.mean) if gamma.dtype == torch.float32 and case.kept == "input" else 0)
     factor = gamma * rstd
     before = tensor.clone(), dz.clone()
@@ -303,7 +301,7 @@ def check_backward(
 
 
 def sums_scale(kept: Kept) -> Tensor:
-    """(2, C): the size of the sums of dy and dy * xhat, of which their error is a share."""
+    """(2, C): the size of the sums of dy and dy * xhat, the unit of their errors."""
     axes = channel_axes(kept.dy)
     return torch.stack([kept.dy.abs().sum(axes), (kept.dy * kept.xhat).abs().sum(axes)]).clamp(min=1)
 
@@ -315,7 +313,7 @@ def run_case(ops: ModuleType, case: Case, device: torch.device) -> Iterator[Resu
     got = yield from check_forward(ops, case, given, reference, device)
     kept = kept_reference(case, given, got)
     sums, dx = yield from check_backward(ops, case, given.gamma, kept, got.rstd)
-    if case.dtype in COMPUTED and case.mean == 1.5:  # where storing z loses nothing
+    if case.dtype in COMPUTED and case.mean == 1.5:  # where storing z loses no digits
         arguments = reference.x, reference.gamma, reference.beta
         dx64, dgamma, dbeta = torch.autograd.grad(reference.z, arguments, wide(given.dz))
         bound = STORED[case.dtype] * ((4 if case.activation.name != "elu" else 40) / float(given.gamma.min()))

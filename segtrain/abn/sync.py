@@ -68,7 +68,8 @@ def all_reduce(sums: Tensor, group: Any) -> Tensor:
 
 
 def active_group(active: bool) -> Any:
-    """The group of the processes that pass True. Every process calls it at the same point, outside of any step.
+    """The group of the processes that pass True, None if all pass False. Every process calls it at the same point,
+    outside of any step.
 
     For processes that skip a part of the network together: `set_active_group(part, active_group(True or False))`.
     """
@@ -77,6 +78,8 @@ def active_group(active: bool) -> Any:
     everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, own)
     members = frozenset(rank for rank in torch.cat(everyone).tolist() if rank >= 0)
+    if not members:
+        return None
     if len(members) == dist.get_world_size():
         return dist.group.WORLD
     if members not in groups:

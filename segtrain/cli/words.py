@@ -48,7 +48,7 @@ def parse(verb: str, command: Command, words: list[str]) -> Arguments:
                 bare.append(word)
     if bare and sum(word.startswith(f"{command.bare}=") for word in result.overrides) > 1:
         network = "; the network is checkpoint=FILE or run=FOLDER" if verb == "predict" else ""
-        raise UsageError(f"{bare[0]}: a word alone is {command.bare}=, which is given twice so{network}")
+        raise UsageError(f"{bare[0]}: a word alone stands for {command.bare}=, which is given twice{network}")
     return result
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from segtrain.errors import DataError, UsageError
 from segtrain.models import build_classifier, build_model
 from segtrain.weights import checkpoint
 from segtrain.weights.files import WeightsFile, existing, read_weights, write_weights
+from segtrain.weights.identify import backbone_of
 from segtrain.weights.layouts import LAYOUTS, num_rows, to_layout
 from segtrain.weights.matching import Network, match
 from segtrain.weights.network_file import as_run, options_of
@@ -33,6 +35,8 @@ def convert(config: ConvertConfig) -> Path:
         raise UsageError(f"output={path} is the input itself: give another name")
     if config.form == "run":
         write_run(source, path)
+    elif config.form == "official":
+        write_official(source, path)
     else:
         tensors, scale = our_tensors(source), source.scale
         layout = LAYOUTS.get(config.form)
@@ -101,3 +105,67 @@ def write_run(source: WeightsFile, path: Path) -> None:
     content = as_run(source)
     say(content.pop("report"))
     checkpoint.save(path, content)
+
+
+# ------------------------------------------------------------------------------------------------ official
+
+EPS = 1e-5  # of the official layers
+OFFICIAL_HEAD = (
+    "map_convs", "map_bn", "global_pooling_conv", "global_pooling_bn", "red_conv", "pool_red_conv", "red_bn",
+)  # fmt: skip
+
+
+def write_official(source: WeightsFile, path: Path) -> None:
+    """Write weights in the structure that the official repository's scripts load strictly.
+
+    A segmentation network has its body, head and cls apart; a classifier's names begin with `module.`, and `arch` names
+    its network. UsageError for another head or container; DataError for weights that its layers cannot represent.
+    """
+    if path.suffix == ".safetensors":
+        raise UsageError(f"output={path}: form=official is a file by torch.save: end it in .pth.tar, .pth or .pt")
+    tensors, scale, beside = our_tensors(source), source.scale, {}
+    parts = {"body", "head", "cls"} & {key.partition(".")[0] for key in tensors}
+    if {"head", "cls"} <= parts:
+        strange = [key for key in tensors if key.startswith("head.") and key.split(".")[1] not in OFFICIAL_HEAD]
+        if strange:
+            raise UsageError(f"form=official has the head deeplabv3 only, and so no place for {strange[0]}")
+        if scale == "signed":
+            tensors, scale = with_absolute_scale(source, tensors), "abs"
+        written: dict[str, Any] = {
+            part: {key.removeprefix(f"{part}."): t for key, t in tensors.items() if key.startswith(f"{part}.")}
+            for part in ("body", "head", "cls")
+        }
+        channels, classes = len(tensors["head.red_conv.weight"]), len(tensors["cls.weight"])
+        say(
+            f"network      its script needs net_{official_arch(source)}, a head of {channels} channels, {classes} "
+            f"classes, activation {source.activation}"
+        )
+    else:
+        written = {f"module.{key}": tensor for key, tensor in to_layout(LAYOUTS["official"], tensors).items()}
+        arch = source.arch or official_arch(source)
+        beside = {"arch": arch}
+        mode = "standard" if scale == "signed" else "inplace"
+        say(f"network      its configuration needs arch {arch}, bn_mode {mode}, activation {source.activation}")
+    write_weights(path, written, source.settings(scale), beside)
+
+
+def official_arch(source: WeightsFile) -> str:
+    """The official name of the network; WideResNet-38 has two forms with the same tensors, A2 for segmentation."""
+    backbone = str(source.model.get("backbone") or backbone_of(source.tensors, source.layout))
+    if backbone == "wider_resnet38" and (source.model or source.layout == "segmenter"):
+        return "wider_resnet38_a2"
+    return backbone.removesuffix("_pooled")
+
+
+def with_absolute_scale(source: WeightsFile, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of BatchNorm as those of layers that multiply with |weight| + eps. DataError for any below eps."""
+    norms = [key.removesuffix("running_var") + "weight" for key in tensors if key.endswith(".running_var")]
+    bad = [f"{key} ({int((tensors[key] < EPS).sum())} of {len(tensors[key])})" for key in norms
+           if bool((tensors[key] < EPS).any())]  # fmt: skip
+    if bad:
+        raise DataError(
+            f"{source.path}: BatchNorm's weights are below {EPS} in {len(bad)} layers ({', '.join(bad[:3])}); the "
+            "official segmentation network multiplies with |weight| + eps, which cannot be that: use another form"
+        )
+    say(f"norm layers  BatchNorm's weight written as that less eps: the official layer adds {EPS}")
+    return {key: tensor - EPS if key in norms else tensor for key, tensor in tensors.items()}

@@ -33,7 +33,7 @@ def info(config: InfoConfig) -> None:
         f"torch        {torch.__version__} (CUDA {torch.version.cuda or 'none'}), torchvision {torchvision.__version__}"
     )
     say(f"CPU          {os.cpu_count()} cores, {torch.get_num_threads()} threads used")
-    gpus = device.nvidia_cards()
+    gpus = device.nvidia_gpus()
     for gpu in gpus:
         say(f"GPU          {gpu}")
         say(f"             {device.advice(gpu)}")

@@ -215,8 +215,8 @@ class ConvertConfig(CommandConfig):
     )
     output: str | None = option(None, "file to write: .safetensors, .pth, .pth.tar", path=True)
     form: str = option(
-        "segtrain", "names of the tensors; segtrain: the official ones, run: a checkpoint",
-        choices=("segtrain", "torchvision", "torchvision_deeplabv3", "nvidia_deeplabv3plus", "run"),
+        "segtrain", "names and structure; official: as its scripts load, run: a checkpoint",
+        choices=("segtrain", "official", "torchvision", "torchvision_deeplabv3", "nvidia_deeplabv3plus", "run"),
     )  # fmt: skip
     input_scale: str | None = option(
         None, "scale of the input's norm layers, where the file does not say", choices=SCALES

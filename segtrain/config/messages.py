@@ -8,7 +8,7 @@ from typing import Any
 from segtrain.config.locations import GROUP_FOLDERS
 from segtrain.config.options import option_of, type_name
 from segtrain.config.plugin_files import GROUP_CHOICES
-from segtrain.errors import available, meant
+from segtrain.errors import meant, with_available
 
 MISSING_CHOICE = re.compile(
     r"Could not find '?([\w]+)/([^'\s]+?)'?\s*\n+\s*Available options in '\w+':\n((?:\t.*\n?)+)"
@@ -63,7 +63,7 @@ def wrong_value(key: str, first: str, known: Mapping[str, Field[Any]], words: Se
 def unknown_choice(group: str, choice: str, choices: Sequence[str]) -> str:
     can_add = any(key.startswith(f"{group}.") for key in GROUP_CHOICES)
     own = " (plugins=[FILE] adds your own)" if can_add else ""
-    return f"{group}={choice} does not exist{available(choice, choices, f'{group}=')}{own}"
+    return f"{group}={choice} does not exist{with_available(choice, choices, f'{group}=')}{own}"
 
 
 def unknown_key(key: str, known: Mapping[str, Field[Any]]) -> str:

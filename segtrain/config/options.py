@@ -22,6 +22,7 @@ class Option:
     above: float | None = None
     high: float | None = None
     below: float | None = None
+    why: str = ""
     items: tuple[str, ...] = ()
     ascending: bool = False
     path: bool | tuple[str, ...] = False
@@ -37,7 +38,7 @@ def option(default: Any, help: str, **description: Any) -> Any:
     choices: the values that are allowed, for a list those of its items. other: what else is allowed, in words, which
     the dataclass checks itself. Plugins add to the choices of the options in plugin_files.PARTS.
     low, above: the least value, inclusive or exclusive; high, below: the greatest one. For a list they hold for each
-    item. below=math.inf: finite. Without a bound every number is allowed.
+    item. below=math.inf: finite. Without a bound every number is allowed. why: reason of the bounds, for the message.
     items: what the items of a list are, which fixes their number, such as ("height", "width"). ascending: no item is
     less than the one before.
     path: the value is a path, taken as typed and completed from the files; for a mapping, the keys inside it whose
@@ -136,7 +137,8 @@ def check_value(key: str, value: Any, item: Field[Any]) -> None:
     fits = not option.items or len(values) == len(option.items)
     ordered = not option.ascending or all(a <= b for a, b in zip(values, values[1:], strict=False))
     if not (fits and ordered and all(within(one, option) for one in values)):
-        raise UsageError(f"{key} must be {bounds_text(item, values)}, got {value}")
+        why = f": {option.why}" if option.why else ""
+        raise UsageError(f"{key} must be {bounds_text(item, values)}, got {value}{why}")
 
 
 def known_choices(key: str, option: Option) -> list[Any]:

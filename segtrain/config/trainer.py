@@ -10,7 +10,10 @@ from segtrain.config.options import Group, option, require
 class TrainerConfig(Group):
     PREFIX: ClassVar[str] = "trainer."
 
-    batch_size: int = option(16, "images per step, over all processes and micro-batches", low=2)
+    batch_size: int = option(
+        16, "images per step, over all processes and micro-batches", low=2,
+        why="in training, DeepLabV3's pooled branch has one value per image and channel to normalise over",
+    )  # fmt: skip
     accumulation: int = option(1, "micro-batches per step in each process", low=1, resume=True)
     max_steps: int | None = option(None, "duration of the training [steps]", low=1, resume="longer")
     epochs: float | None = option(

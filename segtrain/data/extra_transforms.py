@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from segtrain.config import IGNORE_INDEX
-from segtrain.errors import DataError, UsageError, available
+from segtrain.errors import DataError, UsageError, with_available
 
 FILL = (124, 116, 104)  # the ImageNet mean in grey levels: padding that normalises to about 0
 # Transforms that contain others, listed under `transforms`.
@@ -105,7 +105,7 @@ def check_transform_arguments(name: str, kind: type, arguments: Mapping[str, Any
     known = parameters(kind)
     for key, value in arguments.items():
         if key not in known:
-            raise UsageError(f"augmentation.extra: {name} has no argument {key}{available(key, known)}")
+            raise UsageError(f"augmentation.extra: {name} has no argument {key}{with_available(key, known)}")
         if key == "mask_interpolation" and value not in (cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT):
             raise UsageError(
                 f"augmentation.extra: {name}.{key}={value} is not possible: it would mix labels; "

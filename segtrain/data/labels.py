@@ -27,6 +27,8 @@ class LabelTable:
     names[train_id], colors[train_id] (uint8 (C, 3) RGB) and ids[train_id] (uint8 (C,)) describe the classes (of a class
     with several ids its first row); ignored_ids are the further ids that a label image may hold.
     rows: one dict for each id, as in the tables: category, has_instances, avg_instance_size and kind where known.
+    class_rows: train id -> the first row of the class, in the order of the rows; its name, colour and category are the
+    class's.
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]], source: str, stored: Mapping[int, int] | None = None) -> None:
@@ -35,11 +37,11 @@ class LabelTable:
         stored: value in the label images -> id, if that is not the id itself.
         """
         self.rows = [row for row in rows if 0 <= row["id"] <= 255]
-        first: dict[int, Mapping[str, Any]] = {}
+        self.class_rows: dict[int, Mapping[str, Any]] = {}
         for row in self.rows:
             if row["train_id"] != IGNORE_INDEX:
-                first.setdefault(row["train_id"], row)
-        classes = [first[train_id] for train_id in sorted(first)]
+                self.class_rows.setdefault(row["train_id"], row)
+        classes = [self.class_rows[train_id] for train_id in sorted(self.class_rows)]
         self.source = source
         self.names = [str(row["name"]) for row in classes]
         self.colors = np.array([row["color"] for row in classes], np.uint8).reshape(-1, 3)
@@ -60,15 +62,20 @@ class LabelTable:
     def encode(self, stored: np.ndarray, path: Path) -> np.ndarray:
         """A label image uint8 (H, W) -> train ids uint8 (H, W). DataError naming file and unknown ids."""
         train_ids = cv2.LUT(stored, self._train_ids)
-        unknown = train_ids == UNKNOWN
-        if unknown.any():
-            values, counts = np.unique(stored[unknown], return_counts=True)
-            found = ", ".join(f"{value} ({count} pixels)" for value, count in zip(values[:5], counts[:5], strict=True))
-            raise DataError(
-                f"{path}: label id {found} is not in {self.source}, which has {ranges(np.flatnonzero(self.known))}; "
-                "correct the image, or add the id to the table (as ignored if it means nothing)"
-            )
+        if (train_ids == UNKNOWN).any():
+            raise self.unknown_ids(np.bincount(stored.ravel(), minlength=256), path)
         return train_ids
+
+    def unknown_ids(self, counts: np.ndarray, path: Path) -> DataError:
+        """The error about a label image with ids that are not in the table. counts: int64 (256,), pixels by value."""
+        values = np.flatnonzero((counts > 0) & ~self.known)
+        listed = [f"{value} ({counts[value]} pixel{'s' if counts[value] > 1 else ''})" for value in values[:5]]
+        listed += ["..."] if len(values) > 5 else []
+        which = f"label ids {', '.join(listed)} are" if len(values) > 1 else f"label id {listed[0]} is"
+        return DataError(
+            f"{path}: {which} not in {self.source}, which has {ranges(np.flatnonzero(self.known))}; "
+            "correct the image, or add the id to the table (as ignored if it means nothing)"
+        )
 
     def encode_values(self, stored: np.ndarray) -> np.ndarray:
         """As `encode`, but unknown ids become IGNORE_INDEX."""

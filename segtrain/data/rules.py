@@ -12,7 +12,7 @@ class Rules(NamedTuple):
     absent: a class is left out of the mean where "union": nobody labelled it, nor predicted it on an evaluated pixel;
     "ground truth": nobody labelled it. ignored_prediction: an evaluated pixel for which an id outside the classes was
     predicted is a "miss" of its class, or "dropped". divisor: instance value // divisor is the label id, and `single`
-    tells which values are one object each (None: no instances). categories: a class's row -> the names of the groups
+    says which values are one object each (None: no instances). categories: a class's row -> the names of the groups
     it counts in, from coarse to fine. merged: whether an object taken for another class of its category is found, by
     the category's instance-weighted score.
     """

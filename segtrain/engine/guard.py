@@ -1,15 +1,18 @@
-"""Whether a step was good: losses and gradients that are no number, losses far above the usual ones."""
+"""Whether a step was good: losses, gradients and weights that are no number, losses far above the usual ones."""
 
 import math
 from collections import deque
+from collections.abc import Mapping
 
 import numpy as np
+from torch import Tensor
 
 from segtrain.config import TrainConfig, run_folder
 from segtrain.console import say
 from segtrain.distributed.group import World
 from segtrain.engine.step_result import StepResult
 from segtrain.errors import DataError
+from segtrain.weights import checkpoint
 
 RECENT = 100  # losses whose median a spike is measured by
 MAX_SKIPPED = 100  # bad steps in a row after which the training ends: it does not learn any more
@@ -68,11 +71,21 @@ class Guard:
             raise self.diverged(text)
         say(f"WARNING    {text}{'. The step is skipped.' if result.skipped else ''}")
 
-    def diverged(self, text: str) -> DataError:
+    def check_weights(self, *parts: Mapping[str, Tensor]) -> None:
+        """DataError if the first process would save a weight that is NaN or infinite. A collective call.
+
+        A step can make one whose own loss and gradient are finite, and the last step has no next one to show it.
+        """
+        found = [checkpoint.first_not_finite(part) for part in parts] if self.dist.main else []
+        first = self.dist.all_gather(next((text for text in found if text), None))[0]
+        if first is not None:
+            raise self.diverged(f"the weights are NaN or infinite, first in {first}; they are not saved", "Begin")
+
+    def diverged(self, text: str, how: str = "Go on with trainer.on_bad_step=skip, or begin") -> DataError:
         """The error that ends a run before its checkpoint is overwritten."""
         error = DataError(
-            f"{text}. Training has diverged; the last checkpoint is from before. Go on with trainer.on_bad_step=skip, "
-            f"or begin again with a lower optimizer.lr (now {self.config.optimizer.lr}) and restart=true"
+            f"{text}. Training has diverged; the last checkpoint is from before. {how} again with a lower optimizer.lr "
+            f"(now {self.config.optimizer.lr}) and restart=true"
         )
         error.everywhere = True
         return error

@@ -154,18 +154,21 @@ class Learner:
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to resume; empty but in the first process. A collective call if sharded."""
+        """What `load_state_dict` needs to resume; empty but in the first process. A collective call.
+
+        DataError, in every process, if a weight is NaN or infinite: nobody could resume from that.
+        """
         if self.sharded:
             tensors = parallel.gathered_state(self.network, self.optimizer, self.dist.main)
         else:
             tensors = {"model": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.average is not None:
+            tensors["ema"] = self.average.module.state_dict()
+            tensors["ema_updates"] = int(self.average.n_averaged)
+        self.guard.check_weights(tensors["model"], tensors.get("ema", {}))
         if not self.dist.main:
             return {}
-        result = {"recent": list(self.guard.recent), "scaler": self.scaler.state_dict(), **tensors}
-        if self.average is not None:
-            result["ema"] = self.average.module.state_dict()
-            result["ema_updates"] = int(self.average.n_averaged)
-        return result
+        return {"recent": list(self.guard.recent), "scaler": self.scaler.state_dict(), **tensors}
 
     def load_state_dict(self, state: dict[str, Any], path: Path) -> None:
         """Resume from what `state_dict` gave, whatever the number of processes was.
@@ -173,6 +176,8 @@ class Learner:
         path: the checkpoint, which DataError names if it is another network's.
         """
         checkpoint.require_same_tensors(self.network, state["model"], path)
+        for part in ("model", "ema"):
+            checkpoint.require_finite(state.get(part, {}), path)
         if self.sharded:
             parallel.load_gathered_state(self.network, self.optimizer, state)
         else:

@@ -16,7 +16,7 @@ from segtrain.distributed.group import World
 from segtrain.errors import UsageError
 from segtrain.losses import Loss
 from segtrain.models import Classifier, Segmenter, from_config
-from segtrain.models.parallel import compiled, sharded
+from segtrain.models.execution import compiled, sharded
 
 Network = Segmenter | Classifier
 
@@ -161,8 +161,8 @@ def smallest_micro_batch(config: TrainConfig, dist: World, loss: Loss) -> int:
     together = smallest * group_size(options.sync_group, dist) if synchronised else smallest
     if together < 2 and config.model.head != "classifier":
         raise UsageError(
-            f"{key}: divided by {how}, a micro-batch is one image, and the pooled branch of DeepLabV3 has one value "
-            f"per image to normalise over; give {2 * parts} or more, or model.norm=inplace_abn_sync"
+            f"{key}: divided by {how}, a micro-batch is one image, and DeepLabV3's pooled branch has one value per "
+            f"image and channel to normalise over; give {2 * parts} or more, or model.norm=inplace_abn_sync"
         )
     if parts > 1 and loss.per_batch:
         raise UsageError(

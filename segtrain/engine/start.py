@@ -66,7 +66,7 @@ def build_learner(
         transfer = load_weights(Path(model.weights), network, task.table, model.weights_match, model.weights_taxonomy)
         say(str(transfer))
         if (usual := transfer.normalised) and usual != (model.mean, model.std):
-            say(f"its pictures were normalised otherwise: add model.mean={usual[0]} model.std={usual[1]}")
+            say(f"its images were normalised differently: add model.mean={usual[0]} model.std={usual[1]}")
     run.provenance = provenance(data_names(asdict(config.dataset)), transfer)
     learner = Learner(network, loss, config, dist, device)
     if saved is not None:
@@ -115,7 +115,7 @@ def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, sta
     say(f"model      {options.backbone} + {options.head}, stride {options.output_stride}, {options.norm}{backend}, "
         f"{parameters:.1f} M parameters, initial weights {options.weights.replace('none', 'random')}")  # fmt: skip
     say(f"data       {config.dataset.name}: {task.num_train} {config.dataset.train_split} and "
-        f"{task.num_val} {config.dataset.val_split} pictures, {task.num_classes} classes")  # fmt: skip
+        f"{task.num_val} {config.dataset.val_split} images, {task.num_classes} classes")  # fmt: skip
     parts = dist.size * trainer.accumulation
     divided = f" ({trainer.batch_size / parts:g} at a time x {trainer.accumulation} in each of {dist.size})"
     say(f"training   {state} of {trainer.batch_size} {task.batch_of}{divided if parts > 1 else ''} "

@@ -1,5 +1,6 @@
 """What every loss is to a training step: a sum for each image and a count."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from segtrain.config import IGNORE_INDEX
 Groups = Sequence[Sequence[int]]
 
 
-class Loss:
+class Loss(ABC):
     """Base class of every loss.
 
     A step minimises sum(loss(logits, target)) / sum(loss.count(target)), both sums over the global batch: all
@@ -26,10 +27,10 @@ class Loss:
         """
         return int((target != IGNORE_INDEX).sum())
 
+    @abstractmethod
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """Sum of the loss over each image: (N,), float32 or float64, differentiable.
 
         logits: float (N, C, h, w), at any stride. target: int64 (N, H, W), IGNORE_INDEX where there is no label. An
         image without labels has the sum 0, with gradient 0.
         """
-        raise NotImplementedError

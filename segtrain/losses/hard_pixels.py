@@ -1,6 +1,7 @@
 """Losses that weight an image's hardest pixels: bootstrapping and loss max-pooling."""
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
@@ -23,9 +24,9 @@ class HardPixelLoss(CrossEntropy):
                     tiles.add(self.gradient(tiles, log_p, weight[r], r), r)
         return list((losses * weights).flatten(1).sum(1))
 
+    @abstractmethod
     def weights(self, losses: Tensor, valid: Tensor) -> Tensor:
         """Weight of each pixel (N, H, W), 0 for ignored pixels, from losses (N, H, W) and valid, bool (N, H, W)."""
-        raise NotImplementedError
 
 
 class Bootstrapped(HardPixelLoss):

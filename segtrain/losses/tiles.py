@@ -1,6 +1,7 @@
 """Losses from logits at the network's stride, a tile of rows at a time, without an upsampled batch in memory."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,12 +31,12 @@ class TiledLoss(Loss):
         sums: Tensor = GradientInForward.apply(logits, target, self)
         return sums
 
+    @abstractmethod
     def sums(self, batch: list["RowTiles"], wanted: bool) -> list[Tensor]:
         """Sum of the loss over each image, a scalar each; if wanted, also add the gradient to the image's tiles.
 
         batch: one image, or all images of the batch if the loss is per_batch.
         """
-        raise NotImplementedError
 
 
 class GradientInForward(torch.autograd.Function):

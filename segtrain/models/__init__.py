@@ -2,7 +2,7 @@
 
 from segtrain.models.build import build_classifier, build_model, from_config
 from segtrain.models.classifier import Classifier
-from segtrain.models.parallel import compiled, not_compilable, sharded
+from segtrain.models.execution import compiled, not_compilable, sharded
 from segtrain.models.registry import BACKBONES, HEADS
 from segtrain.models.segmenter import Segmenter
 

@@ -9,13 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from segtrain.abn import ABN, BatchNormAct, InPlaceABN, InPlaceABNSync, RecomputedABN, recomputed_outputs
+from segtrain.abn import (
+    ABN,
+    BatchNormAct,
+    InPlaceABN,
+    InPlaceABNSync,
+    RecomputedABN,
+    ScaledABN,
+    recomputed_outputs,
+)
 from segtrain.abn.recipes import derive, intercepting
 
 NORMS: dict[str, type[ABN]] = {
     "inplace_abn": InPlaceABN,
     "inplace_abn_sync": InPlaceABNSync,
-    "abn": ABN,
+    "abn": ScaledABN,
     "batch_norm": BatchNormAct,
     "batch_norm_sync": RecomputedABN,
 }
@@ -49,16 +57,16 @@ class Norm:
         self.layer = NORMS[norm]
         self.activation = activation
         self.negative_slope = negative_slope
-        self.options: dict[str, Any] = {"scale": scale}
+        self.options: dict[str, Any] = {}
         if issubclass(self.layer, InPlaceABN):
             self.options |= {"variant": variant, "keep": keep}
-        if norm.startswith("batch_norm"):
-            self.options["scale"] = "signed"
         if norm == "batch_norm_sync":
             self.options |= {"synchronised": True, "keep": "input"}
         if recompute in KEEP:
             self.layer = RecomputedABN
             self.options["keep"] = KEEP[recompute]
+        if issubclass(self.layer, ScaledABN):
+            self.options["scale"] = "signed" if norm.startswith("batch_norm") else scale
 
     def __call__(self, channels: int, activation: str | None = None, **options: bool) -> ABN:
         return self.layer(

@@ -9,7 +9,7 @@ from torch import nn
 
 from segtrain.abn import ABN, use_backend
 from segtrain.config import ModelConfig
-from segtrain.errors import UsageError, available
+from segtrain.errors import UsageError, with_available
 from segtrain.models.blocks import NORMS, Backbone, Norm
 from segtrain.models.classifier import Classifier
 from segtrain.models.registry import BACKBONES, HEADS
@@ -136,7 +136,7 @@ def check_options(backbone: str, options: Mapping[str, Any]) -> None:
     named = {one.name: one for one in taken if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
     for key in options:
         if key not in named and not any(one.kind == one.VAR_KEYWORD for one in taken):
-            raise UsageError(f"model.backbone_options.{key}: {backbone} has no such option{available(key, named)}")
+            raise UsageError(f"model.backbone_options.{key}: {backbone} has no such option{with_available(key, named)}")
     missing = [name for name, one in named.items() if one.default is one.empty and name not in options]
     if missing:
         raise UsageError(f"model.backbone={backbone} needs model.backbone_options={{{missing[0]}: ...}}")

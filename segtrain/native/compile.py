@@ -1,11 +1,11 @@
-"""Small C++ libraries, compiled at first use where a compiler is found, and loaded by ctypes.
+"""Small C++ libraries, compiled at first use if there is a compiler, and loaded by ctypes.
 
-They leave OpenMP's symbols open, so that these resolve to the pool torch has loaded: one pool, and forked loader
-workers survive.
+They are not linked with OpenMP, so that its symbols resolve to the library that torch has loaded: there is one pool of
+threads, and forked loader processes survive.
 
-    SEGTRAIN_CACHE   where the libraries are kept (default ~/.cache/segtrain); `abn` below it, see folders.py
-    SEGTRAIN_NATIVE  native (default: all this CPU has) | avx2 | baseline | off
-    CXX              the compiler (default: g++, clang++ or c++, whichever is found first)
+    SEGTRAIN_CACHE   folder in which the libraries have the folder `abn` (default ~/.cache/segtrain), see folders.py
+    SEGTRAIN_NATIVE  instruction set: native (default: this CPU's), avx2 or baseline; off: no libraries
+    CXX              compiler (default: g++, clang++ or c++, whichever is found first)
 """
 
 import ctypes
@@ -26,7 +26,7 @@ INSTRUCTIONS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "baseline": [],
 }
-# No fast-math: sums have a written order. Without errno and traps, loops with a comparison become vector code.
+# No fast-math, which would change the order of sums. Without errno and traps, loops with comparisons are vectorised.
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
 
 
@@ -48,7 +48,7 @@ def unavailable() -> str:
 
 
 def cpu_features() -> str:
-    """What tells apart machines that share a home folder."""
+    """The features of this CPU: machines of several kinds may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -57,10 +57,10 @@ def cpu_features() -> str:
 
 
 def library_path(name: str, what: str, sources: list[Path], defines: list[str]) -> Path:
-    """The library made of `sources` (the last one is compiled, the others are included), built if not there yet.
+    """Path of the library made of `sources` (the last one is compiled, the others are included by it).
 
-    Its name tells everything it depends on; it is moved into place whole, so several processes may build at once.
-    OSError or CalledProcessError where that fails.
+    Builds it if it does not exist. Its name has a hash of all that it depends on, and it is moved into place when it is
+    complete, so that several processes may build at once. OSError or SubprocessError if it cannot be built.
     """
     source = "".join(path.read_text() for path in sources)
     choice = os.environ.get("SEGTRAIN_NATIVE") or "native"
@@ -78,7 +78,7 @@ def library_path(name: str, what: str, sources: list[Path], defines: list[str]) 
 
 
 def open_library(path: Path) -> ctypes.CDLL:
-    """The loaded library, which is checked once more. OSError where somebody else can have written it."""
+    """Load a library. OSError if another user can have written it."""
     reason = refusal_of_file(path) or refusal_of_folder(path.parent)
     if reason:
         raise OSError(f"{path} is not loaded: {reason}")
@@ -86,7 +86,7 @@ def open_library(path: Path) -> ctypes.CDLL:
 
 
 def build(command: list[str], source: Path, what: str, work: Path) -> Path:
-    """Compiles and links in `work`."""
+    """Compile and link in the folder `work`."""
     print(f"segtrain: compiling {what}, once", file=sys.stderr, flush=True)
     for arguments in (
         [*command, "-c", str(source), "-o", str(work / "built.o")],

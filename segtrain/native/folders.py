@@ -1,9 +1,9 @@
-"""Folders that code is loaded from: nobody else may be able to put something there.
+"""Folders that code is loaded from: no other user may be able to write to them.
 
-    SEGTRAIN_CACHE   the cache (default ~/.cache/segtrain), which may lie anywhere that others cannot write to
+    SEGTRAIN_CACHE   the cache (default ~/.cache/segtrain), anywhere that other users cannot write to
 
-Where the cache cannot be written, or others can write to it, a folder of this process alone takes its place. What
-belongs to root is trusted as one's own is.
+If the cache cannot be written, or other users can write to it, this process uses a temporary folder instead. What
+belongs to root is trusted like what belongs to this user.
 """
 
 import atexit
@@ -19,13 +19,13 @@ OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def folder_for(name: str) -> Path:
-    """The folder `name` in the cache, made with mode 0700 if need be; else, with a warning, a temporary one."""
+    """The folder `name` in the cache, created with mode 0700. A temporary one, with a warning, if it cannot be used."""
     cache = Path(os.environ.get("SEGTRAIN_CACHE") or "~/.cache/segtrain").expanduser().absolute()
     folder = cache / name
     try:
         make_private(folder, default=not os.environ.get("SEGTRAIN_CACHE"))
         reason = refusal_of_folder(folder)
-        if not reason and not any(folder.iterdir()):  # what is there already serves without a right to write
+        if not reason and not any(folder.iterdir()):  # libraries in it can be loaded without a right to write
             tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         reason = f"it cannot be written ({error.strerror or error})"
@@ -35,7 +35,7 @@ def folder_for(name: str) -> Path:
 
 
 def make_private(folder: Path, default: bool) -> None:
-    """Makes the folder and its parent, the cache. The default cache is for one user: what is open is closed."""
+    """Create the folder and its parent, the cache. Takes from others the right to write to the default cache."""
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.parent.lstat()
     if default and found.st_uid == os.getuid() and stat.S_ISDIR(found.st_mode) and found.st_mode & OTHERS_WRITE:
@@ -48,9 +48,10 @@ def make_private(folder: Path, default: bool) -> None:
 
 
 def refusal_of_folder(folder: Path) -> str:
-    """'' where only this user and root can put something into the folder, else why others can, in one sentence.
+    """'' if only this user and root can write to the folder, else the reason in one sentence.
 
-    The folder itself is no link. The cache may be one, or lie behind one, that belongs to this user or root.
+    The folder itself must not be a symbolic link. The cache may be one, or its path may contain one, that belongs to
+    this user or root.
     """
     if not hasattr(os, "getuid"):
         return ""
@@ -67,14 +68,14 @@ def refusal_of_entry(path: Path, found: os.stat_result, linked: bool) -> str:
         return "" if linked else f"{path} is a symbolic link: move it away"
     if not stat.S_ISDIR(found.st_mode):
         return f"{path} is not a folder"
-    # In a folder with the sticky bit, as /tmp has it, others make entries of their own but replace none.
+    # In a folder with the sticky bit, such as /tmp, others can add entries but not replace any.
     if found.st_mode & OTHERS_WRITE and not (linked and found.st_mode & stat.S_ISVTX):
         return f"others can write to {path} (mode {stat.S_IMODE(found.st_mode):04o}): chmod go-w {path}"
     return ""
 
 
 def refusal_of_file(path: Path) -> str:
-    """'' where only this user and root can have written the file, else why not, in one sentence."""
+    """'' if only this user and root can have written the file, else the reason in one sentence."""
     found = path.lstat()
     if not stat.S_ISREG(found.st_mode):
         return "it is not a regular file"
@@ -87,7 +88,7 @@ def refusal_of_file(path: Path) -> str:
 
 @functools.cache
 def temporary_folder(process: int, why: str) -> Path:
-    """A folder of mode 0700 and unpredictable name for this process, removed at its end; `why` is said, once."""
+    """A folder of mode 0700 and unpredictable name, which this process removes at its end. Warns once, with `why`."""
     folder = Path(tempfile.mkdtemp(prefix="segtrain-"))
     atexit.register(remove_own, folder, process)
     for name in ("abn", "cupy"):

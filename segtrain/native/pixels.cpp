@@ -1,4 +1,4 @@
-// Loops over pixels that decide how long an evaluation takes: a plain C library, compiled at first use by pixels.py.
+// The loops over pixels that take most time of an evaluation: a plain C library, which pixels.py compiles at first use.
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -6,8 +6,8 @@
 #include <vector>
 
 #ifdef JOINT_HISTOGRAM
-// counts[a * 256 + b] += 1 for every pair. Labels come in runs, so eight equal pairs in a row cost one addition; others
-// go to four tables in turn, because two additions to one cell in a row would wait for each other.
+// counts[a * 256 + b] += 1 for every pair. Labels come in runs, so eight equal pairs in a row cost one addition. Others
+// go to four tables in turn, because the second of two successive additions to one cell would wait for the first.
 extern "C" void joint_histogram(const uint8_t* a, const uint8_t* b, long n, int64_t* counts) {
   static thread_local std::vector<uint32_t> tables(4 << 16);
   const long most = 1l << 31;
@@ -42,7 +42,7 @@ namespace {
 
 const int LANES = 8;
 
-// Where an output pixel lies between two input ones, half-pixel centres, clamped at the edges.
+// Position of an output pixel between two input pixels, with half-pixel centres, clamped at the edges.
 struct Place {
   int first, second;
   float weight;  // of the second
@@ -62,7 +62,7 @@ std::vector<Place> places(int from, int to) {
 }  // namespace
 
 // out[y, x] = the channel with the highest value of logits (channels, h, w), enlarged bilinearly to (height, width);
-// the first of equal ones. Rows are split over threads.
+// the first of equal ones. The rows are divided among threads.
 extern "C" void upsampled_argmax(
     const float* logits, int channels, int h, int w, int height, int width, uint8_t* out, int threads) {
   const std::vector<Place> rows = places(h, height), columns = places(w, width);
@@ -79,7 +79,7 @@ extern "C" void upsampled_argmax(
   }
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<float> blended(size_t(channels) * w);  // (w, channels): what a run reads lies together
+    std::vector<float> blended(size_t(channels) * w);  // (w, channels): what a run reads is contiguous
 #pragma omp for schedule(static)
     for (int y = 0; y < height; y++) {
       const Place& row = rows[y];

@@ -1,4 +1,4 @@
-"""Two loops over pixels that decide how long an evaluation takes, compiled where there is a C++ compiler."""
+"""The two loops over pixels that take most time of an evaluation, compiled if there is a C++ compiler."""
 
 import ctypes
 import functools
@@ -12,15 +12,15 @@ import numpy as np
 
 from segtrain.native import compile as compiling
 
-if TYPE_CHECKING:  # counting needs no torch, whose import takes longer than the scores of a hundred pictures
+if TYPE_CHECKING:  # not needed to count, and its import takes longer than to score a hundred images
     import torch
 
-EXACT = 1 << 24  # a float32 counts no further
+EXACT = 1 << 24  # up to which a float32 counts exactly
 
 
 @functools.cache
 def library(loop: str) -> Any:
-    """The library with one of the loops, or None where it cannot be built, which is said."""
+    """The library with one of the loops; None, after a message, if it cannot be built."""
     pointer, number = ctypes.c_void_p, ctypes.c_int
     arguments = {
         "joint_histogram": [pointer, pointer, ctypes.c_long, pointer],
@@ -41,7 +41,10 @@ def library(loop: str) -> Any:
 
 
 def joint_histogram(first: np.ndarray, second: np.ndarray, counts: np.ndarray) -> None:
-    """counts[a, b] += how often first is a where second is b. uint8 arrays of one shape; counts int64 (256, 256)."""
+    """counts[a, b] += number of pixels where first is a and second is b.
+
+    first, second: uint8, of one shape. counts: int64 (256, 256).
+    """
     if first.shape != second.shape:
         raise ValueError(f"shapes {first.shape} and {second.shape} differ")
     first, second = np.ascontiguousarray(first, np.uint8), np.ascontiguousarray(second, np.uint8)
@@ -59,7 +62,7 @@ def joint_histogram(first: np.ndarray, second: np.ndarray, counts: np.ndarray) -
 def upsampled_argmax(logits: "torch.Tensor", size: tuple[int, int]) -> np.ndarray:
     """logits float32 (C, h, w) on the CPU, C <= 256 -> uint8 (H, W): arg-max of the bilinear enlargement to `size`.
 
-    Nothing of size C x H x W is made. Equals F.interpolate(align_corners=False).argmax but for ties within rounding.
+    Needs no memory of size C x H x W. Equals F.interpolate(align_corners=False).argmax except for ties within rounding.
     """
     channels, h, w = logits.shape
     height, width = size

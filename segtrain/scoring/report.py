@@ -80,13 +80,13 @@ def protocol(
     published = dataset_spec(data).published.get(split)
     rules, table = counts.rules, counts.table
     if published is not None and published != len(samples):
-        warnings = [*warnings, f"{len(samples)} pictures, but {data.name} {split} has {published} as published: "
+        warnings = [*warnings, f"{len(samples)} images, but {data.name} {split} has {published} as published: "
                                "the figure is not comparable with published ones"]  # fmt: skip
     some = counts.images_with_instances
     if 0 < some < counts.images:
-        warnings = [*warnings, f"{some} of {counts.images} pictures have an instance map: no iIoU"]
+        warnings = [*warnings, f"{some} of {counts.images} images have an instance map: no iIoU"]
     elif counts.instances_disagree():
-        warnings = [*warnings, "the instance maps contradict the labels (those of another data set?): no iIoU"]
+        warnings = [*warnings, "the instance maps contradict the labels (are they of another dataset?): no iIoU"]
     named = {int(row["id"]): str(row["name"]) for row in table.rows}
     return {
         "dataset": data.name,
@@ -143,7 +143,7 @@ def seen_in_training(trained_on: Any, image_ids: list[str]) -> list[str]:
     if trained_on is None:
         return []
     seen = int(torch.isin(fingerprints(image_ids), trained_on).sum())
-    warning = f"{seen} of the {len(image_ids)} pictures were in this checkpoint's training: the score is too high"
+    warning = f"{seen} of the {len(image_ids)} images were in this checkpoint's training: the score is too high"
     return [warning] if seen else []
 
 
@@ -209,14 +209,14 @@ def describe_inference(inference: Mapping[str, Any]) -> str:
     longest = inference.get("longest_side")
     return (
         f"scale{'s' if len(inference['scales']) > 1 else ''} {scales}, {'with' if inference['flip'] else 'no'} flip, "
-        + (f"longest side {longest}" if longest else "pictures' own size")
+        + (f"longest side {longest}" if longest else "the images' own size")
         + (f", windows {inference['tile']}" if inference["tile"] else "")
     )
 
 
 def accuracy_lines(result: dict[str, Any]) -> list[str]:
     """The printed table of an image classification."""
-    lines = ["", f"top-1           {100 * result['top1']:5.2f} %  {result['images']} pictures"]
+    lines = ["", f"top-1           {100 * result['top1']:5.2f} %  {result['images']} images"]
     lines += [f"top-5           {100 * result['top5']:5.2f} %"]
     lines += [*metric_lines(result), *warning_lines(result), ""]
     published = result.get("protocol", {}).get("published")

@@ -157,14 +157,11 @@ class Scores:
     def levels(self) -> list[dict[str, list[int]]]:
         """For each level, group name -> train ids."""
         result: list[dict[str, list[int]]] = []
-        for row in self.table.rows:
-            if row["train_id"] != IGNORE_INDEX:
-                for level, name in enumerate(self.rules.categories(row)):
-                    if level == len(result):
-                        result.append({})
-                    members = result[level].setdefault(name, [])
-                    if row["train_id"] not in members:
-                        members.append(row["train_id"])
+        for train_id, row in self.table.class_rows.items():
+            for level, name in enumerate(self.rules.categories(row)):
+                if level == len(result):
+                    result.append({})
+                result[level].setdefault(name, []).append(train_id)
         return result
 
     def object_scores(self, groups: Mapping[str, list[int]], matrix: np.ndarray) -> dict[str, float] | None:
@@ -182,7 +179,7 @@ class Scores:
             alarms = matrix[:, index].sum() - matrix[index, index]
             within = self.weighted[ids]
             if self.rules.merged and len(members) > 1:
-                kin = self.kin(ids)
+                kin = self.kin(name)
                 found = within[:, kin].sum()
                 alarms += self.pixels[np.ix_(np.flatnonzero(self.outside(members)), np.setdiff1d(kin, ids))].sum()
             else:
@@ -195,13 +192,14 @@ class Scores:
         """Whether the instance maps, read as the rules say, contradict the labels."""
         return bool(self.object_pixels[1] < 0.5 * self.object_pixels[0])
 
-    def kin(self, ids: np.ndarray) -> np.ndarray:
-        """All ids with objects in the category of `ids`, ignored ids too.
+    def kin(self, name: str) -> np.ndarray:
+        """All ids with objects in a category, ignored ids too.
 
         For Cityscapes, a caravan predicted where a car is counts as a vehicle found.
         """
-        category = next(row["category"] for row in self.table.rows if row["id"] == ids[0])
-        return np.array([r["id"] for r in self.table.rows if r["category"] == category and r["has_instances"]])
+        first = self.table.class_rows
+        objects = [row for row in self.table.rows if row.get("has_instances")]
+        return np.array([r["id"] for r in objects if name in self.rules.categories(first.get(r["train_id"], r))])
 
     def outside(self, members: list[int]) -> np.ndarray:
         """bool (256,): evaluated ids that are in none of these classes."""
@@ -213,9 +211,16 @@ class Scores:
         lenient[:, -1] = 0
         union, truth = iou_of(full, "union"), iou_of(full, "ground truth")
         outside = bool(full[:, -1].any())
+        labelled = {"COCO-Stuff, detectron2 (left out: not labelled)": mean(truth)}
+        if outside:
+            labelled = {
+                "COCO-Stuff (left out: not labelled)": mean(truth),
+                "detectron2 (left out: not labelled; a prediction outside the classes is dropped)":
+                    mean(iou_of(lenient, "ground truth")),
+            }  # fmt: skip
         return {
             "cityscapesScripts, mmsegmentation (left out: neither labelled nor predicted)": mean(union),
-            "COCO-Stuff, detectron2 (left out: not labelled)": mean(truth),
+            **labelled,
             "mapillary_vistas (a prediction outside the classes is dropped)": mean(iou_of(lenient, "union")),
             "torchmetrics MulticlassJaccardIndex macro (refuses predictions outside the classes)":
                 None if outside else mean(union),

@@ -184,7 +184,7 @@ class ClassificationEvaluator(Evaluator[TopK]):
         warnings = self.warnings(trained_on)
         if wanted is not None and wanted != total:
             warnings.append(
-                f"{total} pictures, but {self.dataset} {self.split} has {wanted} as published: the figure is not "
+                f"{total} images, but {self.dataset} {self.split} has {wanted} as published: the figure is not "
                 "comparable with published ones"
             )
         result = {
@@ -193,7 +193,7 @@ class ClassificationEvaluator(Evaluator[TopK]):
             "split_sha256": names_hash(images.names),
             "images": {"expected": total, "seen": total, "published": wanted},
             "rules": f"top-1 and top-{top}: the class is the first, or one of the first {top}, by its logit; several "
-            "views of a picture: by the mean of their logits (inplace_abn v0.1.1, test_imagenet)",
+            "views of an image: by the mean of their logits (inplace_abn v0.1.1, test_imagenet)",
             "classes": len(images.classes),
             **how,
             "code": code_version(),

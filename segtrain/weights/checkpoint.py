@@ -4,6 +4,7 @@ import errno
 import io
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,29 @@ def require_same_tensors(model: nn.Module, weights: dict[str, torch.Tensor], pat
         )
 
 
+def first_not_finite(weights: Mapping[str, torch.Tensor]) -> str | None:
+    """The first tensor with a NaN or an infinity and how many, as "cls.weight (3 of 64 values)"; None for none."""
+    for name, tensor in weights.items():
+        if (tensor.is_floating_point() or tensor.is_complex()) and not bool((finite := tensor.isfinite()).all()):
+            return f"{name} ({int((~finite).sum())} of {tensor.numel()} values)"
+    return None
+
+
+def require_finite(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """DataError, naming the file `path`, if the weights hold a NaN or an infinity."""
+    first = first_not_finite(weights)
+    if first is not None:
+        raise DataError(
+            f"{path} cannot be used: it holds NaN or infinite weights, first in {first}; use a checkpoint from before, "
+            "or another copy"
+        )
+
+
 def load_strict(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Copy a checkpoint's weights into the network. DataError if a name or a shape does not match."""
+    """Copy a checkpoint's weights into the network. DataError if a name or a shape does not match, or a weight is NaN
+    or infinite."""
     require_same_tensors(model, weights, path)
+    require_finite(weights, path)
     model.load_state_dict(weights)
 
 

@@ -40,7 +40,8 @@ class WeightsFile:
     tensors: under the file's own names, without wrappers. layout: name of their key layout. known: the published file
     that it is. scale: what its norm layers multiply with, "abs" (|weight| + eps) or "signed" (the weight). classes:
     those of its segmentation classifier, if known. model: options of the network, if the file holds them.
-    has_settings: the file itself states what its norm layers are.
+    has_settings: the file itself states what its norm layers are. arch: name of the network in an official checkpoint
+    of an ImageNet classifier, which tells forms with equal tensors apart; "" if it is not stated.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class WeightsFile:
     provenance: dict[str, Any]
     model: dict[str, Any] = field(default_factory=dict)
     has_settings: bool = False
+    arch: str = ""
     md5: str = ""
     sha256: str = ""
 
@@ -111,6 +113,7 @@ def read_weights(path: Path) -> WeightsFile:
     md5, sha256 = hashes(path)
     known = known_by_hash(md5, sha256)
     content, settings = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    arch = content.get("arch")
     try:
         if content.get("kind") == checkpoint.KIND:
             settings = checkpoint_settings(content)
@@ -136,6 +139,7 @@ def read_weights(path: Path) -> WeightsFile:
         provenance=settings.get("provenance") or of_foreign_file(path, known, alike),
         model=settings.get("model", {}),
         has_settings="scale" in settings,
+        arch=arch if isinstance(arch, str) else "",
         md5=md5,
         sha256=sha256,
     )
@@ -248,17 +252,27 @@ def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
     return {re.sub(rf"((?:^|\.)\w*bn\w*)\.bn\.{LEAVES}$", r"\1.\2", key): value for key, value in flat.items()}
 
 
-def write_weights(path: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
-    """Write a safetensors file, or one by torch.save in the official structure, with settings beside the tensors.
+def write_weights(
+    path: Path, tensors: Mapping[str, Any], settings: Mapping[str, Any], beside: Mapping[str, Any] | None = None
+) -> None:
+    """Write a safetensors file, or one by torch.save with the tensors under `state_dict`, with settings beside them.
 
-    UsageError for a name that ends otherwise.
+    beside: further entries of a file by torch.save, whose tensors may also be dicts of tensors. UsageError for a name
+    that ends otherwise.
     """
-    contiguous = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+    contiguous = {key: contiguous_copy(value) for key, value in tensors.items()}
     if path.suffix == ".safetensors":
         write_atomically(path, safetensors_bytes(contiguous, {"format": "pt", "segtrain": json.dumps(settings)}))
         return
     if path.suffix not in (".pth", ".pt", ".tar"):
         raise UsageError(f"output must end in .safetensors, .pt, .pth or .pth.tar, got {path}")
     buffer = io.BytesIO()
-    torch.save({"state_dict": contiguous, "segtrain": dict(settings)}, buffer)
+    torch.save({**(beside or {}), "state_dict": contiguous, "segtrain": dict(settings)}, buffer)
     write_atomically(path, buffer.getvalue())
+
+
+def contiguous_copy(value: Any) -> Any:
+    """A tensor on the CPU that shares no memory, or a dict of such."""
+    if isinstance(value, Mapping):
+        return {key: contiguous_copy(item) for key, item in value.items()}
+    return value.detach().cpu().contiguous().clone()

@@ -64,6 +64,7 @@ class KeyLayout(NamedTuple):
 IMAGE_CLASSES = "classifier of images"
 CLASSIFIERS = ("official", "nvidia", "torchvision")  # layouts of ImageNet classifiers
 NORM_AFTER_SUM = "the head reads the sum before this norm"
+CLASSIFIER_ENDS = ((r"classifier\.fc\.", IMAGE_CLASSES), (r"bn_out\.", NORM_AFTER_SUM))
 LAYOUTS = {  # the first whose mark is in a file: NVIDIA's files have the official mark too
     "segmenter": KeyLayout(
         "segmentation network (body, head, cls)", "body.mod1.conv1.weight",
@@ -118,12 +119,11 @@ LAYOUTS = {  # the first whose mark is in a file: NVIDIA's files have the offici
             rule(rf"body\.(.*\bbn\d|bn_out)\.{LEAVES}", "{}.0.{}"), rule(r"body\.(.*)", "{}"),
             rule(r"(classifier\.fc\..*)", "{}"),
         ),
-        "relu", "signed", ((r"classifier\.fc\.", IMAGE_CLASSES), (r"bn_out\.", NORM_AFTER_SUM)),
+        "relu", "signed", CLASSIFIER_ENDS,
     ),
     "official": KeyLayout(
         "ImageNet classifier, official names", "mod1.conv1.weight",
-        (rule(r"body\.(.*)", "{}"), rule(r"(classifier\.fc\..*)", "{}")), "leaky_relu", "abs",
-        ((r"classifier\.fc\.", IMAGE_CLASSES), (r"bn_out\.", NORM_AFTER_SUM)),
+        (rule(r"body\.(.*)", "{}"), rule(r"(classifier\.fc\..*)", "{}")), "leaky_relu", "abs", CLASSIFIER_ENDS,
     ),
 }  # fmt: skip
 

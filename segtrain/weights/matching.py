@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segtrain.abn import ABN, BatchNormAct
+from segtrain.abn import ABN, ScaledABN
 from segtrain.abn.autograd import effective_scale
 from segtrain.errors import DataError
 from segtrain.models import Classifier, Segmenter
@@ -159,7 +159,7 @@ def norm_layers(model: nn.Module) -> dict[str, ABN]:
 
 def scale_kind(layer: ABN) -> str:
     """What the layer multiplies with: "abs", |weight| + eps, or "signed", the weight."""
-    return "signed" if isinstance(layer, BatchNormAct) else layer.scale
+    return layer.scale if isinstance(layer, ScaledABN) else "signed"
 
 
 def converted(weight: Tensor, layer: ABN, scale: str) -> Tensor:

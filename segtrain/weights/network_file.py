@@ -121,8 +121,9 @@ def options_of(source: WeightsFile) -> ModelConfig:
         raise UsageError(f"{source.path}: its {len(source.tensors)} tensors are those of no known backbone")
     options = ModelConfig(backbone=backbone, head=HEAD_OF.get(source.layout, "deeplabv3"))
     if source.layout in CLASSIFIERS:
-        pooled = "wider_resnet38_pooled" if backbone == "wider_resnet38" else backbone
-        options = ModelConfig(backbone=pooled, head="classifier", output_stride=32)
+        if backbone == "wider_resnet38" and not source.arch.endswith("_a2"):
+            backbone = "wider_resnet38_pooled"
+        options = ModelConfig(backbone=backbone, head="classifier", output_stride=32)
     options.norm = "inplace_abn" if source.scale == "abs" else "batch_norm"
     options.activation, options.negative_slope = source.activation, source.negative_slope
     if source.layout == "torchvision_deeplabv3":

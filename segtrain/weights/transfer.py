@@ -12,6 +12,7 @@ from segtrain.data.labels import LabelTable
 from segtrain.data.taxonomy import RECOMMENDED
 from segtrain.errors import DataError
 from segtrain.models import HEADS, Segmenter
+from segtrain.weights import checkpoint
 from segtrain.weights.classifier_rows import copy_mapped_rows, same_classes
 from segtrain.weights.compare import compare_outputs
 from segtrain.weights.files import WeightsFile, read_weights
@@ -35,8 +36,8 @@ def load_weights(
     leads to it (a published taxonomy or a YAML file; default: the published one that fits, else equal names); the
     other rows stay as initialised. Of an ImageNet classifier, a segmentation network takes the body only.
     minimum: fraction of tensors that must match; at 1 neither may the network lack one nor the file have one more.
-    DataError below it, or if the network's layers cannot represent the weights (negative ones with model.scale=abs);
-    UsageError if there is no such file.
+    DataError below it, if a weight is NaN or infinite, or if the network's layers cannot represent the weights
+    (negative ones with model.scale=abs); UsageError if there is no such file.
     """
     return load_into(read_weights(path), model, table, minimum, mapping, column)
 
@@ -51,6 +52,7 @@ def load_into(
     rows = {key: matched.pop(key) for key in list(matched) if key.startswith(classifier)}
     if report.ratio < minimum:
         raise DataError(mismatch_message(report, model, minimum))
+    checkpoint.require_finite({**matched, **rows}, source.path)
     own = canonical(model)
     copy_(model, matched, source.scale)
     if rows and not same_classes(source, rows[f"{classifier}weight"], own[f"{classifier}weight"], table):

@@ -1,4 +1,4 @@
-"""Tensors that do not fit the input: a ValueError before any kernel, or the right result; never foreign memory."""
+"""Tensors that do not fit the input give a ValueError before any kernel, or the right result; never foreign memory."""
 
 import random
 
@@ -11,13 +11,14 @@ from segtrain.abn import (
     InPlaceABN,
     InPlaceABNSync,
     RecomputedABN,
+    ScaledABN,
     abn,
     inplace_abn,
     inplace_abn_sync,
     operators,
 )
 
-LAYERS = [ABN, BatchNormAct, InPlaceABN, InPlaceABNSync, RecomputedABN]
+LAYERS = [ABN, BatchNormAct, InPlaceABN, InPlaceABNSync, RecomputedABN, ScaledABN]
 FUNCTIONS = [abn, inplace_abn, inplace_abn_sync]
 VECTORS = ["weight", "bias", "running_mean", "running_var"]
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -104,7 +105,7 @@ def test_an_overwritten_input_shares_memory_with_nothing(backend, function):
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_vectors_of_any_stride_give_the_numbers_of_contiguous_ones(backend, function, stride, training):
     def laid(v, kept):
-        """v with this stride; with stride 0 its first value for all, where it is not written to."""
+        """v with this stride; with stride 0 its first value stands for all, if nothing writes to it."""
         if stride == 0:
             return v.clone() if kept else v[:1].expand(v.shape)
         return torch.full((len(v) * stride,), 77.0)[::stride].copy_(v)
@@ -181,7 +182,7 @@ def test_operators_refuse_what_does_not_fit(backend, name):
 
 
 def odd_tensor(rng, shape):
-    """A tensor of about this shape, dtype, device and stride, and whether it is just as it should be."""
+    """A tensor that may miss the right shape, dtype, device or stride, and whether it is right."""
     shape = list(shape)
     kind = rng.choice(["fine"] * 20 + ["length", "dtype", "device", "stride", "expanded", "dim", "empty"])
     if kind == "length":
@@ -203,7 +204,7 @@ def odd_tensor(rng, shape):
 
 
 def right(found, given, x, options):
-    """Whether the result is the reference's, by float64."""
+    """Whether the result equals the float64 reference."""
     wide = {name: None if t is None else t.double() for name, t in given.items()}
     want = abn(x.double(), **wide, **options)
     return torch.allclose(found.detach().double(), want, rtol=0.05, atol=0.1)
@@ -241,7 +242,7 @@ def test_odd_tensors_are_refused_or_give_the_right_result(backend, entry):
 
 
 def signed(entry, weight):
-    """The weight with which the reference multiplies as this entry does."""
+    """The weight by which the reference multiplies like this entry."""
     return weight if entry is not BatchNormAct or weight is None else weight - 1e-5
 
 

@@ -1,4 +1,4 @@
-"""What is said when something else still needs a tensor that was overwritten."""
+"""Error messages for a tensor that was overwritten although something else still needs it."""
 
 import pytest
 import torch

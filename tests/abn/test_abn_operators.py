@@ -1,4 +1,4 @@
-"""What torch asks of an operator: compilation, schemas, fake tensors, autocast, parameters in half precision."""
+"""What torch requires of an operator: compilation, schemas, fake tensors, autocast, half-precision parameters."""
 
 import pytest
 import torch

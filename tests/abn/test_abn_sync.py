@@ -1,4 +1,4 @@
-"""Synchronised In-Place ABN: several gloo processes against one that sees the whole batch."""
+"""Synchronised In-Place ABN: several gloo processes against one process with the whole batch."""
 
 import copy
 
@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from segtrain.abn import ABN, InPlaceABN, InPlaceABNSync, RecomputedABN, active_group, set_active_group
+from segtrain.abn import InPlaceABN, InPlaceABNSync, RecomputedABN, ScaledABN, active_group, set_active_group
 from segtrain.models.blocks import IdentityResidualBlock, Norm, ResidualBlock
 from tests.helpers.processes import run
 
@@ -69,7 +69,7 @@ def test_processes_equal_the_whole_batch(world, tmp_path):
         for i, shapes in enumerate(SHARES[world]):
             # All values of all processes as one (values, channels) input of the ordinary layer
             whole, dz = (torch.cat([x.transpose(0, 1).flatten(1).T for x in numbers(shapes, seed)]) for seed in (0, 1))
-            oracle = layer(ABN, scale=options.get("scale", "abs"))
+            oracle = layer(ScaledABN, scale=options.get("scale", "abs"))
             whole.requires_grad_()
             z = oracle(whole * 1)
             z.backward(dz)
@@ -171,7 +171,7 @@ def make(name):
 
 
 def trained(rank, how, name):
-    """(output, input gradient, parameter gradients, buffers) of a block run in some way on this process's share."""
+    """(output, input gradient, parameter gradients, buffers) of a block on this process's part of the batch."""
     block = make(name)
     if how == "shard":
         fully_shard(block)

@@ -8,7 +8,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segtrain import abn
-from segtrain.abn import ABN, BatchNormAct, InPlaceABN, RecomputedABN, operators, recomputed_outputs
+from segtrain.abn import ABN, BatchNormAct, InPlaceABN, RecomputedABN, ScaledABN, operators, recomputed_outputs
 from segtrain.abn.autograd import effective_scale
 from segtrain.models import build_model
 from segtrain.models.blocks import Norm, ResidualBlock
@@ -35,7 +35,7 @@ def prepared(layer):
 
 
 def outcome(layer, shape, channels_last=False, shortcut=False, frozen=False):
-    """Everything that a call gives and leaves behind."""
+    """All results of a call: output, gradients and running statistics."""
     generator = torch.Generator().manual_seed(3)
     x, dz, s = (torch.randn(shape, generator=generator, dtype=torch.double) for _ in range(3))
     if channels_last:
@@ -67,19 +67,19 @@ def test_every_form_equals_the_oracle(backend, form, activation, param, scale):
         for frozen in (False, True):
             for shortcut in (False, True):
                 how = {"channels_last": channels_last, "frozen": frozen, "shortcut": shortcut}
-                expected = outcome(prepared(ABN(5, **options)), shape, **how)
+                expected = outcome(prepared(ScaledABN(5, **options)), shape, **how)
                 assert_same(outcome(prepared(FORMS[form](**options)), shape, **how), expected)
 
 
 def test_many_rows_and_threads(backend):
-    """Parts of a tensor that different threads and blocks of the sums take."""
+    """Tensors that several threads and several blocks of the sums share."""
     before = torch.get_num_threads()
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         try:
             for channels_last in (False, True):
                 shape = (3, 5, 61, 67)
-                expected = outcome(prepared(ABN(5)), shape, channels_last)
+                expected = outcome(prepared(ScaledABN(5)), shape, channels_last)
                 assert_same(outcome(prepared(InPlaceABN(5)), shape, channels_last), expected)
         finally:
             torch.set_num_threads(before)
@@ -94,7 +94,7 @@ def test_a_large_mean_costs_no_digits(backend, channels_last):
         x = x.contiguous(memory_format=torch.channels_last)
     layer = InPlaceABN(3, activation="identity")
     z = layer(x.float())
-    exact = ABN(3, activation="identity").double()(x.float().double())
+    exact = ScaledABN(3, activation="identity").double()(x.float().double())
     errors = (z.double() - exact).pow(2).mean((0, 2, 3)).sqrt()
     # The mean itself is a float32: at most two units in its last place. torch's channels-last sums are less exact.
     units = 32 if backend == "aten" and channels_last else 2
@@ -105,7 +105,7 @@ def test_a_large_mean_costs_no_digits(backend, channels_last):
 
 
 def test_the_printed_sign_of_variant_two_is_wrong():
-    """Section 3.3 prints (dbeta + (beta / gamma) dgamma); float64 data tells that it must be a minus."""
+    """Section 3.3 prints (dbeta + (beta / gamma) dgamma); float64 data show that it must be a minus."""
     generator = torch.Generator().manual_seed(0)
     x, dy = (torch.randn(4096, dtype=torch.double, generator=generator) for _ in range(2))
     gamma, beta, m = 0.7, 0.4, 4096
@@ -124,7 +124,7 @@ def test_the_printed_sign_of_variant_two_is_wrong():
 
 
 def test_kept_maps_of_all_five_between_two_convolutions():
-    """Figure 2 of the paper: (a) keeps its input and its output, the others one of them; the first input is extra."""
+    """Figure 2 of the paper: (a) keeps input and output, the others one of them; the first input comes on top."""
     x = torch.randn(2, 8, 16, 16)
 
     def maps(norm):
@@ -151,7 +151,7 @@ def test_kept_maps_of_all_five_between_two_convolutions():
 
 
 def test_recomputed_outputs_inside_a_network():
-    """Two consumers of one output, a concatenation, a strided view: the gradients of the plain network."""
+    """With two consumers of one output, a concatenation and a strided view, gradients equal the plain network's."""
 
     class Net(nn.Module):
         def __init__(self, norm):
@@ -166,7 +166,7 @@ def test_recomputed_outputs_inside_a_network():
 
     x = torch.randn(2, 4, 6, 6, dtype=torch.double)
     gradients = []
-    for norm in (ABN, lambda c: RecomputedABN(c, keep="input"), lambda c: RecomputedABN(c, keep="normalised")):
+    for norm in (ScaledABN, lambda c: RecomputedABN(c, keep="input"), lambda c: RecomputedABN(c, keep="normalised")):
         net = Net(lambda norm=norm: norm(4)).double()
         with recomputed_outputs():
             out = net(x.clone())
@@ -203,7 +203,7 @@ def test_recomputing_models_train_as_the_plain_one(backbone, norm, recompute):
 
 
 def test_the_fused_sum_keeps_the_branch_output_only():
-    """Norm, addition and activation in one: the published layer keeps its own output and the sum's."""
+    """Norm, addition and activation in one operation; the published layer keeps its output and that of the sum."""
     x = torch.randn(2, 8, 16, 16)
     block = ResidualBlock(8, (4, 4, 8), Norm())
     # the block's input, two branch outputs of half the channels, the block's output
@@ -223,7 +223,7 @@ def test_the_fused_sum_keeps_the_branch_output_only():
 
 def test_a_zero_scale_is_inverted_too():
     """Zero-initialised last scales: gamma = |0| + eps."""
-    oracle, ours = (prepared(layer(5)) for layer in (ABN, InPlaceABN))
+    oracle, ours = (prepared(layer(5)) for layer in (ScaledABN, InPlaceABN))
     for layer in (oracle, ours):
         nn.init.constant_(layer.weight, 1e-30)  # 0 itself: by torch's convention abs() has gradient 0 there
     # xhat is known to the shortcut's rounding over eps: 1e-16 / 1e-5
@@ -236,7 +236,7 @@ def test_precision_of_the_fused_sum_falls_with_the_shortcut_over_the_scale():
         torch.manual_seed(0)
         x, s, dz = (torch.randn(8, 16, 24, 24) for _ in range(3))
         s = s * size
-        exact, ours = ABN(16).double(), InPlaceABN(16)
+        exact, ours = ScaledABN(16).double(), InPlaceABN(16)
         for layer in (exact, ours):
             nn.init.constant_(layer.weight, gamma)
         exact(x.double(), s.double()).backward(dz.double())
@@ -257,7 +257,7 @@ def errors(dtype, scale, shift, correlated, theirs=False):
     dz = (torch.randn(shape) + (xhat if correlated else 0)).to(dtype)
     found = []
     for exact in (True, False):
-        layer = ABN(16).double() if exact else (BatchNormAct(16) if theirs else InPlaceABN(16))
+        layer = ScaledABN(16).double() if exact else (BatchNormAct(16) if theirs else InPlaceABN(16))
         with torch.no_grad():
             layer.weight.fill_(scale if exact or not theirs else scale + layer.eps)
             layer.bias.copy_(torch.linspace(-shift, shift, 16))

@@ -1,4 +1,4 @@
-"""Conversion between BatchNorm and In-Place ABN, on networks that others wrote and on small ones with traps."""
+"""Conversion between BatchNorm and In-Place ABN, on networks of other packages and on small ones with traps."""
 
 import copy
 import io
@@ -30,7 +30,7 @@ def gradients(model, x):
 
 
 def assert_same_training(model, expected, x, tolerance=1e-10):
-    """Outputs, gradients and running statistics of one step."""
+    """Assert equal outputs, gradients and running statistics after one step."""
     (out, grads, state), (out2, grads2, state2) = gradients(model, x), gradients(expected, x)
     torch.testing.assert_close(out, out2, rtol=tolerance, atol=tolerance)
     assert grads.keys() == grads2.keys()
@@ -100,7 +100,7 @@ def test_timms_resnet_is_fused_too():
 
 @pytest.mark.parametrize(("name", "most"), [("resnet50", 0.57), ("resnext50_32x4d", 0.57)])
 def test_what_residual_fusion_saves(name, most):
-    """43 to 48 % of the kept bytes of ResNet-50; the published layer, which cannot fuse, saves 17 %."""
+    """It saves 43 to 48 % of the kept bytes of ResNet-50; the published layer, which cannot fuse, saves 17 %."""
     model = getattr(torchvision.models, name)()
     x = picture().float()
     conversion = to_inplace(model, x, replace_relu=0.01)
@@ -111,7 +111,7 @@ def test_what_residual_fusion_saves(name, most):
 
 @pytest.mark.parametrize("name", ["densenet121", "mobilenet_v2", "efficientnet_b0", "regnet_y_400mf", "googlenet"])
 def test_other_networks_convert_what_can_be(name):
-    """Whatever is left is left for a reason, and the rest is exact, in training too."""
+    """Every layer that is left has a reason, and the rest is exact, in training too."""
     torch.manual_seed(0)
     options = {"init_weights": False} if name == "googlenet" else {}
     model = lived_in(getattr(torchvision.models, name)(**options))
@@ -182,7 +182,7 @@ class Looped(Small):
 
 
 class First(Small):
-    """A norm whose input is the network's."""
+    """A norm whose input is that of the network."""
 
     def __init__(self, act):
         super().__init__(act)
@@ -238,7 +238,7 @@ def test_published_scale():
 
 
 def test_near_zero_scales_are_counted_and_trained_through():
-    """Zero-initialised last scales, as torchvision's zero_init_residual makes them."""
+    """With zero-initialised scales, as torchvision's zero_init_residual makes them."""
     model = torchvision.models.resnet18(zero_init_residual=True).double()
     conversion = to_inplace(model, picture(), replace_relu=0.01)
     assert conversion.near_zero == {f"layer{k}.{j}.bn2": 64 * 2 ** (k - 1) for k in (1, 2, 3, 4) for j in (0, 1)}
@@ -263,7 +263,7 @@ def test_pictures_of_other_dimensions():
 
 
 def test_it_can_be_saved(tmp_path):
-    """The state, which is the original's; and a whole module where no forward was rewritten."""
+    """The state_dict, which equals the original's, and a complete module if no forward was rewritten."""
     model = lived_in(Small(nn.LeakyReLU(0.1)))
     conversion = to_inplace(model, picture(9))
     model.load_state_dict(conversion.model.state_dict())
@@ -308,7 +308,7 @@ def test_fold_leaves_no_norm_in_a_resnet():
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_fold_into_what_follows(groups):
-    """Pre-activation: into the next convolution, unless that pads with zeros, which the norm does not shift."""
+    """Pre-activation norms go into the next convolution, unless that pads with zeros, which they do not shift."""
     padded = lived_in(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, padding=1, groups=groups)))
     plain = lived_in(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, groups=groups)))
     x = torch.randn(2, 4, 7, 7, dtype=torch.float64)

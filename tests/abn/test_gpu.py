@@ -1,5 +1,6 @@
-"""On a CUDA device, where there is one: the self-test's cases by the CUDA kernels. `segtrain info gpu_test=true` runs
-the same. Everywhere: that this command refuses, reports and remembers as it should."""
+"""The self-test's cases with the CUDA kernels, where there is a CUDA device, as in `segtrain info gpu_test=true`.
+
+Everywhere: what this command refuses, reports and saves."""
 
 import importlib.util
 
@@ -37,7 +38,7 @@ def test_what_only_a_device_can_show(what):
 
 @pytest.mark.skipif(not compiling.compiler(), reason="no C++ compiler")
 def test_results_are_reported_and_remembered(segtrain):
-    """By the CPU's kernels, which have the per-element text of the CUDA ones."""
+    """With the CPU's kernels, which share the per-element maths of the CUDA kernels."""
     results = info.run_cases(native_ops, "cpu")
     info.report(results, "the CPU")
     assert len(results) > 1000

@@ -1,4 +1,4 @@
-"""The CUDA kernels, run on the CPU by an emulator, through the launches that cupy_ops makes on a device."""
+"""The CUDA kernels, run on the CPU by an emulator, with the launches that cupy_ops makes on a device."""
 
 import os
 import sys
@@ -40,7 +40,7 @@ def emulated(launcher):
 
 @pytest.mark.parametrize("case", list(selftest.cases()), ids=str)
 def test_numbers(case, launcher):
-    """Against float64; every launch in three thread orders, which must agree in every bit."""
+    """Against float64. Every launch runs in three thread orders, which must agree in every bit."""
     with installed(launcher, 64 if case.shape[1] == 1 else 4):
         failed = [str(result) for result in selftest.check_backend(cupy_ops, "cpu", [case]) if not result.good]
     assert not failed, failed
@@ -78,7 +78,7 @@ def test_empty(shape, emulated):
     blocks=st.integers(1, 200), dtype=st.sampled_from([torch.float32, torch.float16]),
 )  # fmt: skip
 def test_every_element_once(outer, channels, inner, last, blocks, dtype):
-    """Doubling in place: an element that is visited twice comes out four times, one that is missed unchanged."""
+    """A kernel that doubles in place: an element visited twice is quadrupled, one that is missed is unchanged."""
     x = torch.arange(outer * channels * inner).view(outer, channels, inner, 1).remainder(500).to(dtype)
     if last:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -109,7 +109,7 @@ def test_running_statistics_in_strided_memory(emulated):
 
 
 def test_halves_round_as_torch_does():
-    """All patterns up; all halfway cases and two hundred thousand others down."""
+    """All bit patterns from half to float; all halfway cases and 200,000 others from float to half."""
     text = """
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
@@ -142,7 +142,7 @@ __global__ void down(const float* f, __half* h, __nv_bfloat16* b, int n) {
 
 
 def test_geometry():
-    """Wide accesses where the layout and all addresses allow them, and stripes for tensors of few channels."""
+    """Wide accesses if the layout and all addresses allow them, and stripes for tensors of few channels."""
     aligned, shifted = torch.empty(2, 16, 8, 8), torch.empty(2 * 16 * 64 + 1)[1:].view(2, 16, 8, 8)
     assert aligned.data_ptr() % 16 == 0
     assert cupy_ops.geometry(aligned).vec == 4
@@ -166,7 +166,7 @@ def test_geometry():
     ids=["many planes", "large planes", "many rows", "long rows"],
 )  # fmt: skip
 def test_beyond_32_bits(layout, stripes, launcher):
-    """Tensors of 3 * 2^30 elements and more, of whose grid the last block alone runs."""
+    """Tensors of 3 * 2^30 elements and more; only the last block of the grid runs."""
     check_beyond_32_bits(layout, stripes, launcher)
 
 
@@ -203,7 +203,7 @@ def test_warm_up_runs_every_kernel(name, emulated):
 
 
 def test_device_launch(launcher, monkeypatch):
-    """The launch for devices, with CuPy's calls as CuPy 14 has them, and the emulator behind them."""
+    """The launch for devices, with the calls of CuPy 14 and the emulator behind them."""
     log: list[object] = []
 
     class Stream:

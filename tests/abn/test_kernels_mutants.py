@@ -1,4 +1,4 @@
-"""Bugs put into the CUDA kernels on purpose: every one must be found, by the check that is there for its kind."""
+"""Bugs seeded in the CUDA kernels: each must be found by the check for its kind."""
 
 import multiprocessing
 import re
@@ -108,7 +108,7 @@ def launches():
 
 
 def verdict(out: str, status: int) -> str:
-    """How the run of a bug ended; anything but a finding, a text that does not compile for one, is what it printed."""
+    """How the run with a bug ended; what it printed if that is no finding, such as source that does not compile."""
     found = [kind for kind in (WRONG, FAULT, UBSAN, ASAN, TSAN) if kind in out]
     return found[0] if found else f"status {status}: {out}"
 
@@ -133,7 +133,7 @@ def test_bug_is_found(bug, launches, tmp_path):
     ids=["planes", "rows"],
 )  # fmt: skip
 def test_narrow_index_is_found(old, new, layout, monkeypatch):
-    """In a child: where a narrow index leads there is no memory."""
+    """In a child process, because a narrow index leads to memory that does not exist."""
     text = cupy_kernels.source()
     assert old in text
     monkeypatch.setattr(cupy_kernels, "source", lambda: text.replace(old, new))

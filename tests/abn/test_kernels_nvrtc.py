@@ -1,6 +1,6 @@
-"""The CUDA kernels as NVIDIA's compiler sees them: for every generation of cards, and what it made of them.
+"""The CUDA kernels, compiled by NVIDIA's compiler for every generation of GPUs, and the code that it emits.
 
-Needs no device. The PTX is run by the emulator, where every access to memory can be counted.
+Needs no device. The emulator runs the PTX and counts every access to memory.
 """
 
 import platform
@@ -45,14 +45,14 @@ def all_with_all():
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="NVRTC 13 is not installed")
 def test_the_compilers_are_there():
-    """Where their wheels exist the development dependencies hold them: nothing below is skipped for want of one."""
+    """The development dependencies include the compilers' wheels where they exist, so that no test here is skipped."""
     assert nvrtc.wheels(12)
     assert nvrtc.wheels(13)
 
 
 @pytest.mark.parametrize(("major", "arch", "key"), list(all_with_all()))
 def test_compiles(major, arch, key):
-    """Without a warning, without spilled registers, and few enough of them for two blocks of 256 threads at least."""
+    """Without warnings or spilled registers, and with few enough registers for at least two blocks of 256 threads."""
     names = [kernel.expression for kernel in cupy_kernels.instances(*key)]
     options = (*nvrtc.PLAIN, "--ptxas-options=-v")
     made = nvrtc.compile_text(cupy_kernels.source(), names, arch, "cubin", options, major)
@@ -66,14 +66,14 @@ def test_compiles(major, arch, key):
 @needs_13
 @pytest.mark.parametrize(("arch", "key"), [(75, ("__half", 0)), (90, ("float", 0)), (120, ("double", 2))], ids=str)
 def test_accesses_are_wide(arch, key):
-    """128 bits at once wherever a tensor is touched, in the kernels for it."""
+    """Kernels for wide accesses load and store tensors by 128 bits at once."""
     check_accesses_are_wide(arch, key)
 
 
 @needs_13
 @pytest.mark.parametrize("arch", [75, 120])
 def test_as_cupy_compiles(arch):
-    """With the options that CuPy adds, through its own compiler calls; only the question for the device is answered."""
+    """With the options that CuPy adds, through its own compiler calls; only the query of the device is replaced."""
     pytest.importorskip("cupy", reason="cupy is not installed")
     from cupy._core import core
     from cupy.cuda import compiler
@@ -101,7 +101,7 @@ def ptx_module(names: list[str], arch: int, *options: str) -> emu.Module:
 
 @pytest.fixture(scope="session")
 def recorded():
-    """Launches of the kernels as g++ compiles them, the telling ones of each."""
+    """The most telling launches of each kernel, compiled by g++."""
     more = [case._replace(activation=ELU) for case in VARIED[:3]]
     return record(Launcher(), [*VARIED, *more], 4, 64)
 
@@ -109,7 +109,7 @@ def recorded():
 @needs_13
 @needs_compiler
 def test_ptx_without_contraction_agrees_in_every_bit(recorded):
-    """Two compilers and two ways through the emulator. Functions of the mathematics library differ: no ELU."""
+    """Two compilers and two paths through the emulator. Without ELU, because their maths libraries differ."""
     launches = [launch for launch in recorded if not IS_ELU.match(launch.kernel)]
     module = ptx_module(replay.names(launches), 80, "-fmad=false", "-ftz=false")
     assert replay.replay(module, launches, exact=True) == []
@@ -125,7 +125,7 @@ def test_ptx_agrees(arch, recorded):
 
 
 class Counting(Launcher):
-    """Counts, for each kernel, the bytes that go between it and full-size tensors."""
+    """Counts the bytes that each kernel reads and writes of full-size tensors."""
 
     def __init__(self, module: emu.Module, size: int) -> None:
         super().__init__(lambda key: module)

@@ -105,7 +105,13 @@ def test_python_minus_m(tmp_path):
         (["model.activation=relu"], ["model.activation=relu", "cannot invert"]),
         (["model.negative_slope=0"], ["model.negative_slope=0"]),
         (["model.output_stride=12"], ["model.output_stride must be one of 8, 16, 32, got 12"]),
-        (["trainer.batch_size=1"], ["trainer.batch_size must be at least 2, got 1"]),
+        (
+            ["trainer.batch_size=1"],
+            [
+                "trainer.batch_size must be at least 2, got 1: ",
+                "DeepLabV3's pooled branch has one value per image and channel to normalise over",
+            ],
+        ),
         (["trainer.max_steps=10", "trainer.epochs=3"], ["trainer.max_steps=10", "trainer.epochs=3", "trainer.hours"]),
         (
             ["augmentation.crop_size=[512]"],
@@ -174,7 +180,7 @@ def request(words):
 
 
 def compose_predict(word):
-    """What Hydra makes of one override, without needing a checkpoint."""
+    """The options that Hydra composes from one override, without a checkpoint."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
@@ -194,8 +200,8 @@ def test_a_bare_path_beside_its_option_is_refused(segtrain, tmp_path):
         (tmp_path / name).touch()
     for words in (["last.pt", "input=photo.jpg"], ["input=photo.jpg", "last.pt"], ["last.pt", "photo.jpg"]):
         answer = segtrain("predict", *words)
-        refused(answer, "last.pt: a word alone is input=, which is given twice so; the network is checkpoint=FILE")
-    refused(segtrain("evaluate", "last.pt", "checkpoint=photo.jpg"), "last.pt: a word alone is checkpoint=")
+        refused(answer, "last.pt: a word alone stands for input=, which is given twice; the network is checkpoint=FILE")
+    refused(segtrain("evaluate", "last.pt", "checkpoint=photo.jpg"), "last.pt: a word alone stands for checkpoint=")
 
 
 def test_lists_of_paths_are_hydras():

@@ -1,4 +1,4 @@
-"""Shell completion: what is offered after which words, and that bash takes it."""
+"""Shell completion: what is offered after which words, and that bash accepts it."""
 
 import os
 import subprocess
@@ -125,7 +125,7 @@ def test_the_scripts_are_printed_and_documented(segtrain):
     ],
 )  # fmt: skip
 def test_bash(line, words, reply, tmp_path):
-    """As bash calls it: the line is split at = too, and what follows the last = is replaced."""
+    """As bash calls it: it splits the line at = too, and replaces what follows the last =."""
     (tmp_path / "my photos").mkdir()
     program = tmp_path / "bin" / "segtrain"
     program.parent.mkdir()

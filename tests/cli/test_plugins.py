@@ -1,4 +1,4 @@
-"""Parts of the user's own, without a fork: files given by plugins=, or dicts filled in a notebook."""
+"""Plugins: files given by plugins=, or dicts filled in a notebook."""
 
 import sys
 from dataclasses import dataclass, fields
@@ -25,7 +25,7 @@ from tests.helpers.runs import refused, small_run
 
 
 def forget():
-    """What a new process would not know."""
+    """Forget what a new process would not know."""
     for name in [name for name in sys.modules if name.startswith("my_")]:
         del sys.modules[name]
     for parts, names in ((BACKBONES, ("plain", "mine")), (DATASETS, ("ponds",)), (DATASET_CONFIGS, ("ponds",))):
@@ -58,7 +58,7 @@ def test_the_examples_train_are_checked_and_evaluated(segtrain, ponds, tmp_path)
     answer = segtrain("train", files, *OWN_PARTS, *ponds)
     assert answer.status == 0, answer
     assert "plain + deeplabv3" in answer.out
-    assert "ponds: 4 train and 2 val pictures, 2 classes" in answer.out
+    assert "ponds: 4 train and 2 val images, 2 classes" in answer.out
     run = next((tmp_path / "runs").iterdir())
     assert run.name.startswith("ponds_plain")
     assert "my_backbone" not in run.name  # another place of the file is no other run
@@ -202,7 +202,7 @@ def test_from_a_notebook(scenes, tmp_path):
 
 
 def test_compose_says_what_the_command_line_says():
-    with pytest.raises(UsageError, match=r"no option optimizer\.lrr: did you mean optimizer\.lr\?"):
+    with pytest.raises(UsageError, match=r"there is no option optimizer\.lrr; did you mean optimizer\.lr\? Available"):
         package.compose("optimizer.lrr=1")
     with pytest.raises(UsageError, match=r"optimizer\.lr must be greater than 0, got -1"):
         package.compose("optimizer.lr=-1")

@@ -1,4 +1,4 @@
-"""`segtrain check`: what it finds, what it says, and that good data passes."""
+"""`segtrain check`: what it finds and reports, and that good data pass."""
 
 import json
 import shutil
@@ -119,6 +119,23 @@ def test_mistakes_are_named_with_their_remedy(copy, check, layout, change, kind,
     assert not report["ok"]
 
 
+@pytest.mark.parametrize(("files", "more"), [(1, ""), (3, " (and 2 more like this)")])
+def test_an_unknown_id_is_named_with_its_file(copy, check, files, more):
+    root = copy("kitti")
+    paths = sorted(root.rglob(LABELS["kitti"]))[:files]
+    for path in paths:
+        ids = read_label(path)
+        ids[0, 0] = 77
+        Image.fromarray(ids).save(path)
+    answer, report = check("kitti", root, "split=trainval")
+    words = "label id 77 (1 pixel) is not in the cityscapes label table, which has 0 to 33"
+    unknown = [f"{path}: {words}" for path in paths]
+    assert f"trainval: {unknown[0]}; correct the image, or add the id to the table" in answer.err
+    assert answer.err.rstrip().endswith(f"means nothing){more}")
+    listed = report["splits"]["trainval"]["bad_files"]["unknown ids"]
+    assert [text.partition(";")[0] for text in listed] == unknown
+
+
 def test_a_palette_turned_to_grey(copy, check):
     root = copy("vistas")
     for path in root.rglob(LABELS["vistas"]):
@@ -194,7 +211,7 @@ def test_no_pictures_at_all(tmp_path, check):
 
 @pytest.mark.parametrize("name", ["cityscapes", "vistas_v1.2", "vistas_v2.0", "cocostuff"])
 def test_no_mistake_is_found_in_what_the_tables_allow(name):
-    """Any histogram over a table's own ids, with the common classes in it, is good."""
+    """Every histogram over the ids of a table that includes the common classes is good."""
     table = published_table(name)
     if name == "cocostuff":
         table = label_table(CocoStuffConfig(name=name, root="nowhere"))
@@ -261,7 +278,7 @@ def test_label_pictures_are_told_apart_and_cities_joined(originals, segtrain, tm
         (["dataset=folder", "dataset.root=mine", "write_config=mine/a.yaml"], "inside the data"),
         (["dataset=folder", "dataset.root=nowhere", "write_config=a.yaml"], "no such folder"),
         (["dataset=nothing.yaml"], "no such file"),
-        (["dataset=bad.yaml"], "name must be one of"),
+        (["dataset=bad.yaml"], "folder, imagenet, mixture, got pictures"),
         (["dataset=stray.yaml"], "stray.yaml"),
         ([], "dataset"),
     ],

@@ -1,4 +1,4 @@
-"""segtrain convert: there and back, into a run and out of one, and what norm layers are stays known."""
+"""`segtrain convert`: there and back, to and from a run's checkpoint, with the kind of the norm layers recorded."""
 
 import numpy as np
 import pytest
@@ -7,12 +7,13 @@ import torchvision
 from torch import nn
 
 from segtrain import load
+from segtrain.commands.convert import official_arch
 from segtrain.models import build_classifier, build_model
 from segtrain.weights import checkpoint
 from segtrain.weights.files import read_weights
 from segtrain.weights.matching import norm_layers
 from segtrain.weights.transfer import load_weights
-from tests.helpers.networks import hollow, lived_in, meta, with_leaky_relu
+from tests.helpers.networks import hollow, lived_in, meta, shapes, with_leaky_relu
 from tests.helpers.runs import small_run
 from tests.helpers.weights import images, network, saved
 
@@ -47,7 +48,7 @@ def test_official_weights_as_torchvisions(segtrain, tmp_path):
 
 
 def test_a_body_alone_is_converted(tmp_path, segtrain):
-    """As timm's num_classes=0 and many others hand it on."""
+    """A body without classifier, as timm's num_classes=0 gives."""
     whole = lived_in(torchvision.models.resnet18()).float().state_dict()
     body = {key: tensor for key, tensor in whole.items() if not key.startswith("fc.")}
     saved(tmp_path / "x.pth", body)
@@ -79,7 +80,7 @@ def test_what_norms_are_is_assumed_aloud_and_can_be_said(segtrain, tmp_path):
 
 @pytest.mark.parametrize("name", ["y.pth", "y.pth.tar", "y.safetensors"])
 def test_what_is_written_tells_what_its_norms_are(tmp_path, segtrain, name):
-    """In each container: a file that says nothing is taken for In-Place ABN's."""
+    """In every container; a file without a record is taken for In-Place ABN's."""
     theirs = lived_in(torchvision.models.resnet18()).float()
     path = saved(tmp_path / "x.pth", theirs.state_dict())
     assert segtrain("convert", f"input={path}", f"output={name}").status == 0
@@ -113,12 +114,85 @@ def test_a_run_becomes_safetensors_and_a_run_again(segtrain, scenes, tmp_path):
     assert "model.backbone=resnet18" in answer.err
 
 
+def loads_as_officially(content, ours):
+    """What the official scripts do with a file: strict, into modules whose state has the names of our networks'.
+
+    A segmentation network's parts are loaded one by one; a classifier stands inside a wrapper named `module`.
+    """
+    if "body" in content["state_dict"]:
+        for part in ("body", "head", "cls"):
+            getattr(ours, part).load_state_dict(content["state_dict"][part])
+    else:
+        nn.ModuleDict({"module": ours}).load_state_dict(content["state_dict"])
+    return ours.eval()
+
+
+@pytest.mark.parametrize("norm", ["inplace_abn", "batch_norm"])
+def test_a_segmentation_network_in_the_official_structure(segtrain, tmp_path, norm):
+    theirs = lived_in(network(norm=norm)).float().eval()
+    for layer in norm_layers(theirs).values():
+        nn.init.uniform_(layer.weight, 0.1, 1)
+    scale = "signed" if norm == "batch_norm" else "abs"
+    path = saved(tmp_path / "x.pth", theirs.state_dict())
+    answer = segtrain("convert", path, "output=official.pth.tar", "form=official", f"input_scale={scale}")
+    assert answer.status == 0, answer.err
+    assert ("BatchNorm's weight written as that less eps" in answer.out) == (norm == "batch_norm")
+    assert "its script needs net_resnet18, a head of 8 channels, 5 classes, activation leaky_relu" in answer.out
+    content = torch.load(tmp_path / "official.pth.tar", weights_only=True)
+    assert content["state_dict"].keys() == {"body", "head", "cls"}
+    found = loads_as_officially(content, network(norm="inplace_abn"))
+    with torch.no_grad():
+        torch.testing.assert_close(found(images()), theirs(images()), rtol=1e-4, atol=1e-5)
+    again = read_weights(tmp_path / "official.pth.tar")
+    assert (again.layout, again.scale, again.num_tensors()) == ("segmenter", "abs", read_weights(path).num_tensors())
+
+
+def test_a_classifier_in_the_official_structure(segtrain, tmp_path):
+    theirs = lived_in(build_classifier("resnet18", 7)).float().eval()
+    path = saved(tmp_path / "x.pth", theirs.state_dict())
+    answer = segtrain("convert", path, "output=official.pth.tar", "form=official")
+    assert answer.status == 0, answer.err
+    assert "arch resnet18, bn_mode inplace, activation leaky_relu" in answer.out
+    content = torch.load(tmp_path / "official.pth.tar", weights_only=True)
+    assert content["arch"] == "resnet18"
+    found = loads_as_officially(content, build_classifier("resnet18", 7))
+    with torch.no_grad():
+        assert torch.equal(found(images()), theirs(images()))
+    again = read_weights(tmp_path / "official.pth.tar")
+    assert (again.layout, again.scale, again.arch) == ("official", "abs", "resnet18")
+
+
+@pytest.mark.parametrize(
+    ("model", "arch"),
+    [({}, "wider_resnet38"), ({"backbone": "wider_resnet38_pooled"}, "wider_resnet38"),
+     ({"backbone": "wider_resnet38"}, "wider_resnet38_a2")],
+)  # fmt: skip
+def test_both_forms_of_wider_resnet38_by_their_official_names(tmp_path, model, arch):
+    source = read_weights(saved(tmp_path / "x.pth", {"state_dict": hollow(shapes("wider_resnet38_pooled"))}))
+    source.model = model
+    assert official_arch(source) == arch
+
+
+def test_what_the_official_structure_cannot_hold(segtrain, tmp_path):
+    ours = network(norm="batch_norm")
+    ours.head.red_bn.weight.data[:2] = torch.tensor([-1.0, 0.0])
+    saved(tmp_path / "x.pth", ours.state_dict())
+    answer = segtrain("convert", "x.pth", "output=y.pth", "form=official", "input_scale=signed")
+    assert answer.status == 1 and "head.red_bn.weight (2 of 8)" in answer.err and "|weight| + eps" in answer.err
+    answer = segtrain("convert", "x.pth", "output=y.safetensors", "form=official")
+    assert answer.status == 2 and "end it in .pth.tar, .pth or .pt" in answer.err
+    plus = network(backbone="resnet18", head="deeplabv3plus")
+    answer = segtrain("convert", saved(tmp_path / "z.pth", plus.state_dict()), "output=y.pth", "form=official")
+    assert answer.status == 2 and "has the head deeplabv3 only, and so no place for head." in answer.err
+    assert not (tmp_path / "y.pth").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words", "status"),
     [
         (["input=a.pth"], "output=null is not possible: give input=FILE and output=FILE", 2),
         (["input=a.pth", "output=b.zip"], "output must end in .safetensors, .pt, .pth or .pth.tar, got b.zip", 2),
-        (["input=a.pth", "output=b.pt", "form=keras"], "form must be one of segtrain, torchvision, ", 2),
+        (["input=a.pth", "output=b.pt", "form=keras"], "form must be one of segtrain, official, torchvision, ", 2),
         (["input=none.pth", "output=b.pt"], "no weights file none.pth: give the file that is to be converted", 2),
     ],
 )

@@ -1,4 +1,4 @@
-"""`segtrain runs table=paper`: what was measured beside what the paper published."""
+"""`segtrain runs table=paper`: measured scores beside published ones."""
 
 import json
 from dataclasses import asdict
@@ -92,7 +92,7 @@ def test_measured_stands_beside_published(segtrain, tmp_path):
         ("split night, not val", {"score": {"split": "night"}}),
         ("best.pt, not last.pt", {"score": {"checkpoint": "x/best.pt"}}),
         ("averaged weights", {"score": {"protocol": {"weights": "averaged"}}}),
-        ("4 pictures of 500", {"score": {"protocol": {"warnings": ["4 pictures of 500"]}}}),
+        ("4 images of 500", {"score": {"protocol": {"warnings": ["4 images of 500"]}}}),
     ],
 )
 def test_what_is_not_as_published_is_named(tmp_path, note, how):

@@ -1,4 +1,4 @@
-"""segtrain runs: a line for every run, from its small files."""
+"""`segtrain runs`: a line for every run, from its small files."""
 
 import json
 import os

@@ -50,7 +50,7 @@ def result(segtrain, tmp_path):
 
 
 def assert_equal(found, wanted):
-    """Dicts of fractions; what the official script has as NaN is None in ours, or is not there."""
+    """Assert equal dicts of fractions; the official script's NaN is None in ours, or missing."""
     for name, value in wanted.items():
         assert found.get(name) == (None if value is None else pytest.approx(value, abs=1e-9)), name
     assert {name for name, value in found.items() if value is not None} <= set(wanted)
@@ -114,13 +114,13 @@ def test_the_card_tells_whose_rules_and_which_pictures(result):
     assert card["rules"].startswith("KITTI devkit_semantics")
     assert card["images"] == {"expected": 2, "seen": 2, "published": 200}
     assert "predictions_encoding" in card
-    assert "2 pictures, but kitti trainval has 200 as published" in card["warnings"][0]
+    assert "2 images, but kitti trainval has 200 as published" in card["warnings"][0]
     assert (found["dataset"], found["split"]) == ("kitti", "trainval")
     assert len(found["confusion_matrix"]) == 19
 
 
 def rewritten(tmp_path, name, change):
-    """The predictions of an official tree, each changed."""
+    """Change every prediction of an official tree."""
     folder = tmp_path / "changed"
     for path in sorted((OFFICIAL / TREES[name][0]).rglob("*.png")):
         to = folder / path.name

@@ -1,4 +1,4 @@
-"""`segtrain submit`: the archive as the servers want it, and what is refused before it is sent."""
+"""`segtrain submit`: the archive in the form that the servers require, and what is refused before it is sent."""
 
 import io
 import json
@@ -112,7 +112,7 @@ def test_the_stuff_challenges_json(root, segtrain, tmp_path):
     ([[0, 1, 0, 1, 1]] , "1112"),  # 1 1 1 2: the fourth is 2 - 1 = 1, see below
 ])  # fmt: skip
 def test_runs_worked_by_hand(mask, counts):
-    """Cells below 16 are one character, '0' + n; from the fourth on the difference to the one but two before."""
+    """Runs below 16 are one character, '0' + n; from the fourth on, the difference from the run two before."""
     expected = "1111" if counts == "1112" else counts
     assert encode_runs(np.array(mask, bool)) == {"size": list(np.shape(mask)), "counts": expected}
 

@@ -1,4 +1,4 @@
-"""What an option says of itself: its text, its choices, who reads it, what may change on resume."""
+"""Descriptions of options: help, choices, readers, and what may change on resume."""
 
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -138,7 +138,7 @@ def test_what_an_option_allows_passes():
 
 
 def test_every_option_is_read_somewhere():
-    """Options nobody reads are bugs. A read counts for the class that declares the option, not for its name."""
+    """An option that nothing reads is a bug. A read counts for the class that declares the option, not for its name."""
     only_checked = {("AugmentationConfig", "name")}  # it says which options of the group count, and for which task
     assert set(unread(SOURCES, OPTIONS)) == only_checked
 

@@ -1,4 +1,4 @@
-"""scripts/reproduce: each script trains the rows of its table and says what it lacks before it starts."""
+"""scripts/reproduce: each script trains the rows of its table and reports what is missing before it starts."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ def test_the_scripts_train_every_row():
 
 @pytest.fixture
 def script(tmp_path):
-    """script("table2.sh", ...) in a copy of the scripts, with programs that only say what they were given."""
+    """script("table2.sh", ...) in a copy of the scripts, with programs that only print their arguments."""
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     shutil.copytree(FOLDER, tmp_path / "configs" / "experiment")
     programs = tmp_path / ".venv" / "bin"

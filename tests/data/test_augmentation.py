@@ -1,4 +1,4 @@
-"""Augmentation by name: albumentations' transforms from YAML and the command line, and what they may do to labels."""
+"""Albumentations' transforms from YAML and the command line, and what they may do to labels."""
 
 import inspect
 import itertools
@@ -125,7 +125,7 @@ def test_nothing_is_built_before(segtrain, scenes, tmp_path):
 
 
 def usable():
-    """Every transform that needs no more than a picture, as it is without arguments."""
+    """Every transform that needs only an image, without arguments."""
     for name in NAMES:
         try:
             yield Extra({"name": name, "p": 1.0}, SIZE)
@@ -182,7 +182,7 @@ NEAREST = {"p": 1.0, "interpolation": 0, "fill": [255, 255, 255]}
     ids=lambda entry: entry["name"],
 )
 def test_image_and_label_move_together(entry):
-    """The image is the label: whatever moves them on one grid leaves them equal."""
+    """The image is the label, so that they stay equal if they are moved together."""
     augment = augmentation(entry)
     _, labels = picture()
     image = np.repeat(labels[..., None], 3, 2)
@@ -212,7 +212,7 @@ def test_dropped_regions_keep_their_label_unless_told_otherwise():
 
 
 class Rogue:
-    """A transform that breaks the rules on a real picture."""
+    """A transform that breaks the rules on a real image only."""
 
     def __init__(self, change):
         self.change = change
@@ -250,7 +250,7 @@ SOME = [
 
 
 def test_transforms_draw_independently():
-    """Seeded as albumentations does it, two transforms of the same p would act together or not at all."""
+    """With albumentations' own seeding, two transforms of the same p would act both or neither."""
     augment = augmentation({"name": "HorizontalFlip"}, {"name": "VerticalFlip"}, {"name": "InvertImg"})
     image, labels = picture()
     counts = dict.fromkeys(itertools.product((False, True), repeat=3), 0)

@@ -1,4 +1,4 @@
-"""Images with one class each: the tree, `segtrain check`, the published augmentation and the published views."""
+"""Image classification: the folders, `segtrain check`, the published augmentation and the published views."""
 
 import json
 import math
@@ -86,7 +86,7 @@ def test_check_compares_the_published_classes_with_the_published_counts(segtrain
 
 
 def test_windows_are_within_the_limits_and_as_torchvision_draws_them():
-    """Area and log aspect of accepted windows: the distributions of torchvision's RandomResizedCrop."""
+    """Area and log aspect of the windows have the distributions of torchvision's RandomResizedCrop."""
     ours, theirs = [], []
     view, rng = RandomView(AugmentationConfig(name="imagenet")), np.random.default_rng(0)
     torch.manual_seed(0)
@@ -112,7 +112,7 @@ def test_a_picture_that_no_window_fits_is_cut_in_the_middle():
 
 
 def test_colours_change_as_published():
-    """Against torchvision's factors on float pictures, in the order that was drawn, where nothing would be clipped."""
+    """Against torchvision's factors on float images, in the drawn order, where nothing would be clipped."""
     view = RandomView(AugmentationConfig(name="imagenet", color=0.4))
     image = (100 + 20 * np.random.default_rng(1).random((8, 9, 3))).astype(np.float32)
     orders = set()

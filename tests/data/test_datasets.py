@@ -1,4 +1,4 @@
-"""The published data sets in their own layouts: files, label encodings, versions, and what is refused."""
+"""The published datasets in their own layouts: files, label encodings, versions, and what is refused."""
 
 import json
 import shutil
@@ -120,7 +120,7 @@ def test_vistas_v1_2(drawn):
 
 
 def v2_tree(root, labels):
-    """The zip of v2.0 with one picture: both versions' labels beside each other."""
+    """The zip of v2.0 with one image and the labels of both versions."""
     for version, values in labels.items():
         config = [{"name": row["name"], "readable": row["readable"], "instances": row["has_instances"],
                    "evaluate": not row["ignore_in_eval"], "color": row["color"]}
@@ -258,6 +258,9 @@ def test_tables_are_complete():
     counts = {"cityscapes": 19, "vistas_v1.2": 65, "vistas_v2.0": 116, "cocostuff": 171}
     assert {name: published_table(name).num_classes for name in counts} == counts
     assert published_table("cityscapes", "kitti").rows[26]["avg_instance_size"] == 3669.255859
+    for version, count in (("v1.2", 37), ("v2.0", 33)):  # by name, as the official script looks them up
+        sizes = [row["avg_instance_size"] for row in published_table(f"vistas_{version}", "vistas").rows]
+        assert sum(size is not None for size in sizes) == count
 
 
 @pytest.mark.parametrize(
@@ -275,7 +278,7 @@ def test_missing_data_names_the_tree_and_the_source(config, words):
 
 @pytest.mark.parametrize("layout", ["kitti", "vistas", "cocostuff"])
 def test_a_perfect_answer_scores_one(drawn, segtrain, tmp_path, layout):
-    """Through the whole way of `segtrain score`, with the labels themselves as predictions."""
+    """By `segtrain score`, with the labels themselves as predictions."""
     root = drawn(layout)
     labels = {"kitti": "training/semantic", "vistas": "validation/labels", "cocostuff": "annotations/val2017"}[layout]
     answer = segtrain(

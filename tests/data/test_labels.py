@@ -32,7 +32,8 @@ def test_encode_and_decode(tmp_path):
 
 def test_an_unknown_id_is_named_with_its_file(tmp_path):
     ids = np.array([[7, 99], [99, 200]], np.uint8)
-    with pytest.raises(DataError, match=r"broken\.png: label id 99 \(2 pixels\), 200 \(1 pixels\).*0 to 33"):
+    words = r"broken\.png: label ids 99 \(2 pixels\), 200 \(1 pixel\) are not in .*0 to 33"
+    with pytest.raises(DataError, match=words):
         published_table("cityscapes").encode(ids, tmp_path / "broken.png")
 
 
@@ -129,7 +130,7 @@ def test_grey_and_rotated_photographs_become_rgb_as_stored(tmp_path):
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_jpegs_are_pillows_to_the_bit(tmp_path, mode, subsampling, progressive):
-    """Published scores, ImageNet's above all, were measured on what Pillow decodes; we read by OpenCV."""
+    """Published scores, above all ImageNet's, were measured on what Pillow decodes; segtrain reads with OpenCV."""
     coarse = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
     picture = Image.fromarray(coarse).resize((91, 67), Image.Resampling.BICUBIC).convert(mode)
     for quality in (60, 92, 100):

@@ -1,4 +1,4 @@
-"""Several data sets in one run: taxonomies, turns, classes that may be several, and training from an earlier run."""
+"""Several datasets in one run: taxonomies, order, labels of several classes, and training from an earlier run."""
 
 import json
 import shutil
@@ -296,7 +296,7 @@ SMALL = ["model.output_stride=16", "model.head_channels=8", "augmentation.crop_s
 
 
 def test_the_chain_from_vistas_to_kitti(roots, segtrain, tmp_path):
-    """Trained on Vistas in Cityscapes' classes, validated on KITTI, then fine-tuned on KITTI."""
+    """Train on Vistas mapped to Cityscapes' classes, validate on KITTI, then fine-tune on KITTI."""
     path = written(tmp_path, {"car": ["car", "truck"]})
     answer = segtrain(
         "train", "dataset=mixture", "dataset.target=kitti", f"dataset.parts.kitti.root={roots / 'kitti'}",

@@ -1,4 +1,4 @@
-"""Real street photographs, where a local copy lies beside the checkout: configuration alone reads them."""
+"""Real street photographs, if there is a local copy beside the checkout: configuration alone reads them."""
 
 import pytest
 
@@ -50,7 +50,7 @@ def test_the_start_up_check_is_content(camvid, tmp_path):
 
 
 def test_position_prior(camvid):
-    """0.17 was measured for a position prior by other means: the baseline that a result is printed beside."""
+    """Another program measured 0.17 for a position prior, the baseline that is printed beside a result."""
     table = label_table(camvid)
     prior = PositionPrior.from_labels(split_samples(camvid, "train"), table)
     scores = Scores(table)

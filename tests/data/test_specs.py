@@ -1,4 +1,4 @@
-"""What each dataset's file says, and datasets of plugins: with options of their own, and for image classification."""
+"""The specification of each dataset, and datasets of plugins: with their own options, and for classification."""
 
 import json
 import sys

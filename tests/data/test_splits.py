@@ -1,4 +1,4 @@
-"""Splits: the files of a dataset, and how a folder of one's own is described."""
+"""The files of a split, and how a user's own folder is described."""
 
 import numpy as np
 import pytest

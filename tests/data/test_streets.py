@@ -1,4 +1,4 @@
-"""Street scenes: the same labels everywhere, no short cut by position or colour, files as the real data sets have."""
+"""Street scenes: the same labels everywhere, no short cut by position or colour, files like the real datasets'."""
 
 import hashlib
 import json
@@ -286,7 +286,7 @@ def test_vistas_layout(tmp_path):
 
 
 def test_imagenet_layout(tmp_path):
-    """A window of each class from each scene, that shows the class and little else."""
+    """A window for each class of each scene, which shows little else."""
     write_scenes(tmp_path / "r", "imagenet", {"train": 4, "val": 1, "night": 1}, workers=1)
     names = ["building", "car", "road", "sky", "tree"]
     assert sorted(path.name for path in (tmp_path / "r" / "train").iterdir()) == names

@@ -13,7 +13,7 @@ from tests.helpers.samples import augmentation
 
 
 def coded(height=60, width=80):
-    """A picture whose pixels say where they come from, and a label with the same boundary as the picture."""
+    """An image whose pixels encode their position, and a label with the same boundary as the image."""
     image = np.zeros((height, width, 3), np.uint8)
     image[:, width // 2 :] = 200
     target = np.where(image[..., 0] > 100, 1, 0).astype(np.uint8)
@@ -33,7 +33,7 @@ def test_same_seed_same_sample_other_seed_other_sample():
 
 
 def test_transforms_draw_independently():
-    """Flip and scale must not go together, as they do with the library's own seeding."""
+    """Flip and scale must not be correlated, as they are with the library's own seeding."""
     augment = augmentation(crop_size=[32, 32], scale=[0.5, 1.5])
     image = np.zeros((32, 32, 3), np.uint8)
     image[:, :16] = 255
@@ -62,7 +62,7 @@ def test_padding_is_ignored_and_no_new_labels_appear():
 
 
 def test_image_and_label_stay_aligned():
-    """The boundary in the label stays within half a pixel of the boundary in the picture."""
+    """The boundary in the label stays within half a pixel of the boundary in the image."""
     image, target = coded(64, 96)
     shifts = []
     for i in range(60):
@@ -86,7 +86,7 @@ def test_no_augmentation_is_a_plain_crop():
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.integers(20, 90), st.integers(20, 90), st.floats(0.4, 2.5), st.integers(0, 10**6))
 def test_the_window_is_that_of_a_float_resize(height, width, scale, seed):
-    """Image within a grey level of torch's bilinear resize of the window, labels torch's nearest-exact but at ties."""
+    """The image is within a grey level of torch's bilinear resize; labels equal nearest-exact, except at ties."""
     rng = np.random.default_rng(seed)
     image = cv2.resize(rng.integers(0, 256, (12, 12, 3)).astype(np.uint8), (width, height))
     labels = rng.integers(0, 9, (height, width)).astype(np.uint8)

@@ -88,7 +88,8 @@ def test_checkpoints_that_are_none(segtrain, finished):
     Path("empty.pt").touch()
     for verb in (["evaluate"], ["predict", "input=."], ["info"]):
         refused(segtrain(*verb, "checkpoint=danger.pt"), "danger.pt", "never loaded", status=1)
-        refused(segtrain(*verb, "checkpoint=other.pt"), "other.pt", "a checkpoint that segtrain wrote", status=1)
+        neither = "other.pt is neither a checkpoint that segtrain wrote nor a file of weights that it knows"
+        refused(segtrain(*verb, "checkpoint=other.pt"), neither, status=1)
         refused(segtrain(*verb, "checkpoint=short.pt"), "short.pt", "damaged or cut short", status=1)
         for name in ("text.pt", "empty.pt"):
             refused(segtrain(*verb, f"checkpoint={name}"), name, status=1)

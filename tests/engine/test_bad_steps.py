@@ -1,4 +1,4 @@
-"""Steps that are skipped, end the run, or are looked at again: the guard, the black box and replay."""
+"""Steps that are skipped or end the run, and their record: the guard, the black box and replay."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from tests.helpers.steps import batch, small_network
 
 
 def poisoned(learner):
-    """The network's next forward gives a loss that is no number."""
+    """Make the loss of the network's next forward NaN."""
     network, forward = learner.network, learner.network.forward
     network.forward = lambda x, upsample=True: forward(x, upsample) * math.nan
 
@@ -46,7 +46,7 @@ def test_a_skipped_step_leaves_no_trace():
 
 
 def test_a_spike_that_overflows_the_scale_is_no_divergence(segtrain, words, monkeypatch):
-    """Half precision tries its scale out: an infinite gradient is skipped by the scaler, whatever else is said."""
+    """In half precision the scaler skips an infinite gradient, because it tries out its scale."""
     from segtrain.engine import learner
 
     forward_backward = learner.Learner.forward_backward

@@ -57,7 +57,7 @@ def test_none_that_can_be_read_is_an_error(tmp_path):
 
 
 def test_what_is_saved_is_the_state_at_that_moment(tmp_path, monkeypatch):
-    """Training goes on while the file is written, and must not get into it."""
+    """Training continues while the file is written, and must not change its content."""
     going = threading.Event()
     write = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda *arguments: (going.wait(10), write(*arguments)))
@@ -152,7 +152,7 @@ def test_a_full_disk_ends_a_training_only_at_its_end(segtrain, words, monkeypatc
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(scenes, segtrain):
-    """The file size limit of a process stands for the full disk: writing fails half way."""
+    """A limit on the file size stands for the full disk: writing fails half way."""
     assert segtrain("train", *small_run(scenes, "run=r", "trainer.max_steps=1")).status == 0
     before = Path("r/last.pt").read_bytes()
     program = (

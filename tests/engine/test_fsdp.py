@@ -1,4 +1,4 @@
-"""A whole network sharded by FSDP2 against the same under DDP, on two gloo processes."""
+"""A network sharded by FSDP2 against the same network under DDP, on two gloo processes."""
 
 import copy
 
@@ -32,7 +32,7 @@ def network(norm):
 
 
 def trained(model, optimizer, seed, steps=2):
-    """Logits of the last of some steps on this process's pictures."""
+    """Logits of the last of several steps on this process's images."""
     for step in range(steps):
         x = torch.randn(2, 3, 32, 32, dtype=torch.double, generator=torch.Generator().manual_seed(10 * step + seed))
         optimizer.zero_grad()

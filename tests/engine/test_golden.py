@@ -1,4 +1,4 @@
-"""Training as a whole: it follows the recorded course, five faults leave it, and all forms of the layer train alike."""
+"""Training follows its recorded course, five faults leave it, and all forms of the layer train alike."""
 
 import numpy as np
 import pytest
@@ -24,12 +24,12 @@ NEW = "trainer.seed=100"  # is not in the record
 
 @pytest.fixture(scope="module")
 def streets(tmp_path_factory):
-    """Where the first training draws the scenes for all."""
+    """Folder in which the first training draws the scenes for all."""
     return tmp_path_factory.mktemp("golden") / "streets"
 
 
 def left(streets, tmp_path, fault=lambda patch: None):
-    """The figures of a new training, with a fault in it, that lie outside the band."""
+    """The figures outside the band of a new training with a fault."""
     with pytest.MonkeyPatch.context() as patch:
         fault(patch)
         config = golden.train(streets, tmp_path / "run", NEW)
@@ -74,7 +74,7 @@ def moved_labels(down, right):
 
 
 def ignored_pixels_counted(patch):
-    """As the first class, which is what the loss has there before it masks them."""
+    """Count ignored pixels as the first class, the index that the loss has there before it masks them."""
     kind = losses.CrossEntropy
     call = kind.__call__
     patch.setattr(
@@ -84,7 +84,7 @@ def ignored_pixels_counted(patch):
 
 
 def frozen_running_statistics(patch):
-    """They stay 0 and 1, however many batches come by."""
+    """Keep the running statistics at 0 and 1."""
     found = ABN.statistics
     patch.setattr(ABN, "statistics", lambda self: (*found(self)[:3], 0.0))
 
@@ -114,7 +114,7 @@ SIZE, STEPS = (32, 32), 200
 
 
 def made_up_batches():
-    """Eight batches of four pictures, squares whose colour tells the class."""
+    """Eight batches of four images, squares whose colour gives the class."""
     rng = np.random.default_rng(0)
     for _ in range(8):
         targets = rng.integers(0, 19, (4, SIZE[0] // 8, SIZE[1] // 8)).repeat(8, 1).repeat(8, 2).astype(np.uint8)
@@ -124,10 +124,10 @@ def made_up_batches():
 
 
 def losses_in_float64(*overrides):
-    """Of every step of a training, from scales of both signs.
+    """The losses of all steps of a training that starts with scales of both signs.
 
-    Four pictures a batch, because the pooled branch normalises one value a picture: of two only the sign is left, and
-    what rounding makes different then grew to 1e-4 in 30 steps, in float64 too.
+    A batch has four images, because the pooled branch normalises one value per image: of two values only the sign
+    remains, and rounding differences then grew to 1e-4 in 30 steps, in float64 too.
     """
     with golden.narrow():
         config = segtrain.compose(
@@ -152,7 +152,7 @@ def losses_in_float64(*overrides):
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", ["signed", "abs"])
 def test_all_forms_of_the_layer_train_alike_in_float64(scale):
-    """1e-9 relative over 200 steps. BatchNorm's own scale is signed."""
+    """Losses agree to 1e-9 over 200 steps. The scale is signed, as BatchNorm's is."""
     found = {}
     for name, overrides in golden.VARIANTS.items():
         batch_norm = "model.norm=batch_norm" in overrides

@@ -1,4 +1,4 @@
-"""What a run says: TensorBoard read back, wandb and MLflow by fakes, a bar on a terminal and lines in a log."""
+"""What a run logs: TensorBoard read back, fakes of wandb and MLflow, a bar on a terminal and lines in a file."""
 
 import io
 import json
@@ -24,7 +24,7 @@ PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
 
 def written(folder, **options):
-    """A run of 5 steps that was stopped at 4 after its checkpoint of step 3, and went on."""
+    """A run of 5 steps that was stopped at step 4, after its checkpoint of step 3, and resumed."""
     config = LoggingConfig(**options)
     first = RunLog(folder, 0, config, HYPERPARAMETERS)
     for step in range(1, 5):
@@ -73,7 +73,7 @@ def fake(monkeypatch, name, **functions):
 
 
 class FakeWandb:
-    """Remembers per run id, as the server does."""
+    """Stores what is logged by run id, as the server does."""
 
     def __init__(self, monkeypatch):
         self.runs = {}

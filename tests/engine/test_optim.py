@@ -28,7 +28,7 @@ class Net(nn.Module):
 
 
 def trained(config, model=None, steps=4):
-    """Parameters after some steps on the same gradients."""
+    """Parameters after several steps on the same gradients."""
     torch.manual_seed(0)
     model = model or Net()
     optimizer = build_optimizer(model, config)
@@ -43,7 +43,7 @@ def trained(config, model=None, steps=4):
 
 
 def test_sgd_worked_by_hand():
-    """Of w ** 2 / 2 at w = 1, lr 0.1, momentum 0.5, decay 1: gradient 2 w. v: 2, 1 + 1.6; w: 0.8, 0.54."""
+    """w ** 2 / 2 from w = 1 with lr 0.1, momentum 0.5, decay 1: the gradient is 2 w. v: 2, 1 + 1.6; w: 0.8, 0.54."""
     model = nn.Module()
     model.w = nn.Parameter(torch.ones(1))
     optimizer = build_optimizer(model, OptimizerConfig(lr=0.1, momentum=0.5, weight_decay=1))
@@ -55,7 +55,7 @@ def test_sgd_worked_by_hand():
 
 
 def test_adamw_worked_by_hand():
-    """Its first step is lr whatever the gradient, after w is decayed by lr * weight_decay."""
+    """The first step is lr for any gradient, after w is decayed by lr * weight_decay."""
     model = nn.Module()
     model.w = nn.Parameter(torch.tensor([2.0]))
     optimizer = build_optimizer(model, OptimizerConfig("adamw", lr=0.1, weight_decay=0.5))
@@ -82,7 +82,7 @@ def test_fused_equals_unfused(options, decay):
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_options_reach_torch(name):
-    """Against torch's own with its own arguments, bit for bit."""
+    """Against torch's optimizers with the same arguments, bit for bit."""
     torch.manual_seed(0)
     model, kwargs = Net(), {"lr": 0.02, "weight_decay": 0.1, "fused": False}
     config = OptimizerConfig(name, **kwargs, **{"sgd": {"momentum": 0.7}, "adamw": {"betas": [0.7, 0.8]}}[name])
@@ -111,7 +111,7 @@ def test_fused_where_there_is_no_kernel(name):
 @pytest.mark.parametrize("factor", [1.0, 0.1])
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_groups_hold_each_parameter_once(name, decay, factor):
-    """Of a real network; which has what follows from the module that it belongs to."""
+    """In a real network; the group of a parameter follows from its module."""
     with torch.device("meta"):
         model = build_model("resnet18", num_classes=3, norm="inplace_abn")
     options = OptimizerConfig(name, lr=0.5, weight_decay=0.25, decay_norm_and_bias=decay, backbone_lr_factor=factor)
@@ -130,7 +130,7 @@ def test_groups_hold_each_parameter_once(name, decay, factor):
 
 
 def test_default_is_one_group_in_the_models_order():
-    """So that the optimizer's state of an older checkpoint fits."""
+    """The optimizer state of an older checkpoint must fit."""
     model = Net()
     (group,) = build_optimizer(model, OptimizerConfig()).param_groups
     assert all(one is other for one, other in zip(group["params"], model.parameters(), strict=True))
@@ -175,7 +175,7 @@ def test_schedules_worked_by_hand(schedule, want):
 @pytest.mark.parametrize("schedule", [schedule for schedule, _ in HAND])
 @pytest.mark.parametrize("warmup", [1, 7])
 def test_warm_up_meets_the_schedule(schedule, warmup):
-    """The first rate is warmup_factor of the schedule's, it grows by equal steps of it, and nothing changes after."""
+    """The rate rises linearly from warmup_factor times the schedule's to the schedule's own, and then equals it."""
     options = OptimizerConfig(lr=0.4)
     warm = ScheduleConfig(**{**vars(schedule), "warmup_steps": warmup, "warmup_factor": 0.3})
     warm.check()
@@ -192,7 +192,7 @@ def published_step():
 
 @pytest.mark.parametrize("per_epoch", [1, 7, 5005, 2502, 10009])
 def test_epochs_30_and_60_of_90_fall_on_their_steps(per_epoch):
-    """The published step schedule: x 0.1 after 30 and 60 epochs, whatever the steps in an epoch."""
+    """The published step schedule: x 0.1 after 30 and 60 epochs, for any number of steps in an epoch."""
     last = 90 * per_epoch
     for step, want in ((30 * per_epoch, 0.1), (60 * per_epoch, 0.01)):
         before, at = (learning_rate(OptimizerConfig(lr=1), published_step(), k, k / last) for k in (step - 1, step))
@@ -232,7 +232,7 @@ def plugin():
 
 
 def test_an_optimizer_and_a_schedule_of_a_plugin(plugin):
-    """Lion moves w = 2 by lr, after its decay by lr * weight_decay; the rate falls in the last fifth."""
+    """Lion moves w = 2 by lr, after a decay by lr * weight_decay; the rate falls in the last fifth."""
     model = nn.Module()
     model.w = nn.Parameter(torch.tensor([2.0]))
     optimizer = build_optimizer(model, OptimizerConfig("lion", lr=0.1, weight_decay=0.5))

@@ -68,7 +68,7 @@ def test_slurm_script_is_what_the_command_prints(segtrain):
 
 
 def test_a_job_that_is_preempted_goes_on_by_itself(words, tmp_path):
-    """The job script with srun and scontrol played by scripts: warned before its time is up, requeued, finished."""
+    """Scripts replace srun and scontrol: the job is warned before its time is up, requeued, and finishes."""
     tools = tmp_path / "tools"
     tools.mkdir()
     programs = {

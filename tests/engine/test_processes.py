@@ -1,8 +1,10 @@
-"""Trainings in several processes: one run folder, sharded weights, processes that die, errors told once."""
+"""Trainings in several processes: one run folder, sharded weights, processes that die, errors reported once."""
 
 import json
 import math
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,19 +14,20 @@ from PIL import Image
 
 from segtrain.cli.entry import message_of
 from segtrain.errors import DataError, UsageError
-from tests.helpers.runs import Ranks, black_box, ended, launch, state, until
+from tests.helpers.checkout import environment
+from tests.helpers.runs import ONE_THREAD, Ranks, black_box, ended, launch, state, until
 
 # ------------------------------------------------------------------------------------------------ together
 
 
 def messages(err):
-    """The errors; not that libraries are compiled, which every process says that comes first."""
+    """The error messages, without those about libraries that are compiled, which several processes may print."""
     lines = [line for line in err.splitlines() if line.startswith("segtrain: ")]
     return [line for line in lines if not line.startswith("segtrain: compiling ")]
 
 
 def test_two_processes_keep_one_run_folder_and_go_on_as_any_number(words, tmp_path):
-    """Two ranks, one that is told to stop; then three; then one. Every picture once, in the order of one process."""
+    """Two ranks that are stopped, then three, then one. They read each image once, in the order of one process."""
     options = [*words, "run=r", "trainer.batch_size=6", "model.norm=inplace_abn_sync", "loader.workers=0"]
     process = Ranks(2, "train", *options)
     seen = until(process, "step 2/")
@@ -55,6 +58,24 @@ def test_two_processes_keep_one_run_folder_and_go_on_as_any_number(words, tmp_pa
     assert lines == [1, 2, 3, 4, 5, 6, 6]
 
 
+@pytest.mark.slow
+def test_torchrun_hands_a_signal_on(words):
+    """With torchrun itself, unlike the other tests: it passes the signal on, and exits with its own status."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    torchrun += ["--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"]
+    options = [*words, "run=r", "trainer.max_steps=100000", "model.norm=inplace_abn_sync"]
+    process = subprocess.Popen(
+        [sys.executable, *torchrun, "-m", "segtrain", "train", *options], env={**environment(), **ONE_THREAD},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until(process, "step 2/")
+    process.send_signal(signal.SIGUSR1)
+    _, err = ended(process, 1)
+    assert "the same command goes on" in err
+    assert len(messages(err)) == 1
+    assert Path("r/requeue").read_text() == f"step {state('r/last.pt')['step']}\n"
+
+
 COUNTING = """
 import json, os, sys
 from torch import distributed
@@ -82,7 +103,7 @@ finally:
 
 @pytest.mark.parametrize(("more", "inside"), [([], []), (["trainer.on_bad_step=skip"], ["all_reduce"])])
 def test_a_step_has_one_control_collective(words, more, inside):
-    """The gradients' own, by DDP, are not counted. A decision to skip needs the loss before the weights change."""
+    """DDP's collectives for gradients are not counted. To skip a step, its loss is needed before the weights change."""
     options = [*words, "run=r", "logging.every=100", "trainer.save_every=100", "trainer.validate_every=100", *more]
     Ranks(2, "-c", COUNTING, "train", *options).ended()
     for rank in range(2):
@@ -98,7 +119,7 @@ def test_a_step_has_one_control_collective(words, more, inside):
 
 @pytest.mark.slow
 def test_sharded_weights_train_validate_and_go_on_unsharded(words):
-    """FSDP2 on two processes: the numbers of DDP, a whole checkpoint, three pictures validated on two processes."""
+    """FSDP2 on two processes: the numbers of DDP, an unsharded checkpoint, and a validation of three images."""
     options = [*words, "model.norm=inplace_abn_sync", "trainer.max_steps=3", "trainer.batch_size=4"]
     Ranks(2, "train", *options, "run=sharded", "trainer.parallel=fsdp").ended()
     Ranks(2, "train", *options, "run=ddp").ended()

@@ -21,7 +21,7 @@ from tests.helpers.runs import black_box, ended, launch, refused, same, small_ru
 
 @pytest.fixture(scope="module")
 def whole(scenes, tmp_path_factory):
-    """The folder of a run that was not interrupted; read only."""
+    """The folder of an uninterrupted run; read only."""
     folder = tmp_path_factory.mktemp("whole")
     options = ["trainer.max_steps=6", "trainer.validate_every=3", "loader.workers=1", "run=whole"]
     result = zygote.call(["train", *small_run(scenes, *options)], folder)
@@ -68,7 +68,7 @@ def test_an_interrupted_run_goes_on_and_equals_the_uninterrupted_one(scenes, who
 
 
 def test_dropout_resumes_exactly(scenes, segtrain):
-    """Dropout draws from torch's own generator, which is a function of the step here."""
+    """Dropout draws from torch's generator, whose seed is a function of the step."""
     words = [f"plugins=[{TINY}]", "model.backbone=tiny", "model.backbone_options={dropout:0.5}"]
     one, two = small_run(scenes, *words, "trainer.max_steps=2"), small_run(scenes, *words, "trainer.max_steps=2")
     assert segtrain("train", *one, "run=whole").status == 0
@@ -93,7 +93,7 @@ cli.main(["train", *sys.argv[1:]])
 
 @pytest.mark.slow
 def test_twenty_kills_at_any_moment_lose_no_more_than_a_save_interval(words):
-    """Also while files are written, and while the run starts. A constant rate, for the length is not known."""
+    """Also while files are written and while the run starts. The rate is constant, because the length is unknown."""
     options = [*words, "run=r", "trainer.max_steps=2000", "trainer.save_every=3", "trainer.validate_every=500"]
     options += ["loader.workers=1", "schedule=constant"]
     rng = random.Random(0)
@@ -121,7 +121,7 @@ def test_twenty_kills_at_any_moment_lose_no_more_than_a_save_interval(words):
 
 
 def test_resuming_takes_no_longer_however_far_the_run_is(segtrain, words, monkeypatch):
-    """Of the million steps before, not one sample is read again."""
+    """No sample of the million steps before is read again."""
     from segtrain.data import loader
 
     assert segtrain("train", *words, "run=r", "trainer.max_steps=1").status == 0
@@ -135,7 +135,7 @@ def test_resuming_takes_no_longer_however_far_the_run_is(segtrain, words, monkey
 
 
 def test_an_early_end_without_its_evaluation_is_not_trained_on(segtrain, words):
-    """Killed between the last save and the table."""
+    """Killed between the last save and its evaluation."""
     options = [
         *words,
         "run=r",
@@ -240,7 +240,7 @@ def test_restart_is_of_the_first_start_of_a_job(segtrain, words, monkeypatch):
 
 
 def test_a_run_that_was_trained_on_meanwhile_is_not_overwritten(segtrain, words, monkeypatch):
-    """Another process saved, and ended, between our reading of last.pt and our claim of the folder."""
+    """Another process saves and ends after this one has read last.pt and before it claims the folder."""
     from segtrain.engine import run
     from segtrain.tasks.segmentation import Segmentation
 

@@ -1,4 +1,4 @@
-"""How far a training is: what is due after a step, what a validation changes, what a checkpoint keeps."""
+"""The progress of a training: what is due after a step, what a validation changes, what a checkpoint stores."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""One training step: how a batch is divided, accumulation and processes, clipping, averaged weights."""
+"""One training step: division of the batch, accumulation and processes, clipping, averaged weights."""
 
 import pytest
 import torch
@@ -94,14 +94,14 @@ def own_of_8(rank, world):
 
 @pytest.mark.parametrize(("function", "world", "size"), [(sync_of_5, 2, 5), (sync_of_7, 3, 7)])
 def test_several_processes_are_one_to_float_tolerance(function, world, size, tmp_path):
-    """With synchronised statistics, a batch that does not divide, and labels that do not either."""
+    """With synchronised statistics, and a batch and labelled pixels that do not divide evenly."""
     alone = three_steps(World(), "inplace_abn_sync", size, 1, no_dropout)
     for found in processes.run(function, world, tmp_path):
         agree(alone, found, 1e-9)
 
 
 def test_processes_and_accumulated_parts_are_the_same(tmp_path):
-    """Statistics are those of a part, so that 2 processes equal one with 2 parts; dropout is the same too."""
+    """Statistics are per micro-batch, so 2 processes equal one with 2 micro-batches; dropout is the same too."""
     accumulated = three_steps(World(), "inplace_abn", 8, 2)
     for function in (own_of_8, groups_of_one):  # who is synchronised with nobody
         for found in processes.run(function, 2, tmp_path):

@@ -24,7 +24,7 @@ def test_lengths_on_the_command_line_are_instead_of_the_recipes(segtrain):
 
 
 def test_hours_end_a_training_by_the_clock(segtrain, words, monkeypatch):
-    """By a clock that advances 0.1 s each time the run reads it, so that a slow machine trains too."""
+    """The clock advances 0.1 s each time the run reads it, so that the test does not depend on the machine."""
     clock = itertools.count()
     monkeypatch.setattr(train_state, "time", types.SimpleNamespace(monotonic=lambda: next(clock) / 10))
     words = [word for word in words if not word.startswith(("trainer.max_steps", "trainer.epochs"))]
@@ -105,7 +105,7 @@ def test_deterministic_says_so_and_is_given_back(segtrain, words):
 
 
 def test_the_recorded_rate_is_the_steps_own(segtrain, words):
-    """Also where a step is looked at only after the next one."""
+    """Also if a step is checked only after the next one."""
     assert segtrain("train", *words, "run=r", "logging.every=100", "trainer.save_every=100").status == 0
     expected = [0.0025 * (1 - step / 6) ** 0.9 for step in range(6)]
     assert [line["lr"] for line in black_box("r")] == pytest.approx(expected)

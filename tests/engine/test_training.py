@@ -104,14 +104,14 @@ def test_evaluation_says_how_it_was_made(finished):
 def test_pictures_of_the_training_are_warned_of(finished, segtrain):
     answer = segtrain("evaluate", f"run={finished}", "split=train", "device=cpu", "output=o", "position_prior=false")
     assert answer.status == 0, answer
-    assert "6 of the 6 pictures were in this checkpoint's training" in answer.out
+    assert "6 of the 6 images were in this checkpoint's training" in answer.out
     card = json.loads(Path("o/evaluation.json").read_text())["protocol"]
     assert len(card["warnings"]) == 1
     assert len(card["checkpoint_sha256"]) == 64
 
 
 def test_two_processes_count_what_one_does(finished, tmp_path):
-    """Three pictures on two ranks: none twice, none left out."""
+    """Three images on two ranks: each counts once."""
     command = ["evaluate", f"run={finished}", "device=cpu", "loader.workers=0", "boundary=true"]
     results = []
     for count, output in ((1, "one"), (2, "two")):

@@ -1,4 +1,4 @@
-"""Where this checkout is, and how a process of its own runs it."""
+"""Paths of this checkout, and the environment of a process that runs it."""
 
 import os
 from pathlib import Path

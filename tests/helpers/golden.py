@@ -1,10 +1,10 @@
-"""The golden recipe: a small training on street scenes whose course is recorded in golden.json.
+"""The golden recipe: a small training on street scenes, whose course is recorded in golden.json.
 
     python -m tests.helpers.golden record [--seeds 0 1 2 ...] # trains once a seed and writes the record
     python -m tests.helpers.golden check [key=value ...]      # trains once: is it inside the band? exit status 1 if not
     python -m tests.helpers.golden variants [--seeds 100 101] # ... by every form of the layer: the README's table
 
-The network is a ResNet and a WideResNet in small, with the DeepLabV3+ head. It sees pictures at a fifth of their size.
+The network has the blocks of ResNet and WideResNet and the DeepLabV3+ head. It sees images at a fifth of their size.
 """
 
 import argparse
@@ -59,7 +59,7 @@ VARIANTS = {
 
 
 class Narrow(Backbone):
-    """Both kinds of residual blocks, so many in each of three modules: (N, 3, H, W) -> (N, 64, h, w)."""
+    """Both kinds of residual blocks, in three modules with these numbers of blocks: (N, 3, H, W) -> (N, 64, h, w)."""
 
     low_channels = 16
 
@@ -82,7 +82,7 @@ class Narrow(Backbone):
 
 @contextlib.contextmanager
 def narrow():
-    """Inside, model.backbone=narrow is known."""
+    """Inside, model.backbone=narrow exists."""
     BACKBONES["narrow"] = Narrow
     try:
         yield
@@ -94,7 +94,7 @@ def narrow():
 
 
 def train(root: Path, run: Path, *overrides: str) -> TrainConfig:
-    """Trains by the recipe, with the scenes of `root`, which are drawn if missing."""
+    """Train by the recipe on the scenes in `root`, which are drawn if they are missing."""
     with narrow():
         config = segtrain.compose(*RECIPE, f"dataset.root={root}", f"run={run}", *overrides)
         segtrain.train(config)
@@ -102,7 +102,7 @@ def train(root: Path, run: Path, *overrides: str) -> TrainConfig:
 
 
 def figures(config: TrainConfig) -> dict[str, float]:
-    """What a finished run recorded, and what its network answers on fixed crops of either split."""
+    """Figures of a finished run, and of its network's predictions on fixed crops of both splits."""
     run = run_folder(config)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     found = {f"loss, steps to {line['step']}": line["train/loss"] for line in lines if "train/loss" in line}
@@ -173,7 +173,7 @@ def band(seeds: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
 
 
 def outside(found: dict[str, float], allowed: dict[str, tuple[float, float]]) -> dict[str, float]:
-    """The figures that left the band, each with how far it is from the middle, in half widths; NaN is outside."""
+    """The figures outside the band, with their distance from its middle in half widths; NaN is outside."""
     assert found.keys() == allowed.keys()
     distances = {name: (found[name] - (low + high) / 2) / ((high - low) / 2) for name, (low, high) in allowed.items()}
     return {name: distance for name, distance in distances.items() if not abs(distance) <= 1}
@@ -183,14 +183,14 @@ def outside(found: dict[str, float], allowed: dict[str, tuple[float, float]]) ->
 
 
 def trained(folder: Path, *overrides: str) -> dict[str, float]:
-    """One quiet training in a folder that others may have used."""
+    """Train without output, in a folder that others may have used."""
     told = io.StringIO()
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
         return figures(train(folder / "streets", folder / "run", "restart=true", *overrides))
 
 
 def record(folder: Path, seeds: list[int]) -> None:
-    """Adds seeds to those that the same recipe has recorded."""
+    """Add seeds to the record of the same recipe."""
     here = {"torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads()}
     here |= {"instructions": torch.backends.cpu.get_cpu_capability(), "kernels": describe_backend("cpu")}
     for seed in seeds:
@@ -216,7 +216,7 @@ def check(folder: Path, overrides: list[str]) -> int:
 
 
 def variants(folder: Path, seeds: list[int]) -> int:
-    """A Markdown table: mean and least to most over the seeds."""
+    """A Markdown table: mean, minimum and maximum over the seeds."""
     allowed = band(list(recorded().values()))
     status = 0
     print("| norm layers | training loss at the end | val mIoU % | runs inside the golden band |\n|---|---|---|---|")

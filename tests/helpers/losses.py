@@ -39,7 +39,7 @@ def enlarged(logits, target):
 
 
 def plain(logits, target, hardest=1.0):
-    """What others do, in torch's words: upsample everything, then the loss of every pixel."""
+    """The usual way in torch: upsample everything, then compute the loss of every pixel."""
     every = F.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)
     loss = F.cross_entropy(every, target, ignore_index=IGNORE_INDEX, reduction="none").flatten(1)
     shares = [math.ceil(n * hardest) for n in (target != IGNORE_INDEX).flatten(1).sum(1).tolist()]
@@ -54,5 +54,5 @@ def gradient(loss, logits, *args):
 
 
 def off(got, want):
-    """Norm-wise relative."""
+    """Norm-wise relative error."""
     return ((got.double() - want.double()).norm() / want.double().norm()).item()

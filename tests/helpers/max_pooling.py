@@ -12,7 +12,7 @@ def bounds(n, m, p):
 
 
 def bisected_weights(losses, m, p):
-    """Loss max-pooling by its multiplier: w = min(tau, (l / a) ** (1 / (p - 1))), with a such that ||w||_p = gamma."""
+    """Weights of loss max-pooling: w = min(tau, (l / a) ** (1 / (p - 1))), with a such that ||w||_p = gamma."""
     gamma, tau = bounds(len(losses), m, p)
     low, high = 1e-30, 1e30
     for _ in range(400):

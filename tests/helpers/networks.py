@@ -1,4 +1,4 @@
-"""Networks for tests: of shapes only, as after training, and what one keeps for backward."""
+"""Networks for tests: without data, as after training, and the bytes that one keeps for backward."""
 
 import copy
 import functools
@@ -16,7 +16,7 @@ def meta(build, *arguments, **options):
 
 @functools.cache
 def shapes(backbone):
-    """A classifier of shapes only; not to be changed."""
+    """A classifier on the meta device; do not change it."""
     return meta(build_classifier, backbone)
 
 
@@ -30,7 +30,7 @@ def hollow(model):
 
 
 def lived_in(model, positive=False):
-    """As after training: statistics, weights of both signs, biases. float64, so that a difference is a mistake."""
+    """As after training: statistics, weights of both signs, biases. float64, so that every difference is an error."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(t, low, high):
@@ -48,7 +48,7 @@ def lived_in(model, positive=False):
 
 
 def with_leaky_relu(model, slope=0.01):
-    """The same network with every nn.ReLU a LeakyReLU: torchvision's ResNets call no other."""
+    """The network with a LeakyReLU for every nn.ReLU, the only activation of torchvision's ResNets."""
     model = copy.deepcopy(model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():

@@ -1,8 +1,8 @@
 """Which options the source reads, resolved to the dataclass that each belongs to.
 
-An option's name alone says little: more than half of them are attributes of other classes too. So the type of the
-expression before the dot is inferred from annotations, assignments, constructors and return types. That is less than a
-type checker does, but enough for this code: what is not inferred counts as not read, and the test says so.
+A name alone does not identify an option: more than half of the names are attributes of other classes too. So the type
+of the expression before the dot is inferred from annotations, assignments, constructors and return types. That is less
+than a type checker does, but enough for this code: a read whose type is not inferred does not count, and a test fails.
 """
 
 import ast
@@ -16,7 +16,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
 class Read(NamedTuple):
-    """An attribute `name` of the class `owner`, which defines it, is read at a place of the source."""
+    """A place of the source that reads the attribute `name`, which the class `owner` defines."""
 
     owner: str
     name: str
@@ -25,7 +25,7 @@ class Read(NamedTuple):
 
 
 class Classes:
-    """Classes of the source: their bases, the types of their attributes, what methods and functions return."""
+    """Classes of the source: their bases, the types of their attributes, and what methods and functions return."""
 
     def __init__(self, trees: dict[str, ast.Module]) -> None:
         self.bases: dict[str, list[str]] = {}
@@ -86,7 +86,7 @@ class Classes:
 
 
 def names_in(annotation: ast.AST | None) -> list[str]:
-    """Names in an annotation, also in one that is written as a string."""
+    """Names in an annotation, which may be a string."""
     found = []
     for node in ast.walk(annotation) if annotation is not None else ():
         if isinstance(node, ast.Name):
@@ -99,7 +99,7 @@ def names_in(annotation: ast.AST | None) -> list[str]:
 
 
 class Scope:
-    """The types of the names in a function, and what is read there."""
+    """The types of the names in a function, and the attributes that it reads."""
 
     def __init__(self, classes: Classes, path: str, names: dict[str, Types], owner: str = "") -> None:
         self.classes, self.path, self.names, self.owner = classes, path, names, owner
@@ -176,7 +176,7 @@ class Scope:
             self.note(node)
 
     def look_up(self, node: ast.Call) -> None:
-        """isinstance(x, Class) tells what x is; getattr(x, "name", ...) reads what x or a subclass of it has."""
+        """isinstance(x, Class) gives the type of x; getattr(x, "name", ...) reads it of x or of a subclass."""
         assert isinstance(node.func, ast.Name)
         first, second = node.args[:2]
         if node.func.id == "isinstance":
@@ -202,7 +202,7 @@ class Scope:
 
 
 def scan(classes: Classes, path: str, tree: ast.Module, skip: str) -> list[Read]:
-    """Reads in a module. skip: the name of methods that do not count."""
+    """The reads in a module. skip: name of methods that do not count."""
     scope = Scope(classes, path, {})
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
@@ -218,7 +218,7 @@ def scan(classes: Classes, path: str, tree: ast.Module, skip: str) -> list[Read]
 
 
 def fields_of(classes: Classes, node: ast.ClassDef) -> set[str]:
-    """Names declared in the class and its bases, class variables too."""
+    """Names declared in the class and its bases, including class variables."""
     names = set()
     for one in classes.lineage(node.name):
         names |= {name for owner, name in classes.attributes if owner == one}
@@ -235,13 +235,13 @@ def option_reads(sources: dict[str, str]) -> list[Read]:
 
 
 def unread(sources: dict[str, str], options: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Those of the options, (class that defines it, name), that nothing reads."""
+    """The options (defining class, name) that nothing reads."""
     found = {(read.owner, read.name) for read in option_reads(sources)}
     return sorted(set(options) - found)
 
 
 def without(sources: dict[str, str], reads: Iterable[Read]) -> dict[str, str]:
-    """The sources, with 0 in place of these expressions."""
+    """The sources, with these expressions replaced by 0."""
     result = dict(sources)
     for read in sorted(reads, key=lambda read: (read.node.lineno, read.node.col_offset), reverse=True):
         lines = result[read.path].encode().split(b"\n")

@@ -1,4 +1,4 @@
-"""The README's plugins, and paths with signs that a shell or Hydra takes for something else."""
+"""The README's plugins, and paths with characters that are special to a shell or to Hydra."""
 
 from tests.helpers.checkout import ROOT
 

@@ -1,4 +1,4 @@
-"""What the README pages hold: code blocks, shell commands, code spans, links."""
+"""Code blocks, shell commands, code spans and links of the README pages."""
 
 import re
 import shlex
@@ -22,7 +22,7 @@ class Command(NamedTuple):
 
 
 def blocks(name: str, *languages: str) -> list[str]:
-    """Code blocks of a page; only those in these languages, where any is given."""
+    """Code blocks of a page, in these languages if any are given."""
     return [body for language, body in FENCE.findall(PAGES[name]) if not languages or language in languages]
 
 
@@ -49,7 +49,7 @@ def commands(name: str) -> list[Command]:
 
 
 def spans(name: str) -> list[str]:
-    """Code in the text, between backquotes."""
+    """Code spans of the text, between backquotes."""
     return [re.sub(r"\s+", " ", span) for span in re.findall(r"`([^`]+)`", prose(name))]
 
 
@@ -58,7 +58,7 @@ def links(name: str) -> list[str]:
 
 
 def anchors(name: str) -> set[str]:
-    """What links to the headings of a page end in, as GitHub makes it."""
+    """The anchors that GitHub gives the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", prose(name), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -66,7 +66,7 @@ def anchors(name: str) -> set[str]:
 def paths(text: str) -> list[str]:
     """Files and folders of the checkout that the text names, with NAME and RECIPE as wildcards.
 
-    datasets/ holds data on the reader's machine: of it only the page belongs to the checkout.
+    datasets/ holds data on the reader's machine: only its page belongs to the checkout.
     """
     folders = r"(?:segtrain|tests|scripts|configs|\.ci)/[\w./*-]*"
     found = re.findall(rf"(?<![\w/.<>-])(?:\./)?({folders}|datasets/README\.md)", text)

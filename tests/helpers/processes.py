@@ -1,4 +1,4 @@
-"""Runs a function of a test module in several processes with a gloo group between them."""
+"""Run a function of a test module in several processes that form a gloo group."""
 
 from pathlib import Path
 

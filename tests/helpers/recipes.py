@@ -13,7 +13,7 @@ ROWS = [row for row in read_json_table("paper")["rows"] if row["dataset"] != "im
 
 @cache
 def composed(recipe):
-    """Composed and checked, which takes a third of a second; not to be changed."""
+    """The composed and checked recipe, which takes a third of a second; do not change it."""
     return compose(f"experiment={recipe}")
 
 

@@ -1,4 +1,4 @@
-"""Trainings as the tests start them, what they answer, and what they leave."""
+"""Start trainings for tests, and read what they print and write."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def refused(answer, *words, status=2):
-    """The answer is one message without a traceback, holding the words."""
+    """Assert that the answer is one message with these words and without a traceback."""
     assert answer.status == status, answer
     assert "Traceback" not in answer.err
     assert answer.err.startswith("segtrain: ")
@@ -37,7 +37,7 @@ def launch(*words):
 
 
 class Ranks:
-    """The processes of one command as torchrun starts them, but forked: torchrun's each import torch for seconds.
+    """The processes of one command, as torchrun starts them, but forked: to import torch takes each several seconds.
 
     `store` stands for torchrun's agent. stdout and stderr are those of rank 0.
     """
@@ -56,14 +56,14 @@ class Ranks:
             process.send_signal(number)
 
     def ended(self, status=0):
-        """What all ranks printed on stdout and on stderr; each has that exit status."""
+        """(stdout, stderr) of all ranks together. Asserts that each has that exit status."""
         texts = [process.communicate(timeout=200) for process in self.processes]
         assert [process.returncode for process in self.processes] == [status] * len(texts), texts
         return tuple("".join(text) for text in zip(*texts, strict=True))
 
 
 def until(process, text):
-    """The lines up to the one that begins so."""
+    """The lines up to the one that begins with `text`."""
     lines = []
     for line in process.stdout:
         lines.append(line)
@@ -87,7 +87,7 @@ def state(path):
 
 
 def same(first, second):
-    """Bit for bit, through nested dicts and lists."""
+    """Whether two values are equal bit for bit, through nested dicts and lists."""
     if isinstance(first, dict):
         return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
     if isinstance(first, list):

@@ -22,7 +22,7 @@ class Plain(nn.Module):
 
 
 class Normed(nn.Module):
-    """Norms in a row and in a residual block, dropout, and a pooled branch with one value a picture."""
+    """Successive norms, a residual block, dropout, and a pooled branch with one value per image."""
 
     def __init__(self, norm):
         super().__init__()
@@ -43,7 +43,7 @@ def small_network(norm):
 
 
 def batch(positions):
-    """Pictures that depend on their positions only, with unequal numbers of labelled pixels."""
+    """Images that depend on their positions only, with unequal numbers of labelled pixels."""
     images, targets = [], []
     for position in positions:
         rng = np.random.default_rng(position)

@@ -1,4 +1,4 @@
-"""A plugin for the tests of the engine: a backbone of a few thousand numbers, so that a training takes a second."""
+"""A plugin for the tests of the engine: a backbone of a few thousand parameters, which trains in a second."""
 
 from torch import nn
 

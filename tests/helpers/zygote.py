@@ -1,5 +1,6 @@
-"""A process that has imported segtrain and forks itself for every command: it starts at once, not in the seconds that
-importing torch takes. What a test sees is a process of its own all the same, with signals, pipes and an exit status.
+"""A process that has imported segtrain and forks itself for every command, which saves the seconds to import torch.
+
+A test still gets a process of its own, with signals, pipes and an exit status.
 
     process = zygote.start(["train", "experiment=toy"], {})  # used as a subprocess.Popen with text pipes
 """
@@ -19,7 +20,7 @@ from tests.helpers.checkout import ROOT, environment
 
 
 class Started:
-    """The part of subprocess.Popen that the tests use."""
+    """The interface of subprocess.Popen that the tests use."""
 
     def __init__(self, out, err, status):
         self.stdout, self.stderr, self.status = (os.fdopen(fd) for fd in (out, err, status))
@@ -67,14 +68,14 @@ server = None
 
 
 def call(arguments, folder=None):
-    """As subprocess.run of segtrain with captured text."""
+    """Like subprocess.run of segtrain with captured text."""
     process = start(arguments, {}, folder)
     out, err = process.communicate()
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def start(arguments, more, folder=None):
-    """Runs `segtrain *arguments`, or the program in `-c PROGRAM *arguments`, with `more` in the environment."""
+    """Start `segtrain *arguments`, or the program in `-c PROGRAM *arguments`, with `more` in the environment."""
     global server
     if server is None:
         server, theirs = socket.socketpair()
@@ -121,7 +122,7 @@ def serve(connection):
 
 
 def keep(order, connection, out, err, status):
-    """Between the two: forks the command, and tells its number and how it ended."""
+    """The process between the two: forks the command, and reports its process id and exit status."""
     connection.close()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()

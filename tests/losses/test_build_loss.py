@@ -1,4 +1,4 @@
-"""Choosing a loss by its options, with groups of classes, and a loss of one's own."""
+"""Losses built from options, with groups of classes, and a plugin's loss."""
 
 import math
 from functools import partial
@@ -63,7 +63,7 @@ def test_losses_that_cannot_be_built(config, groups, words):
 
 @pytest.mark.parametrize("config", [LossConfig("max_pooling", 0.4, p=1.7), LossConfig("focal")])
 def test_groups_in_other_losses(config):
-    """A pixel of a group is that of a network whose members are one class; so is the gradient, by the chain rule."""
+    """The loss of a group's pixel equals that of a network with one class for the group; the gradient does too."""
     logits, target = drawn(C, (3, 4), (3, 4))
 
     def merged(logits, target):
@@ -82,7 +82,7 @@ def test_groups_in_other_losses(config):
 
 @pytest.mark.parametrize("config", [LossConfig("max_pooling", 0.4, p=1.7), LossConfig("focal", gamma=0.5)])
 def test_a_group_of_all_classes_costs_nothing(config):
-    """Its probability may round to more than 1, and a power of what is less than 0 is NaN."""
+    """Its probability may round to more than 1, and a power of a negative number is NaN."""
     logits = drawn(C, (20, 20), (20, 20), torch.float32)[0]
     value, got = gradient(partial(step_loss, build_loss(config, C, [range(C)])), logits, torch.full((2, 20, 20), C))
     assert 0 <= value < 1e-3
@@ -100,6 +100,11 @@ class Squares(Loss):
         wanted = F.one_hot(target.where(known, 0), logits.shape[1]).movedim(3, 1)
         missed = (enlarged(logits, target).softmax(1) - wanted).abs() ** self.power
         return (missed.sum(1) * known).sum((1, 2))
+
+
+def test_a_loss_without_its_sums_is_refused_when_it_is_built():
+    with pytest.raises(TypeError, match="abstract.*__call__"):
+        type("Nothing", (Loss,), {})()
 
 
 def test_a_loss_of_ones_own(monkeypatch):

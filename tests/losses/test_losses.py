@@ -167,7 +167,7 @@ def test_gradcheck(case):
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 999), cuts=st.sets(st.integers(1, 4)), ignored=st.sampled_from([0.0, 0.5, 0.97]))
 def test_a_batch_in_parts_is_the_batch(case, seed, cuts, ignored):
-    """Ranks and accumulation: the parts' sums over the sum of their counts; a loss that cannot says so."""
+    """Over ranks and micro-batches, the loss is the sum of sums over the sum of counts, or it is per_batch."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(5, C, 2, 3, generator=generator).double()
     target = torch.randint(0, C, (5, 4, 6), generator=generator)
@@ -201,7 +201,7 @@ def test_every_loss_is_reckoned_in_float32(case, dtype):
 @each_loss
 @pytest.mark.parametrize("scale", [1, 1e4])
 def test_pictures_without_labels_and_ignored_pixels_count_nothing(case, scale):
-    """Whatever the logits there, also where a probability is exactly 0 or 1."""
+    """For any logits there, also if a probability is exactly 0 or 1."""
     logits, target = three((7, 10), (7, 10))
     logits, loss = (scale * logits).float(), built(case)
     sums = loss(logits.requires_grad_(), target)
@@ -230,7 +230,7 @@ def test_perfect_answers_cost_nothing(case):
      ("lovasz", 0.8)],
 )  # fmt: skip
 def test_no_loss_holds_the_enlarged_batch(case, bound, monkeypatch):
-    """4 pictures of 32 x 32 from stride 8. Lovasz holds one of them, and one class's order of its pixels."""
+    """4 images of 32 x 32 from stride 8. Lovasz holds one image, and the order of its pixels for one class."""
     monkeypatch.setitem(tiles.TILE_ELEMENTS, "cpu", 2**12)
     logits, target = drawn(64, (4, 4), (32, 32), torch.float32, batch=4)
     config = replace(CASES[case][0], class_weights=CASES[case][0].class_weights and [1.0] * 64)
@@ -240,7 +240,7 @@ def test_no_loss_holds_the_enlarged_batch(case, bound, monkeypatch):
 
 
 def test_whole_networks_on_fake_tensors_can_have_any_pixelwise_mean():
-    """segtrain/models/memory.py counts them."""
+    """segtrain/models/memory.py counts bytes on fake tensors."""
     with FakeTensorMode():
         for case in ("cross_entropy", "both", "focal, weights"):
             logits = torch.randn(2, C, 4, 4, requires_grad=True)

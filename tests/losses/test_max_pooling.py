@@ -14,7 +14,7 @@ from tests.helpers.max_pooling import bounds
 @pytest.mark.parametrize(("n", "share"), [(1, 0.5), (3, 0.4), (6, 0.25), (6, 0.5), (8, 1.0)])
 @pytest.mark.parametrize("p", [1.1, 1.7, 3.0])
 def test_the_weights_are_the_best_there_are(n, share, p):
-    """Against a general optimiser, which knows nothing of sorting."""
+    """Against a general optimiser that does not sort."""
     values = np.sort(np.random.default_rng(n).exponential(size=n))[::-1].copy()
     m = math.ceil(share * n)
     gamma, tau = bounds(n, m, p)

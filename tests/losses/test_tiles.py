@@ -1,4 +1,4 @@
-"""Cross-entropy and bootstrapping, tile by tile, against upsampling everything: numbers, precision, memory."""
+"""Cross-entropy and bootstrapping by tiles against upsampling everything: numbers, precision, memory."""
 
 import math
 
@@ -21,7 +21,7 @@ def bootstrapped(logits, target, hardest=1.0):
 
 
 def slow(logits, target, hardest):
-    """Pixel by pixel in Python: the definition, written independently."""
+    """The definition, pixel by pixel in Python, written independently."""
     total, chosen = 0.0, 0
     for scores, labels in zip(logits.double().numpy(), target.numpy(), strict=True):
         losses = []
@@ -61,7 +61,7 @@ SIZES = [
 @pytest.mark.parametrize("hardest", [1.0, 0.25])
 @pytest.mark.parametrize(("small", "large"), SIZES)
 def test_equals_upsampling_everything(small, large, hardest, elements, monkeypatch):
-    """Value and gradient, however the rows are cut; sizes that divide, that do not, and that shrink."""
+    """Value and gradient for any tiles, and for sizes that divide, do not divide, and shrink."""
     monkeypatch.setitem(tiles.TILE_ELEMENTS, "cpu", elements)
     logits, target = drawn(6, small, large)
     value, got = gradient(bootstrapped, logits, target, hardest)
@@ -73,7 +73,7 @@ def test_equals_upsampling_everything(small, large, hardest, elements, monkeypat
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("hardest", [1.0, 0.25])
 def test_precision(dtype, hardest):
-    """Of given logits: float32 to 1e-6; half types to their own rounding of the gradient, once, at the very end."""
+    """float32 to 1e-6; in half types the gradient is rounded only once, at the end."""
     logits, target = drawn(19, (24, 32), (192, 256), dtype)
     value, got = gradient(bootstrapped, logits, target, hardest)
     expected, want = gradient(plain, logits.double(), target, hardest)
@@ -97,7 +97,7 @@ def test_autocast_does_not_reach_the_loss():
 
 
 def test_layout_and_repetition_change_nothing():
-    """Bit for bit: a network's logits are channels-last, and a run repeated must be the same run."""
+    """Bit for bit, because a network's logits are channels last, and a repeated run must be the same."""
     logits, target = drawn(7, (9, 11), (70, 81), torch.float32)
     first = gradient(bootstrapped, logits, target, 0.25)
     for again in (logits, logits.contiguous(memory_format=torch.channels_last)):
@@ -144,7 +144,7 @@ def test_shapes_that_do_not_fit(shape):
 
 
 def test_a_single_process_gives_the_number_that_it_always_gave():
-    """Values and gradient norms of the loss before it gave sums per picture, at the same logits."""
+    """Values and gradient norms that an earlier version gave for the same logits."""
     logits, target = drawn(19, (24, 32), (192, 256), torch.float32)
     for hardest, known, norm in BEFORE:
         value, got = gradient(bootstrapped, logits, target, hardest)
@@ -157,7 +157,7 @@ def test_a_single_process_gives_the_number_that_it_always_gave():
     [(19, 1.0, 0.4), (19, 0.25, 0.4), pytest.param(171, 1.0, 0.2, marks=pytest.mark.slow)],
 )
 def test_peak_memory(classes, hardest, bound):
-    """2 x 768^2 from stride 8: the peak above the input, forward and backward. For the plain loss on fake tensors."""
+    """Peak above the input of forward and backward, 2 x 768^2 from stride 8; the plain loss runs on fake tensors."""
 
     def peak(loss):
         logits = torch.randn(2, classes, 96, 96, requires_grad=True)

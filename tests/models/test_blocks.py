@@ -1,4 +1,4 @@
-"""The convolutions of the blocks: what replaces the kernel of torch that corrupts the heap."""
+"""The convolutions of the blocks: the replacement of a kernel of torch that corrupts the heap."""
 
 import copy
 import subprocess

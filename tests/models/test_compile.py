@@ -1,4 +1,4 @@
-"""torch.compile of whole networks: one graph, the model's own numbers, no more kept for backward."""
+"""torch.compile of networks: one graph, the same numbers, no more memory kept for backward."""
 
 import copy
 import logging
@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 from segtrain.config import ModelConfig
 from segtrain.errors import UsageError
-from segtrain.models import build_model, compiled, parallel
+from segtrain.models import build_model, compiled, execution
 from segtrain.models.blocks import NORMS, IdentityResidualBlock, Norm, ResidualBlock, Stage, stage
 from segtrain.models.memory import kept_bytes
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    """No graphs of another test."""
+    """Remove the graphs of other tests."""
     monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)  # pytest would ask it for everything
     torch.compiler.reset()
     counters.clear()
@@ -28,7 +28,7 @@ def fresh(monkeypatch):
 
 
 def step(model, call, x):
-    """Loss, gradients and buffers after a step on x, dropout seeded; and what it kept."""
+    """Loss, gradients and buffers after a step on x with seeded dropout, and the bytes that it kept."""
     model.zero_grad(set_to_none=True)
     torch.manual_seed(3)
     out = []
@@ -41,7 +41,7 @@ def step(model, call, x):
 
 
 def check(model, compile_, x, tolerance, modes=(True, True, False)):
-    """Training steps (True) and evaluations by a model and its compiled copy. Returns the bytes that each kept."""
+    """Compare training steps (True) and evaluations of a model and its compiled copy. Returns each one's kept bytes."""
     twin = copy.deepcopy(model)
     keys = list(model.state_dict())
     graph = compile_(twin)
@@ -132,7 +132,7 @@ def test_every_backbone_is_one_graph(backbone):
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["inplace_abn", "batch_norm"])
 def test_the_compiled_code_gives_the_models_numbers(norm):
-    """By inductor and its C++; the masks of dropout too."""
+    """With inductor and its C++ code; the masks of dropout are equal too."""
     torch.manual_seed(0)
     model = blocks(norm)[:2].double().to(memory_format=torch.channels_last)
     x = torch.randn(2, 4, 6, 8, dtype=torch.double)
@@ -157,9 +157,9 @@ def test_compilation_is_refused_without_a_compiler_its_headers_or_alone(monkeypa
     with pytest.raises(UsageError, match="no C\\+\\+ compiler 'no-such-compiler' .*apt install g"):
         compiled(nn.Conv2d(1, 1, 1), ModelConfig(), CPU)
     monkeypatch.setenv("CXX", "true")
-    monkeypatch.setattr(parallel.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(execution.sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(UsageError, match="Python.h .*python3-dev"):
         compiled(nn.Conv2d(1, 1, 1), ModelConfig(), CPU)
-    monkeypatch.setattr(parallel, "group_or_none", lambda group: object())
+    monkeypatch.setattr(execution, "group_or_none", lambda group: object())
     with pytest.raises(UsageError, match="works in one process"):
         compiled(nn.Conv2d(1, 1, 1), ModelConfig(), CPU)

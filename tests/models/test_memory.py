@@ -1,4 +1,4 @@
-"""What is kept for backward: whole networks on fake tensors, and the parts that save beyond the paper."""
+"""Memory kept for backward: networks on fake tensors, and the modules that save more than the paper."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from segtrain.models.memory import SAVINGS, Allocations, kept_bytes, training_st
     ],
 )
 def test_a_training_step_keeps_less_than_half(backbone, batch, standard_gib, published, ours, eight_bits, four_bits):
-    """Batches and crops of 512 x 512 as in the paper's table 3 for one GPU; the ratios measured for other tools."""
+    """Batches and crops of 512 x 512 as in the paper's table 3 for one GPU. Expected values are from other tools."""
     kept = [training_step_bytes(saving, backbone, CrossEntropy(), batch, (512, 512)) for saving in SAVINGS]
     assert kept[0] / 2**30 == pytest.approx(standard_gib, abs=0.03)
     assert kept[1] / kept[0] == pytest.approx(published, abs=0.004)  # the layer alone, as published
@@ -31,7 +31,7 @@ def test_a_training_step_keeps_less_than_half(backbone, batch, standard_gib, pub
 
 
 def test_the_heads_concatenation_is_kept_once():
-    """Its branches are not kept, and the norm behind it overwrites it; the last convolution keeps the same memory."""
+    """Its branches are not kept, and the next norm overwrites it; the last convolution keeps the same memory."""
     torch.manual_seed(0)
     head = DeepLabV3(16, 32, Norm(), 8)
     x = torch.randn(2, 16, 24, 24, requires_grad=True) * 1
@@ -41,7 +41,7 @@ def test_the_heads_concatenation_is_kept_once():
 
 
 def test_live_memory_equals_saved_memory():
-    """Two ways to count: what autograd packs, and what has not been freed when forward is over."""
+    """Two ways to count: what autograd packs, and what is not freed at the end of forward."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), InPlaceABN(8), nn.Conv2d(8, 8, 3, padding=1), InPlaceABN(8))
     x = torch.randn(2, 3, 32, 32)
     with Allocations() as allocations:

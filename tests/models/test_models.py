@@ -1,4 +1,4 @@
-"""Networks against the published enumeration (paper and released checkpoints) and against each other."""
+"""Networks against published names and shapes (paper and released checkpoints) and against each other."""
 
 import pytest
 import torch
@@ -155,7 +155,7 @@ def test_every_structure_takes_every_norm(backbone, norm, monkeypatch):
 
 
 def dilations(body, kernel=3):
-    """By the name of the module, those of its blocks' kernel x kernel convolutions, in order."""
+    """Name of a module -> dilations of its blocks' kernel x kernel convolutions, in order."""
     found = {}
     for name, module in body.named_modules():
         if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (kernel, kernel):
@@ -194,7 +194,7 @@ def test_both_wider_resnets_have_the_same_keys_and_shapes():
 
 @pytest.mark.parametrize("recompute", ["none", "norm", "norm_proposed", "blocks"])
 def test_densenet_is_the_same_in_place_and_recomputed(recompute):
-    """In place a layer overwrites what it is given, and a dense layer is given what others need."""
+    """An in-place layer overwrites its input, and the input of a dense layer is needed by others."""
 
     def gradients(norm, recompute):
         torch.manual_seed(0)
@@ -357,7 +357,7 @@ def test_unknown_parts_are_named(options, words):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("norm", ["inplace_abn", "inplace_abn_sync", "abn", "batch_norm", "batch_norm_sync"])
 def test_training_under_autocast_follows_float32(norm, dtype):
-    """Activations in half, parameters and statistics in float32, and twenty steps to about the same loss."""
+    """Activations in half precision, parameters and statistics in float32: about the same loss after twenty steps."""
     losses = {}
     x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     target = (x.mean(1) > 0).long()

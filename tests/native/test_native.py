@@ -1,4 +1,4 @@
-"""The compiled CPU back end: building, caching, and living beside torch's own threads."""
+"""The compiled CPU back end: building, caching, and sharing torch's threads."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ for dtype in (torch.float32, torch.bfloat16)[: int(os.environ.get("DTYPES", 2))]
         torch.manual_seed(0)
         x = torch.randn(shape).to(dtype)
         grads = []
-        for layer, leaf in ((abn.InPlaceABN(shape[1]), x.clone()), (abn.ABN(shape[1]).double(), x.double())):
+        for layer, leaf in ((abn.InPlaceABN(shape[1]), x.clone()), (abn.ScaledABN(shape[1]).double(), x.double())):
             leaf.requires_grad_()
             layer(leaf * 1).pow(2).sum().backward()
             grads.append(leaf.grad.double())
@@ -131,7 +131,7 @@ def test_the_key_tells_cpu_compiler_and_text_apart(monkeypatch, tmp_path):
 
 
 def test_one_pool_of_threads_and_forked_workers_live():
-    """The library takes torch's own OpenMP; a second one beside it would kill forked loader workers."""
+    """The library uses torch's OpenMP; a second one would kill forked loader processes."""
     program = """
 import os, torch
 from torch.utils.data import DataLoader
@@ -168,7 +168,7 @@ def test_float64_and_other_types_are_served_by_something():
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache, and no compiler but one that copies."""
+    """An empty cache, and a compiler that only copies files."""
     monkeypatch.setenv("SEGTRAIN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
@@ -181,7 +181,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def refused(cache, reason):
-    """The library goes to a private folder, and the warning names why."""
+    """The library goes to a private folder, and the warning gives the reason."""
     with pytest.warns(UserWarning, match=reason) as found:
         library = native_ops.build_library(torch.float32)
     assert "SEGTRAIN_CACHE=FOLDER chooses another place" in str(found[0].message)

@@ -1,4 +1,4 @@
-"""What an evaluation needs: memory for one image at a time, whatever their size and number."""
+"""An evaluation needs memory for one image at a time, for any size and number of images."""
 
 import re
 import subprocess
@@ -50,8 +50,7 @@ PROGRAM = """
 import re, torch, numpy as np
 from segtrain.models import build_model
 from segtrain.scoring.predictor import Predictor
-from segtrain.config import ModelConfig, InferenceConfig
-from segtrain.config import CityscapesConfig, InferenceConfig, ModelConfig
+from segtrain.config import InferenceConfig, ModelConfig
 from segtrain.data.labels import published_table
 from segtrain.data.rules import VISTAS
 from segtrain.scoring.scores import Scores
@@ -73,7 +72,7 @@ print(answer.shape, memory("VmHWM") - before)
 @needs_proc
 @pytest.mark.slow
 def test_22_megapixels_of_116_classes_stay_below_2_gb():
-    """Their class scores at full resolution would be 10 GB."""
+    """Its logits at full resolution would be 10 GB."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     shape, mebibytes = done.stdout.rsplit(" ", 1)

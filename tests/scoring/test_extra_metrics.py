@@ -112,7 +112,7 @@ def dice(matrix):
 
 
 def checked(folder, printed):
-    """The example's metric stands in evaluation.json of `folder` and in the table."""
+    """Check the example's metric in evaluation.json of `folder` and in the table."""
     result = json.loads((Path(folder) / "evaluation.json").read_text())
     assert result["metrics"] == {"dice": dice(result["confusion_matrix"])}
     for name, value in result["metrics"]["dice"].items():

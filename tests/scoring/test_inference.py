@@ -17,7 +17,7 @@ def predict(network, image, options):
 
 
 def pointwise(x):
-    """A network that looks at each pixel alone: 3 channels -> 5 logits."""
+    """A network of independent pixels: 3 channels -> 5 logits."""
     weight = torch.randn(5, 3, 1, 1, generator=torch.Generator().manual_seed(3))
     return torch.nn.functional.conv2d(x, weight)
 
@@ -50,7 +50,7 @@ def test_windows_equal_the_whole_for_a_pointwise_network(size):
 
 @pytest.mark.parametrize("size", [(200, 333), (96, 70), (65, 64)])
 def test_windows_of_a_network_with_cells_equal_the_whole(size):
-    """Cells of 8 x 8 pixels that do not look beyond themselves: any tiling gives the very same picture."""
+    """Cells of 8 x 8 pixels are independent, so every tiling gives the same logits."""
 
     def network(x):
         padded = torch.nn.functional.pad(x, (0, -x.shape[3] % 8, 0, -x.shape[2] % 8))
@@ -103,7 +103,7 @@ def test_several_views_average_probabilities():
     seen = []
 
     def left_or_right(x):
-        """Sure of class 0 in the picture as it is, of class 1, but less, in the mirrored one."""
+        """Predicts class 0 with high confidence, and class 1 with less in the mirrored image."""
         seen.append(x)
         mirrored = not torch.equal(x, image)
         return torch.tensor([0.0, 1.0] if mirrored else [3.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 8, 8)

@@ -1,4 +1,4 @@
-"""Scores against the definition written independently, hand-worked figures, the official scripts' and torchmetrics'."""
+"""Scores against an independent definition, hand-worked figures, the official scripts and torchmetrics."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segtrain.config import IGNORE_INDEX
-from segtrain.data.labels import LabelTable, published_table
+from segtrain.config import IGNORE_INDEX, CocoStuffConfig, VistasConfig
+from segtrain.data.dataset import label_table
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable, published_table, read_json_table
 from segtrain.data.rules import CITYSCAPES, COCOSTUFF, KITTI, PLAIN, VISTAS
 from segtrain.native import compile as compiling
 from segtrain.native import pixels
@@ -35,7 +37,7 @@ def scored(target, prediction, rules=PLAIN, classes=4):
 
 
 def slow_iou(target, prediction, rules):
-    """Set by set: the definition, written independently. None where the rule leaves the class out."""
+    """The definition by sets, written independently. None if the rule leaves the class out."""
     result = []
     classes = range(10, 14)
     evaluated = [i for i, t in enumerate(target) if t in classes]
@@ -83,7 +85,7 @@ def test_hand_worked_example():
 
 
 def test_other_tools_rules_on_the_published_cases():
-    """torchmetrics', mmsegmentation's and the official scripts' figures for three small cases."""
+    """Figures of torchmetrics, mmsegmentation and the official scripts for three small cases."""
     cases = {
         "A: class 2 absent from GT and prediction": ([10, 10, 10, 11, 11, 11, 11, 0], [10, 10, 10, 10, 11, 11, 11, 10]),
         "B: class 2 predicted only on valid pixels": ([10, 10, 10, 10, 11, 11], [10, 10, 10, 12, 11, 11]),
@@ -114,6 +116,96 @@ def test_other_tools_rules_on_the_published_cases():
         assert zero == pytest.approx(expected["absent counts 0 (mmseg nan_to_num=0)"])
         assert zero == pytest.approx(expected["torchmetrics none().mean()"], abs=1e-6)
         assert one == pytest.approx(expected["smp iou_score macro (zero_division=1.0 default)"], abs=1e-6)
+
+
+def test_a_prediction_outside_the_classes_under_other_rules():
+    """a: 2 of 4 right, 2 predicted as void; b: only predicted as void; c: 1 right; d: a false alarm on c."""
+    other = scored([10, 10, 10, 10, 11, 12, 12], [10, 10, 1, 1, 0, 12, 13]).under_other_rules()
+    found = {key.split(" ")[0].rstrip(","): value for key, value in other.items()}
+    assert found["cityscapesScripts"] == pytest.approx((2 / 4 + 0 + 1 / 2 + 0) / 4)
+    assert found["COCO-Stuff"] == pytest.approx((2 / 4 + 0 + 1 / 2) / 3)  # its script counts a miss
+    assert found["mapillary_vistas"] == pytest.approx((2 / 2 + 1 / 2 + 0) / 3)
+    assert found["detectron2"] == pytest.approx((2 / 2 + 1 / 2) / 2)  # drops the pixels, and b with them
+    assert found["torchmetrics"] is None
+    alike = scored([10, 10, 11, 12], [10, 11, 11, 13]).under_other_rules()  # nothing outside: one figure for both
+    shared = next(value for key, value in alike.items() if key.startswith("COCO-Stuff, detectron2 (left out: "))
+    assert shared == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
+
+
+# ------------------------------------------------------------------------------------------------ categories
+
+
+def of_several_ids():
+    """Class a is of two ids, whose rows have categories of their own; id 1 is ignored, but an object of `thing`."""
+    rows = [(10, "a", 0, "rest"), (11, "b", 1, "thing"), (12, "c", 2, "thing"), (13, "a, too", 0, "thing"),
+            (1, "void", IGNORE_INDEX, "thing")]  # fmt: skip
+    return LabelTable(
+        [{"id": i, "name": n, "color": [i, 0, 0], "train_id": t, "category": c, "has_instances": c == "thing"}
+         for i, n, t, c in rows], "a table",
+    )  # fmt: skip
+
+
+def test_a_class_of_several_ids_is_in_one_category():
+    scores = Scores(of_several_ids(), CITYSCAPES)
+    scores.add(np.array([[10, 13, 11, 12, 12, 13]], np.uint8), np.array([[13, 10, 12, 11, 10, 11]], np.uint8))
+    assert scores.levels() == [{"rest": [0], "thing": [1, 2]}]
+    assert scores.result()["per_category"] == {"rest": 2 / 4, "thing": 2 / 4}
+
+
+def test_a_taken_for_thing_finds_no_object_of_it():
+    """An ignored object of the category does, as cityscapesScripts counts."""
+    scores = Scores(of_several_ids(), CITYSCAPES)
+    ids, instances = np.full((1, 4), 11, np.uint8), np.full((1, 4), 11000, np.uint16)
+    scores.add(ids, np.array([[12, 1, 13, 10]], np.uint8), instances)
+    assert scores.result()["per_category_iiou"] == {"thing": 2 / 4}
+
+
+def test_supercategories_of_the_stuff_challenge():
+    """As its evaluator has them: every leaf in one of 15, all things in `other`, means over those in the labels."""
+    config = CocoStuffConfig(name="cocostuff", root=str(OFFICIAL / "cocostuff"), classes="stuff91", other="class")
+    table = label_table(config)
+    scores = Scores(table, COCOSTUFF)
+    category = np.full(256, -1)
+    rows = [row for row in read_json_table("cocostuff") if row["kind"] != "void"]
+    names = sorted({row["category"] for row in rows if row["kind"] == "stuff"})
+    assert len(names) == 15
+    for row in rows:
+        category[row["pixelmap_value"]] = names.index(row["category"]) if row["kind"] == "stuff" else 15
+    pairs = np.zeros((16, 16), np.int64)
+    for path in sorted((OFFICIAL / "cocostuff/annotations/val2017").glob("*.png")):
+        labels, answer = read_label(path), read_label(OFFICIAL / "cocostuff/predictions/val2017" / path.name)
+        scores.add(labels, answer)
+        counted = labels != 255
+        np.add.at(pairs, (category[labels[counted]], category[answer[counted]]), 1)
+    there = pairs.sum(1) > 0
+    iou = np.diagonal(pairs)[there] / (pairs.sum(0) + pairs.sum(1) - np.diagonal(pairs))[there]
+    result = scores.result()
+    assert sorted(result["per_category"]) == sorted([*names, "other"])
+    assert result["category_miou"] == pytest.approx(iou.mean(), abs=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------ objects
+
+
+def test_vistas_v2_weighs_the_objects_of_the_names_that_it_keeps(tmp_path):
+    """The official script looks average sizes up by name, whichever version the labels are of; others weigh 1."""
+    rows = read_json_table("vistas_v2.0")
+    labels = [{"name": r["name"], "evaluate": r["train_id"] != 255, "instances": r["has_instances"],
+               "color": r["color"]} for r in rows]  # fmt: skip
+    (tmp_path / "config_v2.0.json").write_text(json.dumps({"labels": labels}))
+    table = label_table(VistasConfig(name="vistas", root=str(tmp_path), version="v2.0"))
+    sizes = {row["name"]: row["avg_instance_size"] for row in table.rows if row["avg_instance_size"]}
+    assert len(sizes) == 33 and sizes["object--vehicle--car"] == 40828.5850107
+    number = {row["name"]: row["id"] for row in table.rows}
+    car, person = number["object--vehicle--car"], number["human--person--individual"]
+    ids = np.array([[car] * 4 + [person] * 4 + [car] * 2], np.uint8)
+    objects = ids * np.uint16(256) + np.array([0] * 8 + [1] * 2, np.uint16)
+    scores = Scores(table, VISTAS)
+    scores.add(ids, np.array([[car] * 3 + [person] * 3 + [car] * 4], np.uint8), objects)
+    found, missed = 40828.5850107 * (3 / 4 + 2 / 2), 40828.5850107 / 4
+    per_class = scores.result()["per_class_iiou"]
+    assert per_class["object--vehicle--car"] == pytest.approx(found / (found + missed + 2), rel=1e-12)
+    assert per_class["human--person--individual"] == pytest.approx(2 / (4 + 1))
 
 
 def test_an_object_weighs_as_much_as_an_average_one():
@@ -158,7 +250,7 @@ def test_a_car_taken_for_a_truck_is_right_by_category_but_not_by_the_objects_of_
 
 
 def boundary_by_distance(mask, width):
-    """What lies in a mask and at most `width` steps of a king from what does not, the picture's outside included."""
+    """The pixels of a mask at most `width` steps, also diagonal ones, from a pixel outside it or outside the image."""
     height, length = mask.shape
     padded = np.pad(mask, width + 1)
     band = np.zeros_like(mask)

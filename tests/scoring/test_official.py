@@ -1,5 +1,7 @@
-"""Against the official Cityscapes evaluation itself, where there is a Python that has it (it breaks with numpy 2.4 and
-shadows a standard module, so it is no dependency):
+"""Scores against the official Cityscapes evaluation itself, if a Python interpreter has it.
+
+It breaks with numpy 2.4 and shadows a standard module, so it is no dependency:
+
 CITYSCAPES_PYTHON=/path/to/python pytest tests/scoring/test_official.py"""
 
 import json

@@ -1,4 +1,4 @@
-"""The inference of the official Vistas script, its outputs, and files of weights given as checkpoint= as they are."""
+"""The inference of the official Vistas script, its outputs, and published files of weights as checkpoint=."""
 
 import hashlib
 import json
@@ -31,13 +31,13 @@ MEAN, STD = [0.41738699, 0.45732192, 0.46886091], [0.25685097, 0.26509955, 0.290
 
 
 def noise(*size, seed=0):
-    """uint8 in patches of 3 pixels, so that a filter matters and classes have areas."""
+    """uint8 noise in patches of 3 pixels, so that filters matter and classes have areas."""
     coarse = np.random.default_rng(seed).integers(0, 256, (-(-size[0] // 3), -(-size[1] // 3), 3), np.uint8)
     return coarse.repeat(3, 0).repeat(3, 1)[: size[0], : size[1]]
 
 
 class Cells(nn.Module):
-    """(1, 3, H, W) -> logits (1, C, H / 8, W / 8), as far from even as those of a trained network."""
+    """(1, 3, H, W) -> logits (1, C, H / 8, W / 8), as peaked as those of a trained network."""
 
     def __init__(self, classes=5):
         super().__init__()
@@ -79,7 +79,7 @@ def test_sizes_worked_by_hand(size, expected):
 
 
 def script(network, image, scales, flip, longest, mean, std):
-    """What the official script does with a picture, with mean fusion, told in plain PIL and torch, in float64."""
+    """The official script's inference with mean fusion, in plain PIL and torch, in float64."""
     picture = Image.fromarray(image)
     scale = longest / max(picture.size)
     seen = picture.resize((int(picture.width * scale), int(picture.height * scale)), Image.BILINEAR)
@@ -104,7 +104,7 @@ def back(plane, image):
 
 
 def agrees(found, probabilities, image):
-    """Classes but for ties within rounding, probabilities to 1e-5."""
+    """Assert equal classes, except for ties within rounding, and probabilities to 1e-5."""
     probability, classes = probabilities.max(0)
     expected = back(classes.numpy().astype(np.uint8), image)
     second = back(probabilities.topk(2, 0).values[1].numpy().astype(np.float32), image)
@@ -150,7 +150,7 @@ def test_the_whole_way_is_the_scripts(size, longest, scales, flip):
 )
 @torch.no_grad()
 def test_probabilities_of_every_inference(monkeypatch, options):
-    """The largest of the views' mean softmax, found in strips; asking for them changes no class."""
+    """The maximum of the views' mean softmax, computed in strips; to request it changes no class."""
     network, image = Cells(7), noise(130, 203, seed=5)
     whole = torch.from_numpy(image.transpose(2, 0, 1).copy())[None]
     monkeypatch.setattr(module, "STRIP", 7 * 9 * 203)
@@ -202,7 +202,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def network(data):
-    """A DeepLabV3 of 65 classes with a small backbone, whose answers differ from place to place as a trained one's."""
+    """A DeepLabV3 of 65 classes with a small backbone, whose predictions vary like those of a trained network."""
     torch.manual_seed(0)
     made = build_model("resnet18", num_classes=65, head_channels=16, norm="abn")
     for layer in norm_layers(made).values():
@@ -220,7 +220,7 @@ def network(data):
 
 @pytest.fixture
 def published(network, tmp_path, monkeypatch):
-    """The file as it would be downloaded: in the published layout, and known by its md5."""
+    """The file as downloaded: in the published layout, and recognised by its md5."""
     state = {k: t for k, t in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     parts = {part: {k.removeprefix(f"{part}."): t for k, t in state.items() if k.startswith(f"{part}.")}
              for part in ("body", "head", "cls")}  # fmt: skip
@@ -344,7 +344,8 @@ def test_files_that_are_no_network_of_a_run(segtrain, published, data, tmp_path)
     for verb in verbs:
         if verb[0] in ("evaluate", "predict"):
             refused(segtrain(*verb, "checkpoint=imagenet.pth"), "classifies images")
-        words = ("neither a checkpoint", "the names of no known layout (a.weight")
+        neither = "strange.pth is neither a checkpoint that segtrain wrote nor a file of weights that it knows"
+        words = (neither, "the names of no known layout (a.weight")
         refused(segtrain(*verb, "checkpoint=strange.pth"), *words, status=1)
         away = refused(segtrain(*verb, f"checkpoint=away/{NAME}"), f"no checkpoint file away/{NAME}")
         for word in ("913f78486a34aa1577a7cd295e8a33bb", "github.com/mapillary/inplace_abn#", "drive.google.com"):
@@ -356,7 +357,7 @@ def test_files_that_are_no_network_of_a_run(segtrain, published, data, tmp_path)
 
 
 def test_the_vistas_network_is_the_published_one(monkeypatch, tmp_path):
-    """All 135,827,073 parameters, on the meta device: which network the file is taken for."""
+    """The file is recognised as this network of 135,827,073 parameters, on the meta device."""
     ours = meta(build_model, "wider_resnet38", num_classes=65)
     torch.save({"state_dict": hollow(ours)}, NAME)
     known = next(one for one in known_files() if one["file"] == NAME)

@@ -1,4 +1,4 @@
-"""The evaluator of each task: shares of several processes, the guard, and what an Evaluation writes."""
+"""The evaluator of each task: division among processes, the guard, and what an Evaluation writes."""
 
 import json
 
@@ -67,7 +67,7 @@ def prepared(task, split="train"):
 
 
 def totals(counts):
-    """What adds up over processes."""
+    """The counts that add up over processes."""
     if isinstance(counts, SegmentationCounts):
         return np.hstack([counts.network.confusion(), counts.of_prior.confusion()])
     return np.stack([counts.seen, counts.first, counts.among])
@@ -75,7 +75,7 @@ def totals(counts):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_shares_add_up_and_have_the_same_rounds(task, size, monkeypatch):
-    """Of 5 processes and 4 images of the segmentation, one process has none."""
+    """With 5 processes and 4 images of the segmentation, one process has none."""
     evaluator, network, rounds, answered = prepared(task), network_of(task), set(), []
     monkeypatch.setattr(evaluator, "protocol", lambda *more: {})  # which wants all images in a share
     monkeypatch.setattr(evaluator, "evaluation", lambda counts, *more: counts)

@@ -27,7 +27,7 @@ TEN = InferenceConfig(resize=256, crop=224, crops="ten")
 
 
 def words(root, *more):
-    """A training of seconds."""
+    """Overrides for a training of a few seconds."""
     return [
         "dataset=imagenet", f"dataset.root={root}", f"plugins=[{TINY}]", "model.backbone=tiny", "model.head=classifier",
         "model.output_stride=16", "loss=cross_entropy", "augmentation=imagenet", "augmentation.crop_size=[32,32]",
@@ -189,11 +189,13 @@ def test_the_result_is_what_segmentation_begins_with(class_images, scenes, segtr
     assert answer.status == 0, answer.err
     assert "(100 %)" in answer.out
     assert "2 not taken: classifier of images" in answer.out
-    assert "normalised otherwise" not in answer.out
+    assert "normalised differently" not in answer.out
     more = ["model.weights=body/last.pt", "trainer.max_steps=1", "run=others", "model.mean=[0.4,0.4,0.4]"]
     answer = segtrain("train", *small_run(scenes, *more))
-    assert "pictures were normalised otherwise: add model.mean=[0.485, 0.456, 0.406] model.std=[0.229, " in answer.out
-    # The wrong task is told of before any option that came with the checkpoint.
+    assert (
+        "its images were normalised differently: add model.mean=[0.485, 0.456, 0.406] model.std=[0.229, " in answer.out
+    )
+    # The wrong task is reported before any option of the checkpoint.
     for more in ([], ["inference=whole"]):
         answer = segtrain("evaluate", "body/last.pt", "dataset=cityscapes", *more)
         assert answer.status == 2
@@ -206,7 +208,7 @@ def test_the_result_is_what_segmentation_begins_with(class_images, scenes, segtr
 
 
 def test_a_published_classifier_is_evaluated_as_downloaded(class_images, segtrain, monkeypatch):
-    """In the official layout; the published figures of the file that it passes for stand beside what was measured."""
+    """In the official layout; the published figures of the file that it imitates are printed beside measured ones."""
     from segtrain.weights import files
     from segtrain.weights.published import known_files
 
@@ -234,13 +236,13 @@ def test_a_published_classifier_is_evaluated_as_downloaded(class_images, segtrai
     assert answer.out.splitlines()[-1] == "segtrain-out/evaluate/a.pth.tar/imagenet-val-tencrop/evaluation.json"
     assert result["inference"]["name"] == "tencrop"
     assert result["protocol"]["published"]["top1"] == 77.04
-    warning = "18 pictures, but imagenet val has 50000 as published: the figure is not comparable with published ones"
+    warning = "18 images, but imagenet val has 50000 as published: the figure is not comparable with published ones"
     assert f"warning         {warning}" in answer.out
     assert result["protocol"]["warnings"] == [warning]
     assert result["protocol"]["images"] == {"expected": 18, "seen": 18, "published": 50000}
     Path("one/train").symlink_to("val")
     on_train = segtrain(*call[:-3], "dataset.root=one", *call[-2:], "inference=center224", "split=train")
-    assert "6 pictures, but imagenet train has 1281167" in on_train.out, on_train
+    assert "6 images, but imagenet train has 1281167" in on_train.out, on_train
     assert "published  " not in on_train.out  # for it is of another split
     batch = next(batches_of(list_images(ImageNetConfig("imagenet", "one"), "val"), list(range(6)), TEN, 6, 0))
     with torch.no_grad():
@@ -258,7 +260,7 @@ def test_a_published_classifier_is_evaluated_as_downloaded(class_images, segtrai
 
 @torch.no_grad()
 def test_an_exchanged_activation_leaves_in_place_layers_as_they_were():
-    """Of one that In-Place ABN has too: against the network with it, |weight| + eps and all."""
+    """Against the same network with an activation that In-Place ABN has too, with its scale |weight| + eps."""
     torch.manual_seed(0)
     network = build_classifier("resnet18", 6)
     for name, tensor in network.named_parameters():

@@ -1,4 +1,4 @@
-"""Networks with the weights of others give the outputs of the networks that these come from."""
+"""Networks with the weights of other packages give the outputs of the original networks."""
 
 import re
 
@@ -82,7 +82,7 @@ class Block(nn.Module):
 
 
 class DeepWV3Plus(nn.Module):
-    """The published structure, small: modules' channels and one block each."""
+    """The published structure in small: few channels and one block per module."""
 
     def __init__(self, channels, classes):
         super().__init__()
@@ -174,7 +174,7 @@ def test_layers_that_cannot_hold_negative_weights_refuse_them(tmp_path):
 
 
 def test_published_weights_are_the_same_under_batch_norm(tmp_path):
-    """Of the official files the scale is |weight| + eps, negative weights too."""
+    """The scale of the official files is |weight| + eps, also for negative weights."""
     torch.manual_seed(0)
     theirs = network(norm="abn").eval()
     for layer in norm_layers(theirs).values():

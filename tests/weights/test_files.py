@@ -1,4 +1,4 @@
-"""Reading files of weights: containers, settings beside the tensors, and everything that is refused."""
+"""Files of weights: containers, settings beside the tensors, and what is refused."""
 
 import json
 from pathlib import Path

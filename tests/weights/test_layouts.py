@@ -1,4 +1,4 @@
-"""Key layouts: every name in every known kind of file has its place in our networks."""
+"""Key layouts: every name in every known kind of file has a place in segtrain's networks."""
 
 import re
 
@@ -20,7 +20,7 @@ RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "
 
 
 def old(key):
-    """As in the first release: norms are wrapped."""
+    """Names of the first release, in which norms are wrapped."""
     return re.sub(rf"(\w*bn\w*)\.{LEAVES}$", r"\1.bn.\2", key)
 
 

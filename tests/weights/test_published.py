@@ -1,4 +1,4 @@
-"""Published files: how they are recognised, what is known of them, and what networks inherit from them."""
+"""Published files: recognition, known facts, and what networks inherit from them."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from segtrain.errors import DataError
 from segtrain.models import BACKBONES, build_model
 from segtrain.weights import checkpoint
 from segtrain.weights.files import read_weights, write_weights
-from segtrain.weights.layouts import LAYOUTS, to_layout
+from segtrain.weights.layouts import LAYOUTS, LEAVES, to_layout
 from segtrain.weights.network_file import options_of
 from segtrain.weights.provenance import data_names, provenance
 from segtrain.weights.published import known_files
@@ -124,6 +124,41 @@ def test_files_of_which_no_hash_is_published_are_known_by_name_and_tensors(tmp_p
     assert "data kitti" not in answer.out
     rest = {key: tensor for key, tensor in state.items() if not key.startswith("mod4")}
     assert read_weights(saved(tmp_path / "kitti_best.pth", rest)).known is None
+
+
+def test_the_tensors_decide_between_files_of_one_name(tmp_path):
+    """NVIDIA's ImageNet file is called wider_resnet38.pth.tar, as an official one might be."""
+    state = hollow(shapes("wider_resnet38_pooled"))
+    nvidias = {re.sub(rf"((?:^|\.)bn\w*)\.{LEAVES}$", r"\1.0.\2", key): tensor for key, tensor in state.items()}
+    path = saved(tmp_path / "wider_resnet38.pth.tar", {"state_dict": nvidias})
+    found = read_weights(path)
+    assert (found.known["name"], found.layout, found.scale, found.activation) == (
+        "nvidia_wider_resnet38", "nvidia", "signed", "relu",
+    )  # fmt: skip
+    assert "CC BY-NC-SA 4.0" in str(found.provenance)
+    official = read_weights(saved(path, {"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}}))
+    assert (official.known, official.layout, official.scale, official.activation) == (
+        None, "official", "abs", "leaky_relu",
+    )  # fmt: skip
+
+
+def test_every_known_form_has_the_activation_and_scale_of_its_layout():
+    """Unless its hash tells otherwise: what no hash identifies is read by its layout."""
+    for known in known_files():
+        layout = LAYOUTS[known["form"]]
+        same = (known["activation"], known["scale"]) == (layout.activation, layout.scale)
+        assert same or known["md5"] or known.get("sha256"), known["name"]
+
+
+@pytest.mark.parametrize(
+    ("arch", "backbone"),
+    [("wider_resnet38", "wider_resnet38_pooled"), ("wider_resnet38_a2", "wider_resnet38"),
+     (None, "wider_resnet38_pooled"), ("net_wider_resnet38_a2", "wider_resnet38"), (7, "wider_resnet38_pooled")],
+)  # fmt: skip
+def test_arch_tells_the_form_where_tensors_do_not(tmp_path, arch, backbone):
+    content = {"epoch": 90, "arch": arch, "state_dict": hollow(shapes("wider_resnet38_pooled")), "best_prec1": 79.7}
+    options = options_of(read_weights(saved(tmp_path / "checkpoint.pth.tar", content)))
+    assert (options.backbone, options.head, options.output_stride) == (backbone, "classifier", 32)
 
 
 def test_info_tells_where_weights_come_from(tmp_path, segtrain, cityscapes):

@@ -1,4 +1,4 @@
-"""Loading weights into a network: nothing is taken or left in silence, and classes are mapped."""
+"""Loading weights into a network: every tensor taken or left is reported, and classes are mapped."""
 
 import pytest
 import torch

@@ -1,11 +1,11 @@
-"""The primitives of In-Place ABN from the fused kernels that are part of torch: any device, no compiler.
+"""The primitives of In-Place ABN by torch's own fused kernels: they run on any device and need no compiler.
 
 A back end is a module with the six functions below (`statistics`, `normalise`, `sums`, `gradient`, and the fused
 `forward` and `backward`, which normalise over the tensor at hand and may keep it in cache between the two passes).
 
 Full-size tensors (x, out, kept, dz, shortcut, dshortcut) have one shape (N, C, *spatial) and one dtype, and are dense
 in one memory layout: `layout(x)`. Per-channel tensors are contiguous (C,) in the statistics dtype: float64 for float64
-tensors, else float32. What backward works from is `kept`, from which it recovers, element by element,
+tensors, else float32. Backward works from `kept`, from which it recovers, element by element,
 
     t   with xhat = (t - center) * inverse, the normalised input
     dy  the gradient at y = gamma * xhat + beta (+ shortcut), where z = act(y)
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # channels-last memory by number of dimensions
-CODES = ("leaky_relu", "elu", "identity")  # an activation's place here is its number in kernels and operators
+CODES = ("leaky_relu", "elu", "identity")  # an activation's index is its number in kernels and operators
 
 
 class Activation(NamedTuple):
@@ -50,7 +50,7 @@ def is_dense(x: Tensor) -> bool:
 
 
 def layout(x: Tensor) -> Layout:
-    """How x, which must be dense, lies in memory."""
+    """The memory layout of x, which must be dense."""
     count, channels = x.shape[:2]
     spatial = x.numel() // max(count * channels, 1)
     if x.is_contiguous():
@@ -60,7 +60,7 @@ def layout(x: Tensor) -> Layout:
 
 
 def per_channel(v: Tensor, x: Tensor) -> Tensor:
-    """(C,) to the shape that broadcasts against x."""
+    """View (C,) in the shape that broadcasts against x."""
     return v.view(-1, *(1,) * (x.dim() - 2))
 
 
@@ -90,7 +90,7 @@ def invert(z: Tensor, dz: Tensor, activation: Activation) -> tuple[Tensor, Tenso
 def recover(
     kept: Tensor, dz: Tensor, activation: Activation, shortcut: Tensor | None, affine: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
-    """(t, dy), see above. Neither input is changed."""
+    """(t, dy), see the docstring of the module. Neither input is changed."""
     if affine is None:
         y, dy = invert(kept, dz, activation)
         return (y if shortcut is None else y - shortcut), dy
@@ -138,7 +138,7 @@ def sums(
     if kept.numel() == 0:
         return torch.zeros(2, kept.shape[1], dtype=center.dtype, device=kept.device)
     t, dy = recover(kept, dz, activation, shortcut, affine)
-    # torch's backward in training mode forms just these sums; its input gradient is not asked for.
+    # torch's backward in training mode computes exactly these sums; its input gradient is not requested.
     _, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
         dy, t, torch.ones_like(center), None, None, center, inverse, True, 0.0, [False, True, True]
     )
@@ -170,7 +170,10 @@ def forward(
     x: Tensor, out: Tensor, gamma: Tensor, beta: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
     momentum: float, eps: float, activation: Activation, shortcut: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """out = z by the batch's own statistics, out may be x; (mean, rstd). The running statistics move, in place."""
+    """Write z, by the batch's own statistics, to out, which may be x, and update the running statistics in place.
+
+    Returns (mean, rstd).
+    """
     mean, rstd = gamma.new_empty(0), gamma.new_empty(0)
     torch.native_batch_norm(x, gamma, beta, running_mean, running_var, True, momentum, eps, out=(out, mean, rstd))
     if shortcut is not None:

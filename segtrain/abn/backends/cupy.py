@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 DTYPES = frozenset(TYPES)
-BLOCKS = 16  # blocks for each multiprocessor, if the tensor has work for that many: two waves
-TURNS = 64  # longest chain that a thread adds up, so that float32 sums stay exact to a few units
-HIGHEST_GRID = 65535  # in y
+BLOCKS = 16  # blocks per multiprocessor, two waves, if the tensor is large enough
+TURNS = 64  # most packs that a thread adds up, so that float32 sums stay exact to a few units in the last place
+HIGHEST_GRID = 65535  # most blocks in y
 
 
 @functools.cache
@@ -73,13 +73,13 @@ def blocks_of_warps(channels: int) -> tuple[int, int]:
 
 
 def number(kind: str, value: float) -> "np.generic":
-    """A numpy scalar, as CuPy takes numbers of a given width. Only this needs numpy; the layers do not."""
+    """A numpy scalar, which CuPy needs for numbers of a given width. Nothing else in the layer needs numpy."""
     made: np.generic = getattr(importlib.import_module("numpy"), kind)(value)
     return made
 
 
 def scalar(value: float, like: Tensor) -> "np.generic":
-    """A kernel argument of the dtype in which the channel vectors `like` are computed."""
+    """A kernel argument of the dtype of the channel vectors `like`."""
     return number("float64" if like.dtype == torch.float64 else "float32", value)
 
 
@@ -166,7 +166,7 @@ def kept_arguments(
 
 
 def launch_sums(common: tuple[Argument, ...], activation: Activation, divided: bool) -> tuple[Tensor, Tensor | None]:
-    """(sums, means unless not `divided`), both (2, C)"""
+    """(sums, means if `divided`, else None), both (2, C)."""
     kept, dz, shortcut, center, _, scale = common[:6]
     assert isinstance(kept, Tensor) and isinstance(center, Tensor)
     how = geometry(kept, dz, shortcut)  # type: ignore[arg-type]

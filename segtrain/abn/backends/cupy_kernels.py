@@ -29,7 +29,7 @@ class Kernel(NamedTuple):
 
 @functools.cache
 def source() -> str:
-    """The whole text in one: CuPy's cache does not notice that an included file has changed."""
+    """The text with abn_math.h in it, because CuPy's cache does not notice that an included file has changed."""
     header = (KERNELS / "abn_math.h").read_text()
     return (KERNELS / "abn.cu").read_text().replace('#include "abn_math.h"\n', header)
 

@@ -69,7 +69,7 @@ def loaded_kernel(kernel: Kernel, device: int) -> Any:
 
 
 class Raw:
-    """A CUDA stream by its address, through the protocol by which CuPy takes foreign streams."""
+    """A CUDA stream by its address, in the protocol by which CuPy accepts foreign streams."""
 
     def __init__(self, pointer: int) -> None:
         self.pointer = pointer

@@ -1,8 +1,8 @@
-"""The primitives compiled for the CPU from kernels/abn_cpu.cpp, at first use, where a C++ compiler is found; and the
-functions of coded maps from kernels/abn_codes_cpu.cpp, where they are used.
+"""The primitives on the CPU: kernels/abn_cpu.cpp, compiled at first use if there is a C++ compiler; and the functions
+of coded maps, kernels/abn_codes_cpu.cpp, where they are used.
 
-One small library per storage type, built by segtrain/native/compile.py, where the environment variables are. The same
-functions as in aten.py and codes.py.
+The same functions as in aten.py and codes.py. There is one small library for each storage type;
+segtrain/native/compile.py builds them and describes the environment variables.
 """
 
 import ctypes
@@ -39,7 +39,7 @@ def available() -> str:
 
 
 def build_library(dtype: torch.dtype, source: str = "abn_cpu.cpp") -> Path:
-    """The library of a source for a storage type, built if it is not there yet."""
+    """The library of a source for a storage type, built if it does not exist yet."""
     kind = TYPES[dtype]
     coded = "codes" in source
     name = f"{'codes' if coded else 'abn'}-{kind.lstrip('_')}"
@@ -91,7 +91,7 @@ def declared(path: Path, functions: dict[str, list[Any]]) -> Any:
     return library
 
 
-# ------------------------------------------------------------------------------------------------------ the seam
+# ------------------------------------------------------------------------------------------------------ the primitives
 
 
 def address(t: Tensor | None) -> int | None:
@@ -99,6 +99,7 @@ def address(t: Tensor | None) -> int | None:
 
 
 def acts(activation: Activation, dtype: torch.dtype) -> tuple[int, float, float]:
+    """The library's arguments for an activation: code, parameter, lowest z / alpha that ELU inverts."""
     return CODES.index(activation.name), activation.param, torch.finfo(dtype).eps - 1
 
 

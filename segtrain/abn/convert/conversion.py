@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segtrain.abn.autograd import effective_scale
 from segtrain.abn.convert.observe import observe
-from segtrain.abn.modules import ABN, BatchNormAct
+from segtrain.abn.modules import ABN, ScaledABN
 
 NEAR_ZERO = 1e-3  # below this scale half precision cannot recover the normalised input (bfloat16: mean error 0.6)
 BATCH_NORMS: dict[int, type[nn.Module]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -86,7 +86,7 @@ def adopt(layer: nn.Module, other: nn.Module) -> None:
 
 def scale_of(layer: ABN) -> Tensor | None:
     """The factor that the layer multiplies with, (C,), or None without a weight."""
-    if layer.weight is None or isinstance(layer, BatchNormAct):
+    if layer.weight is None or not isinstance(layer, ScaledABN):
         return layer.weight
     return effective_scale(layer.weight, layer.eps, layer.scale)
 

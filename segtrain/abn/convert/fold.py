@@ -110,8 +110,9 @@ def pads_zeros(module: nn.Module) -> bool:
     """Whether the layer pads its input with zeros."""
     if isinstance(module, nn.Linear) or getattr(module, "padding_mode", "zeros") != "zeros":
         return False
-    padding: Any = module.padding
-    return padding == "same" and max(module.kernel_size) > 1 if isinstance(padding, str) else any(padding)  # type: ignore
+    layer: Any = module
+    padding = layer.padding
+    return padding == "same" and max(layer.kernel_size) > 1 if isinstance(padding, str) else any(padding)
 
 
 def affine_map(norm: Any) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ COLOURS = {
     "green": (82, 102, 58), "olive": (114, 112, 72), "blue": (80, 102, 142), "sky": (150, 178, 208),
     "red": (164, 54, 48), "yellow": (204, 170, 64), "orange": (198, 110, 50), "skin": (186, 140, 112),
 }  # fmt: skip
-# Every colour stands in several of these lists, at different shares.
+# Every colour is in several of these lists, with different frequencies.
 ASPHALT = ("grey", "grey", "grey", "dark", "dark", "pale")
 PAVING = ("pale", "pale", "sand", "sand", "brick", "grey")
 MASONRY = ("brick", "brick", "sand", "sand", "pale", "white", "blue")

@@ -114,7 +114,7 @@ def rider_parts(tex: Rng, side_view: bool, seat: float, lean: float, code: int) 
 
 
 def two_wheeler(geo: Rng, tex: Rng, x: float, z: float, code: int, rider_code: int | None) -> Thing:
-    """A bicycle or motorcycle, which `code` tells, with or without a rider."""
+    """A bicycle or motorcycle, according to `code`, with or without a rider."""
     side_view, motor = chance(geo, 0.65), code // 1000 == MOTORCYCLE
     parts = (motorcycle_parts if motor else bicycle_parts)(tex, side_view)
     if rider_code is not None:

@@ -1,4 +1,4 @@
-"""Textures of street scenes, in metres: what a network can tell the classes apart by, since colours are shared.
+"""Textures of street scenes, in metres. They distinguish the classes, which share their colours.
 
 Every function gives a `Paint`: (u, v, pixels per metre), arrays of one shape, to (RGB float (..., 3), where it covers
 what lies behind, or None for everywhere). On the ground u, v are x, z; on upright planes along, up.

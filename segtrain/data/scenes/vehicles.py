@@ -119,7 +119,7 @@ def wheels(tex: Rng, positions: Sequence[float], radius: float) -> list[Part]:
 
 
 def rear_face(tex: Rng, foot: float) -> list[Part]:
-    """Tail lamps, plate, bumper, and the wheels under it; `foot`: how far the ground lies below, as a share."""
+    """Tail lamps, plate, bumper, and the wheels under it; `foot`: how far the ground lies below, as a fraction."""
     red, tyre = np.array((200, 40, 35), np.float32), tone(tex, ("black", "dark"))
     return [
         Part(box(-0.95, -foot, -0.7, 0.02), tyre),

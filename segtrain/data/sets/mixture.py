@@ -11,7 +11,7 @@ from segtrain.data.labels import LabelTable
 from segtrain.data.order import TURNS
 from segtrain.data.sample import Sample
 from segtrain.data.taxonomy import RECOMMENDED, MappedTable, describe_mapping, taxonomy
-from segtrain.errors import UsageError, available
+from segtrain.errors import UsageError, with_available
 
 OWN = ("dataset", "weight", "split", "taxonomy", "column")  # options of a part; all others are those of its dataset
 WHOLE = ("name", "cache", "cache_dir")  # these are the mixture's
@@ -54,7 +54,7 @@ def part_dataset(key: str, kind: str, defaults: dict[str, Any], options: dict[st
     known = [field.name for field in fields(schema) if field.name not in WHOLE]
     for option in options:
         if option not in (*OWN, *known):
-            raise UsageError(f"there is no option {key}.{option}{available(option, [*OWN, *known])}")
+            raise UsageError(f"there is no option {key}.{option}{with_available(option, [*OWN, *known])}")
     for field in fields(schema):
         allowed = get_args(field.type) or (field.type,)
         plain = tuple(get_origin(one) or one for one in allowed)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from segtrain.config import IGNORE_INDEX, VistasConfig
-from segtrain.data.labels import LabelTable, read_json_table
+from segtrain.data.labels import LabelTable, published_table, read_json_table
 from segtrain.data.rules import VISTAS
 from segtrain.data.sample import DatasetSpec, SplitFiles, Submission, by_stem, expect_folder, expect_split
 from segtrain.data.verify.label_mistakes import Expected, Finding
@@ -23,7 +23,7 @@ PUBLISHED = {"train": 18000, "val": 2000, "test": 5000}
 
 def table(config: VistasConfig) -> LabelTable:
     """In the order of the folder's own configuration, which is checked against the published one."""
-    published = {row["name"]: row for row in read_json_table(f"vistas_{config.version}")}
+    published = {row["name"]: row for row in published_table(f"vistas_{config.version}", "vistas").rows}
     root = config.folder()
     expect_folder(root, "Vistas", TREE)
     path = next((root / n for n in (f"config_{config.version}.json", "config.json") if (root / n).is_file()), None)
@@ -47,7 +47,7 @@ def table(config: VistasConfig) -> LabelTable:
     for number, label in enumerate(labels):
         evaluated = bool(label["evaluate"])
         facts = {"id": number, "color": label["color"], "has_instances": bool(label["instances"])}
-        rows.append(published[label["name"]] | facts | {"train_id": train_id if evaluated else IGNORE_INDEX})
+        rows.append(dict(published[label["name"]]) | facts | {"train_id": train_id if evaluated else IGNORE_INDEX})
         train_id += evaluated
     return LabelTable(rows, str(path))
 

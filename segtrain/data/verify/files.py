@@ -45,6 +45,7 @@ def check_samples(
     if every > 1:
         say(f"checking the files of {len(samples)} samples, the label ids of every {every}th")
     errors: list[str] = []
+    unknown: list[str] = []
     sizes: list[tuple[int, int]] = []
     histogram = np.zeros(256, np.int64)
     started = shown = time.monotonic()
@@ -64,15 +65,15 @@ def check_samples(
             if result[1] is not None:
                 histogram += result[1]
                 sample = samples[number - 1]
-                unknown = (result[1] > 0) & ~table.known
-                if unknown.any() and sample.label is not None:
-                    errors.append(unknown_ids(read_label, table, sample.label))
+                if result[1][~table.known].any() and sample.label is not None:
+                    unknown.append(str(table.unknown_ids(result[1], sample.label)))
+                    errors.append(unknown[-1])
         if time.monotonic() - shown > 5:
             shown = time.monotonic()
             left = (shown - started) * (len(samples) - number) / number
             say(f"checking files: {number} of {len(samples)}, about {left:.0f} s left")
     seen.save()
-    findings = find_mistakes(histogram, table, expected, len(samples))
+    findings = find_mistakes(histogram, table, expected, len(samples), unknown)
     mistakes = [finding for finding in findings if finding.severity == "error"]
     if mistakes and mistakes[0].kind != "unknown ids":
         raise DataError(mistakes[0].text)
@@ -81,15 +82,6 @@ def check_samples(
         heading = "" if len(errors) == 1 else f"{len(errors)} of {len(samples)} samples cannot be used:\n"
         raise DataError(heading + "\n".join(errors[:ERRORS_SHOWN]) + more)
     return max(h for h, _ in sizes), max(w for _, w in sizes)
-
-
-def unknown_ids(read: Callable[[Path], np.ndarray], table: LabelTable, path: Path) -> str:
-    """The message about a label image with ids that are not in the table; reads it once more."""
-    try:
-        table.encode(read(path), path)
-    except DataError as error:
-        return str(error)
-    return f"{path} was changed while it was read"
 
 
 class FileFacts:

@@ -1,12 +1,12 @@
 """Recognise wrong label images: a histogram of their values identifies the mistake and its remedy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from segtrain.config import IGNORE_INDEX
-from segtrain.data.labels import LabelTable, ranges
+from segtrain.data.labels import LabelTable
 
 HANDFUL = 4  # images
 
@@ -36,8 +36,14 @@ class Expected(NamedTuple):
 NOTHING_KNOWN = Expected()
 
 
-def find_mistakes(histogram: np.ndarray, table: LabelTable, expected: Expected, images: int) -> list[Finding]:
-    """histogram: int64 (256,), the number of pixels with each value in that many label images."""
+def find_mistakes(
+    histogram: np.ndarray, table: LabelTable, expected: Expected, images: int, unknown: Sequence[str] = ()
+) -> list[Finding]:
+    """What is wrong with the label images of a split; a mistake that explains unknown ids is the only finding.
+
+    histogram: int64 (256,), the number of pixels with each value in that many label images. unknown: the message about
+    each label image with ids that are not in the table.
+    """
     if not histogram.any():
         return []
     common = expected.common if images >= HANDFUL else ()
@@ -48,28 +54,27 @@ def find_mistakes(histogram: np.ndarray, table: LabelTable, expected: Expected, 
         if finding is not None:
             return [finding]
     findings = []
-    unknown = np.flatnonzero((histogram > 0) & ~table.known)
-    if len(unknown):
-        listed = ", ".join(f"{value} ({histogram[value]} pixels)" for value in unknown[:6])
-        findings.append(Finding(
-            "error", "unknown ids",
-            f"label id {listed} is not in {table.source}, which has {ranges(np.flatnonzero(table.known))}: correct "
-            "the images, or the table",
-        ))  # fmt: skip
+    if unknown:
+        findings.append(Finding("error", "unknown ids", first_of(unknown)))
     labelled = counts_by_class(histogram, table)
-    if not labelled.any():
+    if not labelled.any() and not unknown:
         findings.append(Finding(
             "error", "void only",
             "the label images hold ignored ids only, as those of Cityscapes' test split do: nothing can be trained "
             "or scored with them; take another split",
         ))  # fmt: skip
-    else:
+    elif labelled.any():
         missing = [name for name, count in zip(table.names, labelled, strict=True) if not count]
         if missing:
             listed = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
             text = f"{len(missing)} of {len(labelled)} classes never occur: {listed}"
             findings.append(Finding("note", "class never occurs", text))
     return findings
+
+
+def first_of(texts: Sequence[str]) -> str:
+    """The first text, and how many more there are."""
+    return texts[0] + (f" (and {len(texts) - 1} more like this)" if len(texts) > 1 else "")
 
 
 def counts_by_class(histogram: np.ndarray, table: LabelTable) -> np.ndarray:

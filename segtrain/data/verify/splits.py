@@ -15,7 +15,7 @@ from segtrain.data.label_files import read_instances, read_label
 from segtrain.data.labels import LabelTable
 from segtrain.data.sample import DatasetSpec, Sample, SplitFiles
 from segtrain.data.verify.files import FileFacts
-from segtrain.data.verify.label_mistakes import Finding, find_mistakes
+from segtrain.data.verify.label_mistakes import Finding, find_mistakes, first_of
 from segtrain.errors import DataError
 from segtrain.threads import threaded_map
 
@@ -25,12 +25,14 @@ LISTED = 5
 
 class Scan(NamedTuple):
     """What reading all files of a split gives. sizes: number of images by (height, width). modes: by Pillow's mode.
-    histogram: int64 (256,), label pixels by value. bad: kind of finding -> its texts, one a file."""
+    histogram: int64 (256,), label pixels by value. bad: kind of finding -> its texts, one a file. unknown: the message
+    about each label image with ids that are not in the table."""
 
     sizes: Counter[tuple[int, int]]
     modes: Counter[str]
     histogram: np.ndarray
     bad: dict[str, list[str]]
+    unknown: list[str]
 
 
 def check_split(
@@ -42,9 +44,11 @@ def check_split(
     scan = scan_files(name, samples, table, cache)
     findings = [*check_pairs(files), *check_count(name, files, dataset, published)]
     for kind, texts in scan.bad.items():
-        more = f" (and {len(texts) - 1} more like this)" if len(texts) > 1 else ""
-        findings.append(Finding("error", kind, texts[0] + more))
-    findings += find_mistakes(scan.histogram, table, dataset.expected, len(samples))
+        findings.append(Finding("error", kind, first_of(texts)))
+    mistakes = find_mistakes(scan.histogram, table, dataset.expected, len(samples), scan.unknown)
+    if "unknown ids" in {finding.kind for finding in mistakes}:
+        scan.bad["unknown ids"] = scan.unknown
+    findings += mistakes
     findings += check_instances(samples, table, dataset)
     strange = {mode: count for mode, count in scan.modes.items() if mode != "RGB"}
     if strange:
@@ -95,7 +99,7 @@ def check_count(name: str, files: SplitFiles, dataset: DatasetSpec, published: i
 def scan_files(name: str, samples: list[Sample], table: LabelTable, cache: Path) -> Scan:
     """Read every file of the samples to its end; files that have not changed since the last time are not read again."""
     seen = FileFacts(cache, samples)
-    scan = Scan(Counter(), Counter(), np.zeros(256, np.int64), {})
+    scan = Scan(Counter(), Counter(), np.zeros(256, np.int64), {}, [])
     progress = Progress(f"checking {name}", len(samples))
 
     def examine(sample: Sample) -> tuple[tuple[int, int], np.ndarray | None, str] | Finding:
@@ -104,7 +108,7 @@ def scan_files(name: str, samples: list[Sample], table: LabelTable, cache: Path)
         except DataError as error:
             return explain_error(sample, error, table, seen)
 
-    for done, result in enumerate(threaded_map(examine, samples), 1):
+    for done, (sample, result) in enumerate(zip(samples, threaded_map(examine, samples), strict=True), 1):
         if isinstance(result, Finding):
             scan.bad.setdefault(result.kind, []).append(result.text)
         else:
@@ -113,6 +117,8 @@ def scan_files(name: str, samples: list[Sample], table: LabelTable, cache: Path)
             scan.modes[mode] += 1
             if values is not None:
                 scan.histogram[:] += values
+                if values[~table.known].any() and sample.label is not None:
+                    scan.unknown.append(str(table.unknown_ids(values, sample.label)))
         progress.show(done)
     seen.save()
     return scan

@@ -14,7 +14,7 @@ def entries(ptx: str) -> dict[str, str]:
 
 
 def check_accesses_are_wide(arch: int, key: tuple[str, int | None]) -> None:
-    """128 bits at once wherever a tensor is touched, in the kernels for it."""
+    """Kernels for wide accesses load and store tensors by 128 bits at once."""
     kernels = [*cupy_kernels.instances(*key), *cupy_kernels.instances(key[0], None)]
     made = nvrtc.compile_text(cupy_kernels.source(), [kernel.expression for kernel in kernels], arch, "ptx")
     texts = entries(made.code.decode())

@@ -1,6 +1,6 @@
-"""Builds CUDA text, or the PTX made of it, against the emulator, and runs kernels with the arguments of a launch.
+"""Build CUDA source, or PTX compiled from it, with the emulator, and run its kernels with the arguments of a launch.
 
-Needs no torch: under a sanitizer a child process imports this, numpy and nothing else.
+Needs no torch: under a sanitizer a child process imports only this and numpy.
 """
 
 import ctypes
@@ -28,11 +28,11 @@ KINDS = {0: "an integer", 1: "a floating-point number", 2: "a pointer"}
 
 
 class Fault(RuntimeError):
-    """What no device would survive: a missed barrier, a shuffle of absent lanes, an impossible launch."""
+    """An error that would hang or crash a device: a missed barrier, a shuffle of absent lanes, an impossible launch."""
 
 
 def build_folder() -> Path:
-    """Kept between runs of one user; the name of a library holds all that it was built from."""
+    """Folder of the libraries, shared by a user's runs; a library's name has a hash of all that it was built from."""
     folder = Path(os.environ.get("CUDA_EMULATOR_BUILD") or Path(tempfile.gettempdir()) / f"cuda_emulator_{os.getuid()}")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -47,7 +47,7 @@ def run(command: list[str]) -> None:
 
 
 def engine_object(command: list[str], text: str) -> Path:
-    """The engine, compiled once for many kernels."""
+    """The emulator's engine, compiled once for all kernels."""
     key = hashlib.sha256("\0".join([text, *command]).encode()).hexdigest()[:20]
     made = build_folder() / f"{key}.o"
     if not made.exists():
@@ -58,7 +58,7 @@ def engine_object(command: list[str], text: str) -> Path:
 
 
 def build(text: str, options: list[str], sanitizer: str) -> ctypes.CDLL:
-    """The shared library of kernels in `text`, C++ that includes cuda_emu.h, and the engine."""
+    """Build a shared library from `text`, C++ kernels that include cuda_emu.h, and the engine."""
     assert COMPILER
     kernel_options, engine_options = SANITIZERS[sanitizer]
     base = [COMPILER, "-std=c++17", "-fPIC", "-g1", f"-I{HERE}"]
@@ -80,7 +80,7 @@ def build(text: str, options: list[str], sanitizer: str) -> ctypes.CDLL:
 
 
 class Module:
-    """Kernels by name expression. order: of threads and blocks; 0 forward, 1 backward, else a shuffle's seed."""
+    """Kernels by name expression. order: of threads and blocks; 0: forward, 1: backward, others: seed of a shuffle."""
 
     def __init__(self, library: ctypes.CDLL, numbers: dict[str, int]) -> None:
         self.library = library
@@ -96,7 +96,7 @@ class Module:
         return self.parameters[name]
 
     def check(self, name: str, args: tuple) -> None:
-        """TypeError unless every argument, a Python int for a pointer or a numpy scalar, has its parameter's kind."""
+        """TypeError unless every argument (an int for a pointer, or a numpy scalar) has the type of its parameter."""
         kinds = self.kinds(name)
         if len(args) != len(kinds):
             raise TypeError(f"{name} takes {len(kinds)} arguments, not {len(args)}")
@@ -116,7 +116,7 @@ class Module:
                 )
 
     def launch(self, name: str, grid: tuple[int, int], block: int, args: tuple, only_block: int = -1) -> None:
-        """args: addresses as Python ints, numbers as numpy scalars. only_block: run just this one."""
+        """Run a kernel. args: addresses as Python ints, numbers as numpy scalars. only_block: run only this block."""
         self.check(name, args)
         values = [np.asarray(np.uint64(arg) if isinstance(arg, int) else arg) for arg in args]
         cells = (ctypes.c_void_p * len(args))(*(value.ctypes.data for value in values))
@@ -126,7 +126,7 @@ class Module:
             raise Fault(f"{name}: {self.library.emu_error().decode()}")
 
     def watch(self, ranges: list[tuple[int, int]]) -> None:
-        """From now on count the accesses to these (address, bytes). PTX only: there, all accesses can be seen."""
+        """Count the accesses to these ranges (address, bytes) from now on. For PTX only, where all are visible."""
         begins = (ctypes.c_uint64 * len(ranges))(*(begin for begin, _ in ranges))
         sizes = (ctypes.c_uint64 * len(ranges))(*(size for _, size in ranges))
         self.library.emu_watch(len(ranges), begins, sizes)
@@ -140,7 +140,7 @@ class Module:
 
 
 def from_text(text: str, names: list[str], sanitizer: str = "plain") -> Module:
-    """The kernels as g++ compiles their text."""
+    """The kernels, compiled from their source by g++."""
     exports = "".join(f"EMU_EXPORT({i}, {name})\n" for i, name in enumerate(names))
     whole = f'#include "cuda_emu.h"\n#line 1 "kernels.cu"\n{text}\n#line 1 "exports"\n{exports}'
     warnings = ["-Wall", "-Wno-unknown-pragmas"]
@@ -148,7 +148,7 @@ def from_text(text: str, names: list[str], sanitizer: str = "plain") -> Module:
 
 
 def from_ptx(ptx: str, lowered: dict[str, str], sanitizer: str = "plain") -> Module:
-    """The kernels as NVRTC compiled them. lowered: name expression -> mangled name."""
+    """The kernels, translated from the PTX of NVRTC. lowered: name expression -> mangled name."""
     cpp, order = translator.translate(ptx)
     library = build(cpp, ["-O0", "-w"], sanitizer)
     return Module(library, {name: order.index(mangled) for name, mangled in lowered.items()})

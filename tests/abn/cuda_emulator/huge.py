@@ -1,4 +1,4 @@
-"""Kernels on tensors of more than 2^31 elements, which take no memory."""
+"""Kernels on tensors of more than 2^31 elements, most of which are never allocated."""
 
 import mmap
 
@@ -9,7 +9,7 @@ from tests.abn.cuda_emulator.launcher import Launcher, installed
 
 
 def zeros(count: int) -> np.ndarray:
-    """float32 zeros that take no memory, and no promise of any, until they are touched."""
+    """float32 zeros whose memory is neither allocated nor reserved until they are touched."""
     no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux; Python names it since 3.13
     room = mmap.mmap(-1, count * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
     room.madvise(mmap.MADV_NOHUGEPAGE)
@@ -17,7 +17,7 @@ def zeros(count: int) -> np.ndarray:
 
 
 def check_beyond_32_bits(layout: tuple[int, int, int], stripes: int, launcher: Launcher) -> None:
-    """`gradient` and `sums` on tensors (outer, channels, inner) of 3 * 2^30 elements or more; runs the last block."""
+    """Run the last block of `gradient` and `sums` on tensors (outer, channels, inner) of 3 * 2^30 elements or more."""
     outer, channels, inner = layout
     last = inner == 1
     packs = (channels if last else inner) // 4

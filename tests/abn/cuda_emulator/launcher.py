@@ -1,4 +1,4 @@
-"""What cupy_ops.launch is replaced by: the same launches, on CPU tensors, run by the emulator; and their recording."""
+"""The replacement of cupy_ops.launch: the emulator runs the same launches on CPU tensors, and they can be recorded."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ ORDERS = (0, 1, 7)  # threads and blocks forward, backward, shuffled
 
 
 def memory(t: torch.Tensor) -> np.ndarray:
-    """The elements of a dense tensor, in the order in which they lie; not a copy. bfloat16 as uint16."""
+    """View of the elements of a dense tensor in memory order, bfloat16 as uint16."""
     flat = torch.as_strided(t, (t.numel(),), (1,))
     return (flat.view(torch.uint16) if t.dtype == torch.bfloat16 else flat).numpy()
 
@@ -26,9 +26,9 @@ def from_text(key: tuple[str, int | None]) -> emu.Module:
 
 
 class Launcher:
-    """cupy_ops.launch for CPU tensors. Every launch runs in all ORDERS, and must leave the very same bits.
+    """cupy_ops.launch for CPU tensors. Every launch runs in all ORDERS, which must give the same bits.
 
-    make: from a module's key to its emulated kernels; once for each key.
+    make: module key -> emulated kernels; called once for each key.
     """
 
     def __init__(self, make: Callable[[tuple[str, int | None]], emu.Module] = from_text) -> None:
@@ -77,7 +77,7 @@ class Launcher:
 
 @contextlib.contextmanager
 def installed(launcher: Launcher, blocks: int = 8) -> Iterator[Launcher]:
-    """cupy_ops launches through `launcher`: blocks of SMALL_BLOCK threads, this many of them or so."""
+    """Inside, cupy_ops launches through `launcher`, about `blocks` blocks of SMALL_BLOCK threads."""
     before = cupy_ops.launch, cupy_kernels.BLOCK, cupy_ops.BLOCKS
     cupy_ops.launch, cupy_kernels.BLOCK, cupy_ops.BLOCKS = launcher, SMALL_BLOCK, blocks
     try:

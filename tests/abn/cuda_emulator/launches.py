@@ -37,7 +37,7 @@ RACED = [
 
 
 def record(launcher: Launcher, cases: list[Case], *blocks: int) -> list[replay.Launch]:
-    """The telling ones of all launches, with that many blocks at most."""
+    """Record the most telling launches, with at most that many blocks."""
     launcher.recorded = []
     for count in blocks:
         with installed(launcher, count):
@@ -48,7 +48,7 @@ def record(launcher: Launcher, cases: list[Case], *blocks: int) -> list[replay.L
 
 
 def sanitized(sanitizer: str, text: Path, launches: Path, orders: str = "0") -> subprocess.CompletedProcess[str]:
-    """replay.py in a child process. A sanitizer's library has to be loaded before all others."""
+    """Run replay.py in a child process, because a sanitizer's library has to be loaded before all others."""
     environment = {
         **os.environ, "ASAN_OPTIONS": "detect_leaks=0", "OPENBLAS_NUM_THREADS": "1",
         "TSAN_OPTIONS": "report_thread_leaks=0:history_size=0:exitcode=66:halt_on_error=1",

@@ -14,7 +14,7 @@ PLAIN = ("--std=c++17", "-ftz=true", "--device-as-default-execution-space")  # a
 
 
 class Usage(NamedTuple):
-    """What ptxas says of a kernel; bytes."""
+    """What ptxas reports of a kernel, in bytes."""
 
     registers: int
     stack: int
@@ -28,7 +28,7 @@ class Compiled(NamedTuple):
     log: str
 
     def usage(self) -> dict[str, Usage]:
-        """By name expression; asks for --ptxas-options=-v."""
+        """Usage by name expression. Needs the option --ptxas-options=-v."""
         found = {}
         for block in re.split(r"Compiling entry function '", self.log)[1:]:
             number = {
@@ -71,7 +71,7 @@ def load(major: int) -> ctypes.CDLL:
 def compile_text(
     text: str, names: list[str], arch: int, kind: str = "cubin", options: tuple[str, ...] = PLAIN, major: int = 13
 ) -> Compiled:
-    """kind: cubin | ptx. CompileError with the log where the text does not compile."""
+    """Compile a text. kind: cubin | ptx. CompileError with the log if it does not compile."""
     library, found = load(major), wheels(major)
     assert found
 

@@ -1,8 +1,8 @@
-"""Turns the PTX that NVRTC emitted into C++ for the emulator, one statement an instruction.
+"""Translate the PTX that NVRTC emits into C++ for the emulator, one statement per instruction.
 
-Registers are unsigned integers of their width; every instruction reads them as its own type says. An instruction or a
-form of one that is not known here is an error, never a guess. Approximate instructions (ex2.approx and the like) are
-computed exactly: their last bits on a device are not claimed.
+Registers are unsigned integers of their width, which every instruction reads as its own type. An instruction, or a form
+of one, that is not known here is an error. Approximate instructions (ex2.approx and the like) are computed exactly, so
+their last bits can differ from those of a device.
 """
 
 import re
@@ -61,7 +61,7 @@ template <typename T, int N> struct alignas(sizeof(T) * N) Vector { T v[N]; };
 
 
 class Unknown(Exception):
-    """PTX that this translator was not written for."""
+    """PTX that this translator does not support."""
 
 
 def ctype(t: str) -> str:
@@ -93,7 +93,7 @@ class Entry:
         self.statements: list[str] = []
 
     def add_shared(self, found: re.Match) -> None:
-        """found: of SHARED"""
+        """Add a shared array to the entry. found: a match of SHARED."""
         self.size = -(-self.size // 16) * 16
         self.shared[found[3]] = self.size
         self.size += int(found[2]) // 8 * int(found[4] or 1)
@@ -109,7 +109,7 @@ class Entry:
         return self.widths[found[1]]
 
     def value(self, operand: str, t: str) -> str:
-        """The operand, read as PTX type t."""
+        """C++ expression of an operand, read as PTX type t."""
         operand, c = operand.strip(), ctype(t)
         if operand in SPECIAL:
             return f"({c}){SPECIAL[operand]}"

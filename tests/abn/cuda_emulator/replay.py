@@ -1,8 +1,8 @@
-"""Runs recorded launches again, on other builds of the kernels: under a sanitizer, from PTX, with a bug put in.
+"""Repeat recorded launches on other builds of the kernels: under a sanitizer, from PTX, or with a seeded bug.
 
-    python -m tests.cuda_emulator.replay SANITIZER TEXT LAUNCHES ORDERS    -> prints OK, or FAULT or WRONG and what
+    python -m tests.abn.cuda_emulator.replay SANITIZER TEXT LAUNCHES ORDERS    -> prints OK, or FAULT or WRONG and what
 
-Needs no torch and no segtrain, which would take ten seconds to load under a sanitizer.
+Needs neither torch nor segtrain, which would take ten seconds to load under a sanitizer.
 """
 
 import pickle
@@ -19,7 +19,7 @@ TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "float16": 1.5e-3, "bfloat16": 
 
 
 class Launch(NamedTuple):
-    """One launch; what is keyed by an argument's number holds scalars, or the elements of a tensor's memory."""
+    """One launch. The dicts have the numbers of arguments as keys; values are scalars, or the elements of tensors."""
 
     kernel: str
     grid: tuple[int, int]
@@ -41,7 +41,7 @@ def load(path: Path) -> list[Launch]:
 
 
 def telling(launches: list[Launch]) -> list[Launch]:
-    """For each kernel those with the most blocks, turns of a thread, stripes to merge, and arguments that are given."""
+    """For each kernel, the launches with the most blocks, turns of a thread, stripes to merge, and given arguments."""
     measures: list[Callable[[Launch], float]] = [
         lambda launch: launch.grid[0] * launch.grid[1],
         lambda launch: max(t.size for t in launch.before.values()) / (launch.grid[0] * launch.grid[1]),
@@ -67,7 +67,7 @@ def numbers_of(values: np.ndarray, kind: str) -> np.ndarray:
 
 
 def difference(got: np.ndarray, want: np.ndarray, kind: str) -> float:
-    """In units of max(1, largest number wanted); uninitialised NaNs that stay so do not differ."""
+    """Largest difference in units of max(1, largest expected number). NaNs that stay uninitialised do not differ."""
     a, b = numbers_of(got, kind), numbers_of(want, kind)
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     unit = max(1.0, float(np.max(np.abs(b), where=np.isfinite(b), initial=0)))
@@ -76,7 +76,7 @@ def difference(got: np.ndarray, want: np.ndarray, kind: str) -> float:
 
 
 def replay(module: emu.Module, launches: list[Launch], exact: bool, orders: tuple[int, ...] = (0,)) -> list[str]:
-    """What came out different, if anything."""
+    """What differs from the recorded results, '' if nothing does."""
     wrong = []
     for launch in launches:
         for order in orders:

@@ -1,9 +1,9 @@
-// CUDA kernels of In-Place ABN. Run-time compiled: the Python side puts abn_math.h into this text in place of the
-// include, and names the template instances it wants. No standard library, static shared memory only.
+// CUDA kernels of In-Place ABN, compiled at run time: the Python side replaces the include of abn_math.h by its text
+// and names the template instances that it needs. No standard library, static shared memory only.
 //
 // A dense tensor is (outer, channels, inner). LAST = false: inner is a plane of pixels (N, C, spatial), and a block
 // works on one channel. LAST = true: inner is 1 (channels last, or (N, C)), and a thread works on VEC channels.
-// Every kernel that touches tensors has the grid (channel groups, stripes): the elements of a channel are dealt out to
+// Every kernel over tensors has the grid (channel groups, stripes): the elements of a channel are divided among
 // gridDim.y stripes. A tensor is read and written once, with 128-bit accesses where VEC is not 1.
 //
 // Reductions take two launches, stripes and then a merge, so that no block waits for another and results do not depend
@@ -52,8 +52,8 @@ template <typename T, int VEC> ABN_FN void store(T* p, const Pack<T, VEC>& v) {
   *reinterpret_cast<Pack<T, VEC>*>(p) = v;
 }
 
-// For __launch_bounds__: left alone (0), the compiler spills some bytes of these to fit in one more block; asked for
-// three it does not.
+// Minimum number of blocks per multiprocessor, for __launch_bounds__. With 0 the compiler spills registers of these
+// kernels to fit one more block; with 3 it does not.
 template <typename T, int VEC, int ACT, bool LAST> constexpr int fewest_blocks() {
   return sizeof(T) == 8 || (ACT == ELU && LAST && VEC > 1) ? 3 : 0;
 }
@@ -70,7 +70,7 @@ template <int N, typename S> ABN_FN PerChannel<S, N> per_channel(const S* p, i64
   return out;
 }
 
-// What one thread visits: some of the packs of its channel(s), in steps, with no division but those before the first.
+// The packs of its channel(s) that one thread visits. It divides only before the first pack.
 template <int VEC, bool LAST, int BLOCK> struct Walk;
 
 template <int VEC, int BLOCK> struct Walk<VEC, false, BLOCK> {
@@ -91,7 +91,7 @@ template <int VEC, int BLOCK> struct Walk<VEC, false, BLOCK> {
   }
 };
 
-// The block is 2^shift_x threads wide, over channels, and as high as that leaves, over rows.
+// A block is 2^shift_x threads wide (channels) and BLOCK / 2^shift_x threads high (rows).
 template <int VEC, int BLOCK> struct Walk<VEC, true, BLOCK> {
   i64 channel, channels, outer, row, step;
 
@@ -123,7 +123,7 @@ template <typename W> ABN_FN W warp_merge(W w) {
   return w;
 }
 
-// Merges what a block's threads hold, and writes it to part, (channels, stripes).
+// Merge what the threads of a block hold, and write it to part, (channels, stripes).
 template <int BLOCK, typename W>
 ABN_FN void write_stripe(const W (&mine)[1], const Walk<1, false, BLOCK>*, W* part, i64 channel, i64, int) {
   const int WARPS = BLOCK / 32;
@@ -139,8 +139,8 @@ ABN_FN void write_stripe(const W (&mine)[1], const Walk<1, false, BLOCK>*, W* pa
     if (lane == 0) part[channel * gridDim.y + blockIdx.y] = w;
   }
 }
-// One of the thread's channels after the other goes through shared memory, by turns through two buffers: the threads
-// that add one up may lag behind those that write the next.
+// The thread's channels go through shared memory one by one, in two alternating buffers: the threads that merge one
+// channel may lag behind those that write the next.
 template <int BLOCK, typename W, int VEC>
 ABN_FN void write_stripe(const W (&mine)[VEC], const Walk<1, true, BLOCK>*, W* part, i64 channel, i64 channels,
                          int shift_x) {
@@ -157,7 +157,7 @@ ABN_FN void write_stripe(const W (&mine)[VEC], const Walk<1, true, BLOCK>*, W* p
     }
   }
 }
-// What the stripes of this warp's channel come to; every lane has it.
+// Merge the stripes of this warp's channel; every lane gets the result.
 template <typename W> ABN_FN W merge_stripes(const W* part, i64 channel, int stripes) {
   W w = W{};
   for (int stripe = threadIdx.x & 31; stripe < stripes; stripe += 32) w = merge(w, part[channel * stripes + stripe]);
@@ -166,7 +166,7 @@ template <typename W> ABN_FN W merge_stripes(const W* part, i64 channel, int str
 
 // ------------------------------------------------------------------------------------------------ statistics
 
-// Takes a pack in. One channel: the moments of the pack, by two passes over registers, are merged in.
+// Merge a pack of one channel into its moments. The pack's own moments take two passes over registers.
 template <typename T, int VEC, typename S> ABN_FN void take(Moments<S> (&w)[1], const Pack<T, VEC>& p) {
   S sum = S(0), m2 = S(0);
 #pragma unroll
@@ -179,7 +179,7 @@ template <typename T, int VEC, typename S> ABN_FN void take(Moments<S> (&w)[1], 
   }
   w[0] = merge(w[0], Moments<S>{S(VEC), mean, m2});
 }
-// VEC channels: as `add` of abn_math.h, with one division for all.
+// Add a pack of VEC channels to their moments, as `add` of abn_math.h does, with one division for all.
 template <typename T, int VEC, typename S> ABN_FN void take_each(Moments<S> (&w)[VEC], const Pack<T, VEC>& p) {
   const S n = w[0].n + S(1), share = S(1) / n;
 #pragma unroll
@@ -206,8 +206,8 @@ statistics(const T* __restrict__ x, Moments<Wide<T>>* __restrict__ part, i64 out
   write_stripe<BLOCK>(w, (const Walk<1, LAST, BLOCK>*)nullptr, part, walk.channel, channels, shift_x);
 }
 
-// One warp a channel. count: values per channel. Writes mean and biased variance, or, where var is null, what the
-// forward and backward passes need, and moves the running statistics unless they are null.
+// One warp per channel. count: values per channel. Writes the mean and the biased variance. Where var is null, it
+// writes rstd and scale in place of the variance, and updates the running statistics unless they are null.
 template <typename S, int BLOCK>
 __global__ void __launch_bounds__(BLOCK)
 merge_statistics(const Moments<S>* __restrict__ part, i64 channels, int stripes, double count, S eps, S momentum,
@@ -231,7 +231,7 @@ merge_statistics(const Moments<S>* __restrict__ part, i64 channels, int stripes,
 
 // ------------------------------------------------------------------------------------------------ forward
 
-// out = act((x - center) * scale + shift (+ shortcut)); out may be x. center and shortcut may be null, for 0.
+// out = act((x - center) * scale + shift (+ shortcut)); out may be x. A null center or shortcut means 0.
 template <typename T, int VEC, int ACT, bool LAST, int BLOCK>
 __global__ void __launch_bounds__(BLOCK, fewest_blocks<T, VEC, ACT, LAST>())
 normalise(const T* x, T* out, const T* __restrict__ shortcut, const Wide<T>* __restrict__ center,
@@ -261,7 +261,8 @@ normalise(const T* x, T* out, const T* __restrict__ shortcut, const Wide<T>* __r
 
 // ------------------------------------------------------------------------------------------------ backward
 
-// (t, dy) of one pack. INPUT: kept is t itself, else the output. shortcut may be null, and is where INPUT.
+// (t, dy) of element k of a pack. INPUT: kept is t itself, else the output. added: the layer added the shortcut, which
+// it never does where INPUT.
 template <int ACT, bool INPUT, typename T, int VEC, int N, typename S>
 ABN_FN Recovered<S> recover(const Pack<T, VEC>& kept, const Pack<T, VEC>& dz, const Pack<T, VEC>& shortcut, bool added,
                             const PerChannel<S, N>& scale, const PerChannel<S, N>& shift, Act<S> act, int k) {
@@ -299,7 +300,7 @@ sums(const T* __restrict__ kept, const T* __restrict__ dz, const T* __restrict__
         const Recovered<S> r = recover<ACT, INPUT>(p, g, s, shortcut != nullptr, a, b, act, k);
         const Pair<S> term{r.dy, r.dy * (r.t - c[k])};
         if (LAST) w[k % N] = merge(w[k % N], term);
-        else here = merge(here, term);  // a pack on its own first: shorter chains of additions
+        else here = merge(here, term);  // sum each pack by itself first: shorter chains of additions
       }
       if (!LAST) w[0] = merge(w[0], here);
     }
@@ -310,7 +311,7 @@ sums(const T* __restrict__ kept, const T* __restrict__ dz, const T* __restrict__
   write_stripe<BLOCK>(w, (const Walk<1, LAST, BLOCK>*)nullptr, part, walk.channel, channels, shift_x);
 }
 
-// One warp a channel. Both outputs are (2, channels): the sums, and divided by count unless means is null.
+// One warp per channel. Both outputs are (2, channels); means, the sums divided by count, may be null.
 template <typename S, int BLOCK>
 __global__ void __launch_bounds__(BLOCK)
 merge_sums(const Pair<S>* __restrict__ part, i64 channels, int stripes, double count, S* __restrict__ sums,
@@ -344,7 +345,7 @@ gradient(const T* __restrict__ kept, const T* __restrict__ dz, const T* __restri
              a = per_channel<N>(INPUT ? scale : nullptr, walk.channel, S(0)),
              b = per_channel<N>(INPUT ? shift : nullptr, walk.channel, S(0)),
              f = per_channel<N>(factor, walk.channel, S(0)), m = per_channel<N>(means, walk.channel, S(0));
-  auto slope = per_channel<N>(inverse, walk.channel, S(0));  // of xhat * means[1] in t
+  auto slope = per_channel<N>(inverse, walk.channel, S(0));  // of xhat * means[1] as a function of t
 #pragma unroll
   for (int k = 0; k < N; ++k) slope.v[k] *= means[channels + walk.channel + k];
   for (; walk.more(); walk.next()) {

@@ -1,9 +1,9 @@
-// The primitives of In-Place ABN on the CPU: a plain C library over the same per-element text as the CUDA kernels.
-// Compiled at first use by native.py, called through ctypes; no torch headers. What each function means and what
-// its arguments are: aten.py. Tensors are (outer, channels, inner) in memory; inner = 1 is channels last.
+// The primitives of In-Place ABN on the CPU: a plain C library with the same per-element maths as the CUDA kernels.
+// native.py compiles it at first use and calls it through ctypes; it needs no torch headers. aten.py describes the
+// functions and their arguments. Tensors are (outer, channels, inner) in memory; inner = 1 is channels last.
 //
 // Full-size tensors are summed in float over a few hundred elements, then in double. Second moments are taken about
-// the mean of the elements just before, so that a large mean costs no digits; parts are merged by Chan's formula.
+// the mean of the preceding elements, so that a large mean costs no digits; parts are merged by Chan's formula.
 #include "abn_cpu.h"
 
 namespace {
@@ -11,14 +11,13 @@ namespace {
 // Per-channel coefficients, each (C,) of S.
 template <typename S> struct Recover { const S *center, *inverse, *scale, *shift; Act<S> act; };
 
-// What a backward pass knows of one element.
+// (t, dy) of one element.
 template <int ACT, bool INPUT, typename S>
 inline Recovered<S> recover(S kept, S dz, S shortcut, S scale, S shift, const Act<S>& a) {
   return INPUT ? from_input<ACT>(kept, dz, scale, shift, a) : from_output<ACT>(kept, dz, shortcut, a);
 }
 
 // ---------------------------------------------------------------------------------------------- one channel, NC...
-
 template <typename T, typename S>
 Moments<double> channel_moments(const T* x, long c, const Shape& d) {
   Moments<double> all{0, 0, 0};
@@ -101,10 +100,10 @@ void gradient_run(const T* kept, const T* dz, const T* shortcut, T* dx, T* dshor
 }
 
 // -------------------------------------------------------------------------------------- some rows, channels last
-// The first pass over a tensor goes from its end to its beginning, the second one from there back: what the first saw
-// last is still in the cache, and so is what whoever made the tensor wrote last.
+// The first pass over a tensor goes from its end to its beginning, the second one from its beginning to its end. So
+// each begins with what is still in the cache: what was written last, and what the first pass read last.
 
-// Moments of all channels: mean and m2 are (channels,), of last - first numbers each.
+// Moments of rows first to last - 1 for each channel: mean and m2 are (channels,).
 template <typename T, typename S>
 void rows_moments(const T* x, long first, long last, long channels, double* mean, double* m2) {
   std::vector<S> memory(3 * channels);
@@ -136,7 +135,7 @@ void rows_moments(const T* x, long first, long last, long channels, double* mean
         q[c] += v * v;
       }
     }
-    // The merge of abn_math.h with what all channels share taken out of the loop.
+    // As `merge` of abn_math.h, but what all channels share is computed before the loop.
     const double before = double(last - to), count = double(to - from), r = count / (before + count);
 #pragma omp simd
     for (long c = 0; c < channels; ++c) {
@@ -234,7 +233,7 @@ void gradient_rows(const T* kept, const T* dz, const T* shortcut, T* dx, T* dsho
 
 // ------------------------------------------------------------------------------------------------- whole tensors
 
-// Row-wise moments of all channels, merged over threads.
+// Moments of all channels of a channels-last tensor, merged over threads.
 template <typename T, typename S>
 void all_moments(const T* x, const Shape& d, int threads, Moments<double>* result) {
   const int n = team(d, threads);
@@ -286,7 +285,7 @@ void normalise(const T* x, const T* shortcut, T* out, const Shape& d, const S* s
                                        d.inner, scale[i % d.channels], shift[i % d.channels], a);
 }
 
-// One channel's statistics to what normalises it; the running ones move.
+// Compute mean, rstd, scale and shift of one channel from its moments, and update its running statistics.
 template <typename S>
 void finish(const Moments<double>& w, long c, const S* gamma, const S* beta, S* running_mean, S* running_var,
             double momentum, double eps, S* mean, S* rstd, S* scale, S* shift) {
@@ -314,7 +313,7 @@ void forward(const T* x, const T* shortcut, T* out, const Shape& d, const S* gam
     normalise<T, ACT, SHORTCUT, S>(x, shortcut, out, d, scale, shift, a, threads);
     return;
   }
-  // A channel at a time, so that the second reading finds it in cache.
+  // One channel at a time, so that the second pass finds it in the cache.
 #pragma omp parallel for num_threads(team(d, threads)) schedule(static)
   for (long c = 0; c < d.channels; ++c) {
     finish(channel_moments<T, S>(x, c, d), c, gamma, beta, running_mean, running_var, momentum, eps, mean, rstd, scale,

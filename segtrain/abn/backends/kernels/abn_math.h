@@ -1,10 +1,10 @@
-// Per-element maths of In-Place ABN: one text for NVRTC (CUDA), the emulator of the tests and the native CPU library.
+// Per-element maths of In-Place ABN, shared by NVRTC (CUDA), the emulator of the tests and the native CPU library.
 // No CUDA, no standard library. S is the type of computation: float, or double on the CPU.
 //
 //   y = gamma * xhat + beta (+ shortcut),  z = act(y)
 //
 // A backward pass knows either the output z or an input of the affine map ("kept"), and recovers from it
-//   t  : what the normalised value is an affine function of, xhat = (t - center) * inverse
+//   t  : the value that is normalised by xhat = (t - center) * inverse
 //   dy : the gradient at y
 #ifndef SEGTRAIN_ABN_MATH_H
 #define SEGTRAIN_ABN_MATH_H
@@ -18,7 +18,7 @@ namespace abn {
 enum { LEAKY_RELU = 0, ELU = 1, IDENTITY = 2 };
 
 // param: negative slope of leaky ReLU, alpha of ELU. inverse = 1 / param. least: the lowest z / alpha of ELU that is
-// inverted, eps(storage type) - 1: in half types 1 + z / alpha can round to 0 far below zero, where the logarithm ends.
+// inverted, eps(storage type) - 1: in half types 1 + z / alpha can round to 0 far below zero, whose logarithm is -inf.
 template <typename S> struct Act { S param, inverse, least; };
 
 ABN_FN float exp_minus_1(float v) { return expm1f(v); }

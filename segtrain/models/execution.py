@@ -1,4 +1,4 @@
-"""Other ways to run a network: compiled, and sharded over processes."""
+"""Other ways to run a network: compiled by torch.compile, and sharded over processes by FSDP2."""
 
 import os
 import shutil
