@@ -61,7 +61,7 @@ class Validator:
         return self.evaluator.run(
             self.learner.evaluation_model(), self.learner.device, self.dist, config.loader.count(), self.interruptible,
             config.logging.pictures if self.dist.main else 0,
-            facts=NetworkFacts(str(self.run.last), step, self.run.trained_on, card),
+            facts=NetworkFacts(str(self.run.last), step, self.run.trained_on, card), stopped=self.preemption.asked,
         )  # fmt: skip
 
     def interruptible(self, items: Iterator[T], rounds: int) -> Iterator[T]:
