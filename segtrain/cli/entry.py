@@ -19,6 +19,7 @@ from segtrain.cli.help import overview, usage
 from segtrain.cli.words import Arguments, parse
 from segtrain.config.compose import Request, as_yaml, compose, load_plugins, sweep, to_options
 from segtrain.errors import SegtrainError, UsageError
+from segtrain.files import reason_and_remedy
 
 
 class Terminated(KeyboardInterrupt):
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(1)
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        stop(f"cannot write or read{where}: {error.strerror or error}. What was saved before is untouched.", 1)
+        stop(f"cannot write or read{where}: {reason_and_remedy(error)}. What was saved before is untouched.", 1)
 
 
 def message_of(error: SegtrainError) -> str:

@@ -1,7 +1,5 @@
 """Write the checkpoints of a run in the background, while training continues."""
 
-import os
-import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +9,9 @@ from typing import Any, Protocol
 import torch
 
 from segtrain.console import say
+from segtrain.engine.run_folder import link
 from segtrain.errors import SegtrainError
+from segtrain.files import reason_and_remedy
 from segtrain.weights import checkpoint
 
 
@@ -36,6 +36,7 @@ class CheckpointWriter:
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[None] | None = None
         self.reported = False
+        self.undone: list[Path] = []  # links to last.pt that could not be made
 
     def save(self, *owners: Owner, best: bool = False) -> None:
         """Merge the parts of the owners and write them. best: the weights are the best so far.
@@ -59,15 +60,20 @@ class CheckpointWriter:
         self.writing = self.thread.submit(self.write, content, best)
 
     def write(self, content: dict[str, Any], best: bool) -> None:
-        last = self.folder / "last.pt"
-        checkpoint.save(last, content)
+        """In this order, which run_folder.repair knows."""
+        self.link_undone()  # of the save before, whose weights are gone after the next line
+        checkpoint.save(self.folder / "last.pt", content)
         own = self.folder / f"step_{content['step']:07d}.pt"
-        link(last, own)
-        if best:
-            link(last, self.folder / "best.pt")
+        self.undone = [own, self.folder / "best.pt"] if best else [own]
+        self.link_undone()
         older = [path for path in checkpoint.numbered(self.folder) if path.name < own.name]
         for old in older[self.keep - 1 :]:
             old.unlink(missing_ok=True)
+
+    def link_undone(self) -> None:
+        while self.undone:
+            link(self.folder / "last.pt", self.undone[0])
+            del self.undone[0]
 
     def wait(self) -> None:
         """Wait until the last save is on the disk. OSError if it could not be written."""
@@ -105,7 +111,7 @@ class CheckpointWriter:
 
 
 def not_written(folder: Path, error: OSError) -> str:
-    return f"cannot write the checkpoint in {folder}: {error.strerror or error}. What was saved before is untouched."
+    return f"cannot write the checkpoint in {folder}: {reason_and_remedy(error)}. What was saved before is untouched."
 
 
 def copy_to_cpu(value: Any) -> Any:
@@ -117,14 +123,3 @@ def copy_to_cpu(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [copy_to_cpu(item) for item in value]
     return value
-
-
-def link(source: Path, target: Path) -> None:
-    """Replace `target` atomically by a hard link to `source`, or by a copy where the file system has no hard links."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    temporary.replace(target)
