@@ -55,8 +55,8 @@ class Decoded:
         np.save(buffer, pixels)
         with side_file(place):
             write_atomically(place, buffer.getvalue())
-            pixels = np.load(place, mmap_mode="r")
-        return pixels
+        kept = decoded_pixels(place, axes) if place.is_file() else None
+        return pixels if kept is None else kept
 
     def build(self, samples: list[Sample], seen: FileFacts, say: Callable[[str], None]) -> None:
         """Decode what is missing. UsageError if the disk has too little space."""

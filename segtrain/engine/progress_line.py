@@ -11,6 +11,8 @@ from segtrain.device import memory, peak_memory
 from segtrain.engine.state import TrainState
 from segtrain.engine.step_result import StepResult
 
+CLOCK = ("train/images_per_s", "train/data_wait", "train/memory_gb")  # figures that no two sessions share
+
 
 class ProgressLine:
     """A line every `logging.every` steps: mean loss since the last line, learning rate, speed, wait for data, time
