@@ -75,7 +75,7 @@ def keep_threads(config: TrainConfig, dist: World, saved: dict[str, Any] | None)
         remedy = f"{here} x {before} threads do not fit the {cpus()} CPUs that this process may use"
     else:
         remedy = f"OMP_NUM_THREADS={before} or trainer.deterministic=true keeps them"
-    say(f"WARNING    {now} threads compute from here on, and {before} did before, so that sums are rounded otherwise: "
+    say(f"WARNING    threads: {now} from here on, {before} before, so that sums are rounded otherwise: "
         f"the run no longer equals an uninterrupted one to the bit ({remedy})")  # fmt: skip
 
 
