@@ -12,7 +12,7 @@ from segtrain.errors import SegtrainError
 BEAT = 2.0  # seconds between signs of life
 # Seconds without one after which a process counts as dead; a blocked collective never ends by itself. torchrun waits
 # 30 s for a frozen process before it kills it, and all ends within a minute.
-SILENCE = 20.0
+SILENCE = 15.0
 
 
 class PeerDied(SegtrainError):

@@ -36,7 +36,7 @@ class CheckpointWriter:
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[None] | None = None
         self.reported = False
-        self.undone: list[Path] = []  # links to last.pt that could not be made
+        self.best: dict[str, Any] | None = None  # the best weights so far, until best.pt holds them
 
     def save(self, *owners: Owner, best: bool = False) -> None:
         """Merge the parts of the owners and write them. best: the weights are the best so far.
@@ -61,19 +61,18 @@ class CheckpointWriter:
 
     def write(self, content: dict[str, Any], best: bool) -> None:
         """In this order, which run_folder.repair knows."""
-        self.link_undone()  # of the save before, whose weights are gone after the next line
-        checkpoint.save(self.folder / "last.pt", content)
-        own = self.folder / f"step_{content['step']:07d}.pt"
-        self.undone = [own, self.folder / "best.pt"] if best else [own]
-        self.link_undone()
+        last, own = self.folder / "last.pt", self.folder / f"step_{content['step']:07d}.pt"
+        self.best = content if best else self.best
+        checkpoint.save(last, content)
+        link(last, own)
+        if best:
+            link(last, self.folder / "best.pt")
+        elif self.best is not None:  # the disk was full when they were saved
+            checkpoint.save(self.folder / "best.pt", self.best)
+        self.best = None
         older = [path for path in checkpoint.numbered(self.folder) if path.name < own.name]
         for old in older[self.keep - 1 :]:
             old.unlink(missing_ok=True)
-
-    def link_undone(self) -> None:
-        while self.undone:
-            link(self.folder / "last.pt", self.undone[0])
-            del self.undone[0]
 
     def wait(self) -> None:
         """Wait until the last save is on the disk. OSError if it could not be written."""
