@@ -48,8 +48,14 @@ def end_with_parent() -> None:
     if parent is None:
         return
 
+    end_unless(parent.is_alive if os.name == "nt" else lambda: os.getppid() == parent.pid)
+
+
+def end_unless(is_wanted: Callable[[], bool]) -> None:
+    """End this process as soon as that is false, which is asked twice a second."""
+
     def watch() -> None:
-        while parent.is_alive() if os.name == "nt" else os.getppid() == parent.pid:
+        while is_wanted():
             time.sleep(0.5)
         os._exit(1)
 

@@ -20,7 +20,14 @@ from segtrain.engine.start import task_of
 from segtrain.errors import DataError, SegtrainError, UsageError
 from segtrain.weights import checkpoint
 
-# A training that is killed before its n-th file operation of a kind in its folder: arguments FOLDER, KIND, N, words.
+# Makes a program end with its parent, whose number is put in.
+FOLLOWING = """
+import os
+from segtrain.threads import end_unless
+end_unless(lambda: os.getppid() == {})
+"""
+# A training that is killed before its n-th file operation of a kind in its folder (0: never): arguments FOLDER, KIND,
+# N, words.
 KILLED = """
 import sys
 from segtrain.commands.verify_resume import kill_at
@@ -96,7 +103,7 @@ def schedule(batch_size: int, samples: int) -> tuple[int, int]:
 
 
 def start_training(words: list[str], run: Path, kill_at_link: bool = False) -> subprocess.Popen[str]:
-    program = ["-c", KILLED, str(run), "os.link", "1"] if kill_at_link else ["-m", "segtrain"]
+    program = ["-c", FOLLOWING.format(os.getpid()) + KILLED, str(run), "os.link", "1" if kill_at_link else "0"]
     command = [sys.executable, *program, "train", *words, f"run={run}"]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

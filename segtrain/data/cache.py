@@ -4,9 +4,11 @@ Decoding is most of the work. One file for each image, named by path, size and t
 decoded again, and several processes may build at once.
 """
 
+import contextlib
 import hashlib
 import io
 import shutil
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,7 @@ from segtrain.files import side_file, write_atomically
 from segtrain.threads import threaded_map
 
 SPARE = 1 << 30  # bytes to leave free on the disk
+A_DAY = 24 * 3600  # seconds
 
 
 class Decoded:
@@ -67,6 +70,10 @@ class Decoded:
             parts = ((sample.image, 3), (sample.label, 1))
             return sum(height * width * depth for path, depth in parts if path and not self.place(path).is_file())
 
+        for torn in self.folder.glob(".*.tmp"):  # of a process that was killed; a younger one may be under way
+            with contextlib.suppress(OSError):
+                if time.time() - torn.stat().st_mtime > A_DAY:
+                    torn.unlink()
         sizes = list(threaded_map(missing, samples))
         total = sum(sizes)
         if not total:

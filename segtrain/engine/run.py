@@ -150,8 +150,9 @@ class Run:
 
     def tidy(self, state: TrainState) -> None:
         """Mend what a killed session has left undone or half written. The folder is claimed."""
-        for torn in self.folder.glob(".*.tmp"):
-            torn.unlink(missing_ok=True)
+        for place in (self.folder, self.folder / "blackbox", self.pictures):  # evaluations/ may be written just now
+            for torn in place.glob(".*.tmp"):
+                torn.unlink(missing_ok=True)
         self.pictures.mkdir(parents=True, exist_ok=True)
         if self.source.exists():
             repair(self.folder, self.source, state)

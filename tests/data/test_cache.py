@@ -36,6 +36,17 @@ def test_the_cache_gives_the_same_pixels_and_notices_changes(tmp_path):
     assert (decoded(samples[3])[0] == 99).all()
 
 
+def test_what_a_killed_process_left_half_written_goes_after_a_day(tmp_path):
+    samples = rare(tmp_path)
+    decoded, _ = cached(tmp_path, samples)
+    old, young = (decoded.folder / name for name in (".a.npy.0123.tmp", ".b.npy.4567.tmp"))
+    for path in (old, young):
+        path.touch()
+    os.utime(old, (1, 1))
+    cached(tmp_path, samples)
+    assert young.exists() and not old.exists()
+
+
 def test_training_data_is_the_same_with_the_cache(scenes, tmp_path):
     plain = training_data(scenes)
     decoded, _ = cached(tmp_path, plain.samples)
