@@ -110,6 +110,7 @@ class TensorBoard:
         self.event: Any = Event
         self.summary: Any = summary
         self.hyperparameters = hyperparameters
+        self.step = purge_step - 1
         place = folder / "tensorboard"
         earlier = [path.name.split(".")[3] for path in place.glob("events.out.tfevents.*")]
         newest = max((int(stamp) for stamp in earlier if stamp.isdigit()), default=0)  # readers go by the names
@@ -137,6 +138,7 @@ class TensorBoard:
         self.add(self.event(wall_time=time.time(), step=step, summary=content))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self.step = step
         for name, value in values.items():
             self.add_summary(step, self.summary.scalar(name, value))
 
@@ -148,9 +150,10 @@ class TensorBoard:
             return
         plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in self.hyperparameters.items()}
         scores = {f"final/{name}": value for name, value in final.items()}
+        # At the last step, so that a session that does it again replaces them.
         for content in self.summary.hparams(plain, scores):
-            self.add_summary(0, content)
-        self.scalars(0, scores)
+            self.add_summary(self.step, content)
+        self.scalars(self.step, scores)
 
 
 class Wandb:

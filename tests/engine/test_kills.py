@@ -60,16 +60,19 @@ def options(words):
 
 
 def killed_and_resumed(tmp_path, options, numbers):
+    killed = 0
     for number in numbers:
         folder = tmp_path / f"killed-{number}"
         status, text = run(folder, options, number)
-        assert status == -9, text
+        assert status in (-9, 0), text  # state.json is written every ten seconds too: the last number may not come
+        killed += status == -9
         status, text = run(folder, options)
         assert status == 0, f"killed at operation {number}: {text}"
         try:
             require_equal(folder / "r", tmp_path / "whole/r")
         except AssertionError as error:
             raise AssertionError(f"killed at operation {number}: {error}") from error
+    assert killed >= 0.9 * len(numbers)
 
 
 COUNTED = """
@@ -100,7 +103,7 @@ def test_a_run_that_was_killed_at_a_file_operation_equals_one_that_was_not(tmp_p
     """At a few of them; all others below."""
     total = operations(tmp_path, options)
     assert total > 60
-    killed_and_resumed(tmp_path, options, random.Random(total).sample(range(8, total), 2))
+    killed_and_resumed(tmp_path, options, random.Random(total).sample(range(8, total - 8), 2))
 
 
 @pytest.mark.slow
