@@ -14,7 +14,12 @@ def say(text: str) -> None:
         return
     for bar in bars:
         bar.clear()
-    print(text, flush=True)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:  # a log on a full disk, a terminal that is gone: no reason to end a training
+        pass
     for bar in bars:
         bar.refresh()
 

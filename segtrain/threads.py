@@ -1,9 +1,13 @@
-"""A few things at a time, in order."""
+"""Threads that do a few things at a time, in order; processes that end with the one that started them."""
 
+import multiprocessing
 import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -28,3 +32,31 @@ def threaded_map(function: Callable[[T], R], items: Iterable[T], ahead: int = 4)
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def child_processes() -> set[BaseProcess]:
+    """Those that multiprocessing has started here and that live."""
+    return set(multiprocessing.active_children())
+
+
+def end_with_parent() -> None:
+    """End this process, which multiprocessing has started, within a second of its parent, also of one that is killed.
+
+    Linux could send a signal instead, but sends it when the parent's *thread* ends that started this process.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    end_unless(parent.is_alive if os.name == "nt" else lambda: os.getppid() == parent.pid)
+
+
+def end_unless(is_wanted: Callable[[], bool]) -> None:
+    """End this process as soon as that is false, which is asked twice a second."""
+
+    def watch() -> None:
+        while is_wanted():
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

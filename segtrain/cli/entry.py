@@ -1,10 +1,15 @@
 """`segtrain COMMAND key=value ...`. Nothing heavy is imported before a command runs."""
 
+import contextlib
 import difflib
 import importlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from segtrain import __version__, config
@@ -14,15 +19,49 @@ from segtrain.cli.help import overview, usage
 from segtrain.cli.words import Arguments, parse
 from segtrain.config.compose import Request, as_yaml, compose, load_plugins, sweep, to_options
 from segtrain.errors import SegtrainError, UsageError
+from segtrain.files import reason_and_remedy
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: it ends a command as Ctrl-C does, with everything that the command has started."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_status = 128 + number
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP raise Terminated. A training saves itself first: it has handlers of its own."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # launchers repeat it, and what comes now is the end already
+        raise Terminated(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    # nohup ignores SIGHUP, and a program around this one may have handlers of its own.
+    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    try:
+        for number in numbers:
+            signal.signal(number, terminate)
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the program `segtrain`; ends the process with the exit status."""
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        run(arguments)
+        with terminable():
+            run(arguments)
     except SegtrainError as error:
         stop(message_of(error), error.exit_status)
+    except Terminated as error:
+        stop(f"ended by {error}; nothing was saved since the last checkpoint", error.exit_status)
     except KeyboardInterrupt:
         stop("interrupted; nothing was saved since the last checkpoint", 130)
     except BrokenPipeError:
@@ -30,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(1)
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        stop(f"cannot write or read{where}: {error.strerror or error}. What was saved before is untouched.", 1)
+        stop(f"cannot write or read{where}: {reason_and_remedy(error)}. What was saved before is untouched.", 1)
 
 
 def message_of(error: SegtrainError) -> str:

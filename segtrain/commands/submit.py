@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Submission
 from segtrain.device import describe_device
 from segtrain.errors import DataError, UsageError
+from segtrain.files import temporary_beside
 from segtrain.scoring import figures
 from segtrain.scoring.predictor import load_predictor
 from segtrain.scoring.report import file_hash
@@ -55,7 +55,7 @@ def submit(config: SubmitConfig) -> Path:
         to_id = np.arange(256, dtype=np.uint8)
     archive = output / f"{data.name}-{split}.zip"
     archive.parent.mkdir(parents=True, exist_ok=True)
-    unverified = archive.with_name(f".{archive.name}.{os.getpid()}.tmp")
+    unverified = temporary_beside(archive)
     try:
         with zipfile.ZipFile(unverified, "w", zipfile.ZIP_DEFLATED) as file:
             for name, content in contents(server, answers, to_id):

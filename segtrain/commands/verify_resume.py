@@ -15,10 +15,26 @@ from typing import Any
 from segtrain.config import VerifyConfig
 from segtrain.console import process_count, say
 from segtrain.engine.blackbox import read_lines
+from segtrain.engine.progress_line import CLOCK
 from segtrain.engine.start import task_of
 from segtrain.errors import DataError, SegtrainError, UsageError
 from segtrain.weights import checkpoint
 
+# Makes a program end with its parent, whose number is put in.
+FOLLOWING = """
+import os
+from segtrain.threads import end_unless
+end_unless(lambda: os.getppid() == {})
+"""
+# A training that is killed before its n-th file operation of a kind in its folder (0: never): arguments FOLDER, KIND,
+# N, words.
+KILLED = """
+import sys
+from segtrain.commands.verify_resume import kill_at
+from segtrain.cli import main
+kill_at(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+main(sys.argv[4:])
+"""
 EXPECTED = ("model", "ema", "ema_updates", "optimizer", "scaler", "recent", "best", "validated", "step")
 
 
@@ -27,7 +43,8 @@ class NotProven(SegtrainError):
 
 
 def verify_resume(config: VerifyConfig) -> None:
-    """Train, kill in the middle of an epoch between two saves, resume, and compare with an uninterrupted run.
+    """Train, kill in the middle of an epoch between two saves, resume, kill between two files of a save, resume, and
+    compare with an uninterrupted run: checkpoint and metrics.jsonl.
 
     Prints what differs, and a verdict as the last line. NotProven (exit status 1) unless all is equal, bit for bit.
     """
@@ -52,7 +69,9 @@ def verify_resume(config: VerifyConfig) -> None:
     between = 0 < saved < reached < steps and reached % every and saved * batch % samples and reached * batch % samples
     if not between:
         raise NotProven(f"nothing proven: the kill came at step {reached}, not in an epoch and between two saves")
-    say("training   again, from there")
+    say("training   again, from there, until it is killed between last.pt and its links")
+    wait_for(start_training(words, output / "cut", kill_at_link=True), "the resumed run", -signal.SIGKILL)
+    say("training   again, to the end")
     wait_for(start_training(words, output / "cut"), "the resumed run")
     uninterrupted, resumed = (checkpoint.load(output / name / "last.pt") for name in ("whole", "cut"))
     differing = [key for key in EXPECTED if digest(uninterrupted.get(key)) != digest(resumed.get(key))]
@@ -60,10 +79,14 @@ def verify_resume(config: VerifyConfig) -> None:
         if key in uninterrupted:
             differs = "  DIFFERS" if key in differing else ""
             say(f"{key:<10} {digest(uninterrupted[key])[:16]} {digest(resumed.get(key))[:16]}{differs}")
+    logs = [metrics(output / name) for name in ("whole", "cut")]
+    say(f"{'metrics':<10} {digest(logs[0])[:16]} {digest(logs[1])[:16]}{'  DIFFERS' if logs[0] != logs[1] else ''}")
+    differing += ["metrics.jsonl"] if logs[0] != logs[1] else []
     if differing:
         raise NotProven(f"NOT EXACT: {', '.join(differing)} of the resumed run differ from the uninterrupted one")
     print(
-        f"EXACT: {steps} steps, killed after {reached}, resumed from {saved}, equal the uninterrupted run bit for bit"
+        f"EXACT: {steps} steps, killed after {reached}, resumed from {saved}, killed in a save and resumed, equal the "
+        "uninterrupted run bit for bit"
     )
 
 
@@ -79,22 +102,23 @@ def schedule(batch_size: int, samples: int) -> tuple[int, int]:
     )
 
 
-def start_training(words: list[str], run: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "segtrain", "train", *words, f"run={run}"]
+def start_training(words: list[str], run: Path, kill_at_link: bool = False) -> subprocess.Popen[str]:
+    program = ["-c", FOLLOWING.format(os.getpid()) + KILLED, str(run), "os.link", "1" if kill_at_link else "0"]
+    command = [sys.executable, *program, "train", *words, f"run={run}"]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
 
 
-def wait_for(process: subprocess.Popen[str], what: str) -> None:
-    """Wait for a training to end; DataError with its last lines if it failed."""
+def wait_for(process: subprocess.Popen[str], what: str, status: int = 0) -> None:
+    """Wait for a training to end; DataError with its last lines if it has another exit status."""
     try:
         lines = list(process.stdout or [])
         process.wait()
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    if process.returncode != 0:
+    if process.returncode != status:
         raise DataError(f"{what} ended with exit status {process.returncode}:\n{''.join(lines[-15:])}")
 
 
@@ -122,6 +146,40 @@ def kill_between(every: int, steps: int, inside: Callable[[int], bool], words: l
         process.wait()
     recorded = read_lines(run / "blackbox" / "rank0.jsonl")
     return int(json.loads(recorded[-1])["step"]) if recorded else 0
+
+
+def kill_at(folder: str, kind: str, number: int) -> None:
+    """Kill this process before its `number`-th operation that changes a file in the folder.
+
+    kind: name of the operation as Python's audit events call it; "": any.
+    """
+    left = number
+
+    def look(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event in CHANGES and kind in ("", event) and changes(folder, event, arguments):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(look)
+
+
+CHANGES = ("open", "os.rename", "os.link", "os.remove", "os.truncate", "os.mkdir", "shutil.copyfile")
+
+
+def changes(folder: str, event: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether an operation changes something in the folder. The audit event comes before the operation."""
+    if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+        return False
+    target = arguments[1] if event in ("os.rename", "os.link", "shutil.copyfile") else arguments[0]
+    return isinstance(target, str) and Path(folder).absolute() in Path(target).absolute().parents
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
 
 
 def digest(value: Any) -> str:

@@ -87,6 +87,10 @@ class TrainConfig(CommandConfig):
 
     def check(self) -> Any:
         require(
+            self.name is None or all(part not in ("", ".", "..") for part in self.name.split("/")), "name", self.name,
+            "give a name inside runs/, such as mine or sweep/mine; run=FOLDER takes any path",
+        )  # fmt: skip
+        require(
             not (self.optimizer.fused and self.trainer.precision == "fp16"), "optimizer.fused", "true",
             "torch's fused updates go wrong after a step that trainer.precision=fp16 skips; choose null, or bf16",
         )  # fmt: skip

@@ -4,24 +4,28 @@ Decoding is most of the work. One file for each image, named by path, size and t
 decoded again, and several processes may build at once.
 """
 
+import contextlib
 import hashlib
 import io
 import shutil
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from segtrain.console import Progress
+from segtrain.console import Progress, say
 from segtrain.data.images import read_image
 from segtrain.data.label_files import read_label
 from segtrain.data.sample import Sample
 from segtrain.data.verify.files import FileFacts
 from segtrain.errors import DataError, UsageError
-from segtrain.files import write_atomically
+from segtrain.files import side_file, write_atomically
 from segtrain.threads import threaded_map
 
 SPARE = 1 << 30  # bytes to leave free on the disk
+A_DAY = 24 * 3600  # seconds
 
 
 class Decoded:
@@ -32,25 +36,30 @@ class Decoded:
 
     def __call__(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         assert sample.label is not None
-        return self.read(sample.image, read_image), self.read(sample.label, read_label)
+        return self.read(sample.image, read_image, 3), self.read(sample.label, read_label, 2)
 
     def place(self, path: Path) -> Path:
         stat = path.stat()
         key = f"{path.absolute()}\n{stat.st_size}\n{stat.st_mtime_ns}"
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
 
-    def read(self, path: Path, decode: Callable[[Path], np.ndarray]) -> np.ndarray:
-        """The pixels; decoded and saved if they are missing."""
+    def read(self, path: Path, decode: Callable[[Path], np.ndarray], axes: int) -> np.ndarray:
+        """The pixels; decoded and saved if they are missing or damaged. A full disk costs the time only."""
         try:
             place = self.place(path)
         except OSError:
             return decode(path)  # reports what is wrong
-        if not place.is_file():
-            buffer = io.BytesIO()
-            np.save(buffer, decode(path))
+        if place.is_file():
+            kept = decoded_pixels(place, axes)
+            if kept is not None:
+                return kept
+            say(f"damaged    {place} holds no decoded image: {path} is decoded again")
+        pixels, buffer = decode(path), io.BytesIO()
+        np.save(buffer, pixels)
+        with side_file(place):
             write_atomically(place, buffer.getvalue())
-        pixels: np.ndarray = np.load(place, mmap_mode="r")
-        return pixels
+        kept = decoded_pixels(place, axes) if place.is_file() else None
+        return pixels if kept is None else kept
 
     def build(self, samples: list[Sample], seen: FileFacts, say: Callable[[str], None]) -> None:
         """Decode what is missing. UsageError if the disk has too little space."""
@@ -61,6 +70,10 @@ class Decoded:
             parts = ((sample.image, 3), (sample.label, 1))
             return sum(height * width * depth for path, depth in parts if path and not self.place(path).is_file())
 
+        for torn in self.folder.glob(".*.tmp"):  # of a process that was killed; a younger one may be under way
+            with contextlib.suppress(OSError):
+                if time.time() - torn.stat().st_mtime > A_DAY:
+                    torn.unlink()
         sizes = list(threaded_map(missing, samples))
         total = sum(sizes)
         if not total:
@@ -88,3 +101,14 @@ class Decoded:
             if error is not None:
                 raise error
             progress.show(done)
+
+
+def decoded_pixels(place: Path, axes: int) -> np.ndarray | None:
+    """The memory map of a file of the cache; None if it is not one that this module writes."""
+    try:
+        pixels = np.load(place, mmap_mode="r")
+    except (OSError, ValueError, EOFError, SyntaxError, zipfile.BadZipFile):
+        return None
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != axes:
+        return None
+    return pixels

@@ -2,11 +2,10 @@
 
 import functools
 import itertools
-import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,7 +18,8 @@ from segtrain.data.labels import LabelTable
 from segtrain.data.order import MicroBatches, sample_number
 from segtrain.data.sample import Sample, different_sizes, read_labels
 from segtrain.data.sampling import ClassIndex, random_pixel
-from segtrain.errors import DataError
+from segtrain.data.workers import StopAsked, errors_as_values, items_of, never, quiet_worker, to_shared_memory
+from segtrain.errors import DataError, SegtrainError
 
 
 class Batch(NamedTuple):
@@ -44,7 +44,6 @@ class EvaluationItem(NamedTuple):
     instances: np.ndarray | None
 
 
-# An error travels from a loader process as a value: raised there, it would arrive wrapped in a traceback.
 TrainingItem = tuple[np.ndarray, np.ndarray, str, int, list[int]]
 
 
@@ -54,7 +53,7 @@ def read_pixels(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     return read_image(sample.image), read_label(sample.label)
 
 
-class TrainingData(Dataset["TrainingItem | DataError"]):
+class TrainingData(Dataset["TrainingItem | SegtrainError"]):
     """dataset[position] -> (image uint8 (h, w, 3), target uint8 (h, w), name, position, window), augmented.
 
     index, class_uniform: this fraction of the positions shows a class drawn by the index instead of the next image.
@@ -75,24 +74,22 @@ class TrainingData(Dataset["TrainingItem | DataError"]):
         self.class_uniform = class_uniform
         self.weights = weights
 
-    def __getitem__(self, position: int) -> "TrainingItem | DataError":
+    @errors_as_values
+    def __getitem__(self, position: int) -> "TrainingItem | SegtrainError":
         number, shown = self.order(position), None
         rng = np.random.default_rng(np.random.SeedSequence((self.seed, position, 1)))
         if self.index is not None and rng.random() < self.class_uniform:
             number, shown = self.index.draw(rng)
         sample = self.samples[number]
         assert sample.label is not None
-        try:
-            image, labels = self.read(sample)
-            if labels.shape != image.shape[:2]:
-                return different_sizes(sample, image.shape[:2], labels.shape)
-            table = sample.table or self.table
-            focus = None if shown is None else random_pixel(table.encode_values(labels), shown, rng)
-            encode = functools.partial(table.encode, path=sample.label)
-            seed = (self.seed, position)
-            augmented = self.augmentation(image, labels, seed, encode, focus)
-        except DataError as error:
-            return error
+        image, labels = self.read(sample)
+        if labels.shape != image.shape[:2]:
+            return different_sizes(sample, image.shape[:2], labels.shape)
+        table = sample.table or self.table
+        focus = None if shown is None else random_pixel(table.encode_values(labels), shown, rng)
+        encode = functools.partial(table.encode, path=sample.label)
+        seed = (self.seed, position)
+        augmented = self.augmentation(image, labels, seed, encode, focus)
         return (*augmented, sample.name, position, self.augmentation.window(labels.shape, seed, focus))
 
     def order(self, position: int) -> int:
@@ -100,36 +97,36 @@ class TrainingData(Dataset["TrainingItem | DataError"]):
         return sample_number(position, self.seed, len(self.samples), self.weights)
 
 
-class EvaluationData(Dataset["EvaluationItem | DataError"]):
+class EvaluationData(Dataset["EvaluationItem | SegtrainError"]):
     """dataset[index] -> EvaluationItem, the full image unchanged."""
 
     def __init__(self, samples: list[Sample], table: LabelTable) -> None:
         self.samples = samples
         self.table = table
 
-    def __getitem__(self, index: int) -> "EvaluationItem | DataError":
+    @errors_as_values
+    def __getitem__(self, index: int) -> "EvaluationItem | SegtrainError":
         sample = self.samples[index]
-        try:
-            image = read_image(sample.image)
-            target, ids, instances = read_labels(sample, self.table)
-            if target.shape != image.shape[:2]:
-                return different_sizes(sample, image.shape[:2], target.shape)
-            return EvaluationItem(sample, image, target, ids, instances)
-        except DataError as error:
-            return error
+        image = read_image(sample.image)
+        target, ids, instances = read_labels(sample, self.table)
+        if target.shape != image.shape[:2]:
+            return different_sizes(sample, image.shape[:2], target.shape)
+        return EvaluationItem(sample, image, target, ids, instances)
 
     def __len__(self) -> int:
         return len(self.samples)
 
 
 def training_batches(
-    data: Dataset["TrainingItem | DataError"], parts: MicroBatches, workers: int, pin_memory: bool, prefetch: int = 4
-) -> Iterator[list[Batch]]:
+    data: Dataset["TrainingItem | SegtrainError"], parts: MicroBatches, workers: int, pin_memory: bool,
+    prefetch: int = 4, stopped: Callable[[], bool] = never,
+) -> Generator[list[Batch], None, None]:  # fmt: skip
     """The micro-batches of every step. DataError, naming the step, for a sample that cannot be read.
 
-    prefetch: micro-batches that every loader process reads ahead.
+    prefetch: micro-batches that every loader process reads ahead. stopped: whether the command was asked to stop; if so
+    while a batch is waited for, an empty list is the last one. Closing ends the loader processes.
     """
-    loader: DataLoader[TrainingItem | DataError] = DataLoader(
+    loader: DataLoader[TrainingItem | SegtrainError] = DataLoader(
         data,
         batch_sampler=parts,
         collate_fn=collate,
@@ -138,55 +135,61 @@ def training_batches(
         pin_memory=pin_memory,
         prefetch_factor=prefetch if workers else None,
     )
-    items = iter(loader)
-    for step in itertools.count(parts.steps[0] + 1):
-        batches = list(itertools.islice(items, len(parts.mine)))
-        for item in batches:
-            if isinstance(item, DataError):
-                raise DataError(f"the batch of step {step}: {item}")
-        if not batches:
-            return
-        yield batches
+    with closing(items_of(loader, stopped)) as items:
+        for step in itertools.count(parts.steps[0] + 1):
+            try:
+                batches = list(itertools.islice(items, len(parts.mine)))
+            except StopAsked:
+                yield []
+                return
+            for item in batches:
+                if isinstance(item, SegtrainError):
+                    raise DataError(f"the batch of step {step}: {item}")
+            if not batches:
+                return
+            yield batches
 
 
-def evaluation_samples(samples: list[Sample], table: LabelTable, workers: int) -> Iterator[EvaluationItem]:
-    """The labelled samples, once each, in order. DataError as above."""
-    loader: DataLoader[EvaluationItem | DataError] = DataLoader(
+def evaluation_samples(
+    samples: list[Sample], table: LabelTable, workers: int, stopped: Callable[[], bool] = never
+) -> Generator[EvaluationItem, None, None]:
+    """The labelled samples, once each, in order. DataError as above. It ends early if `stopped` while it waits."""
+    loader: DataLoader[EvaluationItem | SegtrainError] = DataLoader(
         EvaluationData(samples, table),
         batch_size=None,
         collate_fn=as_it_is,  # type: ignore[arg-type]
         num_workers=workers,
         worker_init_fn=quiet_worker,
     )
-    return raised(loader)
+    return raised(loader, stopped)
 
 
-def raised(items: Iterable[Any]) -> Iterator[Any]:
-    """The items, up to one that is an error, which is raised."""
-    for item in items:
-        if isinstance(item, DataError):
-            raise item
-        yield item
+def raised(loader: "DataLoader[Any]", stopped: Callable[[], bool]) -> Generator[Any, None, None]:
+    """The items of a loader, up to one that is an error, which is raised. Closing ends the loader processes."""
+    with closing(items_of(loader, stopped)) as items:
+        try:
+            for item in items:
+                if isinstance(item, SegtrainError):
+                    raise item
+                yield item
+        except StopAsked:
+            return
 
 
-def as_it_is(item: EvaluationItem | DataError) -> EvaluationItem | DataError:
+def as_it_is(item: EvaluationItem | SegtrainError) -> EvaluationItem | SegtrainError:
     return item
 
 
-def collate(items: list[TrainingItem | DataError]) -> Batch | DataError:
-    good = [item for item in items if not isinstance(item, DataError)]
+def collate(items: list[TrainingItem | SegtrainError]) -> Batch | SegtrainError:
+    good = [item for item in items if not isinstance(item, SegtrainError)]
     if len(good) < len(items):
-        return next(item for item in items if isinstance(item, DataError))
+        return first_error(items)
     crops, labels, names, positions, windows = zip(*good, strict=True)
     images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
-    return Batch(images, torch.from_numpy(np.stack(labels)), list(names), list(positions), list(windows))
+    targets = torch.from_numpy(np.stack(labels))
+    error = to_shared_memory(images, targets)
+    return error or Batch(images, targets, list(names), list(positions), list(windows))
 
 
-def quiet_worker(worker: int) -> None:
-    """Keep to one core, and leave Ctrl-C and termination to the main process, which saves before it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
+def first_error(items: Iterable[Any]) -> SegtrainError:
+    return next(item for item in items if isinstance(item, SegtrainError))

@@ -10,7 +10,9 @@ from typing import Any
 from segtrain.errors import SegtrainError
 
 BEAT = 2.0  # seconds between signs of life
-SILENCE = 30.0  # seconds without one after which a process counts as dead; a blocked collective never ends by itself
+# Seconds without one after which a process counts as dead; a blocked collective never ends by itself. torchrun waits
+# 30 s for a frozen process before it kills it, and all ends within a minute.
+SILENCE = 15.0
 
 
 class PeerDied(SegtrainError):
@@ -156,7 +158,7 @@ class Watchdog(threading.Thread):
 
         A main thread that computes gets a few seconds first: a failing collective gives the better message.
         """
-        self.stop.wait(3 * BEAT)
+        self.stop.wait(2 * BEAT)
         if self.stop.is_set():
             return
         if not why.quiet:

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from segtrain.console import say
 from segtrain.data.loader import Batch
 from segtrain.engine.step_result import StepResult
-from segtrain.files import write_atomically
+from segtrain.files import append, side_file, write_atomically
 
 MIN_STEPS = 500  # that a file keeps; it is cut to them when it has twice as many
 FILES = "blackbox/rank*.jsonl"
@@ -26,18 +25,20 @@ class BlackBox:
     def __init__(self, folder: Path, rank: int, size: int, start: int) -> None:
         """start: steps of the run so far; later lines belong to steps that were not saved, and are removed. size:
         processes; the first one also cuts the files of processes that no longer exist."""
-        for number in range(size, 1 + max((rank_of(path) for path in folder.glob(FILES)), default=-1)):
-            if rank == 0:
-                BlackBox(folder, number, number + 1, start)
+        if rank == 0:
+            for number in (rank_of(path) for path in recorders(folder)):
+                if number >= size:
+                    BlackBox(folder, number, number + 1, start)
         self.path = folder / "blackbox" / f"rank{rank}.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.warned = False
         self.lines = [line for line in read_lines(self.path) if json.loads(line)["step"] <= start]
         self.rewrite()
 
     def rewrite(self) -> None:
         self.lines = self.lines[-MIN_STEPS:]
-        write_atomically(self.path, "".join(f"{line}\n" for line in self.lines).encode())
+        self.is_behind = True
+        with side_file(self.path):
+            write_atomically(self.path, "".join(f"{line}\n" for line in self.lines).encode())
+            self.is_behind = False
 
     def add(self, result: StepResult) -> None:
         """Record the result of a step; its total is known."""
@@ -58,16 +59,18 @@ class BlackBox:
         ]
         line = json.dumps({"step": step + 1, **values, "samples": samples})
         self.lines.append(line)
-        if len(self.lines) >= 2 * MIN_STEPS:
+        if self.is_behind or len(self.lines) >= 2 * MIN_STEPS:
             self.rewrite()
-        else:
-            try:
-                with self.path.open("a") as file:
-                    file.write(f"{line}\n")
-            except OSError as error:  # a full disk must not end a training
-                if not self.warned:
-                    say(f"WARNING    cannot write {self.path}: {error.strerror}")
-                self.warned = True
+            return
+        self.is_behind = True  # unless the next line succeeds
+        with side_file(self.path):
+            append(self.path, f"{line}\n".encode())
+            self.is_behind = False
+
+
+def recorders(folder: Path) -> list[Path]:
+    """The files of all processes of a run; others in that folder are no concern of ours."""
+    return sorted(path for path in folder.glob(FILES) if path.stem.removeprefix("rank").isdigit())
 
 
 def rank_of(path: Path) -> int:
@@ -75,23 +78,24 @@ def rank_of(path: Path) -> int:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The complete lines; a last one that was cut short is left out."""
+    """The lines that are records of steps; a last one that was cut short, or damage, is left out."""
     if not path.exists():
         return []
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().decode(errors="replace").splitlines():
         try:
-            json.loads(line)
-        except ValueError:
+            content = json.loads(line)
+        except (ValueError, RecursionError):
             continue
-        lines.append(line)
+        if isinstance(content, dict) and isinstance(content.get("step"), int):
+            lines.append(line)
     return lines
 
 
 def recorded(folder: Path, step: int) -> list[tuple[int, dict[str, Any]]]:
     """(rank, line) of a step from every process that has recorded it."""
     lines = []
-    for path in sorted(folder.glob(FILES)):
+    for path in recorders(folder):
         rank = rank_of(path)
         for line in read_lines(path):
             content = json.loads(line)

@@ -1,7 +1,5 @@
 """Write the checkpoints of a run in the background, while training continues."""
 
-import os
-import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +9,9 @@ from typing import Any, Protocol
 import torch
 
 from segtrain.console import say
+from segtrain.engine.run_folder import link
 from segtrain.errors import SegtrainError
+from segtrain.files import reason_and_remedy
 from segtrain.weights import checkpoint
 
 
@@ -36,6 +36,7 @@ class CheckpointWriter:
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[None] | None = None
         self.reported = False
+        self.best: dict[str, Any] | None = None  # the best weights so far, until best.pt holds them
 
     def save(self, *owners: Owner, best: bool = False) -> None:
         """Merge the parts of the owners and write them. best: the weights are the best so far.
@@ -59,12 +60,16 @@ class CheckpointWriter:
         self.writing = self.thread.submit(self.write, content, best)
 
     def write(self, content: dict[str, Any], best: bool) -> None:
-        last = self.folder / "last.pt"
+        """In this order, which run_folder.repair knows."""
+        last, own = self.folder / "last.pt", self.folder / f"step_{content['step']:07d}.pt"
+        self.best = content if best else self.best
         checkpoint.save(last, content)
-        own = self.folder / f"step_{content['step']:07d}.pt"
         link(last, own)
         if best:
             link(last, self.folder / "best.pt")
+        elif self.best is not None:  # the disk was full when they were saved
+            checkpoint.save(self.folder / "best.pt", self.best)
+        self.best = None
         older = [path for path in checkpoint.numbered(self.folder) if path.name < own.name]
         for old in older[self.keep - 1 :]:
             old.unlink(missing_ok=True)
@@ -105,7 +110,7 @@ class CheckpointWriter:
 
 
 def not_written(folder: Path, error: OSError) -> str:
-    return f"cannot write the checkpoint in {folder}: {error.strerror or error}. What was saved before is untouched."
+    return f"cannot write the checkpoint in {folder}: {reason_and_remedy(error)}. What was saved before is untouched."
 
 
 def copy_to_cpu(value: Any) -> Any:
@@ -117,14 +122,3 @@ def copy_to_cpu(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [copy_to_cpu(item) for item in value]
     return value
-
-
-def link(source: Path, target: Path) -> None:
-    """Replace `target` atomically by a hard link to `source`, or by a copy where the file system has no hard links."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    temporary.replace(target)

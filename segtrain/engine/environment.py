@@ -21,6 +21,7 @@ from segtrain.device import resolve_device
 from segtrain.distributed.group import World
 from segtrain.errors import UsageError
 from segtrain.models import not_compilable
+from segtrain.threads import cpus
 
 
 @contextlib.contextmanager
@@ -29,7 +30,7 @@ def training_device(config: TrainConfig, dist: World) -> Iterator[torch.device]:
 
     UsageError if there are more processes than GPUs, or if trainer.compile cannot work here.
     """
-    device = resolve_device(config.device)
+    device, threads = resolve_device(config.device), torch.get_num_threads()
     if config.trainer.compile and (reason := not_compilable(config.model, device)):
         raise UsageError(f"trainer.compile=true is not possible: {reason}")
     if device.type == "cuda":
@@ -41,6 +42,7 @@ def training_device(config: TrainConfig, dist: World) -> Iterator[torch.device]:
         yield device
     finally:
         torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(threads)
 
 
 def own_gpu(config: TrainConfig, dist: World) -> torch.device:
@@ -55,16 +57,41 @@ def own_gpu(config: TrainConfig, dist: World) -> torch.device:
     return torch.device("cuda", dist.local_rank)
 
 
-def session_environment(config: TrainConfig, dist: World) -> dict[str, Any]:
+def keep_threads(config: TrainConfig, dist: World, saved: dict[str, Any] | None) -> None:
+    """Compute with as many threads as the run did before, if trainer.deterministic asks for it, and if they fit.
+
+    The number of threads decides in which order sums are added up, and so their last bits. torchrun sets it to 1.
+    Prints a difference that stays.
+    """
+    before, now = (saved or {}).get("environment", {}).get("threads"), torch.get_num_threads()
+    if not isinstance(before, int) or before == now or before < 1:
+        return
+    if config.trainer.deterministic:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if here * before <= cpus():
+            torch.set_num_threads(before)
+            say(f"threads    {before} as before, instead of {now}: trainer.deterministic=true")
+            return
+        remedy = f"{here} x {before} threads do not fit the {cpus()} CPUs that this process may use"
+    else:
+        remedy = f"OMP_NUM_THREADS={before} or trainer.deterministic=true keeps them"
+    say(f"WARNING    threads: {now} from here on, {before} before, so that sums are rounded otherwise: "
+        f"the run no longer equals an uninterrupted one to the bit ({remedy})")  # fmt: skip
+
+
+def session_environment(config: TrainConfig, dist: World, saved: dict[str, Any] | None) -> dict[str, Any]:
     """Where and with what a session of a run is computed, for environment.json and the checkpoints.
 
+    Sets the number of threads as `keep_threads` says. saved: the checkpoint that the run goes on from.
     git: commits of the imported code and of the working folder.
     """
+    keep_threads(config, dist, saved)
     return {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "command": shlex.join(sys.argv),
         "host": socket.gethostname(),
         "processes": dist.size,
+        "threads": torch.get_num_threads(),
         "segtrain": segtrain.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),

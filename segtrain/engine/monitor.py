@@ -14,11 +14,13 @@ from segtrain.distributed.watchdog import PeerDied
 from segtrain.engine.blackbox import BlackBox
 from segtrain.engine.learner import Learner
 from segtrain.engine.progress_line import ProgressLine
-from segtrain.engine.run import Run, flatten, warn_of_full_disk
+from segtrain.engine.run import Run, flatten
 from segtrain.engine.sinks import RunLog
 from segtrain.engine.state import TrainState
 from segtrain.engine.step_result import StepResult
 from segtrain.errors import SegtrainError
+from segtrain.files import side_file
+from segtrain.scoring.figures import write_png
 
 
 class Monitor:
@@ -36,11 +38,13 @@ class Monitor:
         self.check_at_once = run.config.trainer.on_bad_step == "skip"
         hyperparameters = flatten(asdict(run.config))
         main = self.dist.main
-        self.log = RunLog(run.folder, state.step, run.config.logging, hyperparameters) if main else None
+        self.log: RunLog | None = None
+        if main:
+            again = state.validation_missing or state.finished
+            self.log = RunLog(run.folder, state.step, run.config.logging, hyperparameters, again)
         self.box = BlackBox(run.folder, self.dist.rank, self.dist.size, state.step)
         self.line = ProgressLine(run.config, state)
         self.unchecked: list[StepResult] = []
-        self.final: dict[str, float] | None = None  # scores of a finished run
 
     def __enter__(self) -> "Monitor":
         return self
@@ -49,8 +53,13 @@ class Monitor:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.line.close()
-        if self.log is not None:
-            self.log.close(self.final)
+        self.close_log(None)
+
+    def close_log(self, final: Mapping[str, float] | None) -> None:
+        """final: the scores of a finished run; None for an interrupted one."""
+        log, self.log = self.log, None
+        if log is not None:
+            log.close(final)
 
     def timed(self, batches: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
         """The batches. The time spent waiting for them is measured."""
@@ -88,9 +97,14 @@ class Monitor:
         if due or self.check_at_once:
             self.flush()
         if self.log is not None:
-            with warn_of_full_disk():
-                if due:
-                    self.log.scalars(self.state.step, self.line.print())
+            if due:
+                self.log.scalars(self.state.step, self.line.print())
+            self.report()
+
+    def report(self) -> None:
+        """Keep state.json up to date, from the first process."""
+        if self.dist.main:
+            with side_file(self.run.folder / "state.json"):
                 self.run.report("running")
 
     @property
@@ -128,3 +142,10 @@ class Monitor:
             self.log.scalars(self.state.step, scalars)
             for name, figure in figures.items():
                 self.log.image(self.state.step, name, figure)
+
+    def draw(self, name: str, pixels: np.ndarray | None) -> None:
+        """Write a picture of the run, RGB uint8 (H, W, 3), from the first process."""
+        if self.dist.main and pixels is not None:
+            path = self.run.pictures / name
+            with side_file(path):
+                write_png(path, pixels)

@@ -1,5 +1,6 @@
 """Stop a training between two steps, or between two images of a validation, when a signal asks for it."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -16,6 +17,11 @@ T = TypeVar("T")
 REPEATED = 2.0  # seconds within which a launcher repeats the Ctrl-C that a terminal has sent to all
 
 
+def is_ignored(number: int) -> bool:
+    """Whether a hang-up is ignored, as nohup asks for; the other signals never are."""
+    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN
+
+
 class Preempted(SegtrainError):
     """The run was asked to stop and has saved itself."""
 
@@ -27,7 +33,7 @@ class Preempted(SegtrainError):
 
 
 class Preemption:
-    """Turn Ctrl-C (exit status 130) and SIGTERM or SIGUSR1 (75: requeue me) into a stop at the end of the step.
+    """Turn Ctrl-C (exit status 130) and SIGTERM, SIGHUP or SIGUSR1 (75: requeue me) into a stop after the step.
 
     `signal` is the exit status that was asked for, 0 until then. A later Ctrl-C stops at once, and so does any signal
     while `stepping` is not set: before the first step there is nothing to save. The previous handlers come back at the
@@ -43,8 +49,8 @@ class Preemption:
     def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():
             numbers = [signal.SIGINT, signal.SIGTERM]
-            if hasattr(signal, "SIGUSR1"):  # not on Windows
-                numbers.append(signal.SIGUSR1)
+            numbers += [getattr(signal, name) for name in ("SIGUSR1", "SIGHUP") if hasattr(signal, name)]  # on Unix
+            numbers = [number for number in numbers if not is_ignored(number)]
             self.before = {number: signal.signal(number, self.handle) for number in numbers}
         return self
 
@@ -63,7 +69,12 @@ class Preemption:
         if not self.stepping:
             raise Preempted("stopped before the first step; what was saved is untouched", self.signal, False)
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            os.write(2, b"\nstopping at the end of this step; Ctrl-C once more stops at once, without saving\n")
+            with contextlib.suppress(OSError):  # SIGHUP: the terminal is gone
+                os.write(2, b"\nstopping at the end of this step; Ctrl-C once more stops at once, without saving\n")
+
+    def asked(self) -> bool:
+        """Whether a signal has asked this process to stop."""
+        return self.signal != 0
 
     def agreed(self, dist: World) -> int:
         """The exit status that any process was asked for, the same in all; Ctrl-C comes before requeueing."""
@@ -83,3 +94,5 @@ class Preemption:
             item = next(iterator, None)
             if item is not None:
                 yield item
+        if status := self.agreed(dist):  # the last round's item was not waited for
+            raise stop(status)

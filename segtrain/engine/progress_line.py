@@ -11,6 +11,8 @@ from segtrain.device import memory, peak_memory
 from segtrain.engine.state import TrainState
 from segtrain.engine.step_result import StepResult
 
+CLOCK = ("train/images_per_s", "train/data_wait", "train/memory_gb")  # figures that no two sessions share
+
 
 class ProgressLine:
     """A line every `logging.every` steps: mean loss since the last line, learning rate, speed, wait for data, time
@@ -19,7 +21,6 @@ class ProgressLine:
     def __init__(self, config: TrainConfig, state: TrainState) -> None:
         self.config = config
         self.state = state
-        self.losses: list[float] = []
         self.norm = self.lr = 0.0
         self.busy = 0.0  # seconds of training so far, and the steps they took: the basis of the time left
         self.steps = 0
@@ -49,7 +50,7 @@ class ProgressLine:
 
     def add(self, result: StepResult) -> None:
         if not result.skipped and result.total is not None:
-            self.losses.append(result.total)
+            self.state.losses.append(result.total)
         self.norm, self.lr = result.norm, result.lr
 
     @property
@@ -63,7 +64,8 @@ class ProgressLine:
         self.steps += self.steps_since
         speed = self.steps_since * self.config.trainer.batch_size / spent
         wait = self.waited / spent
-        mean = math.fsum(self.losses) / len(self.losses) if self.losses else None
+        losses = self.state.losses
+        mean = math.fsum(losses) / len(losses) if losses else None
         left = self.seconds_left()
         end = time.strftime("%H:%M" if left < 20 * 3600 else "%d %b %H:%M", time.localtime(time.time() + left))
         of = "" if self.state.max_steps is None else f"/{self.state.max_steps}"
@@ -80,7 +82,7 @@ class ProgressLine:
             scalars["train/lr_backbone"] = self.lr * factor
         if (peak := peak_memory()) is not None:
             scalars["train/memory_gb"] = peak / 1e9
-        self.losses = []
+        self.state.losses = []
         self.restart()
         return scalars
 

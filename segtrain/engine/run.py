@@ -16,10 +16,11 @@ from segtrain.config import LENGTHS, TrainConfig, is_safe, run_folder, with_defa
 from segtrain.console import duration, say
 from segtrain.distributed.group import World
 from segtrain.engine.preemption import Preempted
+from segtrain.engine.run_folder import repair, require_own
 from segtrain.engine.state import TrainState
 from segtrain.errors import REQUEUE, DataError
-from segtrain.files import write_atomically
-from segtrain.scoring.report import fingerprints, print_table
+from segtrain.files import read_json, side_file, write_atomically
+from segtrain.scoring.report import fingerprints, print_table, table_lines
 from segtrain.weights import checkpoint
 
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")  # set by a launcher that starts a job again
@@ -42,6 +43,7 @@ class Run:
         self.lock: Any = None
         self.claimed = False  # by this process
         self.changed = modified(self.last)
+        self.source = self.last  # the checkpoint that the run goes on from
         self.state: TrainState | None = None  # how far it is, for state.json
         self.heartbeat = 0.0
         self.classes: dict[str, Any] = {}
@@ -62,8 +64,7 @@ class Run:
     @property
     def evaluation(self) -> dict[str, Any] | None:
         """The scores of the finished run."""
-        path = self.folder / "evaluation.json"
-        result: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+        result: dict[str, Any] | None = read_json(self.folder / "evaluation.json", dict)
         return result
 
     # ------------------------------------------------------------------------------------ whether the run can continue
@@ -71,17 +72,20 @@ class Run:
     def restore(self) -> dict[str, Any] | None:
         """The newest checkpoint if this run began earlier, else None. restart=true moves the earlier run aside.
 
-        DataError if the folder belongs to another configuration.
+        DataError if the folder belongs to another configuration, or to no run at all.
         """
+        if self.dist.main:
+            require_own(self.folder)
         if self.dist.main and self.config.restart:
             if any(int(os.environ.get(count) or 0) for count in RESTARTS):
                 say("restart=true applies to the first start of this job; a requeued one goes on")
             else:
                 self.move_aside()
         self.changed = modified(self.last)
-        saved = checkpoint.newest(self.folder)
-        if saved is None:
+        found = checkpoint.newest_file(self.folder)
+        if found is None:
             return None
+        self.source, saved = found
         changes = config_changes(with_defaults(saved["config"]), asdict(self.config))
         if changes:
             listed = "\n".join(f"  {key}: {old} in the run, {new} asked for" for key, old, new in changes)
@@ -135,15 +139,23 @@ class Run:
         if not self.dist.main:
             return
         self.claim()
-        for torn in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-            torn.unlink(missing_ok=True)
-        self.pictures.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False).encode())
-        for name in ("evaluation.json", "requeue"):
+        self.report("running")  # from here on the folder is known as a run's
+        self.tidy(state)
+        for name in ("evaluation.json", "summary.txt", "confusion.png", "requeue"):
             (self.folder / name).unlink(missing_ok=True)
         path = self.folder / "environment.json"
-        sessions = json.loads(path.read_text()) if path.exists() else []
+        sessions = [item for item in read_json(path, list) or [] if isinstance(item, dict)]
         write_atomically(path, json.dumps([*sessions, session], indent=2).encode() + b"\n")
+
+    def tidy(self, state: TrainState) -> None:
+        """Mend what a killed session has left undone or half written. The folder is claimed."""
+        for place in (self.folder, self.folder / "blackbox", self.pictures):  # evaluations/ may be written just now
+            for torn in place.glob(".*.tmp"):
+                torn.unlink(missing_ok=True)
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        if self.source.exists():
+            repair(self.folder, self.source, state)
 
     def claim(self) -> None:
         """Lock the folder. DataError if another process trains in it at this moment."""
@@ -190,9 +202,20 @@ class Run:
     # ------------------------------------------------------------------------------------ how it ends
 
     def report_finished(self, state: TrainState) -> Path:
-        """Print the scores of a run that has nothing left to train. Returns the folder."""
+        """Print the scores of a run that has nothing left to train. Returns the folder.
+
+        A run that was killed after it wrote its scores is finished now.
+        """
         say(f"{self.folder} is finished ({state.step} steps): nothing to do. restart=true trains it anew.")
-        print_table(self.evaluation or {})
+        scores = self.evaluation or {}
+        status = read_json(self.folder / "state.json", dict) or {}
+        if self.dist.main and (status.get("state") != "finished" or not (self.folder / "summary.txt").exists()):
+            self.state = state
+            self.claim()
+            self.tidy(state)
+            self.finish(state, table_lines(scores))
+        else:
+            print_table(scores)
         return self.folder
 
     def finish(self, state: TrainState, lines: list[str]) -> None:
@@ -213,7 +236,7 @@ class Run:
     def report_error(self, error: Exception) -> None:
         """Note the error in state.json, and ask to be requeued if that is its exit status."""
         step = 0 if self.state is None else self.state.step
-        with warn_of_full_disk():  # a full disk must not hide the error
+        with side_file(self.folder / "state.json"):  # a full disk must not hide the error
             if self.dist.main and self.claimed:
                 self.report("stopped" if isinstance(error, Preempted) else "failed", str(error) or type(error).__name__)
             if self.dist.main and getattr(error, "exit_status", 1) == REQUEUE and self.folder.is_dir():
@@ -233,15 +256,6 @@ def open_run(config: TrainConfig, dist: World) -> Iterator[Run]:
         raise
     finally:
         run.release()
-
-
-@contextlib.contextmanager
-def warn_of_full_disk() -> Iterator[None]:
-    """Warn, but keep training, when a log cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        say(f"WARNING    cannot write {error.filename or 'the log'}: {error.strerror or error}")
 
 
 def modified(path: Path) -> int | None:

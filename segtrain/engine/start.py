@@ -1,6 +1,6 @@
 """What happens before the first step: early checks, the network and its first weights, what is printed."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from segtrain.data.order import MicroBatches
 from segtrain.device import describe_device
 from segtrain.distributed.group import World
 from segtrain.engine.learner import Learner
+from segtrain.engine.preemption import Preemption
 from segtrain.engine.run import Run
 from segtrain.engine.state import TrainState
 from segtrain.losses import Loss
@@ -77,12 +78,17 @@ def build_learner(
 
 
 def step_batches(
-    config: TrainConfig, data: Dataset[Any], state: TrainState, dist: World, device: torch.device
-) -> Iterator[list[Batch]]:
-    """This process's micro-batches of every step from `state.step` on."""
+    config: TrainConfig, data: Dataset[Any], state: TrainState, dist: World, device: torch.device,
+    preemption: Preemption,
+) -> Generator[list[Batch], None, None]:  # fmt: skip
+    """This process's micro-batches of every step from `state.step` on; an empty list where a signal ends the waiting.
+
+    Closing ends the loader processes.
+    """
     options, loader = config.trainer, config.loader
     order = MicroBatches(options.batch_size, state.step, state.max_steps, dist.rank, dist.size, options.accumulation)
-    return training_batches(data, order, loader.count(), device.type == "cuda", loader.prefetch)
+    pinned = device.type == "cuda"
+    return training_batches(data, order, loader.count(), pinned, loader.prefetch, preemption.asked)
 
 
 def warn_of_other_statistics(before: dict[str, Any], now: dict[str, Any], config: TrainConfig) -> None:

@@ -11,7 +11,7 @@ class TrainState:
 
     step: steps done. validated: step of the last validation. best: {metric: its highest value (-1 before the first
     validation), "step": of that one, "since": validations that were no better}. max_steps: None where the clock decides
-    when the training ends.
+    when the training ends. losses: of the steps since the last printed line, which reports their mean.
     """
 
     def __init__(self, options: TrainerConfig, samples: int, metric: str, saved: dict[str, Any] | None = None) -> None:
@@ -25,6 +25,7 @@ class TrainState:
         self.validated: int = saved.get("validated", 0)
         self.best: dict[str, Any] = {metric: -1.0, "step": 0, "since": 0} | saved.get("best", {})
         self.elapsed_before: float = saved.get("elapsed", 0.0)  # seconds of earlier sessions
+        self.losses: list[float] = list(saved.get("losses", []))
         self.began = time.monotonic()
 
     def __str__(self) -> str:
@@ -32,7 +33,8 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """The part of a checkpoint that belongs to this object."""
-        return {"step": self.step, "validated": self.validated, "best": self.best, "elapsed": self.elapsed}
+        state = {"step": self.step, "validated": self.validated, "best": self.best, "elapsed": self.elapsed}
+        return state | ({"losses": list(self.losses)} if self.losses else {})
 
     @property
     def elapsed(self) -> float:

@@ -1,5 +1,6 @@
 """Training on one page: prepare, step, validate, save."""
 
+from contextlib import closing
 from pathlib import Path
 
 from segtrain.config import TrainConfig
@@ -36,18 +37,18 @@ def train(config: TrainConfig) -> Path:
         smallest_micro_batch(config, dist, loss)
         run.set_images(task.image_ids, saved)
         data = task.prepare(dist)  # checks files, fills the cache
-        run.begin(state, task.classes, session_environment(config, dist))
+        run.begin(state, task.classes, session_environment(config, dist, saved))
         learner = build_learner(config, task, loss, dist, device, run, saved)
         del saved  # as large as the weights
         print_start(config, run, learner, task, state)
-        batches = step_batches(config, data, state, dist, device)
+        batches = step_batches(config, data, state, dist, device, preemption)
         writer = CheckpointWriter(run.folder, config.trainer.keep_last, dist.main)
-        with Monitor(run, learner, state) as monitor, writer:
+        with Monitor(run, learner, state) as monitor, writer, closing(batches):
             validator = Validator(task, learner, state, run, monitor, writer, preemption)
             preemption.stepping, signal = True, 0
             if state.validation_missing:  # stopped between a step and its validation
                 validator.validate()
-            for batch in monitor.timed(() if state.finished else batches):  # this process's part of a step
+            for batch in monitor.timed(() if state.finished else batches):  # this process's part; [] for a stop
                 divisor, progress, signal, late = dist.agree(
                     learner.count(batch), state.progress, preemption.signal, monitor.late_loss
                 )

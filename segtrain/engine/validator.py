@@ -10,7 +10,6 @@ from segtrain.engine.monitor import Monitor
 from segtrain.engine.preemption import Preempted, Preemption
 from segtrain.engine.run import Run
 from segtrain.engine.state import TrainState
-from segtrain.scoring.figures import write_png
 from segtrain.scoring.report import Evaluation
 from segtrain.tasks.base import NetworkFacts, Task
 
@@ -43,11 +42,11 @@ class Validator:
         self.writer.wait_or_warn()  # loader processes start, which must not inherit a half-written file
         evaluation = self.evaluate()
         step, metric = self.state.step, self.task.metric
+        # The log and the pictures come before the checkpoint that claims them.
+        self.monitor.log_validation(evaluation.scalars, evaluation.figures)
+        self.monitor.draw(f"val_{step:07d}.png", evaluation.examples)
         is_best = self.state.add_validation(evaluation.result[metric])
         self.writer.save(self.learner, self.state, self.run, best=is_best)
-        self.monitor.log_validation(evaluation.scalars, evaluation.figures)
-        if self.dist.main and evaluation.examples is not None:
-            write_png(self.run.pictures / f"val_{step:07d}.png", evaluation.examples)
         best = self.state.best
         score = f"best {100 * best[metric]:.1f} % (step {best['step']})"
         say(f"validation at step {step}: {self.task.describe(evaluation.result)}, {score}")
@@ -61,14 +60,13 @@ class Validator:
         return self.evaluator.run(
             self.learner.evaluation_model(), self.learner.device, self.dist, config.loader.count(), self.interruptible,
             config.logging.pictures if self.dist.main else 0,
-            facts=NetworkFacts(str(self.run.last), step, self.run.trained_on, card),
+            facts=NetworkFacts(str(self.run.last), step, self.run.trained_on, card), stopped=self.preemption.asked,
         )  # fmt: skip
 
     def interruptible(self, items: Iterator[T], rounds: int) -> Iterator[T]:
         """The items of a validation, between which a signal may stop it. Keeps state.json up to date."""
         for item in self.preemption.interruptible(items, rounds, self.dist, self.stop):
-            if self.dist.main:
-                self.run.report("running")
+            self.monitor.report()
             yield item
 
     def stop(self, status: int) -> Preempted:
@@ -83,7 +81,7 @@ class Validator:
             best = self.state.best
             say(f"ending early: {best['since']} validations no better than that of step {best['step']}")
         if self.dist.main and self.evaluation is not None:
-            self.evaluation.write(self.run.folder)
-            self.run.finish(self.state, self.evaluation.lines())
             final = {key: self.evaluation.result[key] for key in self.task.final_scores}
-            self.monitor.final = final | {f"best_{self.task.metric}": self.state.best[self.task.metric]}
+            self.monitor.close_log(final | {f"best_{self.task.metric}": self.state.best[self.task.metric]})
+            self.evaluation.write(self.run.folder)  # from here on the run is finished: see Run.report_finished
+            self.run.finish(self.state, self.evaluation.lines())

@@ -1,7 +1,8 @@
 """What a task offers to training, and the one evaluator that training, `segtrain evaluate` and the API use."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 from segtrain.config import InferenceConfig, ModelConfig, TrainConfig
 from segtrain.console import Progress
 from segtrain.data.labels import LabelTable
+from segtrain.data.workers import never
 from segtrain.distributed.group import World
 from segtrain.losses import Loss
 from segtrain.scoring.predictor import LoadedNetwork
@@ -65,20 +67,20 @@ class Evaluator(ABC, Generic[Answer]):
 
     def run(
         self, network: nn.Module, device: torch.device, dist: World, workers: int, guard: Guard | None = None,
-        figures: int = 0, *, facts: NetworkFacts,
+        figures: int = 0, *, facts: NetworkFacts, stopped: Callable[[], bool] = never,
     ) -> Evaluation:  # fmt: skip
         """Evaluate `network`, which is on `device`. A collective call.
 
-        workers: loader processes of this process, at most. figures: number of example predictions to draw. DataError
-        for an image that cannot be read, or if there is nothing to score.
+        workers: loader processes of this process, at most. figures: number of example predictions to draw. stopped:
+        whether the guard is about to end the evaluation; then no image is waited for. DataError for an image that
+        cannot be read, or if there is nothing to score.
         """
         network.eval()
         own = range(dist.rank, self.images, dist.size)
-        answers = self.predict(network, device, own, min(workers, len(own)))
-        if guard is not None:
-            largest = len(range(0, self.images, dist.size))
-            answers = guard(answers, -(-largest // self.batch_size))
-        counts, panels = self.count(answers, len(own), figures)
+        rounds = -(-len(range(0, self.images, dist.size)) // self.batch_size)
+        with closing(self.predict(network, device, own, min(workers, len(own)), stopped)) as answers:
+            guarded = answers if guard is None else guard(answers, rounds)
+            counts, panels = self.count(guarded, len(own), figures)
         counts.all_reduce()
         described = {
             "dataset": self.dataset, "split": self.split, "inference": asdict(self.inference),
@@ -101,8 +103,13 @@ class Evaluator(ABC, Generic[Answer]):
         return counts, panels
 
     @abstractmethod
-    def predict(self, network: nn.Module, device: torch.device, numbers: range, workers: int) -> Iterator[Answer]:
-        """The network's answers for the images of these numbers, each image once, in order."""
+    def predict(
+        self, network: nn.Module, device: torch.device, numbers: range, workers: int, stopped: Callable[[], bool]
+    ) -> Generator[Answer, None, None]:
+        """The network's answers for the images of these numbers, each image once, in order.
+
+        They end early if `stopped` while an image is waited for. Closing ends the loader processes.
+        """
 
     @abstractmethod
     def counts(self) -> Counts[Answer]:

@@ -3,7 +3,8 @@
 segmentation.py is the same for one class per pixel.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from segtrain.config import DatasetConfig, EvaluateConfig, InferenceConfig, ModelConfig, TrainConfig
 from segtrain.console import say
-from segtrain.data.classify.loader import TrainingImages, Views, batches_of
+from segtrain.data.classify.loader import TrainingImages, batches_of
 from segtrain.data.classify.samples import ClassImages
 from segtrain.data.classify.views import crop_views
 from segtrain.data.dataset import classification_spec, list_images
@@ -149,14 +150,17 @@ class ClassificationEvaluator(Evaluator[TopK]):
         return cls(config.dataset, split, images, loaded.options, config.inference)
 
     @torch.inference_mode()
-    def predict(self, network: nn.Module, device: torch.device, numbers: range, workers: int) -> Iterator[TopK]:
+    def predict(
+        self, network: nn.Module, device: torch.device, numbers: range, workers: int, stopped: Callable[[], bool]
+    ) -> Generator[TopK, None, None]:
         """Several views of an image: the mean of their logits, as published."""
-        batch: Views
-        for batch in batches_of(self.samples, list(numbers), self.inference, self.batch_size, workers):
-            seen = normalise_images(batch.images.flatten(0, 1).to(device), self.model.mean, self.model.std)
-            logits = network(seen).float().unflatten(0, batch.images.shape[:2]).mean(1)
-            best = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu().numpy()
-            yield TopK(batch.numbers, batch.targets.numpy(), best)
+        read = batches_of(self.samples, list(numbers), self.inference, self.batch_size, workers, stopped)
+        with closing(read) as batches:
+            for batch in batches:
+                seen = normalise_images(batch.images.flatten(0, 1).to(device), self.model.mean, self.model.std)
+                logits = network(seen).float().unflatten(0, batch.images.shape[:2]).mean(1)
+                best = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu().numpy()
+                yield TopK(batch.numbers, batch.targets.numpy(), best)
 
     def counts(self) -> TopKCounts:
         return TopKCounts(self.samples.classes)

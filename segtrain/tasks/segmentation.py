@@ -4,7 +4,8 @@ classification.py is the same for one class per image.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -208,11 +209,13 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         return None if self.prior_samples is None else PositionPrior.from_labels(self.prior_samples, self.table)
 
     def predict(
-        self, network: nn.Module, device: torch.device, numbers: range, workers: int
-    ) -> Iterator[LabelledImage]:
+        self, network: nn.Module, device: torch.device, numbers: range, workers: int, stopped: Callable[[], bool]
+    ) -> Generator[LabelledImage, None, None]:
         predictor = Predictor(cast(Segmenter, network), self.table, self.model, device)
-        for item in evaluation_samples([self.samples[number] for number in numbers], self.table, workers):
-            yield LabelledImage(item, predictor.predict(item.image, self.inference))
+        samples = [self.samples[number] for number in numbers]
+        with closing(evaluation_samples(samples, self.table, workers, stopped)) as items:
+            for item in items:
+                yield LabelledImage(item, predictor.predict(item.image, self.inference))
 
     def counts(self) -> SegmentationCounts:
         scores = Scores(self.table, dataset_spec(self.data).rules, self.boundary)

@@ -123,6 +123,12 @@ def numbered(folder: Path) -> list[Path]:
 
 def newest(folder: Path) -> dict[str, Any] | None:
     """The newest readable checkpoint of a run; None if there are no checkpoints. Damaged if none is readable."""
+    found = newest_file(folder)
+    return None if found is None else found[1]
+
+
+def newest_file(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """As `newest`, with its file."""
     first: Damaged | None = None
     for path in (folder / "last.pt", *numbered(folder)):
         if not path.exists():
@@ -134,7 +140,16 @@ def newest(folder: Path) -> dict[str, Any] | None:
             continue
         if first is not None:
             say(f"damaged    {first}; going on from {path.name} instead")
-        return content
+        return path, content
     if first is not None:
         raise first
     return None
+
+
+def step_of(path: Path) -> int | None:
+    """The step of a checkpoint, without reading its tensors; None if it is missing or damaged."""
+    try:
+        step = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"]
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
+        return None
+    return step if isinstance(step, int) else None

@@ -36,6 +36,17 @@ def test_the_cache_gives_the_same_pixels_and_notices_changes(tmp_path):
     assert (decoded(samples[3])[0] == 99).all()
 
 
+def test_what_a_killed_process_left_half_written_goes_after_a_day(tmp_path):
+    samples = rare(tmp_path)
+    decoded, _ = cached(tmp_path, samples)
+    old, young = (decoded.folder / name for name in (".a.npy.0123.tmp", ".b.npy.4567.tmp"))
+    for path in (old, young):
+        path.touch()
+    os.utime(old, (1, 1))
+    cached(tmp_path, samples)
+    assert young.exists() and not old.exists()
+
+
 def test_training_data_is_the_same_with_the_cache(scenes, tmp_path):
     plain = training_data(scenes)
     decoded, _ = cached(tmp_path, plain.samples)
@@ -58,3 +69,57 @@ def test_a_cache_that_does_not_fit_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**9))
     with pytest.raises(UsageError, match=r"dataset\.cache=decoded needs .*dataset\.cache_dir"):
         cached(tmp_path, rare(tmp_path))
+
+
+GARBAGE = {
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_bytes(b"garbage"),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "other numbers": lambda path: np.save(path, np.zeros((4, 4, 3), np.float32)),
+    "other axes": lambda path: np.save(path, np.zeros(7, np.uint8)),
+    "archive": lambda path: np.savez(path.open("wb"), a=np.zeros(7, np.uint8)),
+    "objects": lambda path: np.save(path, np.array([{}]), allow_pickle=True),
+}
+
+
+@pytest.mark.parametrize("damage", GARBAGE.values(), ids=GARBAGE)
+def test_a_damaged_file_of_the_cache_is_decoded_again(tmp_path, damage, capsys):
+    samples = rare(tmp_path)
+    decoded, _ = cached(tmp_path, samples)
+    places = [decoded.place(path) for path in (samples[0].image, samples[0].label)]
+    for place in places:
+        damage(place)
+    for found, expected in zip(decoded(samples[0]), read_pixels(samples[0]), strict=True):
+        assert (found == expected).all()
+    told = capsys.readouterr().out
+    assert all(f"damaged    {place} holds no decoded image" in told for place in places)
+    decoded(samples[0])
+    assert capsys.readouterr().out == ""
+
+
+def test_a_cache_on_a_full_disk_costs_the_time_only(tmp_path, monkeypatch, capsys):
+    def full(path, data):
+        raise OSError(28, "No space left on device", str(path))
+
+    samples = rare(tmp_path)
+    monkeypatch.setattr("segtrain.data.cache.write_atomically", full)
+    monkeypatch.setattr("segtrain.files.warned", {})
+    decoded, _ = cached(tmp_path, samples)
+    for found, expected in zip(decoded(samples[0]), read_pixels(samples[0]), strict=True):
+        assert (found == expected).all()
+    assert capsys.readouterr().out.count("WARNING    cannot write ") == 1  # not one a file
+
+
+@pytest.mark.parametrize(
+    "content", ["", "garbage", "[1]", "5", '{"%s": 5}', '{"%s": {"stamp": 1}}', "[" * 100000,
+                '{"%s": {"stamp": STAMP, "size": "big", "histogram": [[300, 1]]}}',
+                '{"%s": {"stamp": STAMP, "size": [1], "histogram": {"a": 1}}}'],
+)  # fmt: skip
+def test_damaged_facts_about_files_are_found_again(tmp_path, content):
+    samples = rare(tmp_path)
+    known = FileFacts(tmp_path, samples)
+    expected = known.sample(samples[0])
+    stamp = str(known.entry(samples[0].label)["stamp"])
+    known.path.write_text(content.replace("STAMP", stamp).replace("%s", str(samples[0].label.absolute())))
+    size, histogram = FileFacts(tmp_path, samples).sample(samples[0])
+    assert size == expected[0] and (histogram == expected[1]).all()

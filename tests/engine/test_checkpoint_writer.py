@@ -88,13 +88,34 @@ def test_a_full_disk_in_the_middle_is_told_and_the_training_goes_on(tmp_path, mo
         writer.submit({"step": 2})
         writer.submit({"step": 3})  # says that 2 was not written
         assert "cannot write the checkpoint" in capsys.readouterr().out
-        with pytest.raises(SegtrainError, match="No space left on device. What was saved before is untouched"):
+        with pytest.raises(
+            SegtrainError, match="No space left on device; free some there, or .*. What was saved before is untouched"
+        ):
             writer.close()
         assert checkpoint.load(tmp_path / "last.pt")["step"] == 1
         full = False
         writer.submit({"step": 4})
     assert checkpoint.load(tmp_path / "last.pt")["step"] == 4
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_best_weights_outlive_a_disk_that_was_full_for_a_while(tmp_path, monkeypatch, capsys):
+    write, full = checkpoint.write_atomically, [2, 3]
+
+    def maybe(path, data):
+        if step in full:
+            raise OSError(28, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_atomically", maybe)
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        for step, best in ((1, True), (2, True), (3, False), (4, False), (5, False)):
+            writer.wait_or_warn()
+            writer.submit({"step": step}, best)
+            writer.wait_or_warn()
+    assert capsys.readouterr().out.count("cannot write the checkpoint") == 2
+    assert checkpoint.load(tmp_path / "best.pt")["step"] == 2
+    assert kept(tmp_path) == ["best.pt", "last.pt", "step_0000005.pt"]
 
 
 def test_files_of_a_killed_writer_go(segtrain, words):

@@ -43,7 +43,7 @@ def test_a_training_by_the_clock_has_no_last_step():
 
 
 def three_steps(world, norm, batch_size, accumulation, prepare=lambda network: None, **trainer):
-    """Losses and weights of three steps."""
+    """Losses, gradient norm, parameters and buffers of three steps."""
     options = config.TrainConfig()
     options.trainer = config.TrainerConfig(batch_size=batch_size, accumulation=accumulation, max_steps=3, **trainer)
     options.optimizer.lr = 0.05
@@ -60,7 +60,8 @@ def three_steps(world, norm, batch_size, accumulation, prepare=lambda network: N
         divisor = world.all_reduce(learner.count(mine))[0]
         outcome = learner.step(mine, divisor, step, step / 3)
         losses.append(world.all_reduce(outcome.loss)[0])
-    return losses, outcome.norm, {name: t.detach() for name, t in learner.network.named_parameters()}
+    parameters = {name: t.detach() for name, t in learner.network.named_parameters()}
+    return losses, outcome.norm, parameters, dict(learner.network.named_buffers())
 
 
 def agree(one, other, tolerance):
@@ -106,6 +107,9 @@ def test_processes_and_accumulated_parts_are_the_same(tmp_path):
     for function in (own_of_8, groups_of_one):  # who is synchronised with nobody
         for found in processes.run(function, 2, tmp_path):
             agree(accumulated, found, 1e-9)
+            # A process updates its running statistics once a step, accumulation once a micro-batch.
+            name = next(name for name in found[3] if name.endswith("running_mean"))
+            assert not torch.allclose(found[3][name], accumulated[3][name], rtol=1e-3)
 
 
 def test_accumulation_equals_the_larger_batch_but_for_statistics():

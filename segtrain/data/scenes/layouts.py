@@ -28,6 +28,7 @@ from segtrain.data.scenes import draw as streets
 from segtrain.data.scenes.draw import Scene
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
+from segtrain.threads import end_with_parent
 
 MANIFEST = "scenes.json"
 DEFAULT_SCENES: Mapping[str, int] = {"train": 240, "val": 60, "night": 30}
@@ -164,7 +165,10 @@ def _draw_all(root: Path, layout: str, jobs: list[Job], workers: int | None, pro
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; a scene takes a moment only
+    end_with_parent()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the parent's to handle; a scene takes a moment only
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     cv2.setNumThreads(0)
 
 

@@ -24,7 +24,7 @@ from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Sample, different_sizes
 from segtrain.data.verify.label_mistakes import NOTHING_KNOWN, Expected, find_mistakes
 from segtrain.errors import DataError
-from segtrain.files import write_atomically
+from segtrain.files import read_json, write_atomically
 from segtrain.threads import threaded_map
 
 LABELS_READ = 5000  # number of label images whose ids are looked up; the others are checked when they are read
@@ -91,8 +91,8 @@ class FileFacts:
         key = hashlib.sha256("\n".join(str(s.image.absolute()) for s in samples).encode()).hexdigest()[:16]
         self.path = folder / f"checked-{key}.json"
         self.facts: dict[str, dict[str, Any]] = {}
-        with contextlib.suppress(OSError, ValueError):  # not checked before
-            self.facts = json.loads(self.path.read_text())
+        with contextlib.suppress(OSError):
+            self.facts = read_json(self.path, dict) or {}
 
     def entry(self, path: Path) -> dict[str, Any]:
         """Facts about the file as it is now; empty if it has changed or was never read."""
@@ -102,26 +102,26 @@ class FileFacts:
             raise unreadable(path, error) from error
         stamp = [stat.st_size, stat.st_mtime_ns]
         facts = self.facts.get(str(path.absolute()))
-        if facts is None or facts["stamp"] != stamp:
+        if not isinstance(facts, dict) or facts.get("stamp") != stamp:
             facts = self.facts[str(path.absolute())] = {"stamp": stamp}
         return facts
 
-    def fact(self, path: Path, name: str, find: Callable[[Path], Any]) -> Any:
-        """find(path), a JSON value, computed once as long as the file does not change."""
+    def fact(self, path: Path, name: str, find: Callable[[Path], Any], sound: Callable[[Any], bool]) -> Any:
+        """find(path), a JSON value, computed once as long as the file does not change, and what is saved is `sound`."""
         facts = self.entry(path)
-        if name not in facts:
+        if name not in facts or not sound(facts[name]):
             facts[name] = find(path)
         return facts[name]
 
     def size(self, path: Path) -> tuple[int, int]:
         """(height, width) of an undamaged image."""
-        height, width = self.fact(path, "size", lambda p: list(examine_file(p)))
+        height, width = self.fact(path, "size", lambda p: list(examine_file(p)), are_pair)
         return height, width
 
     def histogram(self, path: Path) -> np.ndarray:
         """int64 (256,): the number of pixels of a label image with each value."""
         result = np.zeros(256, np.int64)
-        for value, count in self.fact(path, "histogram", value_counts):
+        for value, count in self.fact(path, "histogram", value_counts, are_counts):
             result[value] = count
         return result
 
@@ -140,6 +140,14 @@ class FileFacts:
             write_atomically(self.path, json.dumps(self.facts).encode())
         except OSError as error:
             print(f"the results of the check cannot be saved in {self.path.parent}: {error}", file=sys.stderr)
+
+
+def are_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(number) is int and number >= 0 for number in value)
+
+
+def are_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(are_pair(row) and row[0] < 256 for row in value)
 
 
 def value_counts(path: Path) -> list[list[int]]:

@@ -104,7 +104,7 @@ def scan_files(name: str, samples: list[Sample], table: LabelTable, cache: Path)
 
     def examine(sample: Sample) -> tuple[tuple[int, int], np.ndarray | None, str] | Finding:
         try:
-            return *seen.sample(sample), seen.fact(sample.image, "mode", mode_of)
+            return *seen.sample(sample), seen.fact(sample.image, "mode", mode_of, lambda value: isinstance(value, str))
         except DataError as error:
             return explain_error(sample, error, table, seen)
 
