@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from segtrain.config import EvaluateConfig, classifies, refuse_other_task
+from segtrain.config import EvaluateConfig, classifies, refuse_other_task, shared_values
 from segtrain.console import say
 from segtrain.device import describe_device, resolve_device
 from segtrain.distributed.group import init_distributed
@@ -16,7 +16,7 @@ from segtrain.tasks.segmentation import SegmentationEvaluator
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Score a checkpoint, print the table and write evaluation.json. Returns its content, fractions."""
-    with init_distributed() as dist:
+    with init_distributed(shared_values(config)) as dist:
         device, data = resolve_device(config.device), config.dataset
         path, split = Path(config.checkpoint or ""), config.split or data.val_split
         loaded = load_network(path, device, config.checkpoint_weights, config.activation)

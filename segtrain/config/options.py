@@ -6,10 +6,18 @@ what may change when a run is resumed, and which choice of a group reads the opt
 
 import difflib
 from dataclasses import MISSING, Field, dataclass, field, fields
+from math import inf, isfinite
 from typing import Any, ClassVar, get_args, get_origin
 
 from segtrain.config import plugin_files
 from segtrain.errors import UsageError
+
+# Limits of options that several groups have.
+MOST_STEPS = 10**9
+MOST_PICTURES = 10_000
+LARGEST_SEED = 2**63 - 1
+LARGEST_SIZE = 65536  # pixels
+SMALLEST = 1e-12  # a number nearer to 0 is 0 in float32 sooner or later
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,8 @@ class Option:
     above: float | None = None
     high: float | None = None
     below: float | None = None
+    limit: float | None = None
+    component: bool = False
     items: tuple[str, ...] = ()
     ascending: bool = False
     path: bool | tuple[str, ...] = False
@@ -38,7 +48,9 @@ def option(default: Any, help: str, **description: Any) -> Any:
     choices: the values that are allowed, for a list those of its items. other: what else is allowed, in words, which
     the dataclass checks itself. Plugins add to the choices of the options in plugin_files.PARTS.
     low, above: the least value, inclusive or exclusive; high, below: the greatest one. For a list they hold for each
-    item. below=math.inf: finite. Without a bound every number is allowed.
+    item. below=math.inf: finite. limit: the greatest magnitude that makes sense, named only where it is exceeded;
+    math.inf: none, infinity too. Without a bound every number is allowed.
+    component: the value becomes one component of a path, so it has no separator, control character or "..".
     items: what the items of a list are, which fixes their number, such as ("height", "width"). ascending: no item is
     less than the one before.
     path: the value is a path, taken as typed and completed from the files; for a mapping, the keys inside it whose
@@ -165,6 +177,9 @@ def within(value: Any, option: Option) -> bool:
         and (option.above is None or value > option.above)
         and (option.high is None or value <= option.high)
         and (option.below is None or value < option.below)
+        and (option.limit is None or abs(value) <= option.limit)
+        and (option.below != inf or isfinite(value))
+        and (value == 0 or not isinstance(value, float) or abs(value) >= SMALLEST)
     )
 
 
@@ -173,11 +188,11 @@ def bounds_text(item: Field[Any], values: list[Any]) -> str:
     option, null = option_of(item), can_be_null(item)
     named = (("at least", option.low), ("greater than", option.above), ("at most", option.high))
     parts = [f"{words} {bound}" for words, bound in named if bound is not None]
-    if option.below == float("inf"):
-        parts += ["finite"] if any(value in (float("inf"), float("-inf")) for value in values) else []
+    if option.below == inf:
+        parts += ["finite"] if any(value in (inf, -inf) for value in values) else []
     elif option.below is not None:
         parts.append(f"less than {option.below}")
-    text = " and ".join(parts)
+    text = " and ".join(parts + exceeded(option, values))
     if not (is_list(item) or option.items):
         return text + (" or null" if null else "")
     shape = f"[{','.join(option.items)}]" if option.items else "a list of numbers"
@@ -187,6 +202,16 @@ def bounds_text(item: Field[Any], values: list[Any]) -> str:
         + (", in ascending order" if option.ascending else "")
         + (", or null" if null else "")
     )
+
+
+def exceeded(option: Option, values: list[Any]) -> list[str]:
+    """The limits that only matter where they are exceeded, in words."""
+    numbers = [abs(value) for value in values if isinstance(value, int | float)]
+    limit = option.limit
+    parts = [f"at most {limit}"] if limit is not None and any(not value <= limit for value in numbers) else []
+    if any(0 < value < SMALLEST for value in numbers):
+        parts.append(f"0 or at least {SMALLEST}" if option.above is None else f"at least {SMALLEST}")
+    return parts
 
 
 def refuse_unread(options: Any, prefix: str) -> None:

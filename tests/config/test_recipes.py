@@ -175,7 +175,7 @@ def test_bases_are_no_recipes(segtrain):
     for words in (["train", "experiment=base/paper", "--cfg", "job"], ["train", "experiment='base/paper'"],
                   ["verify-resume", "experiment=base/paper"], ["train", "-m", "experiment=toy,base/paper"],
                   ):  # fmt: skip
-        answer = refused(segtrain(*words), "experiment=base/paper: there is none of that name; ")
+        answer = refused(segtrain(*words), "experiment=base/paper does not exist. Available: ")
         assert answer.err.partition("There is")[2] == listed.partition("There is")[2]
     assert "base" not in segtrain("--complete", "train", "experiment=").out
 
