@@ -25,6 +25,12 @@ def say(text: str) -> None:
         bar.refresh()
 
 
+def warn(text: str) -> None:
+    """A line on stderr, where it is in no program's way; of several processes the first one speaks."""
+    if is_speaker():
+        print(f"segtrain: {printable(text)}", file=sys.stderr, flush=True)
+
+
 def printable(text: str, inline: bool = False) -> str:
     """The text with everything escaped that would command a terminal; inline: line breaks and tabs too."""
     text = UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)

@@ -16,28 +16,24 @@ import copy
 import io
 import os
 import random
-import resource
 import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
-
-import numpy as np
-from PIL import Image
 
 from segtrain import config
 from segtrain.cli import entry
 from segtrain.cli.commands import COMMANDS, Command
 from segtrain.config.keys import group_names, known_options
 from segtrain.config.options import option_of
-from tests.helpers.checkout import TINY
-from tests.helpers.runs import small_run
+from tests.helpers.forked import LIMIT, fault_of, forked, load_everything
+from tests.helpers.fuzz_data import Files
 
 VALUES = (
     "", " ", "null", "???", "${oc.env:UNSET}", "${x}", "${trainer}", "nan", "inf", "-inf", "1e99", "-1", "0", "7.5",
@@ -45,9 +41,6 @@ VALUES = (
     "\x1b]0;t\x07\x1b[31m", "../..", "/dev/null", ".", "caf\udce9", "x" * 5000, "it's \"q\"", "[x", "日本", "a=b",
     "1,2",
 )  # fmt: skip
-STATUSES = (0, 1, 2)
-LIMIT = 60  # seconds for a case
-MEMORY = 6 << 30  # bytes that a case may allocate
 
 
 class Case(NamedTuple):
@@ -69,107 +62,6 @@ class Ending(NamedTuple):
     seconds: float
     text: str
     fault: str
-
-
-# ------------------------------------------------------------------------------------------------ what there is
-
-
-class Files:
-    """A folder with data of every layout, a run, published-like weights and predictions, all of them tiny."""
-
-    def __init__(self, root: Path) -> None:
-        from segtrain.data.scenes.layouts import write_scenes
-
-        self.root = root
-        self.data: dict[str, list[str]] = {}
-        counts = {"train": 4, "val": 2, "test": 2}
-        for layout in ("cityscapes", "kitti", "vistas", "cocostuff", "imagenet"):
-            some = {split: count for split, count in counts.items() if split != "test" or layout != "imagenet"}
-            with contextlib.redirect_stdout(open(os.devnull, "w")):  # noqa: PTH123
-                write_scenes(root / layout, layout, some, 0, (256, 512), workers=1)
-            self.data[layout] = [f"dataset.root={root / layout}"]
-        self.data["streets"] = [f"dataset.root={root / 'cityscapes'}", "dataset.scenes=4", "dataset.val_scenes=2"]
-        self.data["folder"] = self.folder()
-        self.data["mixture"] = [
-            f"dataset.parts.cityscapes.root={root / 'cityscapes'}", "dataset.parts.cityscapes.weight=1",
-        ]  # fmt: skip
-        self.words = self.training("streets")
-        Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(root / "photo.png")
-        (root / "predictions").mkdir()
-        for path in (root / "cityscapes" / "gtFine" / "val").rglob("*_labelIds.png"):
-            name = path.name.replace("_gtFine_labelIds", "_leftImg8bit")
-            (root / "predictions" / name).write_bytes(path.read_bytes())
-
-    def folder(self) -> list[str]:
-        place = self.root / "folder"
-        for split, count in (("train", 4), ("val", 2)):
-            for kind, shape in (("images", (64, 96, 3)), ("labels", (64, 96))):
-                (place / split / kind).mkdir(parents=True)
-                for i in range(count):
-                    pixels = np.full(shape, 7 * i % 2, np.uint8)
-                    Image.fromarray(pixels).save(place / split / kind / f"{i}.png")
-        (place / "classes.csv").write_text("id,name,color,ignore\n0,water,#1040a0,\n1,land,200 60 40,false\n")
-        splits = [
-            f"dataset.splits.{split}={{images:{split}/images/*.png,labels:{split}/labels/*.png}}"
-            for split in ("train", "val")
-        ]
-        return [f"dataset.root={place}", "dataset.classes=classes.csv", *splits]
-
-    def training(self, dataset: str) -> list[str]:
-        """Words of a training of one step."""
-        own = [word for word in small_run(Path("x")) if not word.startswith("dataset.")]
-        words = [f"dataset={dataset}", *self.data[dataset], *own, f"plugins=[{TINY}]", "model.backbone=tiny"]
-        words += ["trainer.max_steps=1", "logging.pictures=0"]
-        if dataset == "imagenet":
-            classify = [
-                "model.head=classifier",
-                "model.head_channels=256",
-                "augmentation=imagenet",
-                "loss=cross_entropy",
-            ]
-            words += [*classify, "augmentation.crop_size=[32,32]", "inference=center224"]
-            words = [word for word in words if not word.startswith(("augmentation.scale", "model.head_channels=8"))]
-        return words
-
-    def base(self, command: str, dataset: str) -> list[str]:
-        """The words that a case of this command adds its own to."""
-        run, data = self.root / "run", self.data.get(dataset, [])
-        given = [f"dataset={dataset}", *data] if dataset else []
-        plain = [f"plugins=[{TINY}]"]
-        network = [f"run={run}", "device=cpu", *plain]
-        return {
-            "streets": ["scenes=1", "val_scenes=1", "night_scenes=0", "workers=1"],
-            "check": given,
-            "train": self.training(dataset or "streets"),
-            "replay": [f"run={run}", *plain],
-            "verify-resume": self.training(dataset or "streets"),
-            "runs": [f"root={self.root}"],
-            "evaluate": [*network, "loader.workers=0", "pictures=1", *given],
-            "score": [f"predictions={self.root / 'predictions'}", *(given or self.given("cityscapes"))],
-            "submit": [f"predictions={self.root / 'predictions'}", "split=val", *(given or self.given("cityscapes"))],
-            "predict": [f"input={self.root / 'photo.png'}", *network],
-            "convert": [f"input={self.root / 'weights.pth'}", "output=out.safetensors"],
-            "weights": [],
-            "info": [],
-        }[command]
-
-    def given(self, dataset: str) -> list[str]:
-        return [f"dataset={dataset}", *self.data[dataset]]
-
-    def make_network(self) -> None:
-        """A finished run, and weights of a backbone, made in a process of its own."""
-        forked(
-            lambda: entry.run_command("train", COMMANDS["train"], [*self.words, f"run={self.root / 'run'}"]), self.root
-        )
-        made = self.root / "run" / "last.pt"
-        if not made.is_file():
-            raise SystemExit("the run that the cases use was not made")
-        import torch
-
-        from segtrain.models import from_config
-
-        weights = from_config(config.ModelConfig(backbone="resnet18", head_channels=8), 19).state_dict()
-        torch.save(weights, self.root / "weights.pth")
 
 
 # ------------------------------------------------------------------------------------------------ the cases
@@ -214,19 +106,12 @@ def run_case(files: Files, case: Case, folder: Path) -> Ending:
     status, text, accepted = compose([case.command, *words])
     fault = ""
     if accepted is not None:
-        fault = nonsense(accepted.row.schema, accepted.options)
-        fault = f"accepted: {fault}" if fault else ""
-        status, more = forked(lambda: entry.start(accepted.row, accepted.options), folder)
+        strange = nonsense(accepted.row.schema, accepted.options)
+        fault = f"accepted: {strange}" if strange else ""
+        status, more = forked(lambda: begin(accepted), folder)
         text += more
     seconds = time.monotonic() - began
-    if seconds >= LIMIT:
-        fault = "hangs"
-    elif "Traceback (most recent call last)" in text:
-        fault = "traceback"
-    elif status not in STATUSES:
-        fault = f"exit status {status}"
-    elif "\x1b" in text or "\x07" in text:
-        fault = "prints control characters"
+    fault = fault_of(status, seconds, text) or fault
     return Ending(case, status, seconds, text, fault)
 
 
@@ -241,7 +126,7 @@ def compose(words: list[str]) -> tuple[int, str, Accepted | None]:
     def too_long(*_: object) -> None:
         raise TimeoutError
 
-    entry.start = stop
+    entry.start = stop  # type: ignore[assignment]
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(LIMIT)
     try:
@@ -260,64 +145,15 @@ def compose(words: list[str]) -> tuple[int, str, Accepted | None]:
     return status, text.getvalue(), accepted
 
 
-def forked(run: Callable[[], Any], folder: Path) -> tuple[int, str]:
-    """Exit status (negative: ended by that signal) and text of `run`, ended after the limit."""
-    printed = folder / "printed.txt"
-    began = time.monotonic()
-    pid = os.fork()
-    if pid == 0:
-        work(run, folder, printed)
-    status = None
-    while time.monotonic() - began < LIMIT:
-        done, ended = os.waitpid(pid, os.WNOHANG)
-        if done:
-            status = os.waitstatus_to_exitcode(ended)
-            break
-        time.sleep(0.005)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-    if status is None:
-        os.waitpid(pid, 0)
-        status = -signal.SIGKILL
-    return status, printed.read_text(errors="replace")
-
-
-def work(run: Callable[[], Any], folder: Path, printed: Path) -> None:
-    """In the child: what entry.main does with what is raised, on the memory that a case may have."""
-    status = 70
-    try:
-        os.setsid()
-        os.chdir(folder)
-        file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-        without_processes()
-        entry.run = lambda _: run()
-        entry.main([])
-        status = 0
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    except BaseException:  # noqa: BLE001  # which is what is looked for
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def without_processes() -> None:
-    """verify-resume ends where it would start its trainings."""
+def begin(accepted: Accepted) -> None:
+    """The command, but verify-resume ends where it would start its trainings."""
     from segtrain.commands import verify_resume
 
     def start_training(*_: Any) -> Any:
         raise SystemExit(0)
 
-    verify_resume.start_training = start_training
+    verify_resume.start_training = start_training  # type: ignore[assignment]
+    entry.start(accepted.row, accepted.options)
 
 
 @contextlib.contextmanager
@@ -341,7 +177,7 @@ def composed_once() -> Iterator[None]:
         ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides([last]), result)
         return result
 
-    hydra.compose = quick
+    hydra.compose = quick  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -392,19 +228,6 @@ def numeric(kind: Any) -> bool:
 # ------------------------------------------------------------------------------------------------ all of them
 
 
-def load_everything() -> None:
-    """What every child would import for seconds."""
-    import albumentations  # noqa: F401
-    import hydra  # noqa: F401
-    import torch.utils.tensorboard  # noqa: F401
-
-    import segtrain.commands.evaluate
-    import segtrain.engine.train  # noqa: F401
-
-    for row in COMMANDS.values():
-        __import__(row.function.partition(":")[0])
-
-
 def fuzz(chosen: list[Case], quick: bool, show: bool = True) -> list[Ending]:
     """The cases that went wrong. quick: as `composed_once`."""
     load_everything()
@@ -413,7 +236,6 @@ def fuzz(chosen: list[Case], quick: bool, show: bool = True) -> list[Ending]:
         root = Path(temporary)
         os.environ.update(SEGTRAIN_CACHE=str(root / "cache"), PYTHONWARNINGS="ignore")
         files = Files(root / "files")
-        files.make_network()
         for number, case in enumerate(chosen, 1):
             folder = root / f"case{number}"
             folder.mkdir()

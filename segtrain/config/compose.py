@@ -22,7 +22,7 @@ from segtrain.config.keys import LENGTHS, group_names, known_options
 from segtrain.config.locations import CONFIGS, group_choices
 from segtrain.config.messages import explain, unknown_choice
 from segtrain.config.options import as_written
-from segtrain.config.overrides import as_override, literal, one_length, refuse_additions, run_name
+from segtrain.config.overrides import as_override, literal, one_length, refuse_additions, run_name, shorten_warm_up
 from segtrain.config.plugin_files import load_plugin, loaded_parts, own_parts
 from segtrain.config.results import EvaluateConfig, PredictConfig, SubmitConfig
 from segtrain.errors import UsageError
@@ -110,6 +110,7 @@ def to_options(request: Request, composed: Any) -> CommandConfig:
     if isinstance(options, TrainConfig):
         options.experiment = chosen_recipe(request)
         options.name = options.name or run_name(options, request.words)
+        shorten_warm_up(options, request.words)
     if isinstance(options, EvaluateConfig | PredictConfig) or (
         isinstance(options, SubmitConfig) and options.predictions is None
     ):
@@ -212,7 +213,7 @@ def refuse_choices(request: Request) -> None:
     """Raise UsageError for a choice of a group that is no name, and for experiment=base/..., which recipes share."""
     words = [word for word in request.words if word != "experiment=null"]  # the default
     for key, value in given(words, *group_names(request.schema), "experiment").items():
-        choices = value if isinstance(value, list) else [value]
+        choices = value if isinstance(value, list) and key == "experiment" else [value]
         for choice in choices:
             if not isinstance(choice, str) or not choice or choice.startswith("base/"):
                 own = [] if request.config_dir is None else [request.config_dir]

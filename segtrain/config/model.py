@@ -83,6 +83,10 @@ class ModelConfig(Group):
             f"it is the alternative to In-Place ABN, for model.norm=abn or batch_norm, not {self.norm}",
         )  # fmt: skip
         require(
+            self.weights_taxonomy is None or self.weights != "none", "model.weights_taxonomy", self.weights_taxonomy,
+            "without model.weights=FILE there is nothing to map; give it, or leave this out",
+        )  # fmt: skip
+        require(
             self.scale == "abs" or self.norm in ("abn", "inplace_abn", "inplace_abn_sync"), "model.scale", self.scale,
             f"model.norm={self.norm} multiplies with the weight itself anyway; leave it out",
         )  # fmt: skip

@@ -7,7 +7,9 @@ from typing import Any
 
 from segtrain.config.commands import TrainConfig
 from segtrain.config.keys import LENGTHS, described, enclosing_mapping, is_safe
+from segtrain.config.optimizer import ScheduleConfig
 from segtrain.config.options import is_list, is_mapping
+from segtrain.console import warn
 from segtrain.errors import UsageError
 
 
@@ -77,6 +79,21 @@ def refuse_additions(schema: type, words: list[str]) -> None:
             raise UsageError(f"{word}: write {key}=... ; options cannot be added or taken away")
         if key == "dataset.name":
             raise UsageError(f"{word}: write {word.replace('.name', '', 1)}, which sets all options of the dataset")
+
+
+def shorten_warm_up(options: TrainConfig, words: list[str]) -> None:
+    """Halve the training into warm-up and rest where trainer.max_steps on the command line is no longer than the
+    warm-up of the recipe, and print that. Two lengths on the command line that do not fit are left to the check."""
+    steps, schedule = options.trainer.max_steps, options.schedule
+    typed = {word.partition("=")[0] for word in words}
+    if "trainer.max_steps" not in typed or "schedule.warmup_steps" in typed or steps is None:
+        return
+    if not 0 < steps <= schedule.warmup_steps:
+        return
+    warn(f"schedule.warmup_steps={schedule.warmup_steps} becomes {steps // 2}: trainer.max_steps={steps} is no longer")
+    schedule.warmup_steps = steps // 2
+    if schedule.warmup_steps == 0:
+        schedule.warmup_factor = ScheduleConfig.warmup_factor
 
 
 def run_name(options: TrainConfig, words: list[str]) -> str:

@@ -6,6 +6,7 @@ network predicts. IGNORE_INDEX marks pixels that neither train nor score.
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -193,11 +194,9 @@ def _user_row(row: Any, where: str, train_id: int) -> dict[str, Any]:
         raise DataError(
             f"{where}: expected the columns {', '.join(known)} (id and name at least), found {', '.join(row)}"
         )
-    try:
-        label = int(row["id"])
-    except (TypeError, ValueError):
-        label = -1
-    if not 0 <= label <= 255 or isinstance(row["id"], bool):
+    text = str(row["id"]).strip()
+    label = int(text) if re.fullmatch(r"\+?[0-9]{1,9}", text) else -1
+    if not 0 <= label <= 255:
         raise DataError(f"{where}: id must be a whole number from 0 to 255, found {row['id']!r}")
     ignore = str(row.get("ignore") or "false").strip().lower()
     if ignore not in ("true", "false", "yes", "no", "1", "0"):

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from segtrain.abn import describe_backend
-from segtrain.config import TrainConfig, classifies
+from segtrain.config import TrainConfig, classifies, require
 from segtrain.console import say
 from segtrain.data.loader import Batch, training_batches
 from segtrain.data.order import MicroBatches
@@ -95,6 +95,15 @@ def warn_of_other_statistics(before: dict[str, Any], now: dict[str, Any], config
         say(f"WARNING    norms see {crops:g} crops at a time from here on, and saw {before_crops:g} before")
 
 
+def require_shorter_warm_up(config: TrainConfig, state: TrainState) -> None:
+    """UsageError if the learning rate would rise until the training ends."""
+    steps = config.schedule.warmup_steps
+    require(
+        state.max_steps is None or steps == 0 or steps < state.max_steps, "schedule.warmup_steps", steps,
+        f"the training has {state.max_steps} steps: give fewer, or 0",
+    )  # fmt: skip
+
+
 def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, state: TrainState) -> None:
     """Print what was chosen: run, device, model, data, length."""
     options, trainer, dist, device = config.model, config.trainer, learner.dist, learner.device
@@ -116,6 +125,9 @@ def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, sta
         f"{parameters:.1f} M parameters, initial weights {options.weights.replace('none', 'random')}")  # fmt: skip
     say(f"data       {config.dataset.name}: {task.num_train} {config.dataset.train_split} and "
         f"{task.num_val} {config.dataset.val_split} pictures, {task.num_classes} classes")  # fmt: skip
+    if task.num_shared:
+        say(f"WARNING    {task.num_shared} of these {task.num_val} validation images are trained on: their score says "
+            "nothing about other images")  # fmt: skip
     parts = dist.size * trainer.accumulation
     divided = f" ({trainer.batch_size / parts:g} at a time x {trainer.accumulation} in each of {dist.size})"
     say(f"training   {state} of {trainer.batch_size} {task.batch_of}{divided if parts > 1 else ''} "

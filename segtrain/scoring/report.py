@@ -142,8 +142,12 @@ def seen_in_training(trained_on: Any, image_ids: list[str]) -> list[str]:
 
     if trained_on is None:
         return []
-    seen = int(torch.isin(fingerprints(image_ids), trained_on).sum())
-    warning = f"{seen} of the {len(image_ids)} pictures were in this checkpoint's training: the score is too high"
+    return seen_images(int(torch.isin(fingerprints(image_ids), trained_on).sum()), len(image_ids))
+
+
+def seen_images(seen: int, images: int) -> list[str]:
+    """The warning about `seen` of the images, in a list; [] if there are none."""
+    warning = f"{seen} of the {images} pictures were in this checkpoint's training: the score is too high"
     return [warning] if seen else []
 
 
