@@ -31,6 +31,11 @@ def warn(text: str) -> None:
         print(f"segtrain: {printable(text)}", file=sys.stderr, flush=True)
 
 
+def as_utf8(text: str) -> str:
+    """The text with everything escaped that UTF-8 lacks: the bytes of a file name that is none."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def printable(text: str, inline: bool = False) -> str:
     """The text with everything escaped that would command a terminal; inline: line breaks and tabs too."""
     text = UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)

@@ -1,7 +1,13 @@
 """Files that are either the old one or the new one, whole, whatever happens while they are written."""
 
 import os
+import re
 from pathlib import Path
+
+
+def as_component(text: str) -> str:
+    """The text as one component of a path: what would separate, climb or command a terminal becomes an underscore."""
+    return re.sub(r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]|^\.+$|^$", "_", text)
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:

@@ -7,6 +7,7 @@ from segtrain.config import EvaluateConfig, classifies, refuse_other_task, share
 from segtrain.console import say
 from segtrain.device import describe_device, resolve_device
 from segtrain.distributed.group import init_distributed
+from segtrain.files import as_component
 from segtrain.scoring.predictor import LoadedNetwork, load_network
 from segtrain.scoring.report import file_hash, print_table
 from segtrain.tasks.base import Evaluator, NetworkFacts
@@ -49,6 +50,6 @@ def result_folder(config: EvaluateConfig, path: Path, loaded: LoadedNetwork, spl
     if config.output:
         return Path(config.output)
     activation = [config.activation] if config.activation else []
-    name = "-".join([config.dataset.name, split, config.inference.name, *activation])
+    name = as_component("-".join([config.dataset.name, split, config.inference.name, *activation]))
     is_published = "report" in loaded.metadata
     return (Path("segtrain-out/evaluate") / path.name if is_published else path.parent / "evaluations") / name

@@ -1,6 +1,5 @@
 """`segtrain runs table=paper`: the tables of the In-Place ABN paper, with the scores of finished runs beside them."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import cache
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 
 from segtrain.config import is_safe, with_defaults
 from segtrain.config.compose import compose_training
+from segtrain.config.user_files import read_json
 from segtrain.data.labels import read_json_table
 from segtrain.engine.run import flatten
 from segtrain.engine.run_reader import int_or_zero, read_mapping, read_run
@@ -163,7 +163,7 @@ def training(row: Mapping[str, Any], folder: Path) -> list[str]:
     wanted = row.get("crops_per_card")
     if wanted is None or str(config.get("model.norm")).endswith("_sync"):
         return notes
-    sessions = json.loads((folder / "environment.json").read_text()) if (folder / "environment.json").exists() else []
+    sessions = read_json(folder / "environment.json") if (folder / "environment.json").exists() else []
     micro_batches = {
         int_or_zero(session.get("processes")) * int_or_zero(session.get("accumulation")) for session in sessions
     } - {0}

@@ -57,9 +57,8 @@ def replay(config: ReplayConfig) -> Path:
 
 def config_of_run(folder: Path, config: ReplayConfig) -> TrainConfig:
     """The configuration of a run, from its config.yaml or else its newest checkpoint."""
-    import yaml
-
     from segtrain.config import trained
+    from segtrain.config.user_files import read_yaml
 
     path = folder / "config.yaml"
     state = None if path.exists() else checkpoint.newest(folder)
@@ -67,7 +66,7 @@ def config_of_run(folder: Path, config: ReplayConfig) -> TrainConfig:
         raise DataError(
             f"{folder} is no run: it has neither config.yaml nor last.pt (`segtrain runs` lists those that are)"
         )
-    content: dict[str, Any] = state["config"] if state is not None else yaml.safe_load(path.read_text())
+    content: dict[str, Any] = state["config"] if state is not None else read_yaml(path)
     found = trained(content)
     if config.root is not None:
         found.dataset.root = config.root

@@ -25,7 +25,8 @@ from segtrain.config.options import as_written
 from segtrain.config.overrides import as_override, literal, one_length, refuse_additions, run_name, shorten_warm_up
 from segtrain.config.plugin_files import load_plugin, loaded_parts, own_parts
 from segtrain.config.results import EvaluateConfig, PredictConfig, SubmitConfig
-from segtrain.errors import UsageError
+from segtrain.config.user_files import read_yaml
+from segtrain.errors import DataError, UsageError
 
 
 @dataclass
@@ -245,17 +246,16 @@ def read_dataset_file(path: Path) -> Any:
     """The options of a dataset in a YAML file, checked against its schema."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     if not path.is_file():
         raise UsageError(f"dataset={path}: no such file")
     try:
-        content: Any = OmegaConf.load(path)
-        name = content.get("name")
-        if name not in DATASET_CONFIGS:
+        content: Any = read_yaml(path)
+        name = content.get("name") if isinstance(content, dict) else None
+        if not isinstance(name, str) or name not in DATASET_CONFIGS:
             raise UsageError(f"{path}: name must be one of {', '.join(DATASET_CONFIGS)}, got {name}")
         return OmegaConf.merge(OmegaConf.structured(DATASET_CONFIGS[name]), content)
-    except (YAMLError, OmegaConfBaseException, AttributeError) as error:
+    except (DataError, OmegaConfBaseException) as error:
         raise UsageError(f"dataset={path}: {str(error).splitlines()[0]}") from error
 
 

@@ -5,11 +5,14 @@ what may change when a run is resumed, and which choice of a group reads the opt
 """
 
 import difflib
+import os
+import re
 from dataclasses import MISSING, Field, dataclass, field, fields
 from math import inf, isfinite
 from typing import Any, ClassVar, get_args, get_origin
 
 from segtrain.config import plugin_files
+from segtrain.console import UNSAFE, as_utf8
 from segtrain.errors import UsageError
 
 # Limits of options that several groups have.
@@ -17,6 +20,8 @@ MOST_STEPS = 10**9
 MOST_PICTURES = 10_000
 LARGEST_SEED = 2**63 - 1
 LARGEST_SIZE = 65536  # pixels
+LONGEST_NAME = 200  # bytes of a component of a path; what is added to it must fit too
+UNSAFE_NAME = re.compile(f"[/\\\\\n\t]|{UNSAFE.pattern}")
 SMALLEST = 1e-12  # a number nearer to 0 is 0 in float32 sooner or later
 
 
@@ -139,8 +144,16 @@ def check_value(key: str, value: Any, item: Field[Any]) -> None:
     """Raise UsageError unless the choices and bounds of the option allow the value. null is left to the type."""
     option = option_of(item)
     values = value if isinstance(value, list) else [value]
-    if value is None or isinstance(value, dict):
+    if value is None:
         return
+    if (is_mapping(item) and not isinstance(value, dict)) or (is_list(item) and not isinstance(value, list)):
+        raise UsageError(f"{key} must be a {type_name(item.type)}, got {str(value)[:80]}")
+    if isinstance(value, dict):
+        return
+    if option.component and not is_component(value):
+        raise UsageError(
+            f"{key} must be a name for a file: not empty, no slash, control character or .., got {value!r}"
+        )
     if option.choices and not option.other:
         wrong = [one for one in values if one not in known_choices(key, option)]
         if wrong:
@@ -150,6 +163,13 @@ def check_value(key: str, value: Any, item: Field[Any]) -> None:
     ordered = not option.ascending or all(a <= b for a, b in zip(values, values[1:], strict=False))
     if not (fits and ordered and all(within(one, option) for one in values)):
         raise UsageError(f"{key} must be {bounds_text(item, values)}, got {value}")
+
+
+def is_component(text: str) -> bool:
+    """Whether the text can be one component of a path, on every system and on a terminal."""
+    return (
+        0 < len(os.fsencode(as_utf8(text))) <= LONGEST_NAME and text not in (".", "..") and not UNSAFE_NAME.search(text)
+    )
 
 
 def known_choices(key: str, option: Option) -> list[Any]:
@@ -171,7 +191,10 @@ def hint(key: str, option: Option, wrong: Any) -> str:
 
 
 def within(value: Any, option: Option) -> bool:
-    """Whether a number is within the bounds; nan is within none."""
+    """Whether a number is within the bounds; nan is within none, and what is no number neither."""
+    bounds = (option.low, option.above, option.high, option.below, option.limit)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return all(bound is None for bound in bounds)
     return (
         (option.low is None or value >= option.low)
         and (option.above is None or value > option.above)

@@ -1,11 +1,14 @@
 """Read images: RGB as stored, whatever the file format."""
 
 import io
+import stat
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from segtrain.errors import DataError
 
@@ -15,12 +18,8 @@ def read_image(path: Path) -> np.ndarray:
 
     Label images match the stored pixels, so a rotation would misalign them. DataError names a file that cannot be read.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error) from error
-    whole = not data.startswith(b"\xff\xd8") or b"\xff\xd9" in data[-1024:]  # OpenCV 4 accepts half a JPEG
-    if data and whole:
+    data = read_bytes(path)
+    if data and not (is_cut_short(data) and not decodes(data)):
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         try:
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -31,8 +30,50 @@ def read_image(path: Path) -> np.ndarray:
     try:  # Pillow reads more formats, and reports what is wrong
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except BROKEN as error:
         raise unreadable(path, error) from error
+
+
+# What Pillow raises for the content of a file; of some formats it is whatever the decoder stumbles over.
+BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError,
+    NotImplementedError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a regular file. DataError for anything else; a pipe would be waited for."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError("it is no regular file")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        raise unreadable(path, error) from error
+
+
+def read_header(path: Path) -> tuple[int, int, str]:
+    """Height, width and Pillow's name of the pixel format. DataError for what is no image."""
+    data = read_bytes(path)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width, str(image.mode)
+    except BROKEN as error:
+        raise unreadable(path, error) from error
+
+
+def is_cut_short(data: bytes) -> bool:
+    """Whether it may be half a JPEG, which OpenCV 4 accepts: its end mark is not at the end. A photo with a film
+    behind it has it in the middle."""
+    return data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[-1024:]
+
+
+def decodes(data: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except BROKEN:
+        return False
+    return True
 
 
 def unreadable(path: Path, error: Exception) -> DataError:

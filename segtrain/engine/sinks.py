@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from segtrain.config import LoggingConfig
+from segtrain.console import as_utf8, say
 from segtrain.files import write_atomically
 
 
@@ -37,7 +38,11 @@ class RunLog:
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         kept = [line for line in lines if line_step(line) <= step]
         write_atomically(self.path, "".join(f"{line}\n" for line in kept).encode())
-        self.sinks: list[Sink] = [TensorBoard(folder, step, hyperparameters)]
+        self.sinks: list[Sink] = []
+        if as_utf8(str(folder)) == str(folder):
+            self.sinks.append(TensorBoard(folder, step, hyperparameters))
+        else:
+            say("WARNING    TensorBoard cannot write into a folder whose name is not UTF-8; metrics.jsonl has it all")
         if config.wandb:
             self.sinks.append(Wandb(folder, config.project, hyperparameters))
         if config.mlflow:
@@ -71,7 +76,7 @@ class TensorBoard:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+            self.writer.add_scalar(as_utf8(name), value, step)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         self.writer.add_image(name, image, step, dataformats="HWC")
@@ -80,7 +85,7 @@ class TensorBoard:
         if final is not None:
             # Without run_name they would be a run of their own, in a folder named by the time.
             plain = {
-                k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in self.hyperparameters.items()
+                k: v if isinstance(v, bool | int | float) else as_utf8(str(v)) for k, v in self.hyperparameters.items()
             }
             self.writer.add_hparams(plain, {f"final/{name}": value for name, value in final.items()}, run_name=".")
         self.writer.close()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -114,7 +115,7 @@ def code_version() -> str:
 
 
 def names_hash(names: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("\n".join(sorted(names)))).hexdigest()
 
 
 def file_hash(path: Path) -> str:
@@ -129,7 +130,7 @@ def fingerprints(image_ids: list[str]) -> Any:
     """int64 (n,) tensor of hashes, for a checkpoint: the images that it was trained on."""
     import torch
 
-    hashes = [hashlib.sha256(name.encode()).digest()[:8] for name in image_ids]
+    hashes = [hashlib.sha256(os.fsencode(name)).digest()[:8] for name in image_ids]
     return torch.tensor([int.from_bytes(h, "big", signed=True) for h in hashes])
 
 
