@@ -33,7 +33,7 @@ from segtrain.cli.commands import COMMANDS, Command
 from segtrain.config.keys import group_names, known_options
 from segtrain.config.options import option_of
 from tests.helpers.forked import LIMIT, fault_of, forked, load_everything
-from tests.helpers.fuzz_data import Files
+from tests.helpers.fuzz_data import Files, remove
 
 VALUES = (
     "", " ", "null", "???", "${oc.env:UNSET}", "${x}", "${trainer}", "nan", "inf", "-inf", "1e99", "-1", "0", "7.5",
@@ -153,6 +153,8 @@ def begin(accepted: Accepted) -> None:
         raise SystemExit(0)
 
     verify_resume.start_training = start_training  # type: ignore[assignment]
+    if isinstance(accepted.options, config.TrainConfig):
+        accepted.options.trainer.compile = False  # it takes minutes, and is torch's
     entry.start(accepted.row, accepted.options)
 
 
@@ -250,12 +252,6 @@ def fuzz(chosen: list[Case], quick: bool, show: bool = True) -> list[Ending]:
             os.chdir(root)
             remove(folder)
     return bad
-
-
-def remove(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.unlink() if path.is_symlink() or not path.is_dir() else path.rmdir()
-    folder.rmdir()
 
 
 def main() -> int:

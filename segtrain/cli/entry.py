@@ -49,7 +49,10 @@ def as_sentence(error: BaseException) -> tuple[str, int]:
 
 def message_of(error: SegtrainError) -> str:
     """The error's message; empty where another process of this run prints it."""
-    rank = None if os.environ.get("WORLD_SIZE", "1") == "1" else os.environ.get("RANK")
+    try:
+        rank = os.environ["RANK"] if process_count() > 1 else None
+    except UsageError:  # half a launcher: no other process is known to print it
+        rank = None
     if rank is None:
         return str(error)
     shared = error.everywhere or isinstance(error, UsageError)  # options are the same for all

@@ -41,7 +41,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         )
         if dist.main:
             print_table(evaluation.result)
-            print(evaluation.write(result_folder(config, path, loaded, split), examples=True))
+            say(str(evaluation.write(result_folder(config, path, loaded, split), examples=True)))
         return evaluation.result
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from segtrain.config import is_safe, with_defaults
 from segtrain.config.compose import compose_training
 from segtrain.config.user_files import read_json
+from segtrain.console import say
 from segtrain.data.labels import read_json_table
 from segtrain.engine.run import flatten
 from segtrain.engine.run_reader import int_or_zero, read_mapping, read_run
@@ -44,17 +45,17 @@ def paper_table(root: Path) -> list[Line]:
     for line, texts in zip([None, *lines], cells, strict=True):
         if line is not None and line.table != table:
             table = line.table
-            print(table)
+            say(table)
         aligned = (
             text.ljust(w) if i < 2 else text.rjust(w) for i, (text, w) in enumerate(zip(texts, widths, strict=True))
         )
-        print("  ".join(aligned).rstrip())
+        say("  ".join(aligned).rstrip())
         if line is not None and line.run:
-            print(f"    {line.run}: {'; '.join(line.notes) or 'as published, except for the hardware'}")
+            say(f"    {line.run}: {'; '.join(line.notes) or 'as published, except for the hardware'}")
     rows = {(line.row, line.recipe, line.protocol) for line in lines}
     scored = {(line.row, line.recipe, line.protocol) for line in lines if line.measured is not None}
     alike = {(line.row, line.recipe, line.protocol) for line in lines if line.measured is not None and not line.notes}
-    print(f"{len(scored)} of {len(rows)} rows are measured in {root}, {len(alike)} of them in the published way (%)")
+    say(f"{len(scored)} of {len(rows)} rows are measured in {root}, {len(alike)} of them in the published way (%)")
     return lines
 
 

@@ -51,7 +51,7 @@ def replay(config: ReplayConfig) -> Path:
     output = Path(config.output or folder / "replay")
     path = output / f"step_{config.step:07d}.png"
     write_png(path, task.sheet(rows))
-    print(path)
+    say(str(path))
     return path
 
 

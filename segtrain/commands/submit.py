@@ -69,7 +69,7 @@ def submit(config: SubmitConfig) -> Path:
     if published is not None and published != len(images):
         say(f"warning     {len(images)} images, but {data.name} {split} has {published}: the server will refuse this")
     say(f"verified    {len(images)} answers: names, sizes, 8 bits, ids of {table.source}; send it to {server.page}")
-    print(archive, flush=True)
+    say(str(archive))
     return archive
 
 

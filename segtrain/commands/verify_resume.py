@@ -62,9 +62,7 @@ def verify_resume(config: VerifyConfig) -> None:
             say(f"{key:<10} {digest(uninterrupted[key])[:16]} {digest(resumed.get(key))[:16]}{differs}")
     if differing:
         raise NotProven(f"NOT EXACT: {', '.join(differing)} of the resumed run differ from the uninterrupted one")
-    print(
-        f"EXACT: {steps} steps, killed after {reached}, resumed from {saved}, equal the uninterrupted run bit for bit"
-    )
+    say(f"EXACT: {steps} steps, killed after {reached}, resumed from {saved}, equal the uninterrupted run bit for bit")
 
 
 def schedule(batch_size: int, samples: int) -> tuple[int, int]:

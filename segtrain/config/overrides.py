@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from typing import Any
+from typing import Any, get_args
 
 from segtrain.config.commands import TrainConfig
 from segtrain.config.keys import LENGTHS, described, enclosing_mapping, is_safe
@@ -11,6 +11,8 @@ from segtrain.config.optimizer import ScheduleConfig
 from segtrain.config.options import is_list, is_mapping
 from segtrain.console import warn
 from segtrain.errors import UsageError
+
+BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")  # as YAML; other numbers are no answer
 
 
 def as_override(schema: type, key: str, value: str) -> str:
@@ -77,6 +79,10 @@ def refuse_additions(schema: type, words: list[str]) -> None:
         own = enclosing_mapping(schema, key) is not None or any(is_mapping(item) for item, _ in named)
         if word[0] in "+~" and not (word.startswith("++") and own):
             raise UsageError(f"{word}: write {key}=... ; options cannot be added or taken away")
+        value = word.partition("=")[2].strip("'\"").lower()
+        asks = any(item.type is bool or bool in get_args(item.type) for item, _ in named)
+        if asks and value not in (*BOOLEANS, "null") and not value.startswith("${"):
+            raise UsageError(f"{key} must be true or false, got '{word.partition('=')[2]}' ({named[0][1].help})")
         if key == "dataset.name":
             raise UsageError(f"{word}: write {word.replace('.name', '', 1)}, which sets all options of the dataset")
 

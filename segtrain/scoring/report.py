@@ -13,6 +13,7 @@ import numpy as np
 
 import segtrain
 from segtrain.config import DatasetConfig
+from segtrain.console import printable, say
 from segtrain.data.dataset import dataset_spec
 from segtrain.data.sample import Sample
 from segtrain.errors import DataError
@@ -168,7 +169,7 @@ def summarise(counts: Scores, prior: Scores | None) -> dict[str, Any]:
 
 def print_table(result: dict[str, Any]) -> None:
     """Print the table of an evaluation.json."""
-    print("\n".join(table_lines(result)), flush=True)
+    say("\n".join(table_lines(result)))
 
 
 def table_lines(result: dict[str, Any]) -> list[str]:
@@ -179,7 +180,8 @@ def table_lines(result: dict[str, Any]) -> list[str]:
     objects = result.get("per_class_iiou") or {}
     lines = ["", f"{'class':<{width}}   IoU %{'  iIoU %' if objects else ''}"]
     for name, value in result["per_class"].items():
-        lines.append(f"{name:<{width}}   {percent(value)}{f'   {percent(objects[name])}' if name in objects else ''}")
+        shown = printable(name, inline=True)
+        lines.append(f"{shown:<{width}}   {percent(value)}{f'   {percent(objects[name])}' if name in objects else ''}")
     classes = f"{result['classes_averaged']} classes ({result['classes_in_ground_truth']} occur in the ground truth)"
     lines += ["", f"mIoU            {percent(result['miou'])} %  over {classes}, {result['images']} images"]
     published = result.get("protocol", {}).get("published")

@@ -59,8 +59,9 @@ def is_plain(value: Any, depth: int = 0) -> bool:
 
 
 def is_environment(value: Any) -> bool:
-    counts = [value.get(key, 1) for key in ("processes", "accumulation")] if isinstance(value, Mapping) else []
-    return is_plain(value) and all(is_count(count) and count > 0 for count in counts)
+    if not isinstance(value, Mapping) or not is_plain(value):
+        return False
+    return all(is_count(count) and count > 0 for count in (value.get(key, 1) for key in ("processes", "accumulation")))
 
 
 def is_best(value: Any) -> bool:

@@ -180,7 +180,8 @@ def test_an_error_in_one_process_is_told_once(words, folder_data):
 
 @pytest.mark.parametrize(("rank", "local", "told"), [("0", "0", True), ("1", "1", False), ("8", "0", True)])
 def test_wrong_options_are_told_once_a_machine(monkeypatch, rank, local, told):
-    for name, value in (("WORLD_SIZE", "16"), ("RANK", rank), ("LOCAL_RANK", local)):
+    address = ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")
+    for name, value in (("WORLD_SIZE", "16"), ("RANK", rank), ("LOCAL_RANK", local), *address):
         monkeypatch.setenv(name, value)
     assert bool(message_of(UsageError("no such file"))) == told
     assert message_of(DataError("of this process alone")) == f"rank {rank}: of this process alone"

@@ -112,3 +112,9 @@ class Files:
 
         weights = from_config(config.ModelConfig(backbone="resnet18", head_channels=8), 19).state_dict()
         torch.save(weights, self.root / "weights.pth")
+
+
+def remove(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.unlink() if path.is_symlink() or not path.is_dir() else path.rmdir()
+    folder.rmdir()

@@ -78,7 +78,7 @@ def write_guess(data: DatasetConfig, path: Path) -> None:
     say(f"classes     {len(classes)} ids found in {min(len(labels), LABELS_READ)} label images: name them in {table}")
     say(f"then        segtrain check dataset={path}")
     say(f"and         segtrain train dataset={path} augmentation.crop_size=[256,256] trainer.epochs=60")
-    print(path, flush=True)
+    say(str(path))
 
 
 def reads_back(root: Path, entry: dict[str, str], pairs: list[tuple[Path, Path]]) -> bool:
