@@ -224,8 +224,8 @@ def run_case(files: Files, kind: Kind, rng: random.Random, folder: Path) -> tupl
     data = (files.root / kind.source).read_bytes()
     for name in ("images", "labels"):
         (folder / "data" / name).mkdir(parents=True)
-    for name, place in (("photo.png", "images/0.png"), ("label.png", "labels/0.png"), ("classes.csv", "classes.csv")):
-        (folder / "data" / place).write_bytes((files.root / name).read_bytes())
+    for name, beside in (("photo.png", "images/0.png"), ("label.png", "labels/0.png"), ("classes.csv", "classes.csv")):
+        (folder / "data" / beside).write_bytes((files.root / name).read_bytes())
     if kind.place.startswith("run/"):
         (folder / "run").mkdir()
         for path in files.root.glob("run/*.*"):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from segtrain.config import is_safe, with_defaults
 from segtrain.config.compose import compose_training
+from segtrain.config.stored import wrong_options
 from segtrain.config.user_files import read_json
 from segtrain.console import say
 from segtrain.data.labels import read_json_table
@@ -98,6 +99,7 @@ def lines_of(row: Mapping[str, Any], runs: Mapping[str, list[Path]]) -> Iterator
 def measured(line: Line, row: Mapping[str, Any], folder: Path) -> Line:
     """The line with the run in a folder, with its score whose conditions differ least from the paper's."""
     state = read_run(folder)
+    keys = ("top1", "top5") if line.protocol else ("miou",)
     broken: list[str] = []
     scores = [
         read_mapping(path, broken)
@@ -105,7 +107,7 @@ def measured(line: Line, row: Mapping[str, Any], folder: Path) -> Line:
     ]
     known = [
         score for score in scores
-        if score is not None and (not line.protocol or protocol_of(score) == line.protocol)
+        if score is not None and is_score(score, keys) and (not line.protocol or protocol_of(score) == line.protocol)
         and evaluated_activation(score, folder) == row.get("activation", evaluated_activation({}, folder))
     ]  # fmt: skip
     if state is None or state.state != "finished" or not known:
@@ -113,10 +115,16 @@ def measured(line: Line, row: Mapping[str, Any], folder: Path) -> Line:
         if state is not None and state.state != "finished":
             progress = f"{state.state} at step {state.step}"
         return line._replace(run=str(folder), notes=(progress, *broken))
-    keys = ("top1", "top5") if line.protocol else ("miou",)
     notes, score = min(((conditions(row, score), score) for score in known), key=lambda item: len(item[0]))
     values = tuple(100 * float(score[key]) for key in keys)
     return line._replace(measured=values, run=str(folder), notes=(*notes, *training(row, folder), *broken))
+
+
+def is_score(score: Mapping[str, Any], keys: tuple[str, ...]) -> bool:
+    """Whether an evaluation.json has the figures, and the rest has the form that segtrain writes."""
+    parts = [score.get(key) or {} for key in ("inference", "protocol")]
+    figures_there = all(isinstance(score.get(key), int | float) for key in keys)
+    return figures_there and all(isinstance(part, dict) for part in parts)
 
 
 def protocol_of(score: Mapping[str, Any]) -> str:
@@ -153,8 +161,8 @@ def training(row: Mapping[str, Any], folder: Path) -> list[str]:
     """How a run's training differs from the recipe's: options, and number of crops per normalisation."""
     broken: list[str] = []
     content = read_mapping(folder / "config.yaml", broken)
-    if content is None:
-        return broken
+    if content is None or any(wrong_options(content)):
+        return broken or ["config.yaml is broken"]
     recipe, config = recipe_options(row["recipe"]), options(with_defaults(content))
     notes = [
         f"{key}={as_word(config.get(key))} (recipe: {as_word(recipe.get(key))})"
@@ -164,9 +172,11 @@ def training(row: Mapping[str, Any], folder: Path) -> list[str]:
     wanted = row.get("crops_per_card")
     if wanted is None or str(config.get("model.norm")).endswith("_sync"):
         return notes
-    sessions = read_json(folder / "environment.json") if (folder / "environment.json").exists() else []
+    path = folder / "environment.json"
+    sessions = read_json(path) if path.exists() else []
+    known = [session for session in sessions if isinstance(session, dict)] if isinstance(sessions, list) else []
     micro_batches = {
-        int_or_zero(session.get("processes")) * int_or_zero(session.get("accumulation")) for session in sessions
+        int_or_zero(session.get("processes")) * int_or_zero(session.get("accumulation")) for session in known
     } - {0}
     sizes = {config["trainer.batch_size"] / count for count in micro_batches} - {wanted}
     return [*notes, *(f"normalisation over {crops:g} crops, not {wanted}" for crops in sorted(sizes))]

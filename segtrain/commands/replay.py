@@ -58,6 +58,7 @@ def replay(config: ReplayConfig) -> Path:
 def config_of_run(folder: Path, config: ReplayConfig) -> TrainConfig:
     """The configuration of a run, from its config.yaml or else its newest checkpoint."""
     from segtrain.config import trained
+    from segtrain.config.stored import wrong_options
     from segtrain.config.user_files import read_yaml
 
     path = folder / "config.yaml"
@@ -67,6 +68,8 @@ def config_of_run(folder: Path, config: ReplayConfig) -> TrainConfig:
             f"{folder} is no run: it has neither config.yaml nor last.pt (`segtrain runs` lists those that are)"
         )
     content: dict[str, Any] = state["config"] if state is not None else read_yaml(path)
+    if faults := list(wrong_options(content)):
+        raise DataError(f"{path if state is None else folder} holds no options of a training: {'; '.join(faults[:3])}")
     found = trained(content)
     if config.root is not None:
         found.dataset.root = config.root

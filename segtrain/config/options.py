@@ -146,14 +146,9 @@ def check_value(key: str, value: Any, item: Field[Any]) -> None:
     values = value if isinstance(value, list) else [value]
     if value is None:
         return
-    if (is_mapping(item) and not isinstance(value, dict)) or (is_list(item) and not isinstance(value, list)):
-        raise UsageError(f"{key} must be a {type_name(item.type)}, got {str(value)[:80]}")
+    check_kind(key, value, item)
     if isinstance(value, dict):
         return
-    if option.component and not is_component(value):
-        raise UsageError(
-            f"{key} must be a name for a file: not empty, no slash, control character or .., got {value!r}"
-        )
     if option.choices and not option.other:
         wrong = [one for one in values if one not in known_choices(key, option)]
         if wrong:
@@ -163,6 +158,16 @@ def check_value(key: str, value: Any, item: Field[Any]) -> None:
     ordered = not option.ascending or all(a <= b for a, b in zip(values, values[1:], strict=False))
     if not (fits and ordered and all(within(one, option) for one in values)):
         raise UsageError(f"{key} must be {bounds_text(item, values)}, got {value}")
+
+
+def check_kind(key: str, value: Any, item: Field[Any]) -> None:
+    """Raise UsageError for what the composing lets pass: a group in place of a list, a path in place of a name."""
+    if (is_mapping(item) and not isinstance(value, dict)) or (is_list(item) and not isinstance(value, list)):
+        raise UsageError(f"{key} must be a {type_name(item.type)}, got {str(value)[:80]}")
+    if option_of(item).component and not is_component(value):
+        raise UsageError(
+            f"{key} must be a name for a file: not empty, no slash, control character or .., got {value!r}"
+        )
 
 
 def is_component(text: str) -> bool:

@@ -43,11 +43,18 @@ def check_before_data(config: TrainConfig) -> None:
 def prepare_task(config: TrainConfig, saved: dict[str, Any] | None) -> Task:
     """List the images of the configured dataset. saved: the checkpoint of the run, None for a new one.
 
-    UsageError if the file of initial weights is missing: it is checked before the data, which take longer.
+    UsageError if the file of initial weights is missing: it is checked before the data, which take longer. UsageError
+    too if the learning rate would rise until the training ends.
     """
     if saved is None and config.model.weights != "none":
         existing(Path(config.model.weights))
-    return task_of(config)(config)
+    task = task_of(config)(config)
+    warm_up, steps = config.schedule.warmup_steps, config.trainer.steps(task.num_train)
+    require(
+        steps is None or warm_up == 0 or warm_up < steps, "schedule.warmup_steps", warm_up,
+        f"the training has {steps} steps: give fewer, or 0",
+    )  # fmt: skip
+    return task
 
 
 def build_learner(
@@ -93,15 +100,6 @@ def warn_of_other_statistics(before: dict[str, Any], now: dict[str, Any], config
     if parts_before != parts:
         crops, before_crops = (config.trainer.batch_size / number for number in (parts, parts_before))
         say(f"WARNING    norms see {crops:g} crops at a time from here on, and saw {before_crops:g} before")
-
-
-def require_shorter_warm_up(config: TrainConfig, state: TrainState) -> None:
-    """UsageError if the learning rate would rise until the training ends."""
-    steps = config.schedule.warmup_steps
-    require(
-        state.max_steps is None or steps == 0 or steps < state.max_steps, "schedule.warmup_steps", steps,
-        f"the training has {state.max_steps} steps: give fewer, or 0",
-    )  # fmt: skip
 
 
 def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, state: TrainState) -> None:
