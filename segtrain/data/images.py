@@ -1,6 +1,7 @@
 """Read images: RGB as stored, whatever the file format."""
 
 import io
+import re
 import stat
 import struct
 import zlib
@@ -19,7 +20,8 @@ def read_image(path: Path) -> np.ndarray:
     Label images match the stored pixels, so a rotation would misalign them. DataError names a file that cannot be read.
     """
     data = read_bytes(path)
-    if data and not (is_cut_short(data) and not decodes(data)):
+    cut_short = is_cut_short(data)
+    if data and not cut_short:
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         try:
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -29,7 +31,10 @@ def read_image(path: Path) -> np.ndarray:
             return np.asarray(pixels)
     try:  # Pillow reads more formats, and reports what is wrong
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
+            rgb = np.asarray(image.convert("RGB"))
+        if cut_short:
+            raise ValueError("the end of the JPEG data is missing")
+        return rgb
     except BROKEN as error:
         raise unreadable(path, error) from error
 
@@ -62,18 +67,29 @@ def read_header(path: Path) -> tuple[int, int, str]:
 
 
 def is_cut_short(data: bytes) -> bool:
-    """Whether it may be half a JPEG, which OpenCV 4 accepts: its end mark is not at the end. A photo with a film
-    behind it has it in the middle."""
-    return data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[-1024:]
+    """Whether it is a JPEG without its end mark, which OpenCV 4 and sometimes Pillow accept.
+
+    The mark may be followed by anything, such as the film of a motion photo; then it is looked for.
+    """
+    return data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[-1024:] and not has_end(data)
 
 
-def decodes(data: bytes) -> bool:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except BROKEN:
-        return False
-    return True
+def has_end(data: bytes) -> bool:
+    """Whether the segments of a JPEG lead to its end mark (ITU T.81, B.1); a thumbnail has a mark of its own."""
+    place = 2
+    while place + 4 <= len(data):
+        mark = data[place + 1]
+        if data[place] != 0xFF or mark < 0xC0:
+            return False
+        if mark == 0xD9:
+            return True
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if mark == 0xDA:  # compressed pixels, up to a mark that is neither a stuffed byte nor a restart
+            found = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]").search(data, place)
+            if found is None:
+                return False
+            place = found.end() - 2
+    return data[place : place + 2] == b"\xff\xd9"
 
 
 def unreadable(path: Path, error: Exception) -> DataError:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segtrain.data.images import BROKEN, decodes, is_cut_short, read_bytes, unreadable
+from segtrain.data.images import BROKEN, is_cut_short, read_bytes, unreadable
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Sample, different_sizes
@@ -163,8 +163,8 @@ def value_counts(path: Path) -> list[list[int]]:
 
 
 def examine_file(path: Path) -> tuple[int, int]:
-    """(height, width). DataError if it is damaged: what is no JPEG is decoded, a JPEG must end with its end mark, or
-    be decoded."""
+    """(height, width). DataError if it is damaged: what is no JPEG is decoded, a JPEG must have its
+    end mark."""
     if path.suffix == ".mat":
         height, width = read_label(path).shape
         return height, width
@@ -176,7 +176,7 @@ def examine_file(path: Path) -> tuple[int, int]:
                 check_png(data)
             if image.format != "JPEG":
                 image.load()
-        if is_cut_short(data) and not decodes(data):
+        if is_cut_short(data):
             raise ValueError("the end of the JPEG data is missing")
     except BROKEN as error:
         raise unreadable(path, error) from error
