@@ -21,7 +21,7 @@ def apart(monkeypatch):
 
 @pytest.mark.slow
 def test_no_absurd_value_of_an_option_goes_wrong(apart):
-    chosen = random.Random(11).sample(list(fuzz_options.cases(list(COMMANDS), [])), 40)
+    chosen = random.Random(11).sample(list(fuzz_options.cases(list(COMMANDS), [])), 25)
     bad = fuzz_options.fuzz(chosen, quick=False, show=False)
     assert not bad, "\n".join(f"{ending.case}: {ending.fault}\n{ending.text}" for ending in bad)
 
