@@ -155,8 +155,8 @@ def check_value(key: str, value: Any, item: Field[Any]) -> None:
             allowed, meant = choices_text(key, item), hint(key, option, wrong[0])
             raise UsageError(f"{key} must be {allowed}, got {as_written(value)}{meant}")
     fits = not option.items or len(values) == len(option.items)
-    allowed = fits and all(within(one, option) for one in values)
-    if not (allowed and (not option.ascending or values == sorted(values))):
+    valid = fits and all(within(one, option) for one in values)
+    if not (valid and (not option.ascending or values == sorted(values))):
         raise UsageError(f"{key} must be {bounds_text(item, values)}, got {value}")
 
 
