@@ -239,8 +239,8 @@ def fuzz(chosen: list[Case], quick: bool, show: bool = True) -> list[Ending]:
         os.environ.update(SEGTRAIN_CACHE=str(root / "cache"), PYTHONWARNINGS="ignore")
         files = Files(root / "files")
         for number, case in enumerate(chosen, 1):
-            folder = root / f"case{number}"
-            folder.mkdir()
+            folder = root / "cases" / str(number) / "here"  # ../.. holds nothing else
+            folder.mkdir(parents=True)
             ending = run_case(files, case, folder)
             if ending.fault:
                 bad.append(ending)
@@ -250,7 +250,7 @@ def fuzz(chosen: list[Case], quick: bool, show: bool = True) -> list[Ending]:
             elif show and number % 100 == 0:
                 print(f"{number}/{len(chosen)}, {len(bad)} went wrong", flush=True)
             os.chdir(root)
-            remove(folder)
+            remove(folder.parent)
     return bad
 
 
