@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,6 +21,11 @@ warned: dict[str, float] = {}  # folder -> time of the last warning about a file
 def temporary_beside(path: Path) -> Path:
     """A name in the same folder, which no process has, in whatever container: they count processes from 1 each."""
     return path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex[:16]}.tmp")
+
+
+def as_component(text: str) -> str:
+    """The text as one component of a path: what would separate, climb or command a terminal becomes an underscore."""
+    return re.sub(r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]|^\.+$|^$", "_", text)
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:

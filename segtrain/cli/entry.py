@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -17,8 +18,9 @@ from segtrain.cli import completion, slurm
 from segtrain.cli.commands import ALIASES, COMMANDS, Command
 from segtrain.cli.help import overview, usage
 from segtrain.cli.words import Arguments, parse
-from segtrain.config.compose import Request, as_yaml, compose, load_plugins, sweep, to_options
-from segtrain.errors import SegtrainError, UsageError
+from segtrain.config.compose import Request, as_yaml, combinations, compose, launch_by_hydra, load_plugins, to_options
+from segtrain.console import printable, process_count, say
+from segtrain.errors import INTERRUPTED, REQUEUE, SegtrainError, UsageError
 from segtrain.files import reason_and_remedy
 
 
@@ -55,26 +57,41 @@ def terminable() -> Iterator[None]:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the program `segtrain`; ends the process with the exit status."""
     arguments = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file name that is no UTF-8 is printed as it is
     try:
         with terminable():
             run(arguments)
-    except SegtrainError as error:
-        stop(message_of(error), error.exit_status)
     except Terminated as error:
         stop(f"ended by {error}; nothing was saved since the last checkpoint", error.exit_status)
     except KeyboardInterrupt:
-        stop("interrupted; nothing was saved since the last checkpoint", 130)
+        stop("interrupted; nothing was saved since the last checkpoint", INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
-    except OSError as error:
+    except KNOWN as error:
+        stop(*as_sentence(error))
+
+
+KNOWN = (SegtrainError, OSError, MemoryError)  # that reach the user as one sentence
+
+
+def as_sentence(error: BaseException) -> tuple[str, int]:
+    """One of the KNOWN errors in a sentence, and its exit status."""
+    if isinstance(error, SegtrainError):
+        return message_of(error), error.exit_status
+    if isinstance(error, OSError):
         where = f" {error.filename}" if error.filename else ""
-        stop(f"cannot write or read{where}: {reason_and_remedy(error)}. What was saved before is untouched.", 1)
+        return f"cannot write or read{where}: {reason_and_remedy(error)}. What was saved before is untouched.", 1
+    return f"there is too little memory ({error or 'no more is given'}): make batch, crop, tile or image smaller", 1
 
 
 def message_of(error: SegtrainError) -> str:
     """The error's message; empty where another process of this run prints it."""
-    rank = os.environ.get("RANK") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    try:
+        rank = os.environ["RANK"] if process_count() > 1 else None
+    except UsageError:  # half a launcher: no other process is known to print it
+        rank = None
     if rank is None:
         return str(error)
     shared = error.everywhere or isinstance(error, UsageError)  # options are the same for all
@@ -84,10 +101,14 @@ def message_of(error: SegtrainError) -> str:
 
 
 def stop(text: str, status: int) -> None:
+    complain(text)
+    sys.exit(status)
+
+
+def complain(text: str) -> None:
     sys.stdout.flush()
     if text:
-        print(f"segtrain: {text}", file=sys.stderr, flush=True)
-    sys.exit(status)
+        print(f"segtrain: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def run(arguments: list[str]) -> None:
@@ -113,28 +134,66 @@ def run(arguments: list[str]) -> None:
 
 def run_command(verb: str, command: Command, words: list[str]) -> None:
     """Compose the command's options and run it, or print what a flag asks for."""
+    process_count()  # the launcher's variables are wrong, or right for all that follows
     load_plugins(command.schema, words)
     arguments = parse(verb, command, words)
     request = request_of(verb, command, arguments)
-    if arguments.sweep:
-        sweep(request, lambda options: start(command, options))
+    if arguments.sweep and any(word.startswith(("hydra/", "hydra.")) for word in request.words):
+        launch_by_hydra(request, lambda options: start(command, options))
         return
-    composed = compose(request)
+    requests = combinations(request) if arguments.sweep else [request]
+    composed = [compose(one) for one in requests]
     if arguments.show:
-        print(as_yaml(composed), end="")
+        print("---\n".join(map(as_yaml, composed)), end="")
         return
-    options = to_options(request, composed)
+    jobs = [to_options(one, result) for one, result in zip(requests, composed, strict=True)]
     if arguments.only == "--print-run":
-        assert isinstance(options, config.TrainConfig)
-        print(config.run_folder(options))
+        for options in jobs:
+            assert isinstance(options, config.TrainConfig)
+            print(config.run_folder(options))
         return
     if arguments.only == "--print-slurm":
         print(slurm.job_script(words), end="")
         return
-    if isinstance(options, config.VerifyConfig):
-        folder = [] if arguments.config_dir is None else ["--config-dir", arguments.config_dir]
-        options.overrides = [*folder, *(word for word in arguments.overrides if not word.startswith("output="))]
-    start(command, options)
+    for one, options in zip(requests, jobs, strict=True):
+        if isinstance(options, config.VerifyConfig):
+            folder = [] if one.config_dir is None else ["--config-dir", one.config_dir]
+            options.overrides = [*folder, *(word for word in one.words if not word.startswith("output="))]
+    if arguments.sweep:
+        sweep(command, [" ".join(one.words) for one in requests], jobs)
+    else:
+        start(command, jobs[0])
+
+
+class SweepFailed(SegtrainError):
+    """Jobs of a sweep have failed; the exit status is the first one's."""
+
+    def __init__(self, text: str, exit_status: int) -> None:
+        super().__init__(text)
+        self.exit_status = exit_status
+
+
+def sweep(command: Command, names: list[str], jobs: list[config.CommandConfig]) -> None:
+    """Run one job after the other. A failed one is reported and the others run; a stop request ends the sweep."""
+    failed: dict[str, int] = {}
+    for number, (name, options) in enumerate(zip(names, jobs, strict=True), 1):
+        say(f"sweep      {number} of {len(jobs)}: {name}")
+        try:
+            start(command, options)
+        except KNOWN as error:
+            text, status = as_sentence(error)
+            # After a failure several processes no longer find each other.
+            if status in (REQUEUE, INTERRUPTED) or process_count() > 1:
+                if left := len(jobs) - number:
+                    say(f"sweep      {left} of {len(jobs)} jobs have not begun: start the same command again")
+                raise
+            complain(text)
+            failed[name] = status
+    if failed:
+        listed = "".join(f"\n  {name}" for name in failed)
+        raise SweepFailed(
+            f"{len(failed)} of {len(jobs)} jobs of the sweep failed:{listed}", next(iter(failed.values()))
+        )
 
 
 def request_of(verb: str, command: Command, arguments: Arguments) -> Request:

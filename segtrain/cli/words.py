@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from segtrain.cli.commands import Command
-from segtrain.config.compose import as_override
+from segtrain.config.overrides import as_override
 from segtrain.errors import UsageError
 
 

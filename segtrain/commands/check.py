@@ -85,7 +85,7 @@ def write_report(
     write_atomically(output / "report.json", json.dumps(report, indent=2).encode() + b"\n")
     if not errors:
         say("nothing was found that would spoil training or scores")
-    print(output / "report.json", flush=True)
+    say(str(output / "report.json"))
     if errors:
         raise DataError(f"{len(errors)} finding{'s' * (len(errors) > 1)} in {about['dataset']}: {errors[0].text}")
     return report
@@ -187,14 +187,14 @@ def contact(files: SplitFiles, table: LabelTable, most: int) -> list[np.ndarray]
 
 
 def print_splits(splits: dict[str, Any]) -> None:
-    print(f"\n{'split':<14} {'images':>9} {'published':>10} {'labels':>8} {'instances':>10}  sizes (width x height)")
+    say(f"\n{'split':<14} {'images':>9} {'published':>10} {'labels':>8} {'instances':>10}  sizes (width x height)")
     for name, facts in splits.items():
         if "images" not in facts:
-            print(f"{name:<14} {'not there':>9}")
+            say(f"{name:<14} {'not there':>9}")
             continue
         sizes = ", ".join(f"{s['width']}x{s['height']} ({s['pictures']})" for s in facts["sizes"][:3])
         more = ", ..." if len(facts["sizes"]) > 3 else ""
         columns = (facts["images"], facts["published"], facts["labels"], facts["instances"])
         shown = ["-" if value is None else str(value) for value in columns]
-        print(f"{name:<14} {shown[0]:>9} {shown[1]:>10} {shown[2]:>8} {shown[3]:>10}  {sizes}{more}")
-    print(flush=True)
+        say(f"{name:<14} {shown[0]:>9} {shown[1]:>10} {shown[2]:>8} {shown[3]:>10}  {sizes}{more}")
+    say("")

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from segtrain.config import EvaluateConfig, classifies, refuse_other_task
+from segtrain.config import EvaluateConfig, classifies, refuse_other_task, shared_values
 from segtrain.console import say
 from segtrain.device import describe_device, resolve_device
 from segtrain.distributed.group import init_distributed
+from segtrain.files import as_component
 from segtrain.scoring.predictor import LoadedNetwork, load_network
 from segtrain.scoring.report import file_hash, print_table
 from segtrain.tasks.base import Evaluator, NetworkFacts
@@ -16,7 +17,7 @@ from segtrain.tasks.segmentation import SegmentationEvaluator
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Score a checkpoint, print the table and write evaluation.json. Returns its content, fractions."""
-    with init_distributed() as dist:
+    with init_distributed(shared_values(config)) as dist:
         device, data = resolve_device(config.device), config.dataset
         path, split = Path(config.checkpoint or ""), config.split or data.val_split
         loaded = load_network(path, device, config.checkpoint_weights, config.activation)
@@ -40,7 +41,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         )
         if dist.main:
             print_table(evaluation.result)
-            print(evaluation.write(result_folder(config, path, loaded, split), examples=True))
+            say(str(evaluation.write(result_folder(config, path, loaded, split), examples=True)))
         return evaluation.result
 
 
@@ -49,6 +50,6 @@ def result_folder(config: EvaluateConfig, path: Path, loaded: LoadedNetwork, spl
     if config.output:
         return Path(config.output)
     activation = [config.activation] if config.activation else []
-    name = "-".join([config.dataset.name, split, config.inference.name, *activation])
+    name = as_component("-".join([config.dataset.name, split, config.inference.name, *activation]))
     is_published = "report" in loaded.metadata
     return (Path("segtrain-out/evaluate") / path.name if is_published else path.parent / "evaluations") / name

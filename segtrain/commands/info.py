@@ -14,7 +14,7 @@ from segtrain import abn, device
 from segtrain.abn import benchmark, device_checks, selftest
 from segtrain.abn.backends import cupy as cupy_ops
 from segtrain.config import InfoConfig
-from segtrain.console import Progress, say
+from segtrain.console import Progress, printable, say
 from segtrain.errors import SegtrainError, UsageError
 from segtrain.files import write_atomically
 from segtrain.weights.network_file import published_figure, run_content
@@ -117,7 +117,7 @@ def describe_checkpoint(path: Path) -> None:
         scored = f"best validation {name} {100 * score:.1f} %" if score >= 0 else "never validated"
         say(f"{path}: step {content['step']}, {scored}")
     say(f"model   {model['backbone']} + {model['head']}, norm {model['norm']}, {parameters} numbers")
-    names = content["classes"]["names"]
+    names = [printable(name, inline=True) for name in content["classes"]["names"]]
     more = f", ... ({len(names)})" if len(names) > 200 else ""
     say(f"data    {data['name']}, classes: {', '.join(names[:200])}{more}")
     for line in origin(content["provenance"]) if content.get("provenance") else []:

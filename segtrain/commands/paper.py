@@ -1,6 +1,5 @@
 """`segtrain runs table=paper`: the tables of the In-Place ABN paper, with the scores of finished runs beside them."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import cache
@@ -9,6 +8,9 @@ from typing import Any, NamedTuple
 
 from segtrain.config import is_safe, with_defaults
 from segtrain.config.compose import compose_training
+from segtrain.config.stored import wrong_options
+from segtrain.config.user_files import read_json
+from segtrain.console import say
 from segtrain.data.labels import read_json_table
 from segtrain.engine.run import flatten
 from segtrain.engine.run_reader import int_or_zero, read_mapping, read_run
@@ -44,17 +46,17 @@ def paper_table(root: Path) -> list[Line]:
     for line, texts in zip([None, *lines], cells, strict=True):
         if line is not None and line.table != table:
             table = line.table
-            print(table)
+            say(table)
         aligned = (
             text.ljust(w) if i < 2 else text.rjust(w) for i, (text, w) in enumerate(zip(texts, widths, strict=True))
         )
-        print("  ".join(aligned).rstrip())
+        say("  ".join(aligned).rstrip())
         if line is not None and line.run:
-            print(f"    {line.run}: {'; '.join(line.notes) or 'as published, except for the hardware'}")
+            say(f"    {line.run}: {'; '.join(line.notes) or 'as published, except for the hardware'}")
     rows = {(line.row, line.recipe, line.protocol) for line in lines}
     scored = {(line.row, line.recipe, line.protocol) for line in lines if line.measured is not None}
     alike = {(line.row, line.recipe, line.protocol) for line in lines if line.measured is not None and not line.notes}
-    print(f"{len(scored)} of {len(rows)} rows are measured in {root}, {len(alike)} of them in the published way (%)")
+    say(f"{len(scored)} of {len(rows)} rows are measured in {root}, {len(alike)} of them in the published way (%)")
     return lines
 
 
@@ -97,6 +99,7 @@ def lines_of(row: Mapping[str, Any], runs: Mapping[str, list[Path]]) -> Iterator
 def measured(line: Line, row: Mapping[str, Any], folder: Path) -> Line:
     """The line with the run in a folder, with its score whose conditions differ least from the paper's."""
     state = read_run(folder)
+    keys = ("top1", "top5") if line.protocol else ("miou",)
     broken: list[str] = []
     scores = [
         read_mapping(path, broken)
@@ -104,7 +107,7 @@ def measured(line: Line, row: Mapping[str, Any], folder: Path) -> Line:
     ]
     known = [
         score for score in scores
-        if score is not None and (not line.protocol or protocol_of(score) == line.protocol)
+        if score is not None and is_score(score, keys) and (not line.protocol or protocol_of(score) == line.protocol)
         and evaluated_activation(score, folder) == row.get("activation", evaluated_activation({}, folder))
     ]  # fmt: skip
     if state is None or state.state != "finished" or not known:
@@ -112,10 +115,16 @@ def measured(line: Line, row: Mapping[str, Any], folder: Path) -> Line:
         if state is not None and state.state != "finished":
             progress = f"{state.state} at step {state.step}"
         return line._replace(run=str(folder), notes=(progress, *broken))
-    keys = ("top1", "top5") if line.protocol else ("miou",)
     notes, score = min(((conditions(row, score), score) for score in known), key=lambda item: len(item[0]))
     values = tuple(100 * float(score[key]) for key in keys)
     return line._replace(measured=values, run=str(folder), notes=(*notes, *training(row, folder), *broken))
+
+
+def is_score(score: Mapping[str, Any], keys: tuple[str, ...]) -> bool:
+    """Whether an evaluation.json has the figures, and the rest has the form that segtrain writes."""
+    parts = [score.get(key) or {} for key in ("inference", "protocol")]
+    figures_there = all(isinstance(score.get(key), int | float) for key in keys)
+    return figures_there and all(isinstance(part, dict) for part in parts)
 
 
 def protocol_of(score: Mapping[str, Any]) -> str:
@@ -152,8 +161,8 @@ def training(row: Mapping[str, Any], folder: Path) -> list[str]:
     """How a run's training differs from the recipe's: options, and number of crops per normalisation."""
     broken: list[str] = []
     content = read_mapping(folder / "config.yaml", broken)
-    if content is None:
-        return broken
+    if content is None or any(wrong_options(content)):
+        return broken or ["config.yaml is broken"]
     recipe, config = recipe_options(row["recipe"]), options(with_defaults(content))
     notes = [
         f"{key}={as_word(config.get(key))} (recipe: {as_word(recipe.get(key))})"
@@ -163,9 +172,11 @@ def training(row: Mapping[str, Any], folder: Path) -> list[str]:
     wanted = row.get("crops_per_card")
     if wanted is None or str(config.get("model.norm")).endswith("_sync"):
         return notes
-    sessions = json.loads((folder / "environment.json").read_text()) if (folder / "environment.json").exists() else []
+    path = folder / "environment.json"
+    sessions = read_json(path) if path.exists() else []
+    known = [session for session in sessions if isinstance(session, dict)] if isinstance(sessions, list) else []
     micro_batches = {
-        int_or_zero(session.get("processes")) * int_or_zero(session.get("accumulation")) for session in sessions
+        int_or_zero(session.get("processes")) * int_or_zero(session.get("accumulation")) for session in known
     } - {0}
     sizes = {config["trainer.batch_size"] / count for count in micro_batches} - {wanted}
     return [*notes, *(f"normalisation over {crops:g} crops, not {wanted}" for crops in sorted(sizes))]

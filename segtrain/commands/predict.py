@@ -47,7 +47,7 @@ def predict(config: PredictConfig) -> Path:
     classes = predictor.table.source
     held = [f"{kind}/ holds {text.format(classes)}" for kind, text in HOLDS.items() if kind in config.outputs]
     say("; ".join([f"{len(files) - len(errors)} images", *held]))
-    print(output)
+    say(str(output))
     if errors:
         raise DataError("\n".join(errors))
     return output

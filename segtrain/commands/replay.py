@@ -51,15 +51,15 @@ def replay(config: ReplayConfig) -> Path:
     output = Path(config.output or folder / "replay")
     path = output / f"step_{config.step:07d}.png"
     write_png(path, task.sheet(rows))
-    print(path)
+    say(str(path))
     return path
 
 
 def config_of_run(folder: Path, config: ReplayConfig) -> TrainConfig:
     """The configuration of a run, from its config.yaml or else its newest checkpoint."""
-    import yaml
-
     from segtrain.config import trained
+    from segtrain.config.stored import wrong_options
+    from segtrain.config.user_files import read_yaml
 
     path = folder / "config.yaml"
     state = None if path.exists() else checkpoint.newest(folder)
@@ -67,7 +67,9 @@ def config_of_run(folder: Path, config: ReplayConfig) -> TrainConfig:
         raise DataError(
             f"{folder} is no run: it has neither config.yaml nor last.pt (`segtrain runs` lists those that are)"
         )
-    content: dict[str, Any] = state["config"] if state is not None else yaml.safe_load(path.read_text())
+    content: dict[str, Any] = state["config"] if state is not None else read_yaml(path)
+    if faults := list(wrong_options(content)):
+        raise DataError(f"{path if state is None else folder} holds no options of a training: {'; '.join(faults[:3])}")
     found = trained(content)
     if config.root is not None:
         found.dataset.root = config.root

@@ -4,6 +4,7 @@ from datetime import datetime
 from pathlib import Path
 
 from segtrain.config import RunsConfig
+from segtrain.console import printable, say
 from segtrain.engine.run_reader import RunSummary, read_run
 from segtrain.errors import UsageError
 
@@ -24,7 +25,7 @@ def runs(config: RunsConfig) -> list[RunSummary]:
     summaries = [run for folder in root.iterdir() if (run := read_run(folder)) is not None]
     summaries.sort(key=lambda run: (run.written, run.name))
     if not summaries:
-        print(f"no runs in {root}")
+        say(f"no runs in {root}")
         return summaries
     table = [HEADER, *map(cells, summaries)]
     widths = [max(len(line[column]) for line in table) for column in range(len(HEADER))]
@@ -32,7 +33,7 @@ def runs(config: RunsConfig) -> list[RunSummary]:
         aligned = (
             text.ljust(w) if i in LEFT else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
         )
-        print("  ".join(aligned).rstrip())
+        say("  ".join(aligned).rstrip())
     return summaries
 
 
@@ -41,12 +42,12 @@ def cells(run: RunSummary) -> tuple[str, ...]:
         return "-" if value is None else f"{100 * value:.1f}"
 
     return (
-        run.name,
+        printable(run.name, inline=True),
         f"{run.step} of {'?' if run.max_steps is None else run.max_steps}",
-        run.state,
+        printable(run.state, inline=True),
         percent(run.miou),
         percent(run.best),
         "-" if run.best_step is None else str(run.best_step),
         datetime.fromtimestamp(run.written).strftime("%Y-%m-%d %H:%M"),
-        run.note,
+        printable(run.note, inline=True),
     )

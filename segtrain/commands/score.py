@@ -61,7 +61,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     print_table(result)
     confusion = counted.evaluated()
     evaluation = Evaluation(result, {}, {CONFUSION: figures.confusion(confusion, table)}, confusion)
-    print(evaluation.write(Path(config.output or "segtrain-out/score")))
+    say(str(evaluation.write(Path(config.output or "segtrain-out/score"))))
     return result
 
 

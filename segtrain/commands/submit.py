@@ -15,13 +15,13 @@ from segtrain.commands.score import expect_encoding, find_answers, known_encodin
 from segtrain.config import IGNORE_INDEX, SubmitConfig
 from segtrain.console import Progress, say
 from segtrain.data.dataset import dataset_spec, label_table, pixel_labelled, split_files, submission
-from segtrain.data.images import read_image
+from segtrain.data.images import read_header, read_image
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Submission
 from segtrain.device import describe_device
 from segtrain.errors import DataError, UsageError
-from segtrain.files import temporary_beside
+from segtrain.files import as_component, temporary_beside
 from segtrain.scoring import figures
 from segtrain.scoring.predictor import load_predictor
 from segtrain.scoring.report import file_hash
@@ -53,7 +53,7 @@ def submit(config: SubmitConfig) -> Path:
     else:
         answers = predict_labels(config, images, table, output)
         to_id = np.arange(256, dtype=np.uint8)
-    archive = output / f"{data.name}-{split}.zip"
+    archive = output / f"{as_component(data.name)}-{as_component(split)}.zip"
     archive.parent.mkdir(parents=True, exist_ok=True)
     unverified = temporary_beside(archive)
     try:
@@ -68,7 +68,7 @@ def submit(config: SubmitConfig) -> Path:
     if published is not None and published != len(images):
         say(f"warning     {len(images)} images, but {data.name} {split} has {published}: the server will refuse this")
     say(f"verified    {len(images)} answers: names, sizes, 8 bits, ids of {table.source}; send it to {server.page}")
-    print(archive, flush=True)
+    say(str(archive))
     return archive
 
 
@@ -78,7 +78,7 @@ def predict_labels(config: SubmitConfig, images: dict[str, Path], table: LabelTa
     predictor = load_predictor(path, config.device, config.checkpoint_weights)
     require_same_labels(predictor.table, table, path, config.dataset.name)
     options = json.dumps([asdict(config.inference), config.checkpoint_weights])
-    recipe = f"{config.inference.name}-{hashlib.sha256(options.encode()).hexdigest()[:8]}"
+    recipe = f"{as_component(config.inference.name)}-{hashlib.sha256(options.encode()).hexdigest()[:8]}"
     folder = output / f"labels-{file_hash(path)[:12]}-{recipe}"
     say(f"checkpoint  {path}")
     say(f"predicting  {len(images)} images, inference {config.inference.name}, on {describe_device(predictor.device)}")
@@ -143,11 +143,12 @@ def verify_archive(archive: Path, server: Submission, images: dict[str, Path], t
         if sorted(file.namelist()) != sorted(expected):
             raise DataError(f"the names in {archive} are not those of the images: this is a bug")
         for place, image in expected.items():
-            with Image.open(io.BytesIO(file.read(place))) as labels, Image.open(image) as original:
-                if labels.mode != "L" or labels.size != original.size:
+            height, width, _ = read_header(image)
+            with Image.open(io.BytesIO(file.read(place))) as labels:
+                if labels.mode != "L" or labels.size != (width, height):
                     raise DataError(
                         f"{place} is {labels.size[0]}x{labels.size[1]} of mode {labels.mode}, but {image} is "
-                        f"{original.size[0]}x{original.size[1]} (width x height): predict at the image's own size"
+                        f"{width}x{height} (width x height): predict at the image's own size"
                     )
                 strange = set(np.unique(np.asarray(labels)).tolist()) - known
                 if strange:

@@ -84,7 +84,7 @@ def verify_resume(config: VerifyConfig) -> None:
     differing += ["metrics.jsonl"] if logs[0] != logs[1] else []
     if differing:
         raise NotProven(f"NOT EXACT: {', '.join(differing)} of the resumed run differ from the uninterrupted one")
-    print(
+    say(
         f"EXACT: {steps} steps, killed after {reached}, resumed from {saved}, killed in a save and resumed, equal the "
         "uninterrupted run bit for bit"
     )

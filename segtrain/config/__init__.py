@@ -36,7 +36,7 @@ from segtrain.config.dataset import (
     classifies,
 )
 from segtrain.config.inference import InferenceConfig, LoggingConfig
-from segtrain.config.keys import LENGTHS, is_safe
+from segtrain.config.keys import LENGTHS, is_safe, shared_values
 from segtrain.config.loss import LossConfig
 from segtrain.config.model import ModelConfig
 from segtrain.config.optimizer import OptimizerConfig, ScheduleConfig
@@ -54,6 +54,6 @@ __all__ = [
     "SamplingConfig", "ScheduleConfig", "ScoreConfig", "StreetsCommandConfig", "StreetsConfig", "SubmitConfig",
     "TrainConfig", "TrainerConfig", "VerifyConfig", "VistasConfig", "WeightsConfig", "classifies", "dataset_schema",
     "is_safe", "names_pictures", "option", "option_of", "refuse_other_task", "refuse_pictures", "require",
-    "run_folder", "trained", "with_defaults",
+    "run_folder", "shared_values", "trained", "with_defaults",
 ]
 # fmt: on

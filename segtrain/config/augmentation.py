@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from segtrain.config.dataset import SIZE
-from segtrain.config.options import Group, option, require
+from segtrain.config.options import LARGEST_SIZE, Group, option, require
 from segtrain.threads import cpus
 
 RANGE = ("least", "most")
@@ -18,10 +18,12 @@ class AugmentationConfig(Group):
     name: str = option(
         "segmentation", "kind of augmentation, set by augmentation=NAME", choices=("segmentation", "imagenet")
     )
-    crop_size: list[int] = option([512, 512], "height and width of a training crop [pixels]", items=SIZE, low=32)
+    crop_size: list[int] = option(
+        [512, 512], "height and width of a training crop [pixels]", items=SIZE, low=32, limit=LARGEST_SIZE
+    )
     scale: list[float] = option(
-        [0.7, 2.0], "range of the random enlargement before cropping, uniform", items=RANGE, above=0, ascending=True,
-        only=("segmentation",),
+        [0.7, 2.0], "range of the random enlargement before cropping, uniform", items=RANGE, above=0, limit=100,
+        ascending=True, only=("segmentation",),
     )  # fmt: skip
     flip: float = option(0.5, "probability of a horizontal flip", low=0, high=1)
     area: list[float] = option(
@@ -29,11 +31,15 @@ class AugmentationConfig(Group):
         ascending=True, only=("imagenet",),
     )  # fmt: skip
     aspect: list[float] = option(
-        [0.75, 1.3333333333], "range of the crop's width / height, log-uniform", items=RANGE, above=0, ascending=True,
-        only=("imagenet",),
+        [0.75, 1.3333333333], "range of the crop's width / height, log-uniform", items=RANGE, above=0, limit=1000,
+        ascending=True, only=("imagenet",),
     )  # fmt: skip
     lighting: float = option(
-        0.0, "standard deviation of the shift along the principal components of colour", low=0, only=("imagenet",)
+        0.0,
+        "standard deviation of the shift along the principal components of colour",
+        low=0,
+        limit=100,
+        only=("imagenet",),
     )
     color: float = option(0.0, "maximum change of brightness, contrast and saturation [fraction]", low=0, below=1)
     extra: list[Any] = option(
@@ -62,9 +68,9 @@ class LoaderConfig(Group):
     PREFIX: ClassVar[str] = "loader."
 
     workers: int | None = option(
-        None, "loader processes per training process, 0: none (default: one per CPU, shared)", low=0
+        None, "loader processes per training process, 0: none (default: one per CPU, shared)", low=0, limit=1024
     )
-    prefetch: int = option(4, "batches that each loader process prepares ahead", low=1)
+    prefetch: int = option(4, "batches that each loader process prepares ahead", low=1, limit=1024)
 
     def count(self) -> int:
         """Processes to start."""

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from segtrain.config.augmentation import AugmentationConfig, LoaderConfig, SamplingConfig
-from segtrain.config.dataset import SCENE_SIZE, SIZE, DatasetConfig, check_scene_size, classifies
+from segtrain.config.dataset import MANY, SCENE_SIZE, SIZE, DatasetConfig, check_scene_size, classifies
 from segtrain.config.inference import InferenceConfig, LoggingConfig
 from segtrain.config.loss import LossConfig
 from segtrain.config.model import SCALES, ModelConfig
 from segtrain.config.optimizer import OptimizerConfig, ScheduleConfig
-from segtrain.config.options import Group, group, option, require
+from segtrain.config.options import LARGEST_SEED, LARGEST_SIZE, MOST_STEPS, Group, group, option, require
 from segtrain.config.trainer import TrainerConfig
 from segtrain.errors import UsageError
 
@@ -149,7 +149,9 @@ class VerifyConfig(TrainConfig):
 @dataclass
 class ReplayConfig(CommandConfig):
     run: str | None = option(None, "run folder", path=True)
-    step: int = option(1, "step whose batch is rebuilt, counted from 1 as in the progress lines", low=1)
+    step: int = option(
+        1, "step whose batch is rebuilt, counted from 1 as in the progress lines", low=1, limit=MOST_STEPS
+    )
     root: str | None = option(None, "folder of the data, if it has moved", path=True)
     plugins: list[str] = plugins_option()
     output: str | None = option(None, "folder for the image (default: <run>/replay)", path=True)
@@ -174,12 +176,12 @@ class StreetsCommandConfig(CommandConfig):
         "cityscapes", "layout of the files; imagenet: parts of the scenes by what they show",
         choices=("cityscapes", "kitti", "vistas", "cocostuff", "imagenet"),
     )  # fmt: skip
-    scenes: int = option(240, "number of training scenes", low=0)
-    val_scenes: int = option(60, "number of validation scenes", low=0)
-    night_scenes: int = option(30, "number of scenes in the night split (layout=cityscapes)", low=0)
-    seed: int = option(0, "seed of the scenes", low=0)
-    size: list[int] = option([256, 512], SCENE_SIZE, items=SIZE, low=256)
-    workers: int | None = option(None, "number of processes (default: one per CPU of this process)", low=1)
+    scenes: int = option(240, "number of training scenes", low=0, limit=MANY)
+    val_scenes: int = option(60, "number of validation scenes", low=0, limit=MANY)
+    night_scenes: int = option(30, "number of scenes in the night split (layout=cityscapes)", low=0, limit=MANY)
+    seed: int = option(0, "seed of the scenes", low=0, limit=LARGEST_SEED)
+    size: list[int] = option([256, 512], SCENE_SIZE, items=SIZE, low=256, limit=LARGEST_SIZE)
+    workers: int | None = option(None, "number of processes (default: one per CPU of this process)", low=1, limit=1024)
 
     def check(self) -> Any:
         super().check()

@@ -6,24 +6,27 @@ The way of an override: `cli.words.parse` quotes it, `compose` merges it into th
 checks the result, which goes to the command's function.
 """
 
-import hashlib
+import contextlib
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from segtrain.config.commands import CommandConfig, TrainConfig, refuse_other_task
 from segtrain.config.dataset import DATASET_CONFIGS, DatasetConfig
 from segtrain.config.inference import InferenceConfig
-from segtrain.config.keys import LENGTHS, described, enclosing_mapping, is_safe, known_options
+from segtrain.config.keys import LENGTHS, group_names, known_options
 from segtrain.config.locations import CONFIGS, group_choices
 from segtrain.config.messages import explain, unknown_choice
-from segtrain.config.options import is_list, is_mapping
+from segtrain.config.options import as_written
+from segtrain.config.overrides import as_override, literal, one_length, refuse_additions, run_name, shorten_warm_up
 from segtrain.config.plugin_files import load_plugin, loaded_parts, own_parts
 from segtrain.config.results import EvaluateConfig, PredictConfig, SubmitConfig
-from segtrain.errors import UsageError
+from segtrain.config.user_files import read_yaml
+from segtrain.errors import DataError, UsageError
 
 
 @dataclass
@@ -69,35 +72,46 @@ def compose(request: Request) -> Any:
     """Return the composed options as an OmegaConf; UsageError in one sentence for a wrong key, value or group."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
+
+    with explained(request):
+        prepare(request)
+        path = [f"hydra.searchpath=[file://{Path(request.config_dir).absolute()}]"] if request.config_dir else []
+        chosen = [
+            f"dataset={file_choice(Path(word.partition('=')[2]))}" if is_dataset_file(word) else word
+            for word in one_length(request.words)
+            if word != "experiment=null"
+        ]
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(CONFIGS.absolute()), job_name="segtrain", version_base="1.3"):
+            return hydra.compose(request.verb, [*path, *chosen])
+
+
+@contextlib.contextmanager
+def explained(request: Request) -> Iterator[None]:
+    """Raise UsageError in one sentence for what Hydra and OmegaConf refuse inside: the one guard around both."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    prepare(request)
-    path = [f"hydra.searchpath=[file://{Path(request.config_dir).absolute()}]"] if request.config_dir else []
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONFIGS.absolute()), job_name="segtrain", version_base="1.3"):
-        try:
-            chosen = [
-                f"dataset={file_choice(Path(word.partition('=')[2]))}" if is_dataset_file(word) else word
-                for word in one_length(request.words)
-            ]
-            return hydra.compose(request.verb, [*path, *chosen])
-        except (HydraException, OmegaConfBaseException, YAMLError) as error:
-            raise UsageError(explain(error, known_options(request.schema, request.words), request.words)) from error
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError, RecursionError, UnicodeError) as error:
+        raise UsageError(explain(error, known_options(request.schema, request.words), request.words)) from error
 
 
 def to_options(request: Request, composed: Any) -> CommandConfig:
     """The command's dataclass, complete and checked."""
     from omegaconf import OmegaConf
 
-    options = OmegaConf.to_object(composed)
+    with explained(request):
+        options = OmegaConf.to_object(composed)
     assert isinstance(options, CommandConfig)
     for plugin in getattr(options, "plugins", []):  # those that a recipe names; others are there by now
         load_plugin(plugin)
     if isinstance(options, TrainConfig):
-        options.experiment = request.chosen("experiment")
+        options.experiment = chosen_recipe(request)
         options.name = options.name or run_name(options, request.words)
+        shorten_warm_up(options, request.words)
     if isinstance(options, EvaluateConfig | PredictConfig) or (
         isinstance(options, SubmitConfig) and options.predictions is None
     ):
@@ -106,22 +120,40 @@ def to_options(request: Request, composed: Any) -> CommandConfig:
     return options
 
 
-def sweep(request: Request, run: Callable[[CommandConfig], None]) -> None:
-    """Run every combination of comma-separated values by Hydra's multirun, each as a run of its own name."""
+def chosen_recipe(request: Request) -> str | None:
+    """experiment=NAME as typed; None without one."""
+    name = request.chosen("experiment")
+    return None if name == "null" else name
+
+
+def combinations(request: Request) -> list[Request]:
+    """What -m asks for: a request for each combination of comma-separated values."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    with explained(request):
+        overrides = OverridesParser.create().parse_overrides(request.words)
+        jobs = BasicSweeper.split_arguments(overrides, None)[0]
+    return [replace(request, words=words) for words in jobs]
+
+
+def launch_by_hydra(request: Request, run: Callable[[CommandConfig], None]) -> None:
+    """Let Hydra's launcher, which hydra/launcher=... names, run every combination, each as a run of its own name."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
-
-    prepare(request)
 
     def job(composed: Any) -> None:
         added = [f"{key}=null" for key in LENGTHS]
         words = [word for word in HydraConfig.get().overrides.task if word not in added]
-        run(to_options(Request(request.verb, request.schema, words), composed))
+        run(to_options(replace(request, words=words), composed))
 
     path = ["--config-dir", request.config_dir] if request.config_dir else []
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
     sys.argv = ["segtrain", "-m", *path, *one_length(request.words), *quiet]
-    hydra.main(version_base="1.3", config_path=str(CONFIGS.absolute()), config_name=request.verb)(job)()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints what is raised, and ends the process with 1
+    with explained(request):
+        prepare(request)
+        hydra.main(version_base="1.3", config_path=str(CONFIGS.absolute()), config_name=request.verb)(job)()
 
 
 def as_yaml(composed: Any) -> str:
@@ -130,87 +162,20 @@ def as_yaml(composed: Any) -> str:
     return OmegaConf.to_yaml(composed)
 
 
-def run_name(options: TrainConfig, words: list[str]) -> str:
-    """The recipe and the overrides that change the run, so that the same command finds its run again."""
-    base = options.experiment or f"{options.dataset.name}_{options.model.backbone}"
-    chosen = [word for word in words if not is_safe(word.lstrip("+").partition("=")[0])]
-    if options.experiment is None:
-        named = (f"dataset={options.dataset.name}", f"model={options.model.backbone}")
-        chosen = [word for word in chosen if word not in named]
-    slug = "-".join([base, *(re.sub(r"[^\w.=+-]+", "_", word).strip("_") for word in sorted(chosen))])
-    if len(slug) > 100:
-        slug = f"{slug[:90]}-{hashlib.sha256(slug.encode()).hexdigest()[:8]}"
-    return slug
-
-
-# ---------------------------------------------------------------------------------------------------- Hydra's grammar
-
-
-def as_override(schema: type, key: str, value: str) -> str:
-    """One override of a command's options. Values of paths and names are quoted, so that they arrive as typed."""
-    if mapping := enclosing_mapping(schema, key):
-        paths = mapping[1].path
-        is_path = isinstance(paths, tuple) and key.rpartition(".")[2] in paths
-        return f"++{key}={quoted(value) if is_path and value != 'null' else value}"
-    found = list(described(schema, key)) or list(described(TrainConfig, key))
-    if any(is_mapping(item) for item, _ in found):
-        return f"++{key}={value}"
-    is_path = any(option.path is True or option.quote for _, option in found)
-    if any(is_list(item) for item, _ in found):
-        if is_path:
-            return f"{key}=[{listed(value)}]"
-        is_choice = any(option.choices for _, option in found) and re.fullmatch(r"\w+", value)
-        return f"{key}=[{value}]" if is_choice else f"{key}={value}"  # a list of one needs no brackets
-    is_sweep = value.startswith("[") and value.endswith("]")
-    return f"{key}={quoted(value) if is_path and not is_sweep and value != 'null' else value}"
-
-
-def listed(value: str) -> str:
-    """The items of a list of paths, or a single path, quoted unless they are."""
-    inner = value[1:-1] if value.startswith("[") and value.endswith("]") else None
-    if inner is None:
-        return quoted(value)
-    if "'" in inner or '"' in inner:
-        return inner
-    return ",".join(quoted(item.strip()) for item in inner.split(",") if item.strip())
-
-
-def quoted(value: str) -> str:
-    """A string that Hydra's grammar reads back as exactly `value`."""
-    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-        return value
-    escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", value)
-    trailing = len(escaped) - len(escaped.rstrip("\\"))
-    return f"'{escaped}{chr(92) * trailing}'"
-
-
 def given(words: list[str], *keys: str) -> dict[str, Any]:
     """The values of these options, as Hydra reads them, before anything is composed."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     words = [word for word in words if word.partition("=")[0] in keys]
     try:
-        return {word.partition("=")[0]: OverridesParser.create().parse_override(word).value() for word in words}
-    except HydraException as error:
+        found = {word.partition("=")[0]: OverridesParser.create().parse_override(word).value() for word in words}
+        result: Any = OmegaConf.to_container(OmegaConf.create(found), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(f"{' '.join(words)} cannot be read: {str(error).splitlines()[0]}") from error
-
-
-def one_length(words: list[str]) -> list[str]:
-    """A length given on the command line replaces the recipe's, which may have another unit."""
-    keys = {word.partition("=")[0] for word in words}
-    given = [key for key in LENGTHS if key in keys]
-    return words if len(given) != 1 else [*(f"{key}=null" for key in LENGTHS if key not in given), *words]
-
-
-def refuse_additions(schema: type, words: list[str]) -> None:
-    """Raise UsageError for Hydra's +key and ~key, except for keys that a mapping lets the user name."""
-    for word in words:
-        key = word.lstrip("+~").partition("=")[0]
-        named = list(described(schema, key)) if enclosing_mapping(schema, key) is None else []
-        own = enclosing_mapping(schema, key) is not None or any(is_mapping(item) for item, _ in named)
-        if word[0] in "+~" and not (word.startswith("++") and own):
-            raise UsageError(f"{word}: write {key}=... ; options cannot be added or taken away")
+    return dict(result)
 
 
 # ---------------------------------------------------------------------------------------------------- before composing
@@ -221,7 +186,7 @@ def prepare(request: Request) -> None:
     from hydra.core.config_store import ConfigStore
 
     refuse_additions(request.schema, request.words)
-    refuse_bases(request)
+    refuse_choices(request)
     load_plugins(request.schema, request.words)
     store = ConfigStore.instance()
     store_parts(store)
@@ -245,14 +210,15 @@ def load_plugins(schema: type[CommandConfig], words: Sequence[str]) -> None:
         DATASET_CONFIGS.setdefault(name, getattr(spec, "options", None) or DatasetConfig)
 
 
-def refuse_bases(request: Request) -> None:
-    """Raise UsageError for experiment=base/..., which recipes share and Hydra would take as recipes."""
-    for word in request.words:
-        key, _, value = word.partition("=")
-        base = next((choice for choice in re.split(r"[\[\],\s'\"]+", value) if choice.startswith("base/")), None)
-        if key == "experiment" and base is not None:
-            own = [] if request.config_dir is None else [request.config_dir]
-            raise UsageError(unknown_choice(key, base, group_choices(key, own)))
+def refuse_choices(request: Request) -> None:
+    """Raise UsageError for a choice of a group that is no name, and for experiment=base/..., which recipes share."""
+    words = [word for word in request.words if word != "experiment=null"]  # the default
+    for key, value in given(words, *group_names(request.schema), "experiment").items():
+        choices = value if isinstance(value, list) and key == "experiment" else [value]
+        for choice in choices:
+            if not isinstance(choice, str) or not choice or choice.startswith("base/"):
+                own = [] if request.config_dir is None else [request.config_dir]
+                raise UsageError(unknown_choice(key, as_written(choice), group_choices(key, own)))
 
 
 def store_parts(store: Any) -> None:
@@ -280,17 +246,16 @@ def read_dataset_file(path: Path) -> Any:
     """The options of a dataset in a YAML file, checked against its schema."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     if not path.is_file():
         raise UsageError(f"dataset={path}: no such file")
     try:
-        content: Any = OmegaConf.load(path)
-        name = content.get("name")
-        if name not in DATASET_CONFIGS:
+        content: Any = read_yaml(path)
+        name = content.get("name") if isinstance(content, dict) else None
+        if not isinstance(name, str) or name not in DATASET_CONFIGS:
             raise UsageError(f"{path}: name must be one of {', '.join(DATASET_CONFIGS)}, got {name}")
         return OmegaConf.merge(OmegaConf.structured(DATASET_CONFIGS[name]), content)
-    except (YAMLError, OmegaConfBaseException, AttributeError) as error:
+    except (DataError, OmegaConfBaseException) as error:
         raise UsageError(f"dataset={path}: {str(error).splitlines()[0]}") from error
 
 
@@ -326,7 +291,7 @@ def store_checkpoint(store: Any, request: Request, names: set[str]) -> None:
             )
         schemas["dataset"] = DATASET_CONFIGS[known]
     for group in sorted(names & schemas.keys()):
-        node = OmegaConf.merge(OmegaConf.structured(schemas[group]), stored.get(group, {}))
+        node = OmegaConf.merge(OmegaConf.structured(schemas[group]), literal(stored.get(group, {})))
         store.store(name="from_checkpoint", group=group, node=node)
 
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from segtrain.config.options import Group, option, require
+from segtrain.config.options import LARGEST_SEED, LARGEST_SIZE, Group, option, require
 
 IGNORE_INDEX = 255  # train id of pixels that count nowhere: not in the loss, not in the scores
 SIZE = ("height", "width")
+MANY = 10**6  # scenes, at most
 SCENE_SIZE = "height and width of a scene, width = 2 x height [pixels]"
 
 
@@ -44,11 +45,11 @@ class DatasetConfig(Group):
 
 @dataclass
 class StreetsConfig(DatasetConfig):
-    scenes: int = option(240, "number of training scenes", low=0)
-    val_scenes: int = option(60, "number of validation scenes", low=0)
-    night_scenes: int = option(0, "number of scenes in the night split", low=0)
-    seed: int = option(0, "seed of the scenes", low=0)
-    size: list[int] = option([256, 512], SCENE_SIZE, items=SIZE, low=256)
+    scenes: int = option(240, "number of training scenes", low=0, limit=MANY)
+    val_scenes: int = option(60, "number of validation scenes", low=0, limit=MANY)
+    night_scenes: int = option(0, "number of scenes in the night split", low=0, limit=MANY)
+    seed: int = option(0, "seed of the scenes", low=0, limit=LARGEST_SEED)
+    size: list[int] = option([256, 512], SCENE_SIZE, items=SIZE, low=256, limit=LARGEST_SIZE)
 
     def check(self) -> None:
         super().check()

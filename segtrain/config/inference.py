@@ -6,25 +6,33 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from segtrain.config.dataset import SIZE
-from segtrain.config.options import Group, option, require
+from segtrain.config.options import LARGEST_SIZE, MOST_PICTURES, MOST_STEPS, Group, option, require
 
 
 @dataclass
 class InferenceConfig(Group):
     PREFIX: ClassVar[str] = "inference."
 
-    name: str = option("whole", "name of the evaluation's folder, set by inference=NAME")
-    scales: list[float] = option([1.0], "scales of the image whose class probabilities are averaged", above=0)
+    name: str = option("whole", "name of the evaluation's folder, set by inference=NAME", component=True)
+    scales: list[float] = option(
+        [1.0], "scales of the image whose class probabilities are averaged", above=0, limit=100
+    )
     flip: bool = option(False, "average with the horizontally flipped image")
     tile: list[int] | None = option(
-        None, "height and width of a tile [pixels]; null: the whole image at once", items=SIZE, low=32
+        None,
+        "height and width of a tile [pixels]; null: the whole image at once",
+        items=SIZE,
+        low=32,
+        limit=LARGEST_SIZE,
     )
     overlap: float = option(0.25, "minimum overlap of neighbouring tiles [fraction of a tile]", low=0, below=1)
     longest_side: int | None = option(
-        None, "longer side of the image as the network sees it [pixels]; null: unchanged", low=32
+        None, "longer side of the image as the network sees it [pixels]; null: unchanged", low=32, limit=LARGEST_SIZE
     )
-    resize: int | None = option(None, "shorter side of the image, in classification [pixels]")
-    crop: int | None = option(None, "side of the central square, in classification [pixels]")
+    resize: int | None = option(
+        None, "shorter side of the image, in classification [pixels]", low=1, limit=LARGEST_SIZE
+    )
+    crop: int | None = option(None, "side of the central square, in classification [pixels]", low=1, limit=LARGEST_SIZE)
     crops: str = option("center", "crops per image, in classification; ten: with flips", choices=("center", "ten"))
 
     def check(self) -> None:
@@ -59,8 +67,10 @@ class InferenceConfig(Group):
 class LoggingConfig(Group):
     PREFIX: ClassVar[str] = "logging."
 
-    every: int = option(20, "steps between progress lines", low=1)
-    pictures: int = option(6, "number of validation images drawn with target and prediction", low=0)
+    every: int = option(20, "steps between progress lines", low=1, limit=MOST_STEPS)
+    pictures: int = option(
+        6, "number of validation images drawn with target and prediction", low=0, limit=MOST_PICTURES
+    )
     wandb: bool = option(False, "Weights & Biases too; WANDB_MODE=offline keeps it in the run folder")
     mlflow: bool = option(False, "MLflow too, at MLFLOW_TRACKING_URI, else in the folder mlruns")
     project: str = option("segtrain", "project of Weights & Biases, experiment of MLflow")

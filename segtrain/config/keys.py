@@ -45,6 +45,22 @@ def described(schema: type, key: str) -> Iterator[tuple[Field[Any], Option]]:
                     yield inner, option_of(inner)
 
 
+def shared_values(options: Any) -> dict[str, Any]:
+    """The options that all processes of one command must have in common: {"optimizer.lr": 0.1, ...}.
+
+    A path, the device and the loader may be another on each machine; of a path it counts whether there is one.
+    """
+    result: dict[str, Any] = {}
+    for item in fields(options):
+        value = getattr(options, item.name)
+        if is_dataclass(value) and item.name != "loader":
+            result |= {f"{item.name}.{key}": inner for key, inner in shared_values(value).items()}
+        elif item.name not in ("loader", "device"):
+            path = option_of(item).path
+            result[item.name] = value not in (None, "none") if path is True else sorted(value) if path else value
+    return result
+
+
 def enclosing_mapping(schema: type, key: str) -> tuple[Field[Any], Option] | None:
     """The option of which `key` is an entry, as model.backbone_options.width of model.backbone_options."""
     parts = key.split(".")

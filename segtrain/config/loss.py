@@ -27,13 +27,17 @@ class LossConfig(Group):
         choices=("image", "batch"), only=("bootstrapped",),
     )  # fmt: skip
     p: float = option(
-        1.0, "norm of the pixels' weights; 1: only the hardest count, .inf: all", low=1, only=("max_pooling",)
+        1.0,
+        "norm of the pixels' weights; 1: only the hardest count, .inf: all",
+        low=1,
+        limit=inf,
+        only=("max_pooling",),
     )
     gamma: float = option(
-        2.0, "exponent of 1 - probability, which weighs easy pixels down", low=0, below=inf, only=("focal",)
+        2.0, "exponent of 1 - probability, which weighs easy pixels down", low=0, below=inf, limit=1000, only=("focal",)
     )
     class_weights: list[float] | None = option(
-        None, "weight of each class in the mean over the pixels; null: equal weights", low=0, below=inf,
+        None, "weight of each class in the mean over the pixels; null: equal weights", low=0, below=inf, limit=1e9,
         only=("cross_entropy", "focal"),
     )  # fmt: skip
     label_smoothing: float = option(

@@ -16,6 +16,7 @@ MISSING_CHOICE = re.compile(
 UNKNOWN_OVERRIDE = re.compile(r"Could not override '([^']+)'")
 UNKNOWN_KEY = re.compile(r"Key '(\w+)' (?:not in|is not in struct)[\s\S]*?full_key: ([\w.\[\]]+)")
 FULL_KEY = re.compile(r"full_key: ([\w.\[\]]+)")
+UNSET_VARIABLE = re.compile(r"Environment variable '([^']*)' not found")
 WRONG_TYPE = re.compile(
     r"(?:Value '(.*)' of type .* could not be converted|Value '(.*)' is not a valid bool|Cannot convert '\w+' to string"
     r"|Invalid (?:value|type) assigned)"
@@ -36,6 +37,10 @@ def explain(error: Exception, known: Mapping[str, Field[Any]], words: Sequence[s
         return unknown_key(match[1], known)
     if match := UNKNOWN_KEY.search(text):
         return unknown_key(match[2], known) + where_in_yaml(match[2], words)
+    if isinstance(error, RecursionError):
+        return f"the YAML files are nested too deeply, or name each other in a circle (given: {' '.join(words)})"
+    if isinstance(error, UnicodeError):
+        return f"the YAML files must be UTF-8: {error} (given: {' '.join(words)})"
     if match := FULL_KEY.search(text):
         about = [item for item in texts if "full_key" in item][-1].splitlines()
         first = next(line for line in about if not line.startswith("In '"))
@@ -50,6 +55,10 @@ def wrong_value(key: str, first: str, known: Mapping[str, Field[Any]], words: Se
         return f"{key}: {first[0].lower() + first[1:]}" + where_in_yaml(key, words)
     help_text = f" ({option_of(item).help})" if option_of(item).help else ""
     match = WRONG_TYPE.match(first)
+    if match is None and "missing mandatory value" in first:
+        return f"{key} has no value (???): give {key}={type_name(item.type)}{help_text}" + where_in_yaml(key, words)
+    if match is None and (variable := UNSET_VARIABLE.search(first)):
+        return f"{key}: the environment has no variable {variable[1]}{help_text}" + where_in_yaml(key, words)
     if match is None:
         return f"{key}: {first[0].lower() + first[1:]}{help_text}" + where_in_yaml(key, words)
     typed = [word.partition("=")[2] for word in words if word.lstrip("+").partition("=")[0] == key]

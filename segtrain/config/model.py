@@ -1,10 +1,11 @@
 """Options of the network: model.*"""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any, ClassVar
 
 from segtrain.config.dataset import SIZE
-from segtrain.config.options import Group, option, require
+from segtrain.config.options import LARGEST_SIZE, Group, option, require
 
 BACKBONES = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnext50", "resnext101", "resnext152", "resnext50_32x4d",
@@ -29,9 +30,13 @@ class ModelConfig(Group):
         "deeplabv3", "segmentation head, or classifier for image classification",
         choices=(*HEADS, "classifier"),
     )  # fmt: skip
-    head_channels: int = option(256, "channels of each branch of the head", low=1)
+    head_channels: int = option(256, "channels of each branch of the head", low=1, limit=65536)
     pooling_size: list[int] | None = option(
-        None, "window of the head's pooling in eval mode [pixels]; null: the whole image", items=SIZE, low=32
+        None,
+        "window of the head's pooling in eval mode [pixels]; null: the whole image",
+        items=SIZE,
+        low=32,
+        limit=LARGEST_SIZE,
     )
     output_stride: int = option(8, "stride of the feature map [pixels]", choices=(8, 16, 32))
     norm: str = option("inplace_abn", "normalisation layer", choices=NORMS)
@@ -60,9 +65,13 @@ class ModelConfig(Group):
     activation: str = option(
         "leaky_relu", "activation after normalisation; relu needs model.norm=abn or batch_norm", choices=ACTIVATIONS
     )
-    negative_slope: float = option(0.01, "slope of leaky_relu below zero, or alpha of elu")
-    mean: list[float] = option([0.485, 0.456, 0.406], "RGB mean of the input [0 to 1]", items=RGB)
-    std: list[float] = option([0.229, 0.224, 0.225], "RGB standard deviation of the input [0 to 1]", items=RGB, above=0)
+    negative_slope: float = option(0.01, "slope of leaky_relu below zero, or alpha of elu", below=inf, limit=1000)
+    mean: list[float] = option(
+        [0.485, 0.456, 0.406], "RGB mean of the input [0 to 1]", items=RGB, below=inf, limit=1000
+    )
+    std: list[float] = option(
+        [0.229, 0.224, 0.225], "RGB standard deviation of the input [0 to 1]", items=RGB, above=0, limit=1000
+    )
 
     def check(self) -> None:
         super().check()
@@ -79,6 +88,10 @@ class ModelConfig(Group):
         require(
             self.keep == "exact" or in_place, "model.keep", self.keep,
             f"In-Place ABN alone rebuilds its outputs, not {self.norm}; choose model.norm=inplace_abn",
+        )  # fmt: skip
+        require(
+            self.weights_taxonomy is None or self.weights != "none", "model.weights_taxonomy", self.weights_taxonomy,
+            "without model.weights=FILE there is nothing to map; give it, or leave this out",
         )  # fmt: skip
         require(
             self.scale == "abs" or self.norm in ("abn", "inplace_abn", "inplace_abn_sync"), "model.scale", self.scale,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import ClassVar
 
-from segtrain.config.options import Group, option, require
+from segtrain.config.options import MOST_STEPS, Group, option, require
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("poly", "linear", "step", "cosine", "constant")
@@ -22,11 +22,13 @@ class OptimizerConfig(Group):
         [0.9, 0.999], "decay per step of the averages of gradients and squared gradients", low=0, below=1,
         items=("beta1", "beta2"), only=("adamw",),
     )  # fmt: skip
-    weight_decay: float = option(1e-4, "L2 penalty (sgd), or decoupled decay times the rate (adamw)", low=0)
+    weight_decay: float = option(1e-4, "L2 penalty (sgd), or decoupled decay times the rate (adamw)", low=0, limit=1e6)
     decay_norm_and_bias: bool = option(True, "weight decay of norm layers and biases too, as published")
-    backbone_lr_factor: float = option(1.0, "learning rate of the backbone relative to the rest", low=0, below=inf)
+    backbone_lr_factor: float = option(
+        1.0, "learning rate of the backbone relative to the rest", low=0, below=inf, limit=1e6
+    )
     fused: bool | None = option(None, "fused update kernel; null: where device and parameters have one")
-    clip_norm: float | None = option(None, "maximum norm of the whole gradient; null: no clipping", above=0)
+    clip_norm: float | None = option(None, "maximum norm of the whole gradient; null: no clipping", above=0, limit=1e6)
 
     def check(self) -> None:
         super().check()
@@ -41,7 +43,7 @@ class ScheduleConfig(Group):
         "poly", "course of the learning rate over the training, set at every step",
         choices=SCHEDULES,
     )  # fmt: skip
-    power: float = option(0.9, "exponent of 1 - progress", low=0, only=("poly",))
+    power: float = option(0.9, "exponent of 1 - progress", low=0, limit=100, only=("poly",))
     end_factor: float = option(
         0.0, "final learning rate as a fraction of optimizer.lr", low=0, high=1, only=("linear", "cosine")
     )
@@ -49,7 +51,7 @@ class ScheduleConfig(Group):
         [], "fractions of the training after which the rate drops, ascending", above=0, below=1, only=("step",)
     )
     factor: float = option(0.1, "factor of the rate at each milestone", above=0, below=1, only=("step",))
-    warmup_steps: int = option(0, "duration of the linear warm-up [steps]; 0: none", low=0)
+    warmup_steps: int = option(0, "duration of the linear warm-up [steps]; 0: none", low=0, limit=MOST_STEPS)
     warmup_factor: float = option(
         0.1, "fraction of the schedule's rate at the first step of the warm-up", low=0, high=1
     )

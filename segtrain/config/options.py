@@ -4,11 +4,24 @@ What `option` is given is the one source of the help text, the completion, the c
 what may change when a run is resumed, and which choice of a group reads the option.
 """
 
+import os
+import re
 from dataclasses import MISSING, Field, dataclass, field, fields
+from math import inf, isfinite
 from typing import Any, ClassVar, get_args, get_origin
 
 from segtrain.config import plugin_files
+from segtrain.console import UNSAFE, as_utf8
 from segtrain.errors import UsageError, meant
+
+# Limits of options that several groups have.
+MOST_STEPS = 10**9
+MOST_PICTURES = 10_000
+LARGEST_SEED = 2**63 - 1
+LARGEST_SIZE = 65536  # pixels
+LONGEST_NAME = 200  # bytes of a component of a path; what is added to it must fit too
+UNSAFE_NAME = re.compile(f"[/\\\\\n\t]|{UNSAFE.pattern}")
+SMALLEST = 1e-12  # a number nearer to 0 is 0 in float32 sooner or later
 
 
 @dataclass(frozen=True)
@@ -22,7 +35,9 @@ class Option:
     above: float | None = None
     high: float | None = None
     below: float | None = None
+    limit: float | None = None
     why: str = ""
+    component: bool = False
     items: tuple[str, ...] = ()
     ascending: bool = False
     path: bool | tuple[str, ...] = False
@@ -38,7 +53,9 @@ def option(default: Any, help: str, **description: Any) -> Any:
     choices: the values that are allowed, for a list those of its items. other: what else is allowed, in words, which
     the dataclass checks itself. Plugins add to the choices of the options in plugin_files.PARTS.
     low, above: the least value, inclusive or exclusive; high, below: the greatest one. For a list they hold for each
-    item. below=math.inf: finite. Without a bound every number is allowed. why: reason of the bounds, for the message.
+    item. below=math.inf: finite. limit: the greatest magnitude that makes sense, named only where it is exceeded;
+    math.inf: none, infinity too. Without a bound every number is allowed. why: reason of the bounds, for the message.
+    component: the value becomes one component of a path, so it has no separator, control character or "..".
     items: what the items of a list are, which fixes their number, such as ("height", "width"). ascending: no item is
     less than the one before.
     path: the value is a path, taken as typed and completed from the files; for a mapping, the keys inside it whose
@@ -127,7 +144,10 @@ def check_value(key: str, value: Any, item: Field[Any]) -> None:
     """Raise UsageError unless the choices and bounds of the option allow the value. null is left to the type."""
     option = option_of(item)
     values = value if isinstance(value, list) else [value]
-    if value is None or isinstance(value, dict):
+    if value is None:
+        return
+    check_kind(key, value, item)
+    if isinstance(value, dict):
         return
     if option.choices and not option.other:
         wrong = [one for one in values if one not in known_choices(key, option)]
@@ -135,10 +155,27 @@ def check_value(key: str, value: Any, item: Field[Any]) -> None:
             allowed, meant = choices_text(key, item), hint(key, option, wrong[0])
             raise UsageError(f"{key} must be {allowed}, got {as_written(value)}{meant}")
     fits = not option.items or len(values) == len(option.items)
-    ordered = not option.ascending or all(a <= b for a, b in zip(values, values[1:], strict=False))
-    if not (fits and ordered and all(within(one, option) for one in values)):
+    valid = fits and all(within(one, option) for one in values)
+    if not (valid and (not option.ascending or values == sorted(values))):
         why = f": {option.why}" if option.why else ""
         raise UsageError(f"{key} must be {bounds_text(item, values)}, got {value}{why}")
+
+
+def check_kind(key: str, value: Any, item: Field[Any]) -> None:
+    """Raise UsageError for what the composing lets pass: a group in place of a list, a path in place of a name."""
+    if (is_mapping(item) and not isinstance(value, dict)) or (is_list(item) and not isinstance(value, list)):
+        raise UsageError(f"{key} must be a {type_name(item.type)}, got {str(value)[:80]}")
+    if option_of(item).component and not is_component(value):
+        raise UsageError(
+            f"{key} must be a name for a file: not empty, no slash, control character or .., got {value!r}"
+        )
+
+
+def is_component(text: str) -> bool:
+    """Whether the text can be one component of a path, on every system and on a terminal."""
+    return (
+        0 < len(os.fsencode(as_utf8(text))) <= LONGEST_NAME and text not in (".", "..") and not UNSAFE_NAME.search(text)
+    )
 
 
 def known_choices(key: str, option: Option) -> list[Any]:
@@ -159,12 +196,18 @@ def hint(key: str, option: Option, wrong: Any) -> str:
 
 
 def within(value: Any, option: Option) -> bool:
-    """Whether a number is within the bounds; nan is within none."""
+    """Whether a number is within the bounds; nan is within none, and what is no number neither."""
+    bounds = (option.low, option.above, option.high, option.below, option.limit)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return all(bound is None for bound in bounds)
     return (
         (option.low is None or value >= option.low)
         and (option.above is None or value > option.above)
         and (option.high is None or value <= option.high)
         and (option.below is None or value < option.below)
+        and (option.limit is None or abs(value) <= option.limit)
+        and (option.below != inf or isfinite(value))
+        and (value == 0 or not isinstance(value, float) or abs(value) >= SMALLEST)
     )
 
 
@@ -173,11 +216,11 @@ def bounds_text(item: Field[Any], values: list[Any]) -> str:
     option, null = option_of(item), can_be_null(item)
     named = (("at least", option.low), ("greater than", option.above), ("at most", option.high))
     parts = [f"{words} {bound}" for words, bound in named if bound is not None]
-    if option.below == float("inf"):
-        parts += ["finite"] if any(value in (float("inf"), float("-inf")) for value in values) else []
+    if option.below == inf:
+        parts += ["finite"] if any(value in (inf, -inf) for value in values) else []
     elif option.below is not None:
         parts.append(f"less than {option.below}")
-    text = " and ".join(parts)
+    text = " and ".join(parts + exceeded(option, values))
     if not (is_list(item) or option.items):
         return text + (" or null" if null else "")
     shape = f"[{','.join(option.items)}]" if option.items else "a list of numbers"
@@ -187,6 +230,16 @@ def bounds_text(item: Field[Any], values: list[Any]) -> str:
         + (", in ascending order" if option.ascending else "")
         + (", or null" if null else "")
     )
+
+
+def exceeded(option: Option, values: list[Any]) -> list[str]:
+    """The limits that only matter where they are exceeded, in words."""
+    numbers = [abs(value) for value in values if isinstance(value, int | float)]
+    limit = option.limit
+    parts = [f"at most {limit}"] if limit is not None and any(not value <= limit for value in numbers) else []
+    if any(0 < value < SMALLEST for value in numbers):
+        parts.append(f"0 or at least {SMALLEST}" if option.above is None else f"at least {SMALLEST}")
+    return parts
 
 
 def refuse_unread(options: Any, prefix: str) -> None:

@@ -8,7 +8,7 @@ from segtrain.config.commands import CommandConfig, check_views, device_option, 
 from segtrain.config.dataset import DatasetConfig, classifies
 from segtrain.config.inference import InferenceConfig
 from segtrain.config.model import ACTIVATIONS
-from segtrain.config.options import group, option, require
+from segtrain.config.options import MOST_PICTURES, group, option, require
 
 OUTPUTS = ("labels", "color", "overlay", "palette", "raw", "prob")
 BOUNDARY = "Boundary IoU too: classes within 2 % of the diagonal from their edges"
@@ -57,7 +57,7 @@ class EvaluateConfig(CommandConfig):
     )
     boundary: bool = option(False, BOUNDARY)
     position_prior: bool = option(True, "score of a predictor that knows only the pixel's position, for comparison")
-    pictures: int = option(6, "number of images drawn with target and prediction", low=0)
+    pictures: int = option(6, "number of images drawn with target and prediction", low=0, limit=MOST_PICTURES)
     dataset: DatasetConfig = group(DatasetConfig)
     inference: InferenceConfig = group(InferenceConfig)
     loader: LoaderConfig = group(LoaderConfig)

@@ -1,10 +1,12 @@
 """Options out of a checkpoint or a run folder, which an older version may have written."""
 
-from dataclasses import asdict, fields, is_dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import Field, asdict, fields, is_dataclass
+from typing import Any, get_args, get_origin
 
 from segtrain.config.commands import TrainConfig
 from segtrain.config.dataset import DATASET_CONFIGS, DatasetConfig
+from segtrain.config.options import option_of, within
 
 
 def trained(old: dict[str, Any]) -> TrainConfig:
@@ -18,8 +20,54 @@ def trained(old: dict[str, Any]) -> TrainConfig:
     return made
 
 
+def wrong_options(old: Any) -> Iterator[str]:
+    """What is wrong with a training's configuration from a file, in words. Choices of plugins need not be known."""
+    if not isinstance(old, dict) or not all(isinstance(old.get(name), dict) for name in ("dataset", "model")):
+        yield "config is none"
+        return
+    for item in fields(TrainConfig):
+        value, kind = old.get(item.name), item.type
+        if item.name not in old:
+            continue
+        if not is_dataclass(kind):
+            yield from wrong_option(item.name, value, item)
+        elif not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            yield f"config.{item.name} is none"
+        else:
+            schema: Any = dataset_schema(value) if kind is DatasetConfig else kind
+            own = {inner.name: inner for inner in fields(schema)}
+            for key, inner in value.items():
+                if key in own:
+                    yield from wrong_option(f"{item.name}.{key}", inner, own[key])
+                elif schema is not DatasetConfig:  # else it may be of a plugin
+                    yield f"config.{item.name}.{key} is no option of this version"
+
+
+def wrong_option(key: str, value: Any, item: Field[Any]) -> Iterator[str]:
+    about = option_of(item)
+    values = value if isinstance(value, list) else [value]
+    fits = has_type(value, item.type) and (value is None or all(within(one, about) for one in values))
+    if not fits or (about.items and value is not None and len(values) != len(about.items)):
+        yield f"config.{key}={str(value)[:40]!r} is not possible"
+
+
+def has_type(value: Any, kind: Any) -> bool:
+    """Whether a value out of a file is of a field's type."""
+    if kind is Any:
+        return True
+    if kind in (int, str, bool, type(None)):
+        return type(value) is kind
+    if kind is float:
+        return type(value) in (int, float)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(has_type(inner, get_args(kind)[0]) for inner in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    return any(has_type(value, inner) for inner in get_args(kind))
+
+
 def dataset_schema(options: dict[str, Any]) -> type[DatasetConfig]:
-    return DATASET_CONFIGS.get(options.get("name", ""), DatasetConfig)
+    return DATASET_CONFIGS.get(str(options.get("name", "")), DatasetConfig)
 
 
 def with_defaults(old: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Options of the training loop: trainer.*"""
 
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar
 
-from segtrain.config.options import Group, option, require
+from segtrain.config.options import LARGEST_SEED, MOST_STEPS, Group, option, require
 
 
 @dataclass
@@ -11,19 +12,27 @@ class TrainerConfig(Group):
     PREFIX: ClassVar[str] = "trainer."
 
     batch_size: int = option(
-        16, "images per step, over all processes and micro-batches", low=2,
+        16, "images per step, over all processes and micro-batches", low=2, limit=65536,
         why="in training, DeepLabV3's pooled branch has one value per image and channel to normalise over",
     )  # fmt: skip
-    accumulation: int = option(1, "micro-batches per step in each process", low=1, resume=True)
-    max_steps: int | None = option(None, "duration of the training [steps]", low=1, resume="longer")
+    accumulation: int = option(1, "micro-batches per step in each process", low=1, limit=65536, resume=True)
+    max_steps: int | None = option(None, "duration of the training [steps]", low=1, limit=MOST_STEPS, resume="longer")
     epochs: float | None = option(
-        None, "duration of the training [passes over the data], instead of max_steps", above=0, resume="longer"
+        None,
+        "duration of the training [passes over the data], instead of max_steps",
+        above=0,
+        limit=1e6,
+        resume="longer",
     )
     hours: float | None = option(
-        None, "duration of the training [hours of wall time], instead of max_steps", above=0, resume="longer"
+        None,
+        "duration of the training [hours of wall time], instead of max_steps",
+        above=0,
+        limit=1e6,
+        resume="longer",
     )
     patience: int | None = option(
-        None, "validations without improvement after which training ends early", low=1, resume=True
+        None, "validations without improvement after which training ends early", low=1, limit=MOST_STEPS, resume=True
     )
     precision: str = option(
         "fp32", "precision of the network; weights and loss stay float32", choices=("fp32", "bf16", "fp16")
@@ -39,21 +48,23 @@ class TrainerConfig(Group):
     sync_group: str = option(
         "all", "processes that share normalisation statistics", choices=("all", "node"), other="number of ranks"
     )
-    seed: int = option(0, "seed of initial weights, order and augmentation", low=0)
+    seed: int = option(0, "seed of initial weights, order and augmentation", low=0, limit=LARGEST_SEED)
     validate_every: int = option(
-        500, "steps between validations; the last step is always validated", low=1, resume=True
+        500, "steps between validations; the last step is always validated", low=1, limit=MOST_STEPS, resume=True
     )
-    save_every: int = option(200, "steps between checkpoints", low=1, resume=True)
+    save_every: int = option(200, "steps between checkpoints", low=1, limit=MOST_STEPS, resume=True)
     keep_last: int = option(
-        2, "newest checkpoints step_<n>.pt to keep, besides last.pt and best.pt", low=1, resume=True
+        2, "newest checkpoints step_<n>.pt to keep, besides last.pt and best.pt", low=1, limit=1e6, resume=True
     )
     check_data: bool = option(True, "check of every file and label id before the first step", resume=True)
-    overfit: int | None = option(None, "number of training images to train and validate on, as a test", low=1)
+    overfit: int | None = option(
+        None, "number of training images to train and validate on, as a test", low=1, limit=MOST_STEPS
+    )
     on_bad_step: str = option(
         "stop", "response to a loss or gradient that is not finite", choices=("stop", "skip"), resume=True
     )
     spike_factor: float = option(
-        10.0, "loss relative to the median of the last 100 that counts as bad; 0: never", resume=True
+        10.0, "loss relative to the median of the last 100 that counts as bad; 0: never", low=0, below=inf, resume=True
     )
 
     def check(self) -> None:

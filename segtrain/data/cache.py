@@ -7,6 +7,7 @@ decoded again, and several processes may build at once.
 import contextlib
 import hashlib
 import io
+import os
 import shutil
 import time
 import zipfile
@@ -41,7 +42,7 @@ class Decoded:
     def place(self, path: Path) -> Path:
         stat = path.stat()
         key = f"{path.absolute()}\n{stat.st_size}\n{stat.st_mtime_ns}"
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+        return self.folder / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.npy"
 
     def read(self, path: Path, decode: Callable[[Path], np.ndarray], axes: int) -> np.ndarray:
         """The pixels; decoded and saved if they are missing or damaged. A full disk costs the time only."""

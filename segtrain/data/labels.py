@@ -4,8 +4,8 @@ Two numberings, never mixed: `id` is what a dataset's label images hold; `train_
 network predicts. IGNORE_INDEX marks pixels that neither train nor score.
 """
 
-import csv
 import json
+import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -13,9 +13,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-import yaml
 
 from segtrain.config import IGNORE_INDEX
+from segtrain.config.user_files import read_csv, read_yaml
 from segtrain.errors import DataError
 
 UNKNOWN = 254  # marks ids that are not in the table while encoding; so a table has at most 254 classes
@@ -163,21 +163,14 @@ def read_user_table(path: Path) -> LabelTable:
     color is `#rrggbb` or three numbers (CSV: `128 64 0`); ignore is true/false. Train ids follow the order of the
     rows. DataError for anything else, naming the row.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the class table {path}: {error}") from error
     if path.suffix.lower() in (".yaml", ".yml"):
-        try:
-            raw = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise DataError(f"{path} is not valid YAML: {error}") from error
+        raw = read_yaml(path, "the class table")
         if isinstance(raw, dict):
             raw = raw.get("classes")
         if not isinstance(raw, list):
             raise DataError(f"{path}: expected a list of classes, each with id and name")
     else:
-        raw = list(csv.DictReader(text.splitlines(), skipinitialspace=True))
+        raw = [row for _, row in read_csv(path, "the class table")]
     rows: list[dict[str, Any]] = []
     for number, row in enumerate(raw, 1):
         rows.append(_user_row(row, f"{path}, class {number}", len([r for r in rows if r["train_id"] != IGNORE_INDEX])))
@@ -193,23 +186,21 @@ def read_user_table(path: Path) -> LabelTable:
 
 def _user_row(row: Any, where: str, train_id: int) -> dict[str, Any]:
     known = ("id", "name", "color", "ignore")
-    if not isinstance(row, dict) or None in row:
+    if not isinstance(row, dict):
         raise DataError(f"{where}: expected the columns {', '.join(known)}, found {row}")
     strays = sorted(set(row) - set(known))
     if strays or not {"id", "name"} <= set(row):
         raise DataError(
             f"{where}: expected the columns {', '.join(known)} (id and name at least), found {', '.join(row)}"
         )
-    try:
-        label = int(row["id"])
-    except (TypeError, ValueError):
-        label = -1
-    if not 0 <= label <= 255 or isinstance(row["id"], bool):
+    text = str(row["id"]).strip()
+    label = int(text) if re.fullmatch(r"\+?[0-9]{1,9}", text) else -1
+    if not 0 <= label <= 255:
         raise DataError(f"{where}: id must be a whole number from 0 to 255, found {row['id']!r}")
     ignore = str(row.get("ignore") or "false").strip().lower()
     if ignore not in ("true", "false", "yes", "no", "1", "0"):
         raise DataError(f"{where}: ignore must be true or false, found {row['ignore']!r}")
-    if not str(row["name"] or "").strip():
+    if not isinstance(row["name"], str | int | float) or not str(row["name"]).strip():
         raise DataError(f"{where}: the name is empty")
     ignored = ignore in ("true", "yes", "1")
     color = _color(row.get("color"), where) or _default_color(label)

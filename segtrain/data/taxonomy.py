@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from segtrain.config import IGNORE_INDEX
+from segtrain.config.user_files import read_yaml
 from segtrain.data.labels import UNKNOWN, LabelTable, json_tables, published_table, read_json_table
 from segtrain.errors import DataError, UsageError, meant
 
@@ -115,10 +115,7 @@ def read_taxonomy(path: Path, source: LabelTable, target: LabelTable) -> dict[st
 
     DataError unless every class of the source is there, once, and every name is known.
     """
-    try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"the taxonomy {path} cannot be read: {error}") from error
+    content: Any = read_yaml(path, "the taxonomy")
     if not isinstance(content, dict) or not content:
         raise DataError(f"{path}: expected lines `name in the source: name in the target` (or a list, or null)")
     sources = [str(row["name"]) for row in source.rows]

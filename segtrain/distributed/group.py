@@ -6,14 +6,14 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from segtrain.console import process_count
 from segtrain.distributed.watchdog import PeerDied, Watchdog, connection_lost
-from segtrain.errors import INTERRUPTED, REQUEUE, SegtrainError
+from segtrain.errors import INTERRUPTED, REQUEUE, SegtrainError, UsageError
 
 meetings = itertools.count()  # of the processes of one launch: a sweep trains several times
 
@@ -78,6 +78,20 @@ class World:
             distributed.all_gather_object(everyone, value)
         return everyone
 
+    def require_same(self, options: Mapping[str, Any]) -> None:
+        """UsageError if the processes were given different options. A collective call."""
+        everyone = self.all_gather(dict(options))
+        for rank, theirs in enumerate(everyone):
+            keys = sorted(
+                everyone[0].keys() | theirs.keys(), key=lambda key: (key == "name", key)
+            )  # it follows from others
+            differing = [key for key in keys if everyone[0].get(key) != theirs.get(key)]
+            if differing:
+                listed = ", ".join(f"{key}={theirs.get(key)} and not {everyone[0].get(key)}" for key in differing[:3])
+                error = UsageError(f"rank {rank} was given other options than rank 0: {listed}; give all the same")
+                error.everywhere = True
+                raise error
+
     @contextlib.contextmanager
     def main_process_first(self) -> Iterator[None]:
         """Run the body in the first process, then in all others, which find what it has made.
@@ -129,8 +143,10 @@ class World:
 
 
 @contextlib.contextmanager
-def init_distributed() -> Iterator[World]:
+def init_distributed(options: Mapping[str, Any] | None = None) -> Iterator[World]:
     """The World of this process, with its process group while inside; rank 0 of 1 without a launcher.
+
+    options: those that all processes must have in common, else UsageError.
 
     Gloo on the CPU and NCCL between GPUs. A process that leaves by an error ends the others too.
     """
@@ -165,6 +181,7 @@ def init_distributed() -> Iterator[World]:
     world.watchdog = Watchdog(rank, size, connect(False))
     world.watchdog.start()
     try:
+        world.require_same(options or {})
         yield world
     except BaseException as error:
         world.announce(error)

@@ -230,7 +230,7 @@ class Run:
         ]
         for line in lines:
             say(line)
-        write_atomically(self.folder / "summary.txt", "\n".join([*lines, ""]).encode())
+        write_atomically(self.folder / "summary.txt", os.fsencode("\n".join([*lines, ""])))
         self.report("finished")
 
     def report_error(self, error: Exception) -> None:

@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
+from segtrain.config.user_files import read_json, read_yaml
+from segtrain.errors import DataError
 
 FILES = ("config.yaml", "metrics.jsonl", "evaluation.json", "state.json", "last.pt")
 SILENT = 120  # seconds without a heartbeat after which a run counts as stopped
@@ -76,10 +77,8 @@ def read_mapping(path: Path, notes: list[str]) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        text = path.read_text()
-        fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        content = json.loads(text) if path.suffix == ".json" else yaml.load(text, fast)
-    except (OSError, ValueError, yaml.YAMLError):
+        content = read_json(path) if path.suffix == ".json" else read_yaml(path)
+    except DataError:
         content = None
     if isinstance(content, dict):
         return content

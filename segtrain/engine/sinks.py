@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from segtrain.config import LoggingConfig
-from segtrain.console import say
+from segtrain.console import as_utf8, say
 from segtrain.files import append, side_file, write_atomically
 
 MAX_WAITING = 1 << 26  # bytes of TensorBoard events that wait for room on the disk
@@ -49,8 +49,12 @@ class RunLog:
         self.waiting = b""
         with side_file(self.path):
             write_atomically(self.path, "".join(f"{line}\n" for line in kept).encode())
-        tensorboard = TensorBoard(folder, step if again else step + 1, hyperparameters)
-        self.sinks: list[tuple[Path, Sink]] = [(folder / "tensorboard", tensorboard)]
+        self.sinks: list[tuple[Path, Sink]] = []
+        if as_utf8(str(folder)) == str(folder):
+            tensorboard = TensorBoard(folder, step if again else step + 1, hyperparameters)
+            self.sinks.append((folder / "tensorboard", tensorboard))
+        else:
+            say("WARNING    TensorBoard cannot write into a folder whose name is not UTF-8; metrics.jsonl has it all")
         if again:  # TensorBoard drops all of a step
             for values in (json.loads(line) for line in kept if line_step(line) == step):
                 self.to_sinks(step, {name: value for name, value in values.items() if name != "step"})
@@ -140,7 +144,7 @@ class TensorBoard:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self.step = step
         for name, value in values.items():
-            self.add_summary(step, self.summary.scalar(name, value))
+            self.add_summary(step, self.summary.scalar(as_utf8(name), value))
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         self.add_summary(step, self.summary.image(name, image, dataformats="HWC"))
@@ -148,7 +152,9 @@ class TensorBoard:
     def close(self, final: Mapping[str, float] | None) -> None:
         if final is None:
             return
-        plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in self.hyperparameters.items()}
+        plain = {
+            k: v if isinstance(v, bool | int | float) else as_utf8(str(v)) for k, v in self.hyperparameters.items()
+        }
         scores = {f"final/{name}": value for name, value in final.items()}
         # At the last step, so that a session that does it again replaces them.
         for content in self.summary.hparams(plain, scores):

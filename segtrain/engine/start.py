@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from segtrain.abn import describe_backend
-from segtrain.config import TrainConfig, classifies
+from segtrain.config import TrainConfig, classifies, require
 from segtrain.console import say
 from segtrain.data.loader import Batch, training_batches
 from segtrain.data.order import MicroBatches
@@ -44,11 +44,18 @@ def check_before_data(config: TrainConfig) -> None:
 def prepare_task(config: TrainConfig, saved: dict[str, Any] | None) -> Task:
     """List the images of the configured dataset. saved: the checkpoint of the run, None for a new one.
 
-    UsageError if the file of initial weights is missing: it is checked before the data, which take longer.
+    UsageError if the file of initial weights is missing: it is checked before the data, which take longer. UsageError
+    too if the learning rate would rise until the training ends.
     """
     if saved is None and config.model.weights != "none":
         existing(Path(config.model.weights))
-    return task_of(config)(config)
+    task = task_of(config)(config)
+    warm_up, steps = config.schedule.warmup_steps, config.trainer.steps(task.num_train)
+    require(
+        steps is None or warm_up == 0 or warm_up < steps, "schedule.warmup_steps", warm_up,
+        f"the training has {steps} steps: give fewer, or 0",
+    )  # fmt: skip
+    return task
 
 
 def build_learner(
@@ -122,6 +129,9 @@ def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, sta
         f"{parameters:.1f} M parameters, initial weights {options.weights.replace('none', 'random')}")  # fmt: skip
     say(f"data       {config.dataset.name}: {task.num_train} {config.dataset.train_split} and "
         f"{task.num_val} {config.dataset.val_split} images, {task.num_classes} classes")  # fmt: skip
+    if task.num_shared:
+        say(f"WARNING    {task.num_shared} of these {task.num_val} validation images are trained on: their score says "
+            "nothing about other images")  # fmt: skip
     parts = dist.size * trainer.accumulation
     divided = f" ({trainer.batch_size / parts:g} at a time x {trainer.accumulation} in each of {dist.size})"
     say(f"training   {state} of {trainer.batch_size} {task.batch_of}{divided if parts > 1 else ''} "

@@ -3,7 +3,7 @@
 from contextlib import closing
 from pathlib import Path
 
-from segtrain.config import TrainConfig
+from segtrain.config import TrainConfig, shared_values
 from segtrain.distributed.group import init_distributed
 from segtrain.engine.checkpoint_writer import CheckpointWriter
 from segtrain.engine.environment import session_environment, training_device
@@ -23,7 +23,7 @@ def train(config: TrainConfig) -> Path:
     """
     check_before_data(config)
     with (
-        Preemption() as preemption, init_distributed() as dist, open_run(config, dist) as run,
+        Preemption() as preemption, init_distributed(shared_values(config)) as dist, open_run(config, dist) as run,
         training_device(config, dist) as device,
     ):  # fmt: skip
         with dist.main_process_first():

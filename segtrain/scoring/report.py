@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -12,6 +13,7 @@ import numpy as np
 
 import segtrain
 from segtrain.config import DatasetConfig
+from segtrain.console import printable, say
 from segtrain.data.dataset import dataset_spec
 from segtrain.data.sample import Sample
 from segtrain.errors import DataError
@@ -114,7 +116,7 @@ def code_version() -> str:
 
 
 def names_hash(names: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("\n".join(sorted(names)))).hexdigest()
 
 
 def file_hash(path: Path) -> str:
@@ -129,7 +131,7 @@ def fingerprints(image_ids: list[str]) -> Any:
     """int64 (n,) tensor of hashes, for a checkpoint: the images that it was trained on."""
     import torch
 
-    hashes = [hashlib.sha256(name.encode()).digest()[:8] for name in image_ids]
+    hashes = [hashlib.sha256(os.fsencode(name)).digest()[:8] for name in image_ids]
     return torch.tensor([int.from_bytes(h, "big", signed=True) for h in hashes])
 
 
@@ -142,8 +144,12 @@ def seen_in_training(trained_on: Any, image_ids: list[str]) -> list[str]:
 
     if trained_on is None:
         return []
-    seen = int(torch.isin(fingerprints(image_ids), trained_on).sum())
-    warning = f"{seen} of the {len(image_ids)} images were in this checkpoint's training: the score is too high"
+    return seen_images(int(torch.isin(fingerprints(image_ids), trained_on).sum()), len(image_ids))
+
+
+def seen_images(seen: int, images: int) -> list[str]:
+    """The warning about `seen` of the images, in a list; [] if there are none."""
+    warning = f"{seen} of the {images} images were in this checkpoint's training: the score is too high"
     return [warning] if seen else []
 
 
@@ -163,7 +169,7 @@ def summarise(counts: Scores, prior: Scores | None) -> dict[str, Any]:
 
 def print_table(result: dict[str, Any]) -> None:
     """Print the table of an evaluation.json."""
-    print("\n".join(table_lines(result)), flush=True)
+    say("\n".join(table_lines(result)))
 
 
 def table_lines(result: dict[str, Any]) -> list[str]:
@@ -174,7 +180,8 @@ def table_lines(result: dict[str, Any]) -> list[str]:
     objects = result.get("per_class_iiou") or {}
     lines = ["", f"{'class':<{width}}   IoU %{'  iIoU %' if objects else ''}"]
     for name, value in result["per_class"].items():
-        lines.append(f"{name:<{width}}   {percent(value)}{f'   {percent(objects[name])}' if name in objects else ''}")
+        shown = printable(name, inline=True)
+        lines.append(f"{shown:<{width}}   {percent(value)}{f'   {percent(objects[name])}' if name in objects else ''}")
     classes = f"{result['classes_averaged']} classes ({result['classes_in_ground_truth']} occur in the ground truth)"
     lines += ["", f"mIoU            {percent(result['miou'])} %  over {classes}, {result['images']} images"]
     published = result.get("protocol", {}).get("published")

@@ -148,6 +148,7 @@ class Task(ABC):
     num_classes: int
     num_train: int  # images
     num_val: int
+    num_shared: int  # images of the validation that are trained on
     image_ids: list[str]  # the training images, under names that are the same whatever split they were read from
 
     @abstractmethod

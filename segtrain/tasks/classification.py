@@ -72,6 +72,7 @@ class Classification(Task):
         self.num_classes = len(self.samples.classes)
         self.image_ids = classification_spec(config.dataset).identity(self.samples)
         self.num_train, self.num_val = len(self.samples), len(self.val_samples)
+        self.num_shared = self.num_val if self.samples.folder == self.val_samples.folder else 0
 
     @staticmethod
     def check_options(config: TrainConfig) -> None:

@@ -37,7 +37,7 @@ from segtrain.scoring import figures
 from segtrain.scoring.extra_metrics import metric_scalars
 from segtrain.scoring.position_prior import PositionPrior
 from segtrain.scoring.predictor import LoadedNetwork, Predictor
-from segtrain.scoring.report import CONFUSION, Evaluation, protocol, seen_in_training, summarise
+from segtrain.scoring.report import CONFUSION, Evaluation, protocol, seen_images, seen_in_training, summarise
 from segtrain.scoring.scores import Scores
 from segtrain.tasks.base import Evaluator, Task
 from segtrain.weights.network_file import published_figure
@@ -65,6 +65,8 @@ class Segmentation(Task):
         self.samples = mixture.samples
         self.image_ids = mixture.identities
         self.num_train, self.num_val = len(self.samples), len(self.val_samples)
+        trained_on = {sample.image for sample in self.samples}
+        self.num_shared = sum(sample.image in trained_on for sample in self.val_samples)
 
     @staticmethod
     def check_options(config: TrainConfig) -> None:
@@ -121,9 +123,11 @@ class Segmentation(Task):
         samples = self.val_samples if split is None else split_samples(config.dataset, split)
         if split is None:
             split = "train" if config.trainer.overfit is not None else config.dataset.val_split
-        return SegmentationEvaluator(
+        made = SegmentationEvaluator(
             config.dataset, split, samples, self.table, config.model, inference or config.inference, self.samples
         )
+        made.num_shared = self.num_shared if samples is self.val_samples else 0
+        return made
 
     def draw(self, image: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, str]:
         """image | labels | both, and the classes and the fraction of ignored pixels in words."""
@@ -184,6 +188,7 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         self.samples = list(samples)
         self.table = table
         self.prior_samples = prior_samples
+        self.num_shared = 0  # images that were trained on, where their names do not tell
         self.boundary = boundary
 
     @classmethod
@@ -194,6 +199,9 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         split = config.split or data.val_split
         samples = split_samples(data, split)
         made = cls(data, split, samples, table, loaded.options, config.inference, None, config.boundary)
+        stored = loaded.metadata["config"]["dataset"]
+        if [stored.get(key) for key in ("name", "root", "train_split")] == [data.name, data.root, split]:
+            made.num_shared = len(samples)
         for text in made.warnings(loaded.metadata.get("trained_on")):
             say(f"warning     {text}")
         if config.position_prior:
@@ -225,8 +233,8 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         return figures.triple(answer.item.image, answer.item.target, answer.prediction, self.table)
 
     def warnings(self, trained_on: Tensor | None) -> list[str]:
-        if not dataset_spec(self.data).family:
-            return []
+        if not dataset_spec(self.data).family:  # the names say nothing
+            return seen_images(0 if trained_on is None else self.num_shared, len(self.samples))
         return seen_in_training(trained_on, identities(self.data, self.samples))
 
     def published(self, loaded: LoadedNetwork) -> dict[str, Any]:

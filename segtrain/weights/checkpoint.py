@@ -3,7 +3,9 @@
 import errno
 import io
 import pickle
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,17 @@ from torch import nn
 from segtrain.console import say
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
+from segtrain.weights.schema import wrong_content
 
 FORMAT = 2  # no release wrote format 1
 KIND = "segtrain checkpoint"
+
+
+# What torch.load raises for bytes that torch.save did not write; a pickle's own error, Foreign, comes before.
+UNREADABLE = (
+    RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+    ArithmeticError, NotImplementedError, zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
 
 
 class Damaged(DataError):
@@ -51,13 +61,15 @@ def load(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise Foreign(f"{other}: it holds objects that could run code, which are never loaded") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EIO, errno.EINVAL):
             raise  # a fault of the disk, not of the file
         reason = str(error).partition("\n")[0] or "it ends too early"
         raise Damaged(f"{path} is damaged or cut short ({reason}): use another copy") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise Foreign(f"{other} (it lacks the mark {KIND!r}); runs write last.pt and best.pt")
+    if type(content.get("format")) is not int:
+        raise Damaged(f"{path} does not hold what segtrain writes (format is none): use another copy")
     if content["format"] < FORMAT:
         raise DataError(
             f"{path} has checkpoint format {content['format']}, which no release wrote and this version does not read: "
@@ -66,10 +78,19 @@ def load(path: Path) -> dict[str, Any]:
     if content["format"] > FORMAT:
         raise DataError(
             f"{path} has checkpoint format {content['format']} (written by segtrain "
-            f"{content.get('environment', {}).get('segtrain', 'of a later version')}), this version reads up to "
+            f"{version_of(content)}), this version reads up to "
             f"{FORMAT}: update segtrain"
         )
+    if faults := list(wrong_content(content)):
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise Damaged(f"{path} does not hold what segtrain writes ({'; '.join(faults[:3])}{more}): use another copy")
     return content
+
+
+def version_of(content: dict[str, Any]) -> str:
+    """The version that wrote a checkpoint, as far as it says."""
+    environment = content.get("environment")
+    return str(environment.get("segtrain")) if isinstance(environment, dict) else "of a later version"
 
 
 def require_same_tensors(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:

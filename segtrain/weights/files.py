@@ -178,7 +178,7 @@ def read_torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if match := re.search(r"GLOBAL (\S+)", str(error)):
             raise DataError(f"{path} holds objects that could run code, which are never loaded ({match[1]})") from error
         raise DataError(f"{path} is damaged or cut short, or no file of weights: use another copy") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except checkpoint.UNREADABLE as error:
         reason = str(error).partition("\n")[0].partition(" internal miniz error")[0] or "it ends too early"
         raise DataError(f"{path} is damaged or cut short ({reason}): use another copy") from error
     if not isinstance(content, Mapping):

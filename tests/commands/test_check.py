@@ -278,6 +278,7 @@ def test_label_pictures_are_told_apart_and_cities_joined(originals, segtrain, tm
         (["dataset=folder", "dataset.root=mine", "write_config=mine/a.yaml"], "inside the data"),
         (["dataset=folder", "dataset.root=nowhere", "write_config=a.yaml"], "no such folder"),
         (["dataset=nothing.yaml"], "no such file"),
+        (["dataset=bad.yaml"], "bad.yaml: name must be one of streets, "),
         (["dataset=bad.yaml"], "folder, imagenet, mixture, got pictures"),
         (["dataset=stray.yaml"], "stray.yaml"),
         ([], "dataset"),

@@ -2,13 +2,15 @@
 
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
+from math import inf
+from typing import get_args
 
 import pytest
 
 from segtrain import config
 from segtrain.cli.commands import COMMANDS
 from segtrain.config.keys import LENGTHS, is_safe, known_options
-from segtrain.config.options import Group, as_written, default_of, option, option_of
+from segtrain.config.options import Group, as_written, default_of, is_mapping, option, option_of
 from segtrain.errors import UsageError
 from tests.helpers.checkout import ROOT
 from tests.helpers.option_reads import option_reads, unread, without
@@ -103,6 +105,9 @@ class Sample(Group):
     rate: float = option(0.5, "rate", above=0, below=1)
     steps: int | None = option(None, "duration [steps]", low=1)
     place: str = option("here", "place", choices=("here",), other="FILE")
+    label: str = option("x", "name of a folder", component=True)
+    count: int = option(1, "number", low=0, limit=1000)
+    any_norm: float = option(1.0, "norm", low=1, limit=inf)
     plain: int = 3
     entries: dict[str, int] = field(default_factory=dict)
 
@@ -121,6 +126,20 @@ class Sample(Group):
         ({"rate": 1.0}, "sample.rate must be greater than 0 and less than 1, got 1.0"),
         ({"rate": float("nan")}, "sample.rate must be greater than 0 and less than 1, got nan"),
         ({"steps": 0}, "sample.steps must be at least 1 or null, got 0"),
+        ({"count": -1}, "sample.count must be at least 0, got -1"),
+        ({"count": 10**23}, f"sample.count must be at least 0 and at most 1000, got {10**23}"),
+        ({"rate": 1e-300}, "sample.rate must be greater than 0 and less than 1 and at least 1e-12, got 1e-300"),
+        ({"any_norm": float("nan")}, "sample.any_norm must be at least 1 and at most inf, got nan"),
+        ({"order": [[0.1], 0.2]}, "sample.order must be [least,most], each greater than 0 and at most 1, in ascending "
+         "order, got [[0.1], 0.2]"),
+        ({"entries": []}, "sample.entries must be a mapping, got []"),
+        ({"many": "x"}, "sample.many must be a list of texts, got x"),
+        ({"label": "a/../b"}, "sample.label must be a name for a file: not empty, no slash, control character or .., "
+         "got 'a/../b'"),
+        ({"label": ".."}, "sample.label must be a name for a file: not empty, no slash, control character or .., got "
+         "'..'"),
+        ({"label": "\x1b"}, "sample.label must be a name for a file: not empty, no slash, control character or .., got "
+         "'\\x1b'"),
     ],
 )  # fmt: skip
 def test_what_an_option_does_not_allow_is_refused(changes, message):
@@ -129,9 +148,22 @@ def test_what_an_option_does_not_allow_is_refused(changes, message):
     assert str(caught.value) == message
 
 
+def test_every_number_has_a_limit():
+    """Else a typing error such as 10^23 is taken, and hangs or overflows somewhere."""
+
+    def is_numeric(kind):
+        return kind in (int, float) or any(map(is_numeric, get_args(kind)))
+
+    for key, item in OPTIONS.values():
+        about = option_of(item)
+        if is_numeric(item.type) and not is_mapping(item) and not about.choices:
+            assert any(bound is not None for bound in (about.high, about.below, about.limit)), key
+
+
 def test_what_an_option_allows_passes():
     Sample().check()
     Sample("b", ["y", "x"], size=[32, 64], order=[0.5, 0.5], steps=1, place="any file", plain=-1).check()
+    Sample(count=1000, any_norm=inf, label="caf\udce9 (1)", rate=1e-12).check()
 
 
 # ------------------------------------------------------------------------------------------------ readers

@@ -175,7 +175,7 @@ def test_bases_are_no_recipes(segtrain):
     for words in (["train", "experiment=base/paper", "--cfg", "job"], ["train", "experiment='base/paper'"],
                   ["verify-resume", "experiment=base/paper"], ["train", "-m", "experiment=toy,base/paper"],
                   ):  # fmt: skip
-        answer = refused(segtrain(*words), "experiment=base/paper does not exist")
+        answer = refused(segtrain(*words), "experiment=base/paper does not exist. Available: ")
         assert answer.err.partition(" Available: ")[1:] == listed.partition(" Available: ")[1:] != ("", "")
     assert "base" not in segtrain("--complete", "train", "experiment=").out
 

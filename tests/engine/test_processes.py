@@ -139,6 +139,18 @@ def test_sharded_weights_train_validate_and_go_on_unsharded(words):
 # ------------------------------------------------------------------------------------------------ failures
 
 
+def test_ranks_with_other_options_are_refused(words, folder_data):
+    """A path may be another on each machine; the learning rate may not."""
+    same = ["dataset.cache_dir=here"], ["dataset.cache_dir=there", "loader.prefetch=2"]
+    Ranks(2, "train", *words, "run=same", "trainer.max_steps=1", own=same).ended()
+    process = Ranks(2, "train", *words, "run=r", own=(["optimizer.lr=0.1"], ["optimizer.lr=0.2"]))
+    out, err = process.ended(2)
+    told = messages(err)
+    assert len(told) == 1, err
+    assert "rank 1 was given other options than rank 0: optimizer.lr=0.2 and not 0.1" in told[0]
+    assert not Path("r").exists()
+
+
 @pytest.mark.parametrize("dead", [0, 1])
 def test_a_killed_process_ends_the_run_with_the_reason(words, dead):
     process = Ranks(
@@ -189,7 +201,8 @@ def test_an_error_in_one_process_is_told_once(words, folder_data):
 
 @pytest.mark.parametrize(("rank", "local", "told"), [("0", "0", True), ("1", "1", False), ("8", "0", True)])
 def test_wrong_options_are_told_once_a_machine(monkeypatch, rank, local, told):
-    for name, value in (("WORLD_SIZE", "16"), ("RANK", rank), ("LOCAL_RANK", local)):
+    address = ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")
+    for name, value in (("WORLD_SIZE", "16"), ("RANK", rank), ("LOCAL_RANK", local), *address):
         monkeypatch.setenv(name, value)
     assert bool(message_of(UsageError("no such file"))) == told
     assert message_of(DataError("of this process alone")) == f"rank {rank}: of this process alone"

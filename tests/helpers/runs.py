@@ -42,12 +42,16 @@ class Ranks:
     `store` stands for torchrun's agent. stdout and stderr are those of rank 0.
     """
 
-    def __init__(self, count, *arguments):
+    def __init__(self, count, *arguments, own=()):
+        """own: further arguments of each rank."""
         self.store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         launcher = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port), "WORLD_SIZE": str(count),
                     "LOCAL_WORLD_SIZE": str(count), "TORCHELASTIC_USE_AGENT_STORE": "True", **ONE_THREAD}  # fmt: skip
         self.processes = [
-            zygote.start(arguments, {**launcher, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)
+            zygote.start(
+                [*arguments, *(own[rank] if own else ())], {**launcher, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            )
+            for rank in range(count)
         ]
         self.stdout, self.stderr = self.processes[0].stdout, self.processes[0].stderr
 

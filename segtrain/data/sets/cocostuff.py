@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from segtrain.config import IGNORE_INDEX, CocoStuffConfig
+from segtrain.data.images import read_header
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable, read_json_table
 from segtrain.data.rules import COCOSTUFF
@@ -232,8 +232,7 @@ def verify_coco(segments: list[dict[str, Any]], images: Mapping[str, Path]) -> N
             )
         covered[segment["image_id"]] = covered.get(segment["image_id"], np.zeros(mask.shape, np.uint8)) + mask
     for name, path in images.items():
-        with Image.open(path) as image:
-            size = (image.height, image.width)
+        size = read_header(path)[:2]
         count = covered.pop(int(image_number(name)), None)
         if count is None or count.shape != size or (count != 1).any():
             raise DataError(f"the segments of {name} do not cover its {size[1]}x{size[0]} pixels once each")

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from segtrain.config import FolderConfig
+from segtrain.config.user_files import read_text
 from segtrain.data.labels import LabelTable, read_user_table
 from segtrain.data.rules import PLAIN
 from segtrain.data.sample import DatasetSpec, SplitFiles, expect_folder, expect_split
@@ -64,13 +65,14 @@ def matches(root: Path, pattern: str, key: str) -> dict[str, Path]:
     return found
 
 
+def is_below(path: Path, root: Path) -> bool:
+    return path.is_relative_to(root) and ".." not in path.relative_to(root).parts
+
+
 def read_pairs(root: Path, name: str) -> SplitFiles:
     """One `image,label` (or `image label`) a line, paths below root or absolute; # begins a comment."""
     path = root / name
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the list of pairs {path}: {error}") from error
+    lines = read_text(path, "the list of pairs").splitlines()
     images: dict[str, Path] = {}
     labels: dict[str, Path] = {}
     for number, line in enumerate(lines, 1):
@@ -85,7 +87,7 @@ def read_pairs(root: Path, name: str) -> SplitFiles:
         if missing:
             raise DataError(f"{path}, line {number}: no such file {', '.join(missing)}")
         image = two[0]
-        key = (image.relative_to(root) if image.is_relative_to(root) else Path(image.name)).with_suffix("").as_posix()
+        key = (image.relative_to(root) if is_below(image, root) else Path(image.name)).with_suffix("").as_posix()
         if key in images:
             raise DataError(f"{path}, line {number}: {image} and {images[key]} have the same name {key!r}")
         images[key], labels[key] = two

@@ -37,7 +37,7 @@ def streets(config: StreetsCommandConfig) -> Path:
         scenes["night"] = config.night_scenes
     if not draw_streets(root, config.layout, scenes, config.seed, config.size, config.workers):
         say("all scenes were there already")
-    print(root)
+    say(str(root))
     return root
 
 

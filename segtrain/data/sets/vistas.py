@@ -1,12 +1,12 @@
 """Mapillary Vistas v1.2 (66 labels, 65 of them evaluated) and v2.0 (124, 116 of them)."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from segtrain.config import IGNORE_INDEX, VistasConfig
+from segtrain.config.user_files import read_json
 from segtrain.data.labels import LabelTable, published_table, read_json_table
 from segtrain.data.rules import VISTAS
 from segtrain.data.sample import DatasetSpec, SplitFiles, Submission, by_stem, expect_folder, expect_split
@@ -54,10 +54,10 @@ def table(config: VistasConfig) -> LabelTable:
 
 def read_config(path: Path) -> list[dict[str, Any]]:
     try:
-        labels: list[dict[str, Any]] = json.loads(path.read_text())["labels"]
+        labels: list[dict[str, Any]] = read_json(path)["labels"]
         for label in labels:
             _ = label["name"], label["evaluate"], label["instances"], label["color"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (DataError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} is not the configuration of Mapillary Vistas ({error}): unpack the zip again"
         ) from error

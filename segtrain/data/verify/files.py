@@ -1,13 +1,15 @@
 """Check all files before the first step, so that a bad file stops the training now and not after nine hours.
 
-Every file is read to its end (checksums of PNGs, end marks of JPEGs), image and label sizes are compared, and the ids
-in the label images are looked up in the class table. Results are saved by path, size and time of each file, so that a
-second start only reads what has changed.
+Every file is read to its end and decoded (of a JPEG the end mark tells enough), image and label sizes are compared, and
+the ids in the label images are looked up in the class table. Results are saved by path, size and time of each file, and
+by its content, so that a second start only reads what has changed, and decodes what has another content.
 """
 
 import contextlib
 import hashlib
+import io
 import json
+import os
 import sys
 import time
 import zlib
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segtrain.data.images import unreadable
+from segtrain.data.images import BROKEN, is_cut_short, read_bytes, unreadable
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Sample, different_sizes
@@ -88,11 +90,13 @@ class FileFacts:
     """Size and ids of files, saved between runs."""
 
     def __init__(self, folder: Path, samples: list[Sample]) -> None:
-        key = hashlib.sha256("\n".join(str(s.image.absolute()) for s in samples).encode()).hexdigest()[:16]
+        key = hashlib.sha256(os.fsencode("\n".join(str(s.image.absolute()) for s in samples))).hexdigest()[:16]
         self.path = folder / f"checked-{key}.json"
         self.facts: dict[str, dict[str, Any]] = {}
         with contextlib.suppress(OSError):
             self.facts = read_json(self.path, dict) or {}
+        every = (facts for facts in self.facts.values() if isinstance(facts, dict))
+        self.by_content = {str(facts["content"]): facts for facts in every if "content" in facts}
 
     def entry(self, path: Path) -> dict[str, Any]:
         """Facts about the file as it is now; empty if it has changed or was never read."""
@@ -103,7 +107,10 @@ class FileFacts:
         stamp = [stat.st_size, stat.st_mtime_ns]
         facts = self.facts.get(str(path.absolute()))
         if not isinstance(facts, dict) or facts.get("stamp") != stamp:
-            facts = self.facts[str(path.absolute())] = {"stamp": stamp}
+            content = hashlib.blake2b(read_bytes(path), digest_size=16).hexdigest()
+            before = self.by_content.get(content, {})  # copied, or touched: what is in it is known
+            facts = self.facts[str(path.absolute())] = before | {"stamp": stamp, "content": content}
+            self.by_content[content] = facts
         return facts
 
     def fact(self, path: Path, name: str, find: Callable[[Path], Any], sound: Callable[[Any], bool]) -> Any:
@@ -115,7 +122,7 @@ class FileFacts:
 
     def size(self, path: Path) -> tuple[int, int]:
         """(height, width) of an undamaged image."""
-        height, width = self.fact(path, "size", lambda p: list(examine_file(p)), are_pair)
+        height, width = self.fact(path, "decoded", lambda p: list(examine_file(p)), are_pair)
         return height, width
 
     def histogram(self, path: Path) -> np.ndarray:
@@ -157,24 +164,22 @@ def value_counts(path: Path) -> list[list[int]]:
 
 
 def examine_file(path: Path) -> tuple[int, int]:
-    """(height, width). Reads a PNG or JPEG to its end without decoding it; DataError if it is damaged."""
+    """(height, width). DataError if it is damaged: what is no JPEG is decoded, a JPEG must have its
+    end mark."""
+    if path.suffix == ".mat":
+        height, width = read_label(path).shape
+        return height, width
+    data = read_bytes(path)
     try:
-        data = path.read_bytes()
-        if path.suffix == ".mat":
-            height, width = read_label(path).shape
-            return height, width
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            kind = image.format
-        if kind == "PNG":
-            check_png(data)
-        elif kind == "JPEG":
-            if b"\xff\xd9" not in data[-1024:]:
-                raise ValueError("the end of the JPEG data is missing")
-        else:
-            with Image.open(path) as image:
+            if image.format == "PNG":
+                check_png(data)
+            if image.format != "JPEG":
                 image.load()
-    except (OSError, SyntaxError, ValueError) as error:
+        if is_cut_short(data):
+            raise ValueError("the end of the JPEG data is missing")
+    except BROKEN as error:
         raise unreadable(path, error) from error
     return height, width
 

@@ -1,5 +1,6 @@
 """Guess a configuration for `dataset=folder` from the files of a folder, for the user to correct."""
 
+import io
 import os
 import re
 from collections import defaultdict
@@ -10,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from segtrain.config import DatasetConfig, FolderConfig
 from segtrain.console import Progress, say
+from segtrain.data.images import BROKEN, read_bytes
 from segtrain.data.label_files import read_label
 from segtrain.data.sets.folder import match_patterns
 from segtrain.errors import DataError, UsageError
@@ -76,7 +78,7 @@ def write_guess(data: DatasetConfig, path: Path) -> None:
     say(f"classes     {len(classes)} ids found in {min(len(labels), LABELS_READ)} label images: name them in {table}")
     say(f"then        segtrain check dataset={path}")
     say(f"and         segtrain train dataset={path} augmentation.crop_size=[256,256] trainer.epochs=60")
-    print(path, flush=True)
+    say(str(path))
 
 
 def reads_back(root: Path, entry: dict[str, str], pairs: list[tuple[Path, Path]]) -> bool:
@@ -197,14 +199,14 @@ def kind(root: Path, group: Group) -> str:
 
 def looks_like(path: Path) -> str:
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read_bytes(path))) as image:
             if image.format == "JPEG":
                 return "image"
             if image.mode == "RGB":
                 return "image" if len(image.getcolors(1 << 24) or []) > 256 else "other"
             if image.mode in ("P", "1", "L"):
                 return "label" if len(np.unique(np.asarray(image))) <= 64 else "image"
-    except (OSError, UnidentifiedImageError):
+    except (DataError, *BROKEN):
         pass
     return "other"
 
@@ -243,7 +245,7 @@ def guess_classes(labels: Iterable[Path]) -> list[tuple[int, str, str, str]]:
             say(f"note: {error}")
             continue
         if palette is None:
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(read_bytes(path))) as image:
                 palette = image.getpalette() if image.mode == "P" else None
         progress.show(done)
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from segtrain.console import Progress
-from segtrain.data.images import read_image
+from segtrain.data.images import read_header, read_image
 from segtrain.data.label_files import read_instances, read_label
 from segtrain.data.labels import LabelTable
 from segtrain.data.sample import DatasetSpec, Sample, SplitFiles
@@ -126,8 +125,7 @@ def scan_files(name: str, samples: list[Sample], table: LabelTable, cache: Path)
 
 def mode_of(path: Path) -> str:
     """Pillow's name of an image's pixel format."""
-    with Image.open(path) as image:
-        return str(image.mode)
+    return read_header(path)[2]
 
 
 def explain_error(sample: Sample, error: DataError, table: LabelTable, seen: FileFacts) -> Finding:
@@ -139,11 +137,11 @@ def explain_error(sample: Sample, error: DataError, table: LabelTable, seen: Fil
             return Finding("error", "swapped size", f"{error} (height and width are swapped: the label was written "
                                                     "transposed, or only one of the two was rotated)")  # fmt: skip
         if label == (height, width):
-            with Image.open(sample.label) as image:
-                if image.mode in ("RGB", "RGBA"):
-                    return Finding("error", "colours", explain_colours(sample.label, table))
-                if image.mode.startswith("I"):
-                    return Finding("error", "16 bits", str(error))
+            mode = mode_of(sample.label)
+            if mode in ("RGB", "RGBA"):
+                return Finding("error", "colours", explain_colours(sample.label, table))
+            if mode.startswith("I"):
+                return Finding("error", "16 bits", str(error))
         return Finding("error", "sizes", str(error))
     except (DataError, AssertionError, OSError):
         return Finding("error", "unreadable", str(error))

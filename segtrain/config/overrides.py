@@ -1,0 +1,115 @@
+"""Overrides as they are typed, and as Hydra's grammar reads them."""
+
+import hashlib
+import os
+import re
+from typing import Any, get_args
+
+from segtrain.config.commands import TrainConfig
+from segtrain.config.keys import LENGTHS, described, enclosing_mapping, is_safe
+from segtrain.config.optimizer import ScheduleConfig
+from segtrain.config.options import is_list, is_mapping
+from segtrain.console import warn
+from segtrain.errors import UsageError
+
+BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")  # as YAML; other numbers are no answer
+
+
+def as_override(schema: type, key: str, value: str) -> str:
+    """One override of a command's options. Values of paths and names are quoted, so that they arrive as typed."""
+    if mapping := enclosing_mapping(schema, key):
+        paths = mapping[1].path
+        is_path = isinstance(paths, tuple) and key.rpartition(".")[2] in paths
+        return f"++{key}={quoted(value) if is_path and value != 'null' else value}"
+    found = list(described(schema, key)) or list(described(TrainConfig, key))
+    if any(is_mapping(item) for item, _ in found):
+        return f"++{key}={value}"
+    is_path = any(option.path is True or option.quote for _, option in found)
+    if any(is_list(item) for item, _ in found):
+        if is_path:
+            return f"{key}=[{listed(value)}]"
+        is_choice = any(option.choices for _, option in found) and re.fullmatch(r"\w+", value)
+        return f"{key}=[{value}]" if is_choice else f"{key}={value}"  # a list of one needs no brackets
+    is_sweep = value.startswith("[") and value.endswith("]")
+    return f"{key}={quoted(value) if is_path and not is_sweep and value != 'null' else value}"
+
+
+def listed(value: str) -> str:
+    """The items of a list of paths, or a single path, quoted unless they are."""
+    inner = value[1:-1] if value.startswith("[") and value.endswith("]") else None
+    if inner is None:
+        return quoted(value)
+    if "'" in inner or '"' in inner:
+        return inner
+    return ",".join(quoted(item.strip()) for item in inner.split(",") if item.strip())
+
+
+def quoted(value: str) -> str:
+    """A string that Hydra's grammar reads back as exactly `value`."""
+    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+        return value
+    escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", literal(value))
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f"'{escaped}{chr(92) * trailing}'"
+
+
+def literal(value: Any) -> Any:
+    """A value of plain types, which OmegaConf returns as it is: in its strings ${...} is no interpolation."""
+    if isinstance(value, dict):
+        return {key: literal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [literal(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
+
+
+def one_length(words: list[str]) -> list[str]:
+    """A length given on the command line replaces the recipe's, which may have another unit."""
+    keys = {word.partition("=")[0] for word in words}
+    given = [key for key in LENGTHS if key in keys]
+    return words if len(given) != 1 else [*(f"{key}=null" for key in LENGTHS if key not in given), *words]
+
+
+def refuse_additions(schema: type, words: list[str]) -> None:
+    """Raise UsageError for Hydra's +key and ~key, except for keys that a mapping lets the user name."""
+    for word in words:
+        key = word.lstrip("+~").partition("=")[0]
+        named = list(described(schema, key)) if enclosing_mapping(schema, key) is None else []
+        own = enclosing_mapping(schema, key) is not None or any(is_mapping(item) for item, _ in named)
+        if word[0] in "+~" and not (word.startswith("++") and own):
+            raise UsageError(f"{word}: write {key}=... ; options cannot be added or taken away")
+        value = word.partition("=")[2].strip("'\"").lower()
+        asks = any(item.type is bool or bool in get_args(item.type) for item, _ in named)
+        if asks and value not in (*BOOLEANS, "null") and not value.startswith("${"):
+            raise UsageError(f"{key} must be true or false, got '{word.partition('=')[2]}' ({named[0][1].help})")
+        if key == "dataset.name":
+            raise UsageError(f"{word}: write {word.replace('.name', '', 1)}, which sets all options of the dataset")
+
+
+def shorten_warm_up(options: TrainConfig, words: list[str]) -> None:
+    """Halve the training into warm-up and rest where trainer.max_steps on the command line is no longer than the
+    warm-up of the recipe, and print that. Two lengths on the command line that do not fit are left to the check."""
+    steps, schedule = options.trainer.max_steps, options.schedule
+    typed = {word.partition("=")[0] for word in words}
+    if "trainer.max_steps" not in typed or "schedule.warmup_steps" in typed or steps is None:
+        return
+    if not 0 < steps <= schedule.warmup_steps:
+        return
+    warn(f"schedule.warmup_steps={schedule.warmup_steps} becomes {steps // 2}: trainer.max_steps={steps} is no longer")
+    schedule.warmup_steps = steps // 2
+    if schedule.warmup_steps == 0:
+        schedule.warmup_factor = ScheduleConfig.warmup_factor
+
+
+def run_name(options: TrainConfig, words: list[str]) -> str:
+    """The recipe and the overrides that change the run, so that the same command finds its run again."""
+    base = options.experiment or f"{options.dataset.name}_{options.model.backbone}"
+    chosen = [word for word in words if not is_safe(word.lstrip("+").partition("=")[0])]
+    if options.experiment is None:
+        named = (f"dataset={options.dataset.name}", f"model={options.model.backbone}")
+        chosen = [word for word in chosen if word not in named]
+    slug = "-".join([base, *(re.sub(r"[^\w.=+-]+", "_", word).strip("_") for word in sorted(chosen))])
+    if len(slug) > 100:
+        slug = f"{slug[:90]}-{hashlib.sha256(os.fsencode(slug)).hexdigest()[:8]}"
+    return slug
