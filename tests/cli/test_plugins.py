@@ -202,7 +202,7 @@ def test_from_a_notebook(scenes, tmp_path):
 
 
 def test_compose_says_what_the_command_line_says():
-    with pytest.raises(UsageError, match=r"no option optimizer\.lrr: did you mean optimizer\.lr\?"):
+    with pytest.raises(UsageError, match=r"no option optimizer\.lrr; did you mean optimizer\.lr\?"):
         package.compose("optimizer.lrr=1")
     with pytest.raises(UsageError, match=r"optimizer\.lr must be greater than 0, got -1"):
         package.compose("optimizer.lr=-1")
