@@ -101,7 +101,7 @@ def set_aside(path: Path, why: str) -> None:
     say(f"damaged    {path} {why}: set aside as {aside.name}")
 
 
-def read_json(path: Path, kind: type) -> Any:
+def read_side_json(path: Path, kind: type) -> Any:
     """The content of a side file; None if there is none, or if it is damaged or of another kind and is set aside."""
     if not path.exists():
         return None

@@ -19,7 +19,7 @@ from segtrain.engine.preemption import Preempted
 from segtrain.engine.run_folder import repair, require_own
 from segtrain.engine.state import TrainState
 from segtrain.errors import REQUEUE, DataError
-from segtrain.files import read_json, side_file, write_atomically
+from segtrain.files import read_side_json, side_file, write_atomically
 from segtrain.scoring.report import fingerprints, print_table, table_lines
 from segtrain.weights import checkpoint
 
@@ -64,7 +64,7 @@ class Run:
     @property
     def evaluation(self) -> dict[str, Any] | None:
         """The scores of the finished run."""
-        result: dict[str, Any] | None = read_json(self.folder / "evaluation.json", dict)
+        result: dict[str, Any] | None = read_side_json(self.folder / "evaluation.json", dict)
         return result
 
     # ------------------------------------------------------------------------------------ whether the run can continue
@@ -145,7 +145,7 @@ class Run:
         for name in ("evaluation.json", "summary.txt", "confusion.png", "requeue"):
             (self.folder / name).unlink(missing_ok=True)
         path = self.folder / "environment.json"
-        sessions = [item for item in read_json(path, list) or [] if isinstance(item, dict)]
+        sessions = [item for item in read_side_json(path, list) or [] if isinstance(item, dict)]
         write_atomically(path, json.dumps([*sessions, session], indent=2).encode() + b"\n")
 
     def tidy(self, state: TrainState) -> None:
@@ -208,7 +208,7 @@ class Run:
         """
         say(f"{self.folder} is finished ({state.step} steps): nothing to do. restart=true trains it anew.")
         scores = self.evaluation or {}
-        status = read_json(self.folder / "state.json", dict) or {}
+        status = read_side_json(self.folder / "state.json", dict) or {}
         if self.dist.main and (status.get("state") != "finished" or not (self.folder / "summary.txt").exists()):
             self.state = state
             self.claim()

@@ -39,7 +39,20 @@ MAX_FILE, MAX_FUNCTION, MAX_COMPLEXITY, MAX_ROOT, MAX_REEXPORT = 400, 60, 20, 8,
 LONG_TESTS = {"tests/abn/cuda_emulator/ptx.py": "one class that translates PTX, an instruction at a time"}
 # Package -> functions that several of its modules provide under one name, because the caller chooses the module.
 INTERFACES = {
-    "abn": {"available", "backward", "forward", "gradient", "normalise", "statistics", "sums"},  # every back end
+    "abn": {  # every back end, and the operators
+        "available",
+        "backward",
+        "coded_backward",
+        "coded_gradient",
+        "coded_sums",
+        "decode",
+        "encode",
+        "forward",
+        "gradient",
+        "normalise",
+        "statistics",
+        "sums",
+    },
     "data": {"files", "identity", "table"},  # every dataset
 }
 

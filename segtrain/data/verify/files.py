@@ -26,7 +26,7 @@ from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Sample, different_sizes
 from segtrain.data.verify.label_mistakes import NOTHING_KNOWN, Expected, find_mistakes
 from segtrain.errors import DataError
-from segtrain.files import read_json, write_atomically
+from segtrain.files import read_side_json, write_atomically
 from segtrain.threads import threaded_map
 
 LABELS_READ = 5000  # number of label images whose ids are looked up; the others are checked when they are read
@@ -94,7 +94,7 @@ class FileFacts:
         self.path = folder / f"checked-{key}.json"
         self.facts: dict[str, dict[str, Any]] = {}
         with contextlib.suppress(OSError):
-            self.facts = read_json(self.path, dict) or {}
+            self.facts = read_side_json(self.path, dict) or {}
         every = (facts for facts in self.facts.values() if isinstance(facts, dict))
         self.by_content = {str(facts["content"]): facts for facts in every if "content" in facts}
 
