@@ -10,7 +10,17 @@ from segtrain.abn.backends import codes as coding
 from segtrain.abn.backends.aten import CODES, Activation
 from segtrain.abn.backends.codes import Coded
 from segtrain.abn.checks import contiguous_vectors
-from segtrain.abn.operators import as_laid_out, backend_for, dense, library, like, operator, shortcut_buffer, vector
+from segtrain.abn.operators import (
+    as_laid_out,
+    backend_for,
+    dense,
+    library,
+    like,
+    resolve,
+    operator,
+    shortcut_buffer,
+    vector,
+)
 
 __all__ = ["library"]
 
@@ -19,6 +29,12 @@ def coder_for(x: Tensor) -> ModuleType | coding.Composed:
     """The functions of codes.py for tensors like x: the back end's own, or composed of its primitives."""
     ops = backend_for(x)
     return ops if hasattr(ops, "encode") else coding.Composed(ops)
+
+
+def describe_coder(device: str) -> str:
+    """One phrase: what codes the maps on this kind of device ('cpu', 'cuda')."""
+    ops = resolve(device)
+    return f"{ops.__name__.rpartition('.')[2]} kernels" if hasattr(ops, "encode") else "torch's operations"
 
 
 ENCODE = "Tensor scale, Tensor shift, int act, float param, Tensor? shortcut, int bits)"

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from segtrain.abn import describe_backend
+from segtrain.abn.coded_operators import describe_coder
 from segtrain.config import TrainConfig, classifies, require
 from segtrain.console import say
 from segtrain.data.loader import Batch, training_batches
@@ -119,6 +120,8 @@ def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, sta
     chosen += [f"averaged weights {trainer.ema_decay}"] if trainer.ema_decay is not None else []
     say(f"run        {run.folder}" + (f", going on at step {state.step}" if state.step else ""))
     say(f"device     {describe_device(device)}, {', '.join([trainer.precision.replace('fp32', 'float32'), *chosen])}")
+    if options.keep != "exact":
+        say(f"kept maps  in {options.keep.replace('bit', ' bits')}, by {describe_coder(device.type)}")
     if dist.size == 1 and trainer.parallel == "fsdp":
         say("processes  1: trainer.parallel=fsdp needs several processes to shard weights")
     if dist.size > 1:
