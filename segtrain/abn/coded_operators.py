@@ -16,8 +16,8 @@ from segtrain.abn.operators import (
     dense,
     library,
     like,
-    resolve,
     operator,
+    resolve,
     shortcut_buffer,
     vector,
 )

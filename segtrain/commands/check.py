@@ -10,7 +10,10 @@ import numpy as np
 from segtrain.config import CheckConfig, DatasetConfig, classifies
 from segtrain.console import Progress, say
 from segtrain.data.classify.samples import ClassImages
-from segtrain.data.dataset import (
+from segtrain.data.images import read_image
+from segtrain.data.label_files import read_label
+from segtrain.data.labels import LabelTable
+from segtrain.data.registry import (
     classification_spec,
     dataset_spec,
     label_table,
@@ -18,9 +21,6 @@ from segtrain.data.dataset import (
     parts_of,
     split_files,
 )
-from segtrain.data.images import read_image
-from segtrain.data.label_files import read_label
-from segtrain.data.labels import LabelTable
 from segtrain.data.sample import SplitFiles
 from segtrain.data.scenes.layouts import MANIFEST
 from segtrain.data.verify.guess import write_guess

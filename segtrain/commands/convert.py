@@ -10,8 +10,8 @@ from torch import Tensor
 from segtrain.abn.autograd import effective_scale
 from segtrain.config import ConvertConfig
 from segtrain.console import say
-from segtrain.data.dataset import published_tables
 from segtrain.data.labels import LabelTable, published_table, read_user_table
+from segtrain.data.registry import published_tables
 from segtrain.errors import DataError, UsageError
 from segtrain.models import build_classifier, build_model
 from segtrain.weights import checkpoint

@@ -13,9 +13,9 @@ import numpy as np
 
 from segtrain.config import IGNORE_INDEX, ScoreConfig
 from segtrain.console import Progress, say
-from segtrain.data.dataset import dataset_spec, is_mixture, label_table, labelled_samples
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable
+from segtrain.data.registry import dataset_spec, is_mixture, label_table, labelled_samples
 from segtrain.data.sample import DatasetSpec, Sample, read_labels
 from segtrain.errors import DataError, UsageError
 from segtrain.scoring import figures

@@ -14,10 +14,10 @@ from PIL import Image
 from segtrain.commands.score import expect_encoding, find_answers, known_encodings
 from segtrain.config import IGNORE_INDEX, SubmitConfig
 from segtrain.console import Progress, say
-from segtrain.data.dataset import dataset_spec, label_table, pixel_labelled, split_files, submission
 from segtrain.data.images import read_header, read_image
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable
+from segtrain.data.registry import dataset_spec, label_table, pixel_labelled, split_files, submission
 from segtrain.data.sample import Submission
 from segtrain.device import describe_device
 from segtrain.errors import DataError, UsageError

@@ -4,7 +4,7 @@ The YAML files in configs/ choose values for these dataclasses. A wrong key, typ
 the options are composed, before anything is built.
 """
 
-from segtrain.config.augmentation import AugmentationConfig, LoaderConfig, SamplingConfig
+from segtrain.config.augmentation import AugmentationConfig
 from segtrain.config.commands import (
     CheckConfig,
     CommandConfig,
@@ -35,13 +35,17 @@ from segtrain.config.dataset import (
     VistasConfig,
     classifies,
 )
-from segtrain.config.inference import InferenceConfig, LoggingConfig
+from segtrain.config.inference import InferenceConfig
 from segtrain.config.keys import LENGTHS, is_safe, shared_values
+from segtrain.config.loader import LoaderConfig
+from segtrain.config.logging import LoggingConfig
 from segtrain.config.loss import LossConfig
 from segtrain.config.model import ModelConfig
-from segtrain.config.optimizer import OptimizerConfig, ScheduleConfig
+from segtrain.config.optimizer import OptimizerConfig
 from segtrain.config.options import option, option_of, require
 from segtrain.config.results import EvaluateConfig, PredictConfig, ScoreConfig, SubmitConfig
+from segtrain.config.sampling import SamplingConfig
+from segtrain.config.schedule import ScheduleConfig
 from segtrain.config.stored import dataset_schema, trained, with_defaults
 from segtrain.config.trainer import TrainerConfig
 

@@ -1,12 +1,10 @@
-"""Options of the training samples: augmentation.*, sampling.*, loader.*"""
+"""Options of the augmentation of training samples: augmentation.*"""
 
-import os
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from segtrain.config.dataset import SIZE
 from segtrain.config.options import LARGEST_SIZE, Group, option, require
-from segtrain.threads import cpus
 
 RANGE = ("least", "most")
 
@@ -52,27 +50,3 @@ class AugmentationConfig(Group):
         for entry in self.extra:
             named = isinstance(entry, dict) and isinstance(entry.get("name"), str)
             require(named, "augmentation.extra", entry, "give mappings with the name of a transform of albumentations")
-
-
-@dataclass
-class SamplingConfig(Group):
-    PREFIX: ClassVar[str] = "sampling."
-
-    class_uniform: float = option(
-        0.0, "fraction of crops drawn by class: a class, an image with it, a pixel of it", low=0, high=1
-    )
-
-
-@dataclass
-class LoaderConfig(Group):
-    PREFIX: ClassVar[str] = "loader."
-
-    workers: int | None = option(
-        None, "loader processes per training process, 0: none (default: one per CPU, shared)", low=0, limit=1024
-    )
-    prefetch: int = option(4, "batches that each loader process prepares ahead", low=1, limit=1024)
-
-    def count(self) -> int:
-        """Processes to start."""
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return max(1, cpus() // here) if self.workers is None else self.workers

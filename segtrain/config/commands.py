@@ -4,13 +4,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from segtrain.config.augmentation import AugmentationConfig, LoaderConfig, SamplingConfig
+from segtrain.config.augmentation import AugmentationConfig
 from segtrain.config.dataset import MANY, SCENE_SIZE, SIZE, DatasetConfig, check_scene_size, classifies
-from segtrain.config.inference import InferenceConfig, LoggingConfig
+from segtrain.config.inference import InferenceConfig
+from segtrain.config.loader import LoaderConfig
+from segtrain.config.logging import LoggingConfig
 from segtrain.config.loss import LossConfig
 from segtrain.config.model import SCALES, ModelConfig
-from segtrain.config.optimizer import OptimizerConfig, ScheduleConfig
+from segtrain.config.optimizer import OptimizerConfig
 from segtrain.config.options import LARGEST_SEED, LARGEST_SIZE, MOST_STEPS, Group, group, option, require
+from segtrain.config.sampling import SamplingConfig
+from segtrain.config.schedule import ScheduleConfig
 from segtrain.config.trainer import TrainerConfig
 from segtrain.errors import UsageError
 

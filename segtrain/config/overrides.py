@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 from segtrain.config.commands import TrainConfig
 from segtrain.config.keys import LENGTHS, described, enclosing_mapping, is_safe
-from segtrain.config.optimizer import ScheduleConfig
 from segtrain.config.options import is_list, is_mapping
+from segtrain.config.schedule import ScheduleConfig
 from segtrain.console import warn
 from segtrain.errors import UsageError
 

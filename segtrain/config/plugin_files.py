@@ -17,7 +17,7 @@ from segtrain.errors import UsageError
 
 # Options whose choices plugins may add to -> module and dictionary that hold them.
 PARTS = {
-    "dataset.name": ("segtrain.data.dataset", "DATASETS"),
+    "dataset.name": ("segtrain.data.registry", "DATASETS"),
     "model.backbone": ("segtrain.models.registry", "BACKBONES"),
     "model.head": ("segtrain.models.registry", "HEADS"),
     "loss.name": ("segtrain.losses", "LOSSES"),

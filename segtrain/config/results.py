@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from segtrain.config.augmentation import LoaderConfig
 from segtrain.config.commands import CommandConfig, check_views, device_option, plugins_option, refuse_pictures
 from segtrain.config.dataset import DatasetConfig, classifies
 from segtrain.config.inference import InferenceConfig
+from segtrain.config.loader import LoaderConfig
 from segtrain.config.model import ACTIVATIONS
 from segtrain.config.options import MOST_PICTURES, group, option, require
 

@@ -1,5 +1,5 @@
 """Where plugins import the table of datasets from."""
 
-from segtrain.data.dataset import DATASETS
+from segtrain.data.registry import DATASETS
 
 __all__ = ["DATASETS"]

@@ -14,7 +14,7 @@ import numpy as np
 import segtrain
 from segtrain.config import DatasetConfig
 from segtrain.console import printable, say
-from segtrain.data.dataset import dataset_spec
+from segtrain.data.registry import dataset_spec
 from segtrain.data.sample import Sample
 from segtrain.errors import DataError
 from segtrain.files import write_atomically

@@ -18,9 +18,9 @@ from segtrain.console import say
 from segtrain.data.classify.loader import TrainingImages, batches_of
 from segtrain.data.classify.samples import ClassImages
 from segtrain.data.classify.views import crop_views
-from segtrain.data.dataset import classification_spec, list_images
 from segtrain.data.images import read_image
 from segtrain.data.labels import read_json_table
+from segtrain.data.registry import classification_spec, list_images
 from segtrain.errors import DataError
 from segtrain.losses import Loss
 from segtrain.models.preprocess import normalise_images

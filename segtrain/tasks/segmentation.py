@@ -24,9 +24,9 @@ from segtrain.config import (
 from segtrain.console import say
 from segtrain.data.augment import Augmentation
 from segtrain.data.cache import Decoded
-from segtrain.data.dataset import dataset_spec, identities, label_table, split_samples, training_mixture
 from segtrain.data.labels import LabelTable
 from segtrain.data.loader import EvaluationItem, TrainingData, evaluation_samples, read_pixels
+from segtrain.data.registry import dataset_spec, identities, label_table, split_samples, training_mixture
 from segtrain.data.sample import Sample
 from segtrain.data.sampling import class_index
 from segtrain.data.verify.files import FileFacts, check_samples

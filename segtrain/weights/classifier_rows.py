@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from segtrain.data.dataset import published_tables
 from segtrain.data.labels import LabelTable, published_table
+from segtrain.data.registry import published_tables
 from segtrain.data.taxonomy import published_between, taxonomy
 from segtrain.weights.files import WeightsFile
 

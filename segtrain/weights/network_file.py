@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from segtrain.config import DATASET_CONFIGS, InferenceConfig, ModelConfig, TrainConfig
-from segtrain.data.dataset import dataset_with_classes
 from segtrain.data.labels import published_table
+from segtrain.data.registry import dataset_with_classes
 from segtrain.errors import DataError, UsageError
 from segtrain.models import from_config
 from segtrain.weights import checkpoint

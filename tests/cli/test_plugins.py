@@ -16,7 +16,7 @@ from segtrain.cli.words import override
 from segtrain.config import DATASET_CONFIGS, DatasetConfig, is_safe
 from segtrain.config import plugin_files as plugins
 from segtrain.config.compose import given
-from segtrain.data.dataset import DATASETS
+from segtrain.data.registry import DATASETS
 from segtrain.engine.optim import OPTIMIZERS, SCHEDULES
 from segtrain.errors import UsageError
 from segtrain.models import BACKBONES, HEADS, build_model
@@ -234,7 +234,7 @@ def test_a_data_set_with_options_of_its_own(segtrain):
 OWN_OPTIONS = """
 from dataclasses import dataclass
 from segtrain.config import DatasetConfig, option
-from segtrain.data.dataset import DATASETS
+from segtrain.data.registry import DATASETS
 
 @dataclass
 class Options(DatasetConfig):
@@ -269,7 +269,7 @@ def test_optimizers_and_schedules_too(monkeypatch):
 
 
 def test_a_data_set_of_ones_own_in_a_mixture(ponds, tmp_path):
-    from segtrain.data.dataset import training_mixture
+    from segtrain.data.registry import training_mixture
 
     plugins.load_plugin(str(FOLDER / "my_dataset.py"))
     words = ["dataset=mixture", "dataset.target=ponds", f"dataset.parts.ponds.root={tmp_path / 'ponds'}"]

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from segtrain.config import CocoStuffConfig
-from segtrain.data.dataset import DATASETS, label_table
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import published_table
+from segtrain.data.registry import DATASETS, label_table
 from segtrain.data.scenes.layouts import MANIFEST, write_scenes
 from segtrain.data.verify.label_mistakes import find_mistakes
 

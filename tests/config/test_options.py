@@ -36,6 +36,15 @@ OPTIONS = described()
 NAMES = ("Boundary", "L2", "MLflow", "Nesterov", "RGB", "Weights", "YAML")  # begin with a capital letter
 
 
+def test_every_group_has_a_file_of_its_name():
+    """In segtrain/config, as in configs."""
+    groups = {item.name: item.type for command in COMMANDS.values() for item in fields(command.schema)}
+    found = {name: kind.__module__ for name, kind in groups.items() if is_dataclass(kind)}
+    assert found == {name: f"segtrain.config.{name}" for name in found}
+    folders = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()}
+    assert folders - {"experiment"} <= found.keys()
+
+
 # ------------------------------------------------------------------------------------------------ texts
 
 
@@ -69,7 +78,7 @@ def test_help_lists_the_choices(segtrain, verb):
 
 
 def test_the_names_of_built_in_parts_are_those_of_the_dictionaries():
-    from segtrain.data.dataset import DATASETS
+    from segtrain.data.registry import DATASETS
     from segtrain.engine.optim import OPTIMIZERS, SCHEDULES
     from segtrain.losses import LOSSES
     from segtrain.models import BACKBONES, HEADS

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from segtrain.config import ModelConfig, classifies
-from segtrain.data.dataset import label_table
 from segtrain.data.labels import read_json_table
 from segtrain.data.loader import Batch
+from segtrain.data.registry import label_table
 from segtrain.distributed.group import World
 from segtrain.engine.learner import Learner
 from segtrain.engine.optim import learning_rate

@@ -15,7 +15,7 @@ from torchvision.transforms import functional as tv
 from segtrain.config import AugmentationConfig, ImageNetConfig, InferenceConfig
 from segtrain.data.classify.loader import TrainingImages
 from segtrain.data.classify.views import COMPONENTS, RandomView, crop_views
-from segtrain.data.dataset import list_images
+from segtrain.data.registry import list_images
 from segtrain.errors import DataError
 
 CENTER = InferenceConfig(resize=256, crop=224)

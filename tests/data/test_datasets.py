@@ -9,9 +9,9 @@ from PIL import Image
 from scipy.io import savemat
 
 from segtrain.config import IGNORE_INDEX, CityscapesConfig, CocoStuffConfig, KittiConfig, VistasConfig
-from segtrain.data.dataset import label_table, labelled_samples, split_samples
 from segtrain.data.label_files import read_instances, read_label
 from segtrain.data.labels import published_table, read_json_table
+from segtrain.data.registry import label_table, labelled_samples, split_samples
 from segtrain.data.sample import read_labels
 from segtrain.data.scenes.layouts import write_scenes
 from segtrain.errors import DataError, UsageError

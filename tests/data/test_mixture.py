@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from segtrain.config import IGNORE_INDEX, AugmentationConfig, KittiConfig, LossConfig, MixtureConfig
 from segtrain.data.augment import Augmentation
-from segtrain.data.dataset import dataset_spec, label_table, split_samples, training_mixture
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable, published_table, read_json_table
 from segtrain.data.loader import TrainingData
 from segtrain.data.order import turn
+from segtrain.data.registry import dataset_spec, label_table, split_samples, training_mixture
 from segtrain.data.scenes.layouts import write_scenes
 from segtrain.data.taxonomy import MappedTable, taxonomy
 from segtrain.errors import DataError, UsageError

@@ -3,8 +3,8 @@
 import pytest
 
 from segtrain.config import FolderConfig
-from segtrain.data.dataset import label_table, split_samples
 from segtrain.data.loader import evaluation_samples
+from segtrain.data.registry import label_table, split_samples
 from segtrain.data.verify.files import check_samples
 from segtrain.scoring.position_prior import PositionPrior
 from segtrain.scoring.scores import Scores

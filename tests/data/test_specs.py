@@ -9,8 +9,8 @@ from PIL import Image
 
 from segtrain.config import DATASET_CONFIGS
 from segtrain.data.classify.samples import ClassificationSpec
-from segtrain.data.dataset import DATASETS, dataset_with_classes, published_tables
 from segtrain.data.labels import published_table
+from segtrain.data.registry import DATASETS, dataset_with_classes, published_tables
 from segtrain.data.sample import DatasetSpec, label_encodings
 from tests.helpers.checkout import TINY
 

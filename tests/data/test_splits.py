@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from segtrain.config import IGNORE_INDEX, CityscapesConfig, FolderConfig, KittiConfig, StreetsConfig
-from segtrain.data.dataset import label_table, split_samples
 from segtrain.data.labels import read_json_table
+from segtrain.data.registry import label_table, split_samples
 from segtrain.data.sample import Sample
 from segtrain.data.scenes.layouts import write_scenes
 from segtrain.errors import DataError, UsageError

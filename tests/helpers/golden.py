@@ -26,9 +26,9 @@ import segtrain
 from segtrain.abn import describe_backend
 from segtrain.config import IGNORE_INDEX, TrainConfig, run_folder
 from segtrain.data.augment import Augmentation
-from segtrain.data.dataset import label_table, split_samples
 from segtrain.data.loader import TrainingData, training_batches
 from segtrain.data.order import MicroBatches
+from segtrain.data.registry import label_table, split_samples
 from segtrain.models import BACKBONES
 from segtrain.models.blocks import Backbone, IdentityResidualBlock, Norm, ResidualBlock, conv, stage
 from segtrain.models.preprocess import normalise_images

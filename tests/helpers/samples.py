@@ -5,9 +5,9 @@ from PIL import Image
 
 from segtrain.config import AugmentationConfig, StreetsConfig
 from segtrain.data.augment import Augmentation
-from segtrain.data.dataset import label_table, split_samples
 from segtrain.data.loader import EvaluationData, TrainingData, training_batches
 from segtrain.data.order import MicroBatches
+from segtrain.data.registry import label_table, split_samples
 from segtrain.data.sample import Sample
 from segtrain.errors import DataError
 

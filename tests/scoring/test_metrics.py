@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segtrain.config import IGNORE_INDEX, CocoStuffConfig, VistasConfig
-from segtrain.data.dataset import label_table
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable, published_table, read_json_table
+from segtrain.data.registry import label_table
 from segtrain.data.rules import CITYSCAPES, COCOSTUFF, KITTI, PLAIN, VISTAS
 from segtrain.native import compile as compiling
 from segtrain.native import pixels

@@ -13,7 +13,7 @@ from PIL import Image
 from segtrain.config import ImageNetConfig, InferenceConfig, ModelConfig
 from segtrain.data.classify.loader import batches_of
 from segtrain.data.classify.samples import ClassImages
-from segtrain.data.dataset import list_images
+from segtrain.data.registry import list_images
 from segtrain.data.sets.imagenet import identity
 from segtrain.models import build_classifier
 from segtrain.models.preprocess import normalise_images

@@ -120,7 +120,7 @@ def finished_network(tmp_path_factory):
     from dataclasses import asdict
 
     from segtrain.config import StreetsConfig, TrainConfig
-    from segtrain.data.dataset import label_table
+    from segtrain.data.registry import label_table
     from segtrain.models import from_config
 
     options = TrainConfig(dataset=StreetsConfig(name="streets"))
