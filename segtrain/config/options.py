@@ -235,7 +235,7 @@ def bounds_text(item: Field[Any], values: list[Any]) -> str:
 def exceeded(option: Option, values: list[Any]) -> list[str]:
     """The limits that only matter where they are exceeded, in words."""
     numbers = [abs(value) for value in values if isinstance(value, int | float)]
-    limit = option.limit
+    limit = None if option.limit == inf else option.limit
     parts = [f"at most {limit}"] if limit is not None and any(not value <= limit for value in numbers) else []
     if any(0 < value < SMALLEST for value in numbers):
         parts.append(f"0 or at least {SMALLEST}" if option.above is None else f"at least {SMALLEST}")

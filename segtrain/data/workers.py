@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -113,6 +114,9 @@ class Workers:
                 continue
             if error is not None:
                 self.raise_if_one_died(error)
+                if isinstance(error, ConnectionError | EOFError):  # its end is seen before its exit status
+                    wait([process.sentinel for process in self.processes], timeout=2)
+                    self.raise_if_one_died(error)
                 raise in_words(error) from error
             return item
 

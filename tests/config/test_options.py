@@ -138,7 +138,7 @@ class Sample(Group):
         ({"count": -1}, "sample.count must be at least 0, got -1"),
         ({"count": 10**23}, f"sample.count must be at least 0 and at most 1000, got {10**23}"),
         ({"rate": 1e-300}, "sample.rate must be greater than 0 and less than 1 and at least 1e-12, got 1e-300"),
-        ({"any_norm": float("nan")}, "sample.any_norm must be at least 1 and at most inf, got nan"),
+        ({"any_norm": float("nan")}, "sample.any_norm must be at least 1, got nan"),
         ({"order": [[0.1], 0.2]}, "sample.order must be [least,most], each greater than 0 and at most 1, in ascending "
          "order, got [[0.1], 0.2]"),
         ({"entries": []}, "sample.entries must be a mapping, got []"),

@@ -224,7 +224,7 @@ def test_a_part_of_weight_0_lends_its_classes_only(roots):
     ("options", "words"),
     [
         ({"target": "vistas", "kitti": {}}, "dataset.target=vistas is none of the parts"),
-        ({"kitti": {"rot": "x"}}, r"no option dataset\.parts\.kitti\.rot: did you mean root"),
+        ({"kitti": {"rot": "x"}}, r"no option dataset\.parts\.kitti\.rot; did you mean root\? Available: dataset"),
         ({"kitti": {}, "kity": {}}, "kity is not a dataset"),
         ({"kitti": {"weight": -1}}, "weight=-1"),
         ({"kitti": {"weight": "abc"}}, "weight=abc"),
@@ -325,7 +325,8 @@ def test_the_chain_from_vistas_to_kitti(roots, segtrain, tmp_path):
 
 def test_weights_of_other_classes_begin_with_a_new_classifier_and_say_so(roots, segtrain, folder_data, tmp_path):
     _, overrides = folder_data
-    assert segtrain("train", *overrides, "run=mine").status == 0
-    answer = segtrain("train", "dataset=kitti", f"dataset.root={roots / 'kitti'}", "model.weights=mine/last.pt", *SMALL)
+    assert segtrain("train", *overrides, "run=first").status == 0
+    weights = "model.weights=first/last.pt"
+    answer = segtrain("train", "dataset=kitti", f"dataset.root={roots / 'kitti'}", weights, *SMALL)
     assert answer.status == 0, answer.err
     assert "2 classes in the file, 19 here: 0 rows of the classifier taken, 19 start anew (road, " in answer.out

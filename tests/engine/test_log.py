@@ -202,7 +202,8 @@ def test_plain_lines_in_a_log(monkeypatch, capsys):
 
 def test_one_of_several_processes_draws_the_bar(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("RANK", "1")
     assert Progress("reading", 4).bar is None
     monkeypatch.setenv("RANK", "0")

@@ -82,6 +82,12 @@ def test_what_a_run_leaves_at_any_time_is_its_own(finished, tmp_path):
 # ------------------------------------------------------------------------------------------------ repair
 
 
+@pytest.fixture
+def _short_contents(monkeypatch):
+    """Contents of these tests are a step; tests/weights/test_schema.py says what a checkpoint holds."""
+    monkeypatch.setattr(checkpoint, "wrong_content", lambda content: ())
+
+
 def at(step, validated, best):
     options = TrainerConfig(max_steps=100)
     return TrainState(options, 10, "miou", {"step": step, "validated": validated, "best": {"miou": 0.5, "step": best}})
@@ -98,6 +104,7 @@ def steps_here():
     return {path.stem: checkpoint.load(path)["step"] for path in Path().glob("*.pt")}
 
 
+@pytest.mark.usefixtures("_short_contents")
 def test_links_that_a_kill_has_left_out_are_made():
     folder_of(last=8, best=4, step_0000004=4)
     repair(Path(), Path("last.pt"), at(8, 8, 8))
@@ -105,6 +112,7 @@ def test_links_that_a_kill_has_left_out_are_made():
     assert Path("last.pt").samefile("best.pt")
 
 
+@pytest.mark.usefixtures("_short_contents")
 def test_a_lost_best_is_found_among_the_kept_ones_or_is_missed(capsys):
     folder_of(last=8, step_0000004=4)
     repair(Path(), Path("last.pt"), at(8, 8, 4))
@@ -115,6 +123,7 @@ def test_a_lost_best_is_found_among_the_kept_ones_or_is_missed(capsys):
     assert "best.pt of step 4 is lost; it is written again at the first better validation" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("_short_contents")
 def test_a_damaged_last_is_replaced_by_the_one_that_is_used_instead():
     folder_of(step_0000004=4, best=2)
     Path("last.pt").write_bytes(b"")

@@ -51,7 +51,7 @@ def test_validation_on_training_images_is_told_and_marked(words, segtrain):
     assert (
         "WARNING    4 of these 4 validation images are trained on: their score says nothing about other" in answer.out
     )
-    marked = ["4 of the 4 pictures were in this checkpoint's training: the score is too high"]
+    marked = ["4 of the 4 images were in this checkpoint's training: the score is too high"]
     assert json.loads(Path("r/evaluation.json").read_text())["protocol"]["warnings"] == marked
     plugins = next(word for word in words if word.startswith("plugins="))
     again = segtrain("evaluate", "run=r", plugins, "device=cpu", "loader.workers=0", "output=e")
