@@ -80,9 +80,8 @@ class CodedABNFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.latest.forget()  # whoever read the output has run backward before
         codes, ranges, weight, bias, shortcut, gamma, rstd, total = ctx.saved_tensors
-        ctx.latest.forget()  # a rebuilt shortcut, which nobody needs soon
+        ctx.latest.forget()  # the rebuilt output, whose readers have run backward, or a rebuilt shortcut
         options = ctx.options
         beta = torch.zeros_like(gamma) if bias is None else as_type(bias, gamma.dtype)
         center, inverse = normalised_by(gamma, beta, options.variant)
