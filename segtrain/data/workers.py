@@ -11,7 +11,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +25,8 @@ from segtrain.threads import child_processes, end_with_parent
 
 PATIENCE = 600.0  # seconds without a batch after which the command ends
 REMINDER = 60.0  # seconds between two lines that say why it waits
+EXIT = 2.0  # seconds in which a process whose connection ended is expected to have an exit status
+EXITED = "exited unexpectedly"  # in torch's words
 LOOK = 0.2  # seconds between two looks at the processes while waiting
 SHARED = Path("/dev/shm")
 REMEDY = "give fewer loader.workers or more memory, or loader.workers=0 to read in the main process"
@@ -114,15 +115,21 @@ class Workers:
                 continue
             if error is not None:
                 self.raise_if_one_died(error)
-                if isinstance(error, ConnectionError | EOFError):  # its end is seen before its exit status
-                    wait([process.sentinel for process in self.processes], timeout=2)
-                    self.raise_if_one_died(error)
+                if isinstance(error, ConnectionError | EOFError) or EXITED in str(error):
+                    self.wait_for_exit_status(error)
                 raise in_words(error) from error
             return item
 
+    def wait_for_exit_status(self, error: Exception) -> None:
+        """A dying process closes its files, which ends the connection, a moment before it has an exit status."""
+        until = time.monotonic() + EXIT
+        while time.monotonic() < until:
+            self.raise_if_one_died(error)
+            time.sleep(0.01)
+
     def raise_if_one_died(self, error: Exception | None = None) -> None:
         """SegtrainError if a process ended with another exit status than 0, or, where torch says so, at all."""
-        lost = error is not None and "exited unexpectedly" in str(error)
+        lost = error is not None and EXITED in str(error)
         for process in self.processes:
             if process.exitcode is not None and (process.exitcode != 0 or lost):
                 raise SegtrainError(

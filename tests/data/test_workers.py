@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import os
+import queue
 import signal
 import time
 from contextlib import closing
@@ -73,6 +74,26 @@ def test_a_killed_process_is_one_sentence_with_the_remedy(of, number, text):
 
 def leave(number):
     return number if number < 6 else os._exit(3 * (number % 2))
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "Connection reset by peer"), RuntimeError("worker exited unexpectedly")]
+)
+def test_an_exit_status_that_comes_after_the_end_of_the_connection_is_waited_for(error):
+    class Dying:
+        looks = 0
+
+        @property
+        def exitcode(self):
+            self.looks += 1
+            return None if self.looks < 4 else -signal.SIGKILL
+
+    dying = workers.Workers.__new__(workers.Workers)
+    dying.processes = {Dying()}
+    dying.wanted, dying.taken = queue.SimpleQueue(), queue.SimpleQueue()
+    dying.taken.put((None, error))
+    with pytest.raises(SegtrainError, match="was killed"):
+        dying.next_item(workers.never)
 
 
 def test_a_process_that_leaves_is_missed():
