@@ -1,5 +1,7 @@
 """Damaged files of every kind that a user may give: no traceback, no hang, exit status 0, 1 or 2.
 
+What a training writes beside its checkpoint, and caches, must not stop it: there the exit status has to be 0.
+
     python -m tests.fuzz_files                     # 100 cases of every kind
     python -m tests.fuzz_files --kind checkpoint --cases 1000 --seed 3
 
@@ -13,6 +15,7 @@ import io
 import json
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -52,12 +55,14 @@ TEXTS = (
 
 class Kind(NamedTuple):
     """source: a valid file below the folder. place: where the damaged one is put, in the folder of a case. words: the
-    commands that meet it, of which one is chosen. damage: on purpose, beside what is done at random."""
+    commands that meet it, of which one is chosen. damage: on purpose, beside what is done at random. heals: whether the
+    command has to succeed."""
 
     source: str
     place: str
     words: list[list[str]]
     damage: Callable[[random.Random, bytes], bytes] | None = None
+    heals: bool = False
 
 
 def kinds(files: Files) -> dict[str, Kind]:
@@ -117,7 +122,34 @@ def kinds(files: Files) -> dict[str, Kind]:
         "evaluation": Kind("run/evaluation.json", "run/evaluation.json", replayed[1:], text),
         "state": Kind("run/state.json", "run/state.json", replayed[1:], text),
         "environment": Kind("run/environment.json", "run/environment.json", replayed[1:], text),
+        **beside_a_training(files),
     }
+
+
+def beside_a_training(files: Files) -> dict[str, Kind]:
+    """The files of a run, which is gone on with, and of the caches that a new one uses."""
+    go_on = [["train", *files.words, "run=run", "trainer.max_steps=2"]]
+    kinds = {
+        f"resume {name}": Kind(f"run/{name}", f"run/{name}", go_on, text, heals=True)
+        for name in ("metrics.jsonl", "evaluation.json", "state.json", "environment.json", "summary.txt",
+                     "blackbox/rank0.jsonl")
+    }  # fmt: skip
+    events = next((files.root / "run" / "tensorboard").iterdir()).name
+    kinds["resume tensorboard"] = Kind(f"run/tensorboard/{events}", f"run/tensorboard/{events}", go_on, heals=True)
+    cached = [*files.training("folder"), "dataset.cache=decoded", "augmentation.crop_size=[32,48]"]
+    table = f"dataset.classes={files.root / 'folder' / 'classes.csv'}"
+    cached = [table if word.startswith("dataset.classes=") else word for word in cached]
+    begun = ["train", *cached, f"run={files.root / 'cached'}", f"dataset.cache_dir={files.root / 'caches'}"]
+    status, printed = forked(lambda: run_words(begun), files.root)
+    if status != 0:
+        raise SystemExit(f"the caches that the cases use were not made: {printed}")
+    for path in sorted((files.root / "caches").rglob("*.*")):
+        place = str(path.relative_to(files.root))
+        name = f"cache {path.suffix.removeprefix('.')}"
+        own = text if path.suffix == ".json" else None
+        again = ["train", *cached, "run=new", "dataset.cache_dir=caches"]
+        kinds[name] = Kind(place, place, [again], own, heals=True)
+    return kinds
 
 
 def make_more(files: Files) -> None:
@@ -226,10 +258,9 @@ def run_case(files: Files, kind: Kind, rng: random.Random, folder: Path) -> tupl
         (folder / "data" / name).mkdir(parents=True)
     for name, beside in (("photo.png", "images/0.png"), ("label.png", "labels/0.png"), ("classes.csv", "classes.csv")):
         (folder / "data" / beside).write_bytes((files.root / name).read_bytes())
-    if kind.place.startswith("run/"):
-        (folder / "run").mkdir()
-        for path in files.root.glob("run/*.*"):
-            os.link(path, folder / "run" / path.name)
+    if "/" in kind.place and (files.root / kind.place).exists():  # one of many files that belong together
+        part = Path(kind.place).parts[0]
+        shutil.copytree(files.root / part, folder / part, ignore=shutil.ignore_patterns("step_*.pt"))
     place = folder / kind.place
     place.unlink(missing_ok=True)
     on_purpose = kind.damage is not None and rng.random() < 0.7
@@ -237,7 +268,10 @@ def run_case(files: Files, kind: Kind, rng: random.Random, folder: Path) -> tupl
     words = rng.choice(kind.words)
     began = time.monotonic()
     status, printed = forked(lambda: run_words(words), folder)
-    return fault_of(status, time.monotonic() - began, printed), f"{' '.join(words)[:100]}\n{printed}"
+    fault = fault_of(status, time.monotonic() - began, printed)
+    if kind.heals and status != 0:
+        fault = fault or f"exit status {status}"
+    return fault, f"{' '.join(words)[:100]}\n{printed}"
 
 
 def fuzz(names: list[str], cases: int, seed: int, show: bool = True) -> list[str]:
@@ -252,7 +286,7 @@ def fuzz(names: list[str], cases: int, seed: int, show: bool = True) -> list[str
         for name in names or list(known):
             before = len(bad)
             for number in range(cases):
-                folder = root / f"{name}{number}"
+                folder = root / "case"
                 folder.mkdir()
                 fault, what = run_case(files, known[name], random.Random(f"{seed} {name} {number}"), folder)
                 if fault:

@@ -225,7 +225,7 @@ class Run:
             *lines,
             f"training      {state.step} steps in {duration(state.elapsed)}, seed {self.config.trainer.seed}",
             f"checkpoints   {self.last} and best.pt (selected on {split}, step {state.best['step']})",
-            f"pictures      {self.pictures}",
+            *([f"pictures      {self.pictures}"] if any(self.pictures.glob("*")) else []),
             f"TensorBoard   tensorboard --logdir {self.folder}",
         ]
         for line in lines:
