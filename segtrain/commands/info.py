@@ -111,9 +111,9 @@ def describe_checkpoint(path: Path) -> None:
     if "report" in content:
         say(content["report"])
     else:
-        best = content["best"]
+        best = content.get("best", {})
         measure, name = ("top1", "top-1") if "top1" in best else ("miou", "mIoU")
-        score = best[measure]  # -1 before the first validation, NaN of converted weights
+        score = best.get(measure, -1)  # -1 before the first validation, NaN of converted weights
         scored = f"best validation {name} {100 * score:.1f} %" if score >= 0 else "never validated"
         say(f"{path}: step {content['step']}, {scored}")
     say(f"model   {model['backbone']} + {model['head']}, norm {model['norm']}, {parameters} numbers")

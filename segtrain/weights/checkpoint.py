@@ -68,6 +68,12 @@ def load(path: Path) -> dict[str, Any]:
         raise Damaged(f"{path} is damaged or cut short ({reason}): use another copy") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise Foreign(f"{other} (it lacks the mark {KIND!r}); runs write last.pt and best.pt")
+    require_own_content(content, path)
+    return content
+
+
+def require_own_content(content: dict[str, Any], path: Path) -> None:
+    """DataError unless a checkpoint has this version's format, and every entry is what segtrain writes there."""
     if type(content.get("format")) is not int:
         raise Damaged(f"{path} does not hold what segtrain writes (format is none): use another copy")
     if content["format"] < FORMAT:
@@ -84,7 +90,6 @@ def load(path: Path) -> dict[str, Any]:
     if faults := list(wrong_content(content)):
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise Damaged(f"{path} does not hold what segtrain writes ({'; '.join(faults[:3])}{more}): use another copy")
-    return content
 
 
 def version_of(content: dict[str, Any]) -> str:

@@ -116,10 +116,11 @@ def read_weights(path: Path) -> WeightsFile:
     arch = content.get("arch")
     try:
         if content.get("kind") == checkpoint.KIND:
+            checkpoint.require_own_content(content, path)
             settings = checkpoint_settings(content)
             content = content.get("ema") or content["model"]  # averaged weights, if the run has them
         labels = LabelTable.from_dict(settings["classes"]) if settings.get("classes") else None
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise bad_settings(path, f"{type(error).__name__}: {error}") from error
     tensors = unwrap(content)
     layout = layout_of(tensors, path)
