@@ -62,6 +62,13 @@ def append(path: Path, data: bytes) -> None:
             raise
 
 
+def flush_to_disk(path: Path) -> None:
+    """Wait until the disk holds what was appended to a file, if there is one."""
+    if path.exists():
+        with named(path), path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
     """An OSError inside names the file, which the system does only of one that cannot be opened."""

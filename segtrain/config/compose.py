@@ -75,6 +75,7 @@ def compose(request: Request) -> Any:
 
     with explained(request):
         prepare(request)
+        require_sound_files(request.config_dir)
         path = [f"hydra.searchpath=[file://{Path(request.config_dir).absolute()}]"] if request.config_dir else []
         chosen = [
             f"dataset={file_choice(Path(word.partition('=')[2]))}" if is_dataset_file(word) else word
@@ -208,6 +209,16 @@ def load_plugins(schema: type[CommandConfig], words: Sequence[str]) -> None:
         load_plugin(str(plugin))
     for name, spec in loaded_parts("dataset.name").items():
         DATASET_CONFIGS.setdefault(name, getattr(spec, "options", None) or DatasetConfig)
+
+
+def require_sound_files(config_dir: str | None) -> None:
+    """UsageError for a YAML file of the user's folder that is no YAML, or that grows without end by its aliases."""
+    own = [] if config_dir is None else [*Path(config_dir).glob("*.yaml"), *Path(config_dir).glob("*/*.yaml")]
+    for path in sorted(own):
+        try:
+            read_yaml(path)
+        except DataError as error:
+            raise UsageError(str(error)) from error
 
 
 def refuse_choices(request: Request) -> None:

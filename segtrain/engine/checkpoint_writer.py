@@ -11,7 +11,7 @@ import torch
 from segtrain.console import say
 from segtrain.engine.run_folder import link
 from segtrain.errors import SegtrainError
-from segtrain.files import reason_and_remedy
+from segtrain.files import flush_to_disk, reason_and_remedy, side_file
 from segtrain.weights import checkpoint
 
 
@@ -63,6 +63,8 @@ class CheckpointWriter:
         """In this order, which run_folder.repair knows."""
         last, own = self.folder / "last.pt", self.folder / f"step_{content['step']:07d}.pt"
         self.best = content if best else self.best
+        with side_file(self.folder / "metrics.jsonl"):  # its lines may not be lost with the power where this is not
+            flush_to_disk(self.folder / "metrics.jsonl")
         checkpoint.save(last, content)
         link(last, own)
         if best:

@@ -265,3 +265,7 @@ def test_broken_yaml_of_ones_own_is_named(segtrain, tmp_path):
     recipes.mkdir(parents=True)
     (recipes / "broken.yaml").write_text("optimizer: {lr: 0.1\n")
     refused(segtrain("train", "experiment=broken", "--config-dir", str(tmp_path / "mine")), "broken.yaml")
+    bomb = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    (recipes / "broken.yaml").write_text(f"a0: &a0 [1]\n{bomb}")
+    answer = segtrain("train", "experiment=broken", "--config-dir", str(tmp_path / "mine"))
+    refused(answer, "broken.yaml, line ", "by aliases of aliases")

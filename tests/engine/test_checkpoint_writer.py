@@ -33,6 +33,16 @@ def test_the_newest_are_kept_and_the_best(tmp_path):
     assert (tmp_path / "last.pt").stat().st_ino == (tmp_path / "step_0000004.pt").stat().st_ino  # no second copy
 
 
+def test_the_log_is_on_the_disk_before_the_checkpoint(tmp_path, monkeypatch):
+    """After a power failure no checkpoint may claim steps whose lines are lost."""
+    log, done = tmp_path / "metrics.jsonl", []
+    log.write_text('{"step": 1}\n')
+    monkeypatch.setattr("os.fsync", lambda file: done.append(Path(f"/proc/self/fd/{file}").resolve().name))
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        writer.submit({"step": 1})
+    assert done[0] == log.name and len(done) > 1
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "missing"])
 def test_a_torn_checkpoint_is_replaced_by_the_one_before(tmp_path, damage, capsys):
     with CheckpointWriter(tmp_path, keep=2) as writer:
