@@ -1,6 +1,6 @@
 """The report about a GPU runs whole, with toy sizes on the CPU, so that it is never found broken on the day."""
 
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -12,11 +12,10 @@ from tests.helpers.checkout import ROOT, environment
 SCRIPT = ROOT / "scripts" / "gpu_report.py"
 
 
-def loaded():
-    spec = importlib.util.spec_from_file_location("gpu_report", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def loaded(name="gpu_report"):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))
+        return importlib.import_module(name)
 
 
 @pytest.mark.slow
@@ -48,17 +47,17 @@ def test_a_part_that_fails_is_named_and_the_others_run(tmp_path, capsys):
 def test_shares_of_a_profile_by_hand():
     """Two convolutions that overlap, a gap of a fifth, and a kernel of the layer."""
     spans = [(0.0, 40.0, "cudnn_conv"), (20.0, 50.0, "implicit_gemm"), (70.0, 100.0, "abn_sums")]
-    found = loaded().shares(spans)
+    found = loaded("gpu_steps").shares(spans)
     assert found["convolution %"] == pytest.approx(70) and found["in-place ABN %"] == pytest.approx(30)
     assert found["idle %"] == pytest.approx(20) and found["ms"] == pytest.approx(0.1) and found["kernels"] == 3
-    assert loaded().shares([]) == {"failed": "no kernels were recorded"}
+    assert loaded("gpu_steps").shares([]) == {"failed": "no kernels were recorded"}
 
 
 def test_the_largest_batch_is_found(monkeypatch):
-    report = loaded()
+    report = loaded("gpu_steps")
     for limit in (0, 1, 2, 3, 7, 8, 13, 80):
         tried = []
         monkeypatch.setattr(report, "fits", lambda _, __, batch, ___, n=limit, t=tried: t.append(batch) or batch <= n)
-        budget = report.Budget("cuda", tiny=False, long=False, ends=0)
+        budget = loaded("gpu_layer").Budget("cuda", tiny=False, long=False, ends=0)
         assert report.largest("resnet50", report.FORMS[0], budget) == limit, limit
         assert len(tried) == len(set(tried)) < 16
