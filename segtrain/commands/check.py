@@ -177,7 +177,7 @@ def contact(files: SplitFiles, table: LabelTable, most: int) -> list[np.ndarray]
     for sample in labelled[:: max(1, -(-len(labelled) // most))][:most]:
         try:
             assert sample.label is not None
-            image, stored = read_image(sample.image), read_label(sample.label)
+            image, stored = read_image(sample.image, sample.value_range), read_label(sample.label)
             if stored.shape == image.shape[:2]:
                 target = table.encode_values(stored)
                 panels.append(figures.beside(image, table.colorize(target), figures.overlay(image, target, table)))
