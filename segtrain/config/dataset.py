@@ -104,7 +104,7 @@ class FolderConfig(DatasetConfig):
     )
     classes: str | None = option(None, "table of the classes, CSV or YAML with id, name, color, ignore", path=True)
     value_range: list[float] | None = option(
-        None, "values that are black and white in images of more than 8 bits (default: 0 and 65535, or 0 and 1)",
+        None, "values of black and white in images of more than 8 bits (default: of the type)",
         items=("black", "white"), limit=MOST_VALUE,
     )  # fmt: skip
 
