@@ -161,7 +161,7 @@ def check_dataset(
             findings.append(Finding("error" if required == {name} or prefix else "note", "empty", text))
             continue
         expected = None if built_in else dataset.published.get(name)
-        facts, found = check_split(name, files, table, dataset, data.cache_folder(), expected)
+        facts, found = check_split(name, files, table, dataset, data.cache_folder(), expected, name == data.train_split)
         splits[f"{prefix}{name}"] = facts
         known = {finding.text.partition(": ")[2] for finding in findings}  # a split may be part of another
         findings += [

@@ -38,9 +38,10 @@ def check_samples(
     cache_folder: Path,
     say: Callable[[str], None],
     expected: Expected = NOTHING_KNOWN,
+    training: bool = True,
 ) -> tuple[int, int]:
     """Largest height and width of the images. DataError lists the faulty files, the first few of them in full, or
-    names the mistake if the label images do not hold what the table says."""
+    names the mistake if the label images do not hold what the table says. training: as of `find_mistakes`."""
     seen = FileFacts(cache_folder, samples)
     every = max(1, -(-len(samples) // LABELS_READ))
     if every > 1:
@@ -74,7 +75,10 @@ def check_samples(
             left = (shown - started) * (len(samples) - number) / number
             say(f"checking files: {number} of {len(samples)}, about {left:.0f} s left")
     seen.save()
-    findings = find_mistakes(histogram, table, expected, len(samples), unknown)
+    findings = find_mistakes(histogram, table, expected, len(samples), unknown, training)
+    for finding in findings:
+        if finding.kind == "one class" and finding.severity == "note":
+            say(f"WARNING    {finding.text}")
     mistakes = [finding for finding in findings if finding.severity == "error"]
     if mistakes and mistakes[0].kind != "unknown ids":
         raise DataError(mistakes[0].text)

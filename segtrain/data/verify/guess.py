@@ -228,7 +228,8 @@ def merge_patterns(first: dict[str, str], second: dict[str, str]) -> dict[str, s
 
 
 def guess_classes(labels: Iterable[Path]) -> list[tuple[int, str, str, str]]:
-    """(id, name, colour, ignore) of every value in the label images; 255 is assumed to be ignored."""
+    """(id, name, colour, ignore) of every value in the label images; 255 is assumed to be ignored, but in masks of one
+    class, where it is that class."""
     paths = list(labels)
     paths = paths[:: max(1, -(-len(paths) // LABELS_READ))]
     present = np.zeros(256, bool)
@@ -249,7 +250,9 @@ def guess_classes(labels: Iterable[Path]) -> list[tuple[int, str, str, str]]:
         values = (palette or [])[3 * label : 3 * label + 3]
         return "#{:02x}{:02x}{:02x}".format(*values) if len(values) == 3 else ""
 
-    return [
-        (int(i), "void" if i == 255 else f"class {i}", color(int(i)), "true" if i == 255 else "")
-        for i in np.flatnonzero(present)
-    ]
+    values = np.flatnonzero(present).tolist()
+    if values in ([0, 1], [0, 255]):
+        return [(0, "background", color(0), ""), (values[1], "foreground", color(values[1]), "")]
+    if len(values) < 2 or values in ([i, 255] for i in range(255)):
+        say(f"note: the label images hold {values} only: at least two classes are needed, the background among them")
+    return [(i, "void" if i == 255 else f"class {i}", color(i), "true" if i == 255 else "") for i in values]

@@ -35,9 +35,16 @@ class Scan(NamedTuple):
 
 
 def check_split(
-    name: str, files: SplitFiles, table: LabelTable, dataset: DatasetSpec, cache: Path, published: int | None
+    name: str,
+    files: SplitFiles,
+    table: LabelTable,
+    dataset: DatasetSpec,
+    cache: Path,
+    published: int | None,
+    training: bool = False,
 ) -> tuple[dict[str, Any], list[Finding]]:
-    """Facts for the report, and findings. published: number of images as published, None: unknown."""
+    """Facts for the report, and findings. published: number of images as published, None: unknown. training: as of
+    `find_mistakes`."""
     labels = files.labels if files.labels is not None else {}
     samples = [
         Sample(n, p, labels.get(n), files.instances.get(n), value_range=files.value_range)
@@ -47,7 +54,7 @@ def check_split(
     findings = [*check_pairs(files), *check_count(name, files, dataset, published)]
     for kind, texts in scan.bad.items():
         findings.append(Finding("error", kind, first_of(texts)))
-    mistakes = find_mistakes(scan.histogram, table, dataset.expected, len(samples), scan.unknown)
+    mistakes = find_mistakes(scan.histogram, table, dataset.expected, len(samples), scan.unknown, training)
     if "unknown ids" in {finding.kind for finding in mistakes}:
         scan.bad["unknown ids"] = scan.unknown
     findings += mistakes
