@@ -161,7 +161,7 @@ def check_dataset(
             findings.append(Finding("error" if required == {name} or prefix else "note", "empty", text))
             continue
         expected = None if built_in else dataset.published.get(name)
-        facts, found = check_split(name, files, table, dataset, data.cache_folder(), expected)
+        facts, found = check_split(name, files, table, dataset, data.cache_folder(), expected, name == data.train_split)
         splits[f"{prefix}{name}"] = facts
         known = {finding.text.partition(": ")[2] for finding in findings}  # a split may be part of another
         findings += [
@@ -177,7 +177,7 @@ def contact(files: SplitFiles, table: LabelTable, most: int) -> list[np.ndarray]
     for sample in labelled[:: max(1, -(-len(labelled) // most))][:most]:
         try:
             assert sample.label is not None
-            image, stored = read_image(sample.image), read_label(sample.label)
+            image, stored = read_image(sample.image, sample.value_range), read_label(sample.label)
             if stored.shape == image.shape[:2]:
                 target = table.encode_values(stored)
                 panels.append(figures.beside(image, table.colorize(target), figures.overlay(image, target, table)))

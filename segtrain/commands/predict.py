@@ -6,15 +6,14 @@ import numpy as np
 
 from segtrain.config import PredictConfig
 from segtrain.console import Progress, say
-from segtrain.data.images import read_image
+from segtrain.data.folders import files_below
+from segtrain.data.images import SUFFIXES, read_image
 from segtrain.data.labels import LabelTable
 from segtrain.device import describe_device
 from segtrain.errors import DataError, UsageError
 from segtrain.scoring import figures
 from segtrain.scoring.inference import Prediction
 from segtrain.scoring.predictor import load_predictor
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def predict(config: PredictConfig) -> Path:
@@ -80,7 +79,7 @@ def find_images(source: Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise UsageError(f"input={source}: no such file or folder")
-    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = sorted(path for path in files_below(source) if path.suffix.lower() in SUFFIXES)
     if not files:
         raise UsageError(f"input={source}: the folder holds no images ({', '.join(SUFFIXES)})")
     return files

@@ -10,6 +10,7 @@ from segtrain.config.options import LARGEST_SEED, LARGEST_SIZE, Group, option, r
 IGNORE_INDEX = 255  # train id of pixels that count nowhere: not in the loss, not in the scores
 SIZE = ("height", "width")
 MANY = 10**6  # scenes, at most
+MOST_VALUE = 2.0**31  # of a channel
 SCENE_SIZE = "height and width of a scene, width = 2 x height [pixels]"
 
 
@@ -102,9 +103,20 @@ class FolderConfig(DatasetConfig):
         {}, "files of each split: {SPLIT: {images: GLOB, labels: GLOB} or {pairs: FILE}}"
     )
     classes: str | None = option(None, "table of the classes, CSV or YAML with id, name, color, ignore", path=True)
+    value_range: list[float] | None = option(
+        None, "values of black and white in images of more than 8 bits (default: of the type)",
+        items=("black", "white"), limit=MOST_VALUE,
+    )  # fmt: skip
+
+    def levels(self) -> tuple[float, float] | None:
+        """value_range as (black, white)."""
+        return None if self.value_range is None else (self.value_range[0], self.value_range[1])
 
     def check(self) -> None:
         super().check()
+        if self.value_range is not None:
+            black, white = self.value_range
+            require(black < white, "dataset.value_range", self.value_range, "give [black,white], the lower value first")
         for split, entry in self.splits.items():
             keys = set(entry)
             fits = keys == {"pairs"} or {"images"} <= keys <= {"images", "labels"}

@@ -12,6 +12,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,17 +38,23 @@ class Decoded:
 
     def __call__(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         assert sample.label is not None
-        return self.read(sample.image, read_image, 3), self.read(sample.label, read_label, 2)
+        read = partial(read_image, value_range=sample.value_range)
+        image = self.read(sample.image, read, 3, sample.value_range)
+        return image, self.read(sample.label, read_label, 2)
 
-    def place(self, path: Path) -> Path:
+    def place(self, path: Path, value_range: tuple[float, float] | None = None) -> Path:
         stat = path.stat()
         key = f"{path.absolute()}\n{stat.st_size}\n{stat.st_mtime_ns}"
+        key += "" if value_range is None else f"\n{value_range}"
         return self.folder / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.npy"
 
-    def read(self, path: Path, decode: Callable[[Path], np.ndarray], axes: int) -> np.ndarray:
+    def read(
+        self, path: Path, decode: Callable[[Path], np.ndarray], axes: int,
+        value_range: tuple[float, float] | None = None,
+    ) -> np.ndarray:  # fmt: skip
         """The pixels; decoded and saved if they are missing or damaged. A full disk costs the time only."""
         try:
-            place = self.place(path)
+            place = self.place(path, value_range)
         except OSError:
             return decode(path)  # reports what is wrong
         if place.is_file():
@@ -67,9 +74,10 @@ class Decoded:
 
         def missing(sample: Sample) -> int:
             """Bytes that this sample needs."""
-            height, width = seen.size(sample.image)
-            parts = ((sample.image, 3), (sample.label, 1))
-            return sum(height * width * depth for path, depth in parts if path and not self.place(path).is_file())
+            height, width = seen.image_size(sample)
+            parts = ((sample.image, 3, sample.value_range), (sample.label, 1, None))
+            absent = [depth for path, depth, levels in parts if path and not self.place(path, levels).is_file()]
+            return height * width * sum(absent)
 
         for torn in self.folder.glob(".*.tmp"):  # of a process that was killed; a younger one may be under way
             with contextlib.suppress(OSError):

@@ -1,42 +1,165 @@
 """Read images: RGB as stored, whatever the file format."""
 
+import contextlib
 import io
 import re
 import stat
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from segtrain.errors import DataError
 
+Image.MAX_IMAGE_PIXELS = None  # Pillow's limit, of 179 megapixels, is below an aerial photograph; ours:
+MOST_PIXELS = 1 << 31
+DEFLATED = 8 * 1032  # pixels, of a bit at least, in a byte of a PNG: deflate compresses no further
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
 
-def read_image(path: Path) -> np.ndarray:
+
+def read_image(path: Path, value_range: tuple[float, float] | None = None) -> np.ndarray:
     """RGB uint8 (H, W, 3) as stored: grey and palette images converted, EXIF orientation not applied.
 
-    Label images match the stored pixels, so a rotation would misalign them. DataError names a file that cannot be read.
+    value_range: which values of an image with more than 8 bits a channel become 0 and 255, values beyond them too;
+    None: those of its type, 0 to 65535 or 0 to 1. Label images match the stored pixels, so a rotation would misalign
+    them. DataError names a file that cannot be read, that does not fill its type's range, or with other bands than
+    grey, RGB and transparency.
     """
     data = read_bytes(path)
     cut_short = is_cut_short(data)
-    if data and not cut_short:
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        try:
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        except cv2.error:
-            pixels = None
+    kind = header_of(data, path)
+    if data and not cut_short and EXTRA not in kind.tags:  # OpenCV multiplies a TIFF's colours by its transparency
+        pixels = decoded(data, cv2.IMREAD_UNCHANGED if kind.is_deep else cv2.IMREAD_COLOR_RGB)
         if pixels is not None:
-            return np.asarray(pixels)
-    try:  # Pillow reads more formats, and reports what is wrong
-        with Image.open(io.BytesIO(data)) as image:
+            return as_rgb(to_bytes(pixels, value_range, path)) if kind.is_deep else np.asarray(pixels)
+    with opened(path, data) as image:  # Pillow reads more formats, and reports what is wrong
+        if image.mode.startswith(("I", "F")):
+            rgb = as_rgb(to_bytes(np.asarray(image), value_range, path))
+        else:
             rgb = np.asarray(image.convert("RGB"))
         if cut_short:
             raise ValueError("the end of the JPEG data is missing")
         return rgb
+
+
+class Header(NamedTuple):
+    """is_deep: whether a channel has more than 8 bits. tags: of a TIFF file."""
+
+    is_deep: bool = False
+    tags: dict[int, Any] = {}
+
+
+# Tags (TIFF 6.0, section 8).
+WIDTH, LENGTH, BITS, PHOTOMETRIC, SAMPLES, EXTRA, SAMPLE_FORMAT = 256, 257, 258, 262, 277, 338, 339
+WHITE_IS_ZERO, CMYK = 0, 5  # values of PHOTOMETRIC
+
+
+def header_of(data: bytes, path: Path) -> Header:
+    """What an image file says of its channels. DataError for bands that would be lost."""
+    if data.startswith(b"\x89PNG"):
+        return Header(data[24:25] == b"\x10")
+    if data.startswith((b"P5", b"P6")):  # largest value, after width and height (netpbm.sourceforge.net)
+        match = re.match(rb"P[56](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d+)", data[:1000])
+        return Header(match is not None and int(match[1]) > 255)
+    tags = tiff_tags(data)
+    if not tags:
+        return Header()
+    samples, extra = tags.get(SAMPLES, 1), tags.get(EXTRA, ())
+    colours = 4 if tags.get(PHOTOMETRIC) == CMYK else 3 if samples >= 3 else 1
+    if samples != colours and not (samples == colours + 1 == colours + len(extra) and extra[0] in (1, 2)):
+        raise DataError(
+            f"{path} has {samples} bands: grey or red, green and blue can be used, with a band that the file marks as "
+            "transparency (ExtraSamples), and the others would be lost; write the wanted three bands to a file"
+        )
+    return Header(max(tags.get(BITS, (1,))) > 8 or max(tags.get(SAMPLE_FORMAT, (1,))) > 1, tags)
+
+
+def tiff_tags(data: bytes) -> dict[int, Any]:
+    """The tags of the first image of a TIFF file; empty for other files and damaged ones."""
+    if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return {}
+    try:
+        big = 43 in data[2:4]  # BigTIFF, whose header has 16 bytes
+        folder, file = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if big else 8]), io.BytesIO(data)
+        file.seek(folder.next)
+        folder.load(file)
+        return dict(folder)
+    except BROKEN:
+        return {}
+
+
+def decoded(data: bytes, flags: int) -> np.ndarray | None:
+    """The pixels by OpenCV, None if it cannot."""
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        return None
+
+
+def to_bytes(values: np.ndarray, value_range: tuple[float, float] | None, path: Path) -> np.ndarray:
+    """Values of more than 8 bits as uint8; 16 bits keep their upper eight. DataError where that would be a guess."""
+    if values.dtype == np.uint8:
+        return values
+    low, high = values.min().item(), values.max().item()
+    if not np.isfinite(values).all():
+        raise DataError(
+            f"{path} holds NaN or infinite values: write numbers there, and an ignored label for these pixels"
+        )
+    integers = values.dtype.kind in "iu"
+    assumed = {"uint16": (0, 65535), "float32": (0, 1), "float64": (0, 1)}.get(values.dtype.name)
+    start, end = value_range or assumed or (0, 0)
+    if value_range is None and (assumed is None or low < start or high > end or (integers and 4 * high < end)):
+        least, most = (f"{number:g}" if not integers else str(number) for number in (min(low, 0), high))
+        fit = "is not what" if assumed is None else f"does not fill {start} to {end}, as"
+        raise DataError(
+            f"{path} holds {values.dtype} values from {low} to {high}, which {fit} a picture of that type is taken to "
+            f"do: say which values are black and white, as dataset.value_range=[{least},{most}]"
+        )
+    moved = values.clip(start, end).astype(np.float64 if values.itemsize > 4 else np.float32) - np.float32(start)
+    if integers and (end - start + 1) % 256 == 0:
+        return (moved.astype(np.int64) * 256 // int(end - start + 1)).astype(np.uint8)
+    return np.rint(moved * np.float32(255 / (end - start))).astype(np.uint8)
+
+
+def as_rgb(pixels: np.ndarray) -> np.ndarray:
+    """uint8 (H, W) or (H, W, 1 to 4), blue first and with transparency, as OpenCV has them -> RGB (H, W, 3)."""
+    if pixels.ndim == 2 or pixels.shape[2] < 3:
+        grey = pixels if pixels.ndim == 2 else pixels[..., 0]
+        return np.repeat(grey[..., None], 3, axis=2)
+    return np.ascontiguousarray(pixels[..., 2::-1])
+
+
+@contextlib.contextmanager
+def opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
+    """An image file by Pillow: the one place that opens them. DataError for what is no image, and what fails inside.
+
+    data: the content of the file, if it has been read.
+    """
+    data = read_bytes(path) if data is None else data
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            require_possible(image, data, path)
+            yield image
     except BROKEN as error:
         raise unreadable(path, error) from error
+
+
+def require_possible(image: Image.Image, data: bytes, path: Path) -> None:
+    """DataError for a size that no memory holds, or that the file cannot have."""
+    pixels, fault = image.width * image.height, ""
+    if pixels > MOST_PIXELS:
+        fault = f"at most {MOST_PIXELS} work"
+    elif image.format == "PNG" and pixels > DEFLATED * len(data):
+        fault = f"for which its {len(data)} bytes are too few"
+    if fault:
+        raise DataError(
+            f"{path} cannot be read as an image (it says that it has {image.width} x {image.height} pixels, {fault})"
+        )
 
 
 # What Pillow raises for the content of a file; of some formats it is whatever the decoder stumbles over.
@@ -59,11 +182,11 @@ def read_bytes(path: Path) -> bytes:
 def read_header(path: Path) -> tuple[int, int, str]:
     """Height, width and Pillow's name of the pixel format. DataError for what is no image."""
     data = read_bytes(path)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.height, image.width, str(image.mode)
-    except BROKEN as error:
-        raise unreadable(path, error) from error
+    kind = header_of(data, path)
+    if kind.is_deep and kind.tags:  # also of those that Pillow does not read
+        return int(kind.tags[LENGTH]), int(kind.tags[WIDTH]), f"{max(kind.tags.get(BITS, (1,)))} bits"
+    with opened(path, data) as image:
+        return image.height, image.width, str(image.mode)
 
 
 def is_cut_short(data: bytes) -> bool:
@@ -93,5 +216,9 @@ def has_end(data: bytes) -> bool:
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
-    text = "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path} cannot be read as an image (no such file): copy or download it again")
+    text = re.sub(r" ?<_io\.\w+ object at \w+>", "", str(error)) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError) and path.suffix.lower() not in SUFFIXES:
+        return DataError(f"{path} is no image that can be read: give PNG, JPEG or TIFF files")
     return DataError(f"{path} cannot be read as an image ({text}): copy or download it again")

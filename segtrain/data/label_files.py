@@ -4,9 +4,18 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from segtrain.data.images import BROKEN, read_bytes, unreadable
+from segtrain.data.images import (
+    BITS,
+    BROKEN,
+    PHOTOMETRIC,
+    SAMPLE_FORMAT,
+    WHITE_IS_ZERO,
+    opened,
+    read_bytes,
+    tiff_tags,
+    unreadable,
+)
 from segtrain.errors import DataError
 
 
@@ -15,11 +24,17 @@ def read_label(path: Path) -> np.ndarray:
     of a MATLAB file. DataError for anything else."""
     if path.suffix == ".mat":
         return read_matlab_label(path)
-    values, mode = read_values(path)
-    if mode in ("I;16", "I") and not 0 <= values.min() <= values.max() <= 255:
+    values, _ = read_values(path)
+    low, high = (values.min(), values.max()) if values.size else (0, 0)
+    if low < 0 or high > 255:
+        if low >= 0 and values.dtype.itemsize > 1 and high <= 65535:
+            raise DataError(
+                f"{path} is a 16-bit image with values up to {high}: this looks like an instance map; "
+                "give images with one class id (0 to 255) per pixel"
+            )
         raise DataError(
-            f"{path} is a 16-bit image with values up to {values.max()}: this looks like an instance map; "
-            "give images with one class id (0 to 255) per pixel"
+            f"{path} holds values from {low} to {high}: give images with one class id (0 to 255) per pixel, and the "
+            "pixels without a class an id that the table ignores"
         )
     return values.astype(np.uint8)
 
@@ -29,23 +44,43 @@ def read_instances(path: Path) -> np.ndarray:
     values, mode = read_values(path)
     if mode in ("L", "P", "1"):
         raise DataError(f"{path} is an 8-bit image, but instance maps have 16 bits: use it as downloaded")
+    if values.size and not 0 <= values.min() <= values.max() <= 65535:
+        raise DataError(f"{path} holds values from {values.min()} to {values.max()}: instance maps have 16 bits")
     return values.astype(np.uint16)
 
 
 def read_values(path: Path) -> tuple[np.ndarray, str]:
-    """The values of an image with one value per pixel, and Pillow's name of its mode."""
+    """The values of an image with one value per pixel as they are stored, and Pillow's name of its mode."""
     data = read_bytes(path)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            mode = image.mode
-            if mode not in ("L", "P", "1", "I;16", "I"):
-                raise DataError(
-                    f"{path} is a {mode} colour image, but a label image holds one class id per pixel: give 8-bit "
-                    "greyscale or palette PNGs (Cityscapes: *_labelIds.png, KITTI: semantic/, not the colour images)"
-                )
-            return np.asarray(image), mode
-    except BROKEN as error:
-        raise unreadable(path, error) from error
+    with opened(path, data) as image:
+        mode = image.mode
+        if image.format in ("JPEG", "MPO"):
+            raise DataError(
+                f"{path} is a JPEG, whose compression changes the class of many pixels: give label images as PNG, "
+                "made from the original labels"
+            )
+        if mode not in ("L", "P", "1", "I") and not mode.startswith("I;16"):
+            raise DataError(f"{path} {OTHER_MODES.get(mode, f'is a {mode} colour image')}, but a label image {WANTED}")
+        values = np.asarray(image)
+        tags = tiff_tags(data)
+        bits = max(tags.get(BITS, (8,))) if tags else data[24] if mode == "L" and image.format == "PNG" else 8
+        if mode == "L" and bits in (2, 4):  # Pillow spreads them over 0 to 255
+            values = values // (255 // (2**bits - 1))
+        if mode == "L" and tags.get(SAMPLE_FORMAT) == (2,):
+            values = values.view(np.int8)
+        elif mode in ("1", "L") and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # which Pillow turns round
+            values = ~values if mode == "1" else 2**bits - 1 - values
+        return values, mode
+
+
+OTHER_MODES = {
+    "F": "holds floating-point numbers", "LA": "has transparency beside its values",
+    "PA": "has transparency beside its values",
+}  # fmt: skip
+WANTED = (
+    "holds one class id per pixel: give 8-bit greyscale or palette PNGs (Cityscapes: *_labelIds.png, KITTI: semantic/, "
+    "not the colour images)"
+)
 
 
 def read_matlab_label(path: Path) -> np.ndarray:

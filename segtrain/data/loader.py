@@ -50,7 +50,7 @@ TrainingItem = tuple[np.ndarray, np.ndarray, str, int, list[int]]
 def read_pixels(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     """Image uint8 (H, W, 3) and labels uint8 (H, W) as stored. DataError for what cannot be read."""
     assert sample.label is not None
-    return read_image(sample.image), read_label(sample.label)
+    return read_image(sample.image, sample.value_range), read_label(sample.label)
 
 
 class TrainingData(Dataset["TrainingItem | SegtrainError"]):
@@ -107,7 +107,7 @@ class EvaluationData(Dataset["EvaluationItem | SegtrainError"]):
     @errors_as_values
     def __getitem__(self, index: int) -> "EvaluationItem | SegtrainError":
         sample = self.samples[index]
-        image = read_image(sample.image)
+        image = read_image(sample.image, sample.value_range)
         target, ids, instances = read_labels(sample, self.table)
         if target.shape != image.shape[:2]:
             return different_sizes(sample, image.shape[:2], target.shape)

@@ -101,12 +101,13 @@ def split_files(config: DatasetConfig, split: str) -> SplitFiles:
     for name, files in zip(names, several, strict=True):
         if files.labels is None:
             raise DataError(f"the split {name!r} has no labels: it cannot be joined with others")
-        for mine, theirs in zip(joined, files, strict=True):
+        for mine, theirs in zip(joined, files[:3], strict=True):
             twice = sorted(mine.keys() & (theirs or {}).keys())
             if twice:
                 raise DataError(f"{split}: {len(twice)} images are in more than one of these splits ({twice[0]}, ...)")
             mine |= theirs or {}
-    return SplitFiles(*joined)
+    images, labels, instances = joined
+    return SplitFiles(images, labels, instances, several[0].value_range)
 
 
 def split_samples(config: DatasetConfig, split: str) -> list[Sample]:

@@ -18,32 +18,39 @@ from segtrain.errors import DataError
 
 class Sample(NamedTuple):
     """name is unique within its split and becomes the name of the prediction. instances: values as the rules say.
-    table: what its label means, if that differs from the dataset's table."""
+    table: what its label means, if that differs from the dataset's table. value_range: of `images.read_image`."""
 
     name: str
     image: Path
     label: Path | None
     instances: Path | None = None
     table: LabelTable | None = None
+    value_range: tuple[float, float] | None = None
 
 
 class SplitFiles(NamedTuple):
-    """The files of a split by sample name; labels is None for a split that has none."""
+    """The files of a split by sample name; labels is None for a split that has none. value_range: of `read_image`."""
 
     images: Mapping[str, Path]
     labels: Mapping[str, Path] | None
     instances: Mapping[str, Path] = {}
+    value_range: tuple[float, float] | None = None
 
     def samples(self) -> list[Sample]:
         """Sorted by name. DataError unless every image has a label and the reverse."""
         if self.labels is None:
-            return [Sample(name, self.images[name], None) for name in sorted(self.images)]
-        return pair_samples(self.images, self.labels, self.instances)
+            samples = [Sample(name, self.images[name], None) for name in sorted(self.images)]
+        else:
+            samples = pair_samples(self.images, self.labels, self.instances)
+        return [sample._replace(value_range=self.value_range) for sample in samples]
 
     def labelled(self) -> list[Sample]:
         """The labelled samples, which can be scored without images: the label stands in for a missing image."""
         labels = self.labels or {}
-        return [Sample(n, self.images.get(n, labels[n]), labels[n], self.instances.get(n)) for n in sorted(labels)]
+        return [
+            Sample(n, self.images.get(n, labels[n]), labels[n], self.instances.get(n), value_range=self.value_range)
+            for n in sorted(labels)
+        ]
 
 
 class Submission(NamedTuple):

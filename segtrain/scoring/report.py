@@ -184,6 +184,8 @@ def table_lines(result: dict[str, Any]) -> list[str]:
         lines.append(f"{shown:<{width}}   {percent(value)}{f'   {percent(objects[name])}' if name in objects else ''}")
     classes = f"{result['classes_averaged']} classes ({result['classes_in_ground_truth']} occur in the ground truth)"
     lines += ["", f"mIoU            {percent(result['miou'])} %  over {classes}, {result['images']} images"]
+    if result["classes_in_ground_truth"] == 1:
+        lines.append("WARNING         one class occurs in the ground truth: predicting nothing else scores 100 %")
     published = result.get("protocol", {}).get("published")
     if published:
         lines.append(

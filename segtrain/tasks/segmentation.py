@@ -96,7 +96,7 @@ class Segmentation(Task):
             for data, samples in self.mixture.parts  # each part by its own table
         ]
         largest = max(height for height, _ in sizes), max(width for _, width in sizes)
-        check_samples(self.val_samples, self.table, cache, say, dataset_spec(config.dataset).expected)
+        check_samples(self.val_samples, self.table, cache, say, dataset_spec(config.dataset).expected, training=False)
         enlarged = [math.ceil(extent * config.augmentation.scale[1]) for extent in largest]
         crop = config.augmentation.crop_size
         if crop[0] > enlarged[0] or crop[1] > enlarged[1]:

@@ -50,6 +50,9 @@ def load_into(
     matched, report = match(source, model)
     classifier = "cls." if isinstance(model, Segmenter) else "classifier.fc."
     rows = {key: matched.pop(key) for key in list(matched) if key.startswith(classifier)}
+    if rows and f"{classifier}weight" not in rows:  # of another width than here: the biases mean nothing alone
+        rows = {}
+        report.rows = ["the classifier starts anew: the file's has another number of input channels"]
     if report.ratio < minimum:
         raise DataError(mismatch_message(report, model, minimum))
     checkpoint.require_finite({**matched, **rows}, source.path)

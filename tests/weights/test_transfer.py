@@ -48,6 +48,23 @@ def test_a_part_is_taken_only_when_asked_for(tmp_path):
     assert torch.equal(ours.body.mod4.block1.convs.conv1.weight, theirs.body.mod4.block1.convs.conv1.weight)
 
 
+@pytest.mark.parametrize("mapping", [True, False])
+def test_a_head_of_another_width_leaves_the_classifier_as_it_was(tmp_path, cityscapes, mapping):
+    """Its biases match, but mean nothing without its weights."""
+    theirs = build_model("resnet18", num_classes=19, output_stride=16, head_channels=16)
+    path = tmp_path / "x.pth"
+    if mapping:
+        saved(path, theirs.state_dict())
+    else:
+        write_weights(path, theirs.state_dict(), {"classes": cityscapes.as_dict()})
+    ours = network(classes=19)
+    before = {key: tensor.clone() for key, tensor in ours.cls.state_dict().items()}
+    report = load_weights(path, ours, cityscapes, minimum=0.5)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in ours.cls.state_dict().items())
+    assert "the classifier starts anew: the file's has another number of input channels" in str(report)
+    assert torch.equal(ours.body.mod2.block1.convs.conv1.weight, theirs.body.mod2.block1.convs.conv1.weight)
+
+
 def test_backbones_are_known_by_their_numbers():
     found = {}
     for backbone in BACKBONES:

@@ -1,10 +1,10 @@
 """Your own images: file patterns or lists of pairs, and a class table, all by configuration."""
 
-import re
 from pathlib import Path
 
 from segtrain.config import FolderConfig
 from segtrain.config.user_files import read_text
+from segtrain.data.folders import WILDCARDS, matching
 from segtrain.data.labels import LabelTable, read_user_table
 from segtrain.data.rules import PLAIN
 from segtrain.data.sample import DatasetSpec, SplitFiles, expect_folder, expect_split
@@ -13,8 +13,6 @@ from segtrain.errors import DataError, UsageError
 TREE = """any folder with images and label images, described by
   dataset.splits.train={{images:train/*.jpg,labels:train_labels/*.png}}  (the same for val), or {{pairs:train.txt}}
   dataset.classes=classes.csv  with the columns id, name, color, ignore"""
-
-WILDCARDS = re.compile(r"(\*\*/|\*|\?)")
 
 
 def table(config: FolderConfig) -> LabelTable:
@@ -32,36 +30,47 @@ def files(config: FolderConfig, split: str) -> SplitFiles:
     expect_split(split, config.splits, root)
     entry = config.splits[split]
     if "pairs" in entry:
-        return read_pairs(root, entry["pairs"])
-    return match_patterns(root, entry["images"], entry.get("labels"), f"dataset.splits.{split}")
+        found = read_pairs(root, entry["pairs"])
+    else:
+        found = match_patterns(root, entry["images"], entry.get("labels"), f"dataset.splits.{split}")
+    return found._replace(value_range=config.levels())
 
 
 def match_patterns(root: Path, images: str, labels: str | None, key: str) -> SplitFiles:
-    """Images, and labels for which the `*`, `**` and `?` of the two patterns stand for the same text."""
+    """Images, and labels for which the `*`, `**` and `?` of the two patterns stand for the same text.
+
+    Where they do so for none, the endings .jpg and .png of that text are left out.
+    """
     found = matches(root, images, f"{key}.images")
     if labels is None:
         return SplitFiles(found, None)
     if len(WILDCARDS.findall(images)) != len(WILDCARDS.findall(labels)):
-        raise UsageError(f"{key}: the patterns {images} and {labels} need the same number of * to pair by")
-    return SplitFiles(found, matches(root, labels, f"{key}.labels"))
+        raise UsageError(
+            f"{key}: the patterns {images} and {labels} need the same number of * to pair by, as in "
+            "{images:left/*_L.png,labels:masks/*.png}, where * is IMG_001 for both"
+        )
+    masks = matches(root, labels, f"{key}.labels")
+    if found.keys().isdisjoint(masks):
+        found, masks = without_suffix(found), without_suffix(masks)
+    return SplitFiles(found, masks)
+
+
+def without_suffix(files: dict[str, Path]) -> dict[str, Path]:
+    """The files by their names without .png and the like; as they were if two would have the same name."""
+    short = {name.removesuffix(path.suffix): path for name, path in files.items()}
+    return short if len(short) == len(files) else files
 
 
 def matches(root: Path, pattern: str, key: str) -> dict[str, Path]:
     """Files below root that match, by the text that the wildcards stand for, joined by '/'."""
-    parts = WILDCARDS.split(pattern)
-    groups = {"**/": "((?:.*/)?)", "*": "([^/]*)", "?": "([^/])"}
-    expression = re.compile("".join(groups.get(part) or re.escape(part) for part in parts))
     found: dict[str, Path] = {}
     try:
-        paths = sorted(root.glob(pattern.replace("[", "[[]")))  # brackets stand for themselves
-    except (ValueError, NotImplementedError) as error:
+        for name, path in matching(root, pattern):
+            if name in found:
+                raise DataError(f"{key}={pattern} means {found[name]} and {path} by the same name {name!r}: rename one")
+            found[name] = path
+    except ValueError as error:
         raise UsageError(f"{key}={pattern} is not a pattern below {root}: {error}") from error
-    for path in paths:
-        match = expression.fullmatch(path.relative_to(root).as_posix())
-        if match is None or not path.is_file():
-            continue
-        name = "/".join(text.strip("/") for text in match.groups() if text.strip("/")) or path.stem
-        found[name] = path
     return found
 
 

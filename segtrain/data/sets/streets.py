@@ -26,7 +26,8 @@ def files(config: StreetsConfig, split: str) -> SplitFiles:
     every = cityscapes.layout_files(config.folder(), split)
     names = sorted(every.images)[: wanted[split]]
     kinds = (every.images, every.labels or {}, every.instances)
-    return SplitFiles(*({name: kind[name] for name in names} for kind in kinds))
+    images, labels, instances = ({name: kind[name] for name in names} for kind in kinds)
+    return SplitFiles(images, labels, instances)
 
 
 def streets(config: StreetsCommandConfig) -> Path:

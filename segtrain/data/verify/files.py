@@ -7,20 +7,19 @@ by its content, so that a second start only reads what has changed, and decodes 
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import sys
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from segtrain.data.images import BROKEN, is_cut_short, read_bytes, unreadable
+from segtrain.data.images import header_of, is_cut_short, opened, read_bytes, read_image, unreadable
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Sample, different_sizes
@@ -39,9 +38,10 @@ def check_samples(
     cache_folder: Path,
     say: Callable[[str], None],
     expected: Expected = NOTHING_KNOWN,
+    training: bool = True,
 ) -> tuple[int, int]:
     """Largest height and width of the images. DataError lists the faulty files, the first few of them in full, or
-    names the mistake if the label images do not hold what the table says."""
+    names the mistake if the label images do not hold what the table says. training: as of `find_mistakes`."""
     seen = FileFacts(cache_folder, samples)
     every = max(1, -(-len(samples) // LABELS_READ))
     if every > 1:
@@ -75,7 +75,10 @@ def check_samples(
             left = (shown - started) * (len(samples) - number) / number
             say(f"checking files: {number} of {len(samples)}, about {left:.0f} s left")
     seen.save()
-    findings = find_mistakes(histogram, table, expected, len(samples), unknown)
+    findings = find_mistakes(histogram, table, expected, len(samples), unknown, training)
+    for finding in findings:
+        if finding.kind == "one class" and finding.severity == "note":
+            say(f"WARNING    {finding.text}")
     mistakes = [finding for finding in findings if finding.severity == "error"]
     if mistakes and mistakes[0].kind != "unknown ids":
         raise DataError(mistakes[0].text)
@@ -121,8 +124,14 @@ class FileFacts:
         return facts[name]
 
     def size(self, path: Path) -> tuple[int, int]:
-        """(height, width) of an undamaged image."""
+        """(height, width) of an undamaged label image or instance map, or of an image of 8 bits."""
         height, width = self.fact(path, "decoded", lambda p: list(examine_file(p)), are_pair)
+        return height, width
+
+    def image_size(self, sample: Sample) -> tuple[int, int]:
+        """(height, width) of an undamaged image, of whatever depth."""
+        name = "image" if sample.value_range is None else "image {:g} {:g}".format(*sample.value_range)
+        height, width = self.fact(sample.image, name, partial(examine_image, value_range=sample.value_range), are_pair)
         return height, width
 
     def histogram(self, path: Path) -> np.ndarray:
@@ -134,7 +143,7 @@ class FileFacts:
 
     def sample(self, sample: Sample, read_labels: bool = True) -> tuple[tuple[int, int], np.ndarray | None]:
         """(height, width) and the histogram of the label; DataError for a damaged file or different sizes."""
-        image = self.size(sample.image)
+        image = self.image_size(sample)
         if sample.label is None:
             return image, None
         label = self.size(sample.label)
@@ -170,18 +179,23 @@ def examine_file(path: Path) -> tuple[int, int]:
         height, width = read_label(path).shape
         return height, width
     data = read_bytes(path)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            if image.format == "PNG":
-                check_png(data)
-            if image.format != "JPEG":
-                image.load()
+    header_of(data, path)  # bands that would be lost
+    with opened(path, data) as image:
+        width, height = image.size
+        if image.format == "PNG":
+            check_png(data)
+        if image.format != "JPEG":
+            image.load()
         if is_cut_short(data):
             raise ValueError("the end of the JPEG data is missing")
-    except BROKEN as error:
-        raise unreadable(path, error) from error
     return height, width
+
+
+def examine_image(path: Path, value_range: tuple[float, float] | None) -> list[int]:
+    """As `examine_file`, and [height, width]. DataError also for values that do not fill the range of their type."""
+    if header_of(read_bytes(path), path).is_deep:
+        return list(read_image(path, value_range).shape[:2])
+    return list(examine_file(path))
 
 
 def check_png(data: bytes) -> None:

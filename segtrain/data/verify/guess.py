@@ -1,6 +1,5 @@
 """Guess a configuration for `dataset=folder` from the files of a folder, for the user to correct."""
 
-import io
 import os
 import re
 from collections import defaultdict
@@ -11,17 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from PIL import Image
 
 from segtrain.config import DatasetConfig, FolderConfig
 from segtrain.console import Progress, say
-from segtrain.data.images import BROKEN, read_bytes
+from segtrain.data.folders import files_below
+from segtrain.data.images import SUFFIXES, opened
 from segtrain.data.label_files import read_label
 from segtrain.data.sets.folder import match_patterns
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 SPLITS = {
     "train": ("train", "training", "trn"),
     "val": ("val", "valid", "validation", "dev"),
@@ -119,11 +117,9 @@ def guess_splits(root: Path) -> tuple[dict[str, dict[str, str]], dict[str, Pairs
 def find_groups(root: Path) -> "list[Group]":
     """The images below `root` by folder and ending. DataError if there are none."""
     folders: dict[Path, list[str]] = defaultdict(list)
-    for place, inner, names in os.walk(root):
-        inner.sort()
-        for name in sorted(names):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("._"):
-                folders[Path(place).relative_to(root)].append(name)
+    for path in files_below(root):
+        if path.suffix.lower() in SUFFIXES:
+            folders[path.parent.relative_to(root)].append(path.name)
     if not folders:
         raise DataError(f"{root} holds no images ({', '.join(SUFFIXES)})")
     return [group for folder, names in folders.items() for group in by_ending(folder, names)]
@@ -199,14 +195,14 @@ def kind(root: Path, group: Group) -> str:
 
 def looks_like(path: Path) -> str:
     try:
-        with Image.open(io.BytesIO(read_bytes(path))) as image:
+        with opened(path) as image:
             if image.format == "JPEG":
                 return "image"
             if image.mode == "RGB":
                 return "image" if len(image.getcolors(1 << 24) or []) > 256 else "other"
             if image.mode in ("P", "1", "L"):
                 return "label" if len(np.unique(np.asarray(image))) <= 64 else "image"
-    except (DataError, *BROKEN):
+    except DataError:
         pass
     return "other"
 
@@ -232,7 +228,8 @@ def merge_patterns(first: dict[str, str], second: dict[str, str]) -> dict[str, s
 
 
 def guess_classes(labels: Iterable[Path]) -> list[tuple[int, str, str, str]]:
-    """(id, name, colour, ignore) of every value in the label images; 255 is assumed to be ignored."""
+    """(id, name, colour, ignore) of every value in the label images; 255 is assumed to be ignored, but in masks of one
+    class, where it is that class."""
     paths = list(labels)
     paths = paths[:: max(1, -(-len(paths) // LABELS_READ))]
     present = np.zeros(256, bool)
@@ -245,7 +242,7 @@ def guess_classes(labels: Iterable[Path]) -> list[tuple[int, str, str, str]]:
             say(f"note: {error}")
             continue
         if palette is None:
-            with Image.open(io.BytesIO(read_bytes(path))) as image:
+            with opened(path) as image:
                 palette = image.getpalette() if image.mode == "P" else None
         progress.show(done)
 
@@ -253,7 +250,9 @@ def guess_classes(labels: Iterable[Path]) -> list[tuple[int, str, str, str]]:
         values = (palette or [])[3 * label : 3 * label + 3]
         return "#{:02x}{:02x}{:02x}".format(*values) if len(values) == 3 else ""
 
-    return [
-        (int(i), "void" if i == 255 else f"class {i}", color(int(i)), "true" if i == 255 else "")
-        for i in np.flatnonzero(present)
-    ]
+    values = np.flatnonzero(present).tolist()
+    if values in ([0, 1], [0, 255]):
+        return [(0, "background", color(0), ""), (values[1], "foreground", color(values[1]), "")]
+    if len(values) < 2 or values in ([i, 255] for i in range(255)):
+        say(f"note: the label images hold {values} only: at least two classes are needed, the background among them")
+    return [(i, "void" if i == 255 else f"class {i}", color(i), "true" if i == 255 else "") for i in values]

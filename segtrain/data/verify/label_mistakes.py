@@ -37,12 +37,13 @@ NOTHING_KNOWN = Expected()
 
 
 def find_mistakes(
-    histogram: np.ndarray, table: LabelTable, expected: Expected, images: int, unknown: Sequence[str] = ()
-) -> list[Finding]:
+    histogram: np.ndarray, table: LabelTable, expected: Expected, images: int, unknown: Sequence[str] = (),
+    training: bool = False,
+) -> list[Finding]:  # fmt: skip
     """What is wrong with the label images of a split; a mistake that explains unknown ids is the only finding.
 
     histogram: int64 (256,), the number of pixels with each value in that many label images. unknown: the message about
-    each label image with ids that are not in the table.
+    each label image with ids that are not in the table. training: whether a network is to learn from the split.
     """
     if not histogram.any():
         return []
@@ -63,6 +64,8 @@ def find_mistakes(
             "the label images hold ignored ids only, as those of Cityscapes' test split do: nothing can be trained "
             "or scored with them; take another split",
         ))  # fmt: skip
+    elif (labelled > 0).sum() == 1:
+        findings.append(one_class(table, labelled, training))
     elif labelled.any():
         missing = [name for name, count in zip(table.names, labelled, strict=True) if not count]
         if missing:
@@ -70,6 +73,16 @@ def find_mistakes(
             text = f"{len(missing)} of {len(labelled)} classes never occur: {listed}"
             findings.append(Finding("note", "class never occurs", text))
     return findings
+
+
+def one_class(table: LabelTable, labelled: np.ndarray, training: bool) -> Finding:
+    """labelled: int64 (C,), the pixels of each class, of which one alone has any."""
+    name = table.names[int(labelled.argmax())]
+    text = f"all labelled pixels are of the class {name}: every network that predicts nothing else has a score of 100 %"
+    if training and table.num_classes == 2:
+        other = next(one for one in table.names if one != name)
+        return Finding("error", "one class", f"{text}; add images with {other}, or correct the ids of {table.source}")
+    return Finding("note", "one class", text)
 
 
 def first_of(texts: Sequence[str]) -> str:
@@ -87,7 +100,16 @@ def counts_by_class(histogram: np.ndarray, table: LabelTable) -> np.ndarray:
 
 def binary(histogram: np.ndarray, table: LabelTable) -> Finding | None:
     present = np.flatnonzero(histogram)
-    if present.tolist() != [0, 255] or (table.known[[0, 255]].all() and table.num_classes <= 2):
+    if present.tolist() != [0, 255]:
+        return None
+    ignored = [value for value in (0, 255) if table.stored.get(value) in table.ignored_ids]
+    if ignored and counts_by_class(histogram, table).any():
+        return Finding(
+            "error", "0/255 masks",
+            f"the label images hold 0 and 255 only, as masks of one class do, but {table.source} ignores {ignored[0]}: "
+            f"one class is left, and every score is 100 %; give {ignored[0]} a class of its own (ignore=false)",
+        )  # fmt: skip
+    if table.known[[0, 255]].all() and table.num_classes <= 2:
         return None
     return Finding(
         "error", "0/255 masks",

@@ -35,16 +35,26 @@ class Scan(NamedTuple):
 
 
 def check_split(
-    name: str, files: SplitFiles, table: LabelTable, dataset: DatasetSpec, cache: Path, published: int | None
+    name: str,
+    files: SplitFiles,
+    table: LabelTable,
+    dataset: DatasetSpec,
+    cache: Path,
+    published: int | None,
+    training: bool = False,
 ) -> tuple[dict[str, Any], list[Finding]]:
-    """Facts for the report, and findings. published: number of images as published, None: unknown."""
+    """Facts for the report, and findings. published: number of images as published, None: unknown. training: as of
+    `find_mistakes`."""
     labels = files.labels if files.labels is not None else {}
-    samples = [Sample(n, p, labels.get(n), files.instances.get(n)) for n, p in sorted(files.images.items())]
+    samples = [
+        Sample(n, p, labels.get(n), files.instances.get(n), value_range=files.value_range)
+        for n, p in sorted(files.images.items())
+    ]
     scan = scan_files(name, samples, table, cache)
     findings = [*check_pairs(files), *check_count(name, files, dataset, published)]
     for kind, texts in scan.bad.items():
         findings.append(Finding("error", kind, first_of(texts)))
-    mistakes = find_mistakes(scan.histogram, table, dataset.expected, len(samples), scan.unknown)
+    mistakes = find_mistakes(scan.histogram, table, dataset.expected, len(samples), scan.unknown, training)
     if "unknown ids" in {finding.kind for finding in mistakes}:
         scan.bad["unknown ids"] = scan.unknown
     findings += mistakes
@@ -132,7 +142,7 @@ def explain_error(sample: Sample, error: DataError, table: LabelTable, seen: Fil
     """The finding about a faulty file, with the cause of the error where it can be recognised."""
     try:
         assert sample.label is not None
-        (height, width), label = seen.size(sample.image), seen.size(sample.label)
+        (height, width), label = seen.image_size(sample), seen.size(sample.label)
         if label == (width, height) and height != width:
             return Finding("error", "swapped size", f"{error} (height and width are swapped: the label was written "
                                                     "transposed, or only one of the two was rotated)")  # fmt: skip
