@@ -238,15 +238,20 @@ class Chain:
 class Link(Ready):
     """One residual sum of a chain, and the recipe of its input.
 
-    first, last: whether the walk ends or begins with it. settings: the input's strides.
+    before: the link of the sum before it, or None where the walk ends. last: whether the walk begins with it.
     """
 
-    def __init__(self, chain: Chain, index: int, x: Tensor, first: bool, last: bool) -> None:
-        self.chain, self.index, self.first, self.last = chain, index, first, last
+    def __init__(self, chain: Chain, index: int, x: Tensor, before: "Link | None", last: bool) -> None:
+        self.chain, self.index, self.first, self.last = chain, index, before is None, last
         self.strides = x.stride()
+        self.next: Link | None = None
+        self.added = False  # by `add_residual`
+        self.kept: Tensor | None = None  # the input, of a block that did not add the sum by `add_residual`
+        if before is not None:
+            before.next = self
 
     def output(self) -> Tensor:
-        return self.chain.take(self.index)
+        return self.chain.take(self.index) if self.kept is None else self.kept
 
     def read(self) -> None:
         """The last reader of the input has run."""
@@ -255,6 +260,8 @@ class Link(Ready):
 
     def walk(self, branch: Tensor, out: Tensor | None) -> Tensor:
         """Compute the input from the output: that of the next sum's input, or `out` for the last one."""
+        if out is None and self.next is not None:
+            out = self.next.kept
         x = torch.sub(out, branch) if out is not None else self.chain.take(self.index + 1).sub_(branch)
         if x.stride() != self.strides:
             x = torch.empty_strided(x.shape, self.strides, dtype=x.dtype, device=x.device).copy_(x)
@@ -295,6 +302,7 @@ class SumFunction(torch.autograd.Function):
 def add_residual(branch: Tensor, x: Tensor, z: Tensor, conv: nn.Conv2d, link: Link, recipes: Recipes) -> Tensor:
     """x + branch for branch = conv(z), whose x backward computes again. Overwrites branch if it has x's dtype."""
     out: Tensor = SumFunction.apply(branch, x, z.detach(), as_ran(conv, branch), link, recipes)
+    link.added = True
     if link.last:
         recipes.add(out, Held(out.detach()))
     return out

@@ -293,17 +293,22 @@ class Stage(nn.Sequential):
         return x
 
     def chained(self, x: Tensor) -> Tensor:
-        recipes, chain, before = intercepting(), Chain(), False
+        recipes, chain = intercepting(), Chain()
+        before: Link | None = None
         assert recipes is not None
         able = [able_to_walk(block) for block in self]
         for i, block in enumerate(self):
             # The sum of a block in the chain is what the next one needs of its input.
             if able[i] and (before or (x.requires_grad and x.dtype not in NARROW and fills(x) and x.numel())):
-                link = Link(chain, i, x, first=not before, last=not any(able[i + 1 : i + 2]))
+                link = Link(chain, i, x, before, last=not any(able[i + 1 : i + 2]))
                 recipes.add(x, link)
-                x, before = block(x, link), True
+                out = block(x, link)
+                if not link.added:
+                    link.kept = x.detach()
+                    keeps_input(block, "it runs under torch.utils.checkpoint")
+                x, before = out, link if link.added else None
             else:
-                x, before = block(x), False
+                x, before = block(x), None
         return x
 
 
@@ -312,10 +317,15 @@ def able_to_walk(block: nn.Module) -> bool:
     if not isinstance(block, IdentityResidualBlock) or block.proj_conv is not None:
         return False
     reason = unlike_a_convolution(block.convs[-1])
-    if reason and not block.said:
-        block.said = True
-        say(f"WARNING    a block of {block.bn1.num_features} channels keeps its input: its last convolution {reason}")
+    if reason:
+        keeps_input(block, f"its last convolution {reason}")
     return not reason
+
+
+def keeps_input(block: IdentityResidualBlock, reason: str) -> None:
+    if not block.said:
+        block.said = True
+        say(f"WARNING    a block of {block.bn1.num_features} channels keeps its input: {reason}")
 
 
 def unlike_a_convolution(layer: nn.Module, hooks: int = 0) -> str:

@@ -1,6 +1,7 @@
 """model.recompute=grouped, identity_input and both: which maps of a network are rebuilt, and a guard that measures how
 exactly."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -62,10 +63,11 @@ class Rebuilding:
         """Give up where rebuilt maps are not what they were."""
         if not worst <= most and self.drift is None:
             self.drift = worst
-            say(
+            text = (
                 f"WARNING    rebuilt maps are {worst:.1e} from the true ones (at most {most:.0e} is allowed): from the "
-                f"next pass on they are kept, as with model.recompute=none"
+                "next pass on they are kept, as with model.recompute=none"
             )
+            print(text, file=sys.stderr, flush=True)  # in every process: each decides for itself
         elif first:
             say(f"rebuilt    maps are {worst:.1e} from the true ones, relatively (at most {most:.0e} is allowed)")
 
