@@ -1,9 +1,10 @@
-"""A small network whose blocks can be rebuilt in backward, and its training steps."""
+"""A small network whose blocks can be rebuilt in backward, and its steps; a plugin with the backbone `chained`."""
 
 import torch
 from torch import nn
 
-from segtrain.models.blocks import IdentityResidualBlock, Norm, conv, interception, stage
+from segtrain.models import BACKBONES
+from segtrain.models.blocks import Backbone, IdentityResidualBlock, Norm, conv, interception, stage
 from segtrain.models.pooling import MaxPool2d
 from segtrain.models.rebuilding import rebuilding_of
 
@@ -11,19 +12,26 @@ MODES = ("grouped", "identity_input", "both")
 
 
 class Blocks(nn.Module):
-    """Two stages of bottlenecks, the second behind max-pooling if `pooled`; a norm and a classifier at the end."""
+    """Two stages of bottlenecks, the second behind max-pooling if `pooled`; a norm and a classifier at the end.
 
-    def __init__(self, recompute="none", norm="inplace_abn", blocks=(3, 4), pooled=False, groups=2, **options):
+    widths: of the convolutions of a block; two make a basic block.
+    """
+
+    def __init__(
+        self, recompute="none", norm="inplace_abn", blocks=(3, 4), pooled=False, groups=2, widths=(8, 8, 16),
+        kind=IdentityResidualBlock, **options,
+    ):  # fmt: skip
         super().__init__()
         layers, channels, stages = Norm(norm, **options), 8, []
         for i, count in enumerate(blocks):
             made = []
             for block in range(count):
                 stride = 2 if i and not block and not pooled else 1
-                made.append(IdentityResidualBlock(channels, (8, 8, 16), layers, stride, groups=groups))
+                made.append(kind(channels, widths, layers, stride, groups=groups))
                 channels = 16
             stages += [MaxPool2d(3, 2, 1)] * (pooled and i > 0) + [stage(*made)]
-        self.body = nn.Sequential(conv(3, 8, 3), layers(8), *stages, layers(16))
+        end = layers(16) if kind is IdentityResidualBlock else nn.Identity()
+        self.body = nn.Sequential(conv(3, 8, 3), layers(8), *stages, end)
         self.cls = nn.Conv2d(16, 2, 1)
         self.recompute = recompute
         self.rebuilding = rebuilding_of(self.body, recompute)
@@ -31,6 +39,20 @@ class Blocks(nn.Module):
     def forward(self, x):
         with interception(self.recompute, "exact", self.rebuilding):
             return self.cls(self.body(x))
+
+
+class Chained(Backbone):
+    """(N, 3, H, W) -> (N, 16, H / output_stride, W / output_stride), of three blocks."""
+
+    def __init__(self, norm, output_stride):
+        super().__init__(
+            conv(3, 8, 3, output_stride), norm(8),
+            stage(*(IdentityResidualBlock(8 * (1 + (i > 0)), (8, 8, 16), norm, groups=2) for i in range(3))), norm(16),
+        )  # fmt: skip
+        self.out_channels = 16
+
+
+BACKBONES["chained"] = Chained
 
 
 def made(recompute, dtype=torch.float64, **options):
