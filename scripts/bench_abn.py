@@ -32,10 +32,11 @@ from torch import Tensor, nn
 from segtrain import abn
 from segtrain.abn import ABN, BatchNormAct, InPlaceABN, RecomputedABN, ScaledABN, recomputed_outputs
 from segtrain.abn.benchmark import Clock, Standard, layer_table, medians
+from segtrain.errors import UsageError
 from segtrain.losses import CrossEntropy
 from segtrain.models.blocks import Norm
 from segtrain.models.deeplabv3 import DeepLabV3
-from segtrain.models.memory import SAVINGS, Allocations, training_step_bytes
+from segtrain.models.memory import REBUILT, SAVINGS, Allocations, training_step_bytes, training_step_costs
 from segtrain.models.resnet import resnet50
 from segtrain.models.segmenter import Segmenter
 
@@ -213,6 +214,24 @@ def kept_table() -> None:
         kept = [training_step_bytes(saving, backbone, CrossEntropy(), batch, (512, 512)) for saving in SAVINGS]
         for saving, size in zip(SAVINGS, kept, strict=True):
             print(f"{backbone} {batch} x 512 x 512  {saving.name:44s}{size / 2**30:6.2f} GiB  {size / kept[0]:.3f}")
+        rebuilt_table(backbone, batch, kept[0])
+
+
+def rebuilt_table(backbone: str, batch: int, standard: int) -> None:
+    """Exact rebuilding, in float32 and by autocast to bfloat16, with its FLOPs and its peak in backward."""
+    for dtype in (torch.float32, torch.bfloat16):
+        flops = None
+        for saving in (SAVINGS[3], *REBUILT):
+            try:
+                costs = training_step_costs(saving, backbone, CrossEntropy(), batch, (512, 512), dtype)
+            except UsageError:  # the backbone has no such blocks
+                continue
+            flops = flops or costs.flops
+            print(
+                f"{backbone} {batch} x 512 x 512  {str(dtype)[6:]:9s}{saving.name:40s}{costs.kept / 2**30:6.2f} GiB  "
+                f"{costs.kept / standard:.3f}  peak {costs.peak / 2**30:.2f} GiB  FLOPs {costs.flops / flops - 1:+.1%}",
+                flush=True,
+            )
 
 
 def precision_table(device: str) -> None:

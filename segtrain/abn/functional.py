@@ -22,6 +22,7 @@ from segtrain.abn.checks import (
     one_of,
 )
 from segtrain.abn.coded import coded_abn, coding
+from segtrain.abn.rebuilding import sourced
 
 
 def inplace_abn(
@@ -123,12 +124,8 @@ def call(
     if torch.compiler.is_compiling() and not follows:  # dynamo inlines this, and does not support mark_dirty
         gamma, beta = affine(x, weight, bias, options.eps, options.scale)
         return normalise(x, gamma, beta, running_mean, running_var, shortcut, options)[0]
-    recipes = coding(x, options) if follows else None
     try:
-        if recipes is not None:
-            z = coded_abn(x, weight, bias, shortcut, running_mean, running_var, options, recipes)
-        else:
-            z = InPlaceABNFunction.apply(x, weight, bias, shortcut, running_mean, running_var, options)
+        z = applied(x, weight, bias, running_mean, running_var, shortcut, options, follows)
     except RuntimeError as error:
         if options.overwrite and "being modified inplace" in str(error):
             raise RuntimeError(OVERWRITES.format("a view made by another autograd function")) from error
@@ -136,6 +133,23 @@ def call(
     if follows and not torch.compiler.is_compiling():
         z._segtrain_kept = True  # type: ignore[attr-defined]
     return z
+
+
+def applied(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    shortcut: Tensor | None, options: Options, follows: bool,
+) -> Tensor:  # fmt: skip
+    """By the autograd function that keeps least: that of an input which can be had again, of codes, or of z."""
+    rebuilt = sourced(x, shortcut, options) if follows else None
+    if rebuilt is not None:
+        function, *rest = rebuilt
+        z: Tensor = function.apply(x, weight, bias, running_mean, running_var, options, *rest)
+        return z
+    recipes = coding(x, options) if follows else None
+    if recipes is not None:
+        return coded_abn(x, weight, bias, shortcut, running_mean, running_var, options, recipes)
+    kept: Tensor = InPlaceABNFunction.apply(x, weight, bias, shortcut, running_mean, running_var, options)
+    return kept
 
 
 # ------------------------------------------------------------------------------------------ by ordinary autograd

@@ -21,6 +21,10 @@ class Recipe(Protocol):
     def output(self) -> Tensor: ...
 
 
+class Ready:
+    """A recipe whose output is at hand in backward and costs nothing, so that nobody else holds it."""
+
+
 class Derived(NamedTuple):
     """The recipe of what was computed of an output: by pooling, say."""
 
@@ -50,6 +54,14 @@ class Latest:
         self.recipe = self.made = None
 
 
+class Samples(Protocol):
+    """Compares a map that backward computes again with what it was in forward."""
+
+    def take(self, t: Tensor) -> Tensor | None: ...
+
+    def compare(self, made: Tensor, sample: Tensor | None) -> None: ...
+
+
 class Known(NamedTuple):
     """An output that can be computed again: its memory, what was written there, and how."""
 
@@ -60,17 +72,25 @@ class Known(NamedTuple):
 
 
 class Recipes:
-    """Recipes by the storage of their output; a freed output has none."""
+    """Recipes by the storage of their output; a freed output has none.
+
+    samples: who compares the maps that `rebuilding` computes again, or None.
+    """
 
     def __init__(self) -> None:
         self.known: dict[int, Known] = {}
         self.latest = Latest()
+        self.samples: Samples | None = None
 
-    def add(self, z: Tensor, recipe: Recipe) -> None:
-        """Remember the recipe of z, which fills its storage. z must not be written to any more, or it is kept."""
+    def add(self, z: Tensor, recipe: Recipe, writes: int = 0) -> None:
+        """Remember the recipe of z, which fills its storage. z must not be written to any more, or it is kept.
+
+        writes: how often autograd is yet to count what has been written to z: once inside the forward of an autograd
+        function that marks z as dirty.
+        """
         self.known = {key: entry for key, entry in self.known.items() if not entry.storage.expired()}
         output = StorageWeakRef(z.untyped_storage())
-        self.known[output.cdata] = Known(output, z._version, z.dtype, recipe)
+        self.known[output.cdata] = Known(output, z._version + writes, z.dtype, recipe)
 
     def find(self, t: Tensor) -> Recipe | None:
         entry = self.known.get(t.untyped_storage()._cdata)
@@ -83,6 +103,8 @@ class Recipes:
         if recipe is None:
             return t
         size, stride, offset, latest = t.size(), t.stride(), t.storage_offset(), self.latest
+        if isinstance(recipe, Ready):
+            return lambda: recipe.output().as_strided(size, stride, offset)
         return lambda: latest.output(recipe).as_strided(size, stride, offset)
 
 
@@ -114,7 +136,7 @@ def recomputed_outputs() -> Iterator[Recipes]:
 def intercepting() -> Recipes | None:
     """The recipes whose hooks see what is saved now. None where nobody watches, and under hooks set further inside:
     those of torch.utils.checkpoint, which saves nothing but a block's input."""
-    if not watching or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not watching:
         return None
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
     return watching[-1] if hooks is not None and hooks[0] == watching[-1].pack else None

@@ -15,6 +15,7 @@ HEADS = ("deeplabv3", "deeplabv3_torchvision", "deeplabv3plus")
 NORMS = ("inplace_abn", "inplace_abn_sync", "abn", "batch_norm", "batch_norm_sync")
 ACTIVATIONS = ("leaky_relu", "relu", "elu", "identity")
 SCALES = ("abs", "signed")
+REBUILDING = ("grouped", "identity_input", "both")
 RGB = ("red", "green", "blue")
 
 
@@ -46,7 +47,7 @@ class ModelConfig(Group):
     )
     recompute: str = option(
         "none", "what backward recomputes to save memory; norm_proposed is the paper's way",
-        choices=("none", "norm", "norm_proposed", "blocks"),
+        choices=("none", "norm", "norm_proposed", "blocks", *REBUILDING),
     )  # fmt: skip
     keep: str = option(
         "exact", "form in which In-Place ABN keeps its outputs for backward", choices=("exact", "8bit", "4bit")
@@ -84,6 +85,16 @@ class ModelConfig(Group):
             self.recompute not in ("norm", "norm_proposed") or self.norm in ("abn", "batch_norm"),
             "model.recompute", self.recompute,
             f"it is the alternative to In-Place ABN, for model.norm=abn or batch_norm, not {self.norm}",
+        )  # fmt: skip
+        require(
+            self.recompute not in REBUILDING or in_place, "model.recompute", self.recompute,
+            f"it rebuilds what In-Place ABN keeps, not {self.norm}; choose model.norm=inplace_abn, or "
+            "model.recompute=blocks",
+        )  # fmt: skip
+        require(
+            self.recompute not in REBUILDING or self.keep == "exact", "model.recompute", self.recompute,
+            f"it rebuilds maps from exact ones, and model.keep={self.keep} rounds them; choose model.keep=exact, or "
+            "model.recompute=none",
         )  # fmt: skip
         require(
             self.keep == "exact" or in_place, "model.keep", self.keep,

@@ -122,6 +122,8 @@ def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, sta
     say(f"device     {describe_device(device)}, {', '.join([trainer.precision.replace('fp32', 'float32'), *chosen])}")
     if options.keep != "exact":
         say(f"kept maps  in {options.keep.replace('bit', ' bits')}, by {describe_coder(device.type)}")
+    if learner.network.rebuilding is not None:
+        say(f"rebuilt    {learner.network.rebuilding}")
     if dist.size == 1 and trainer.parallel == "fsdp":
         say("processes  1: trainer.parallel=fsdp needs several processes to shard weights")
     if dist.size > 1:

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ from segtrain.abn import (
     ScaledABN,
     recomputed_outputs,
 )
+from segtrain.abn.rebuilding import NARROW, Chain, Link, add_residual, autocast_dtype, fills
 from segtrain.abn.recipes import derive, intercepting
+from segtrain.console import say
 
 NORMS: dict[str, type[ABN]] = {
     "inplace_abn": InPlaceABN,
@@ -31,8 +33,16 @@ VECTOR = 16  # float32 in an AVX-512 register
 KEEP = {"norm": "input", "norm_proposed": "normalised"}  # model.recompute -> what a layer keeps
 
 
-def interception(recompute: str, keep: str) -> AbstractContextManager[object]:
+class Watcher(Protocol):
+    """Who sees a network's forward pass."""
+
+    def watch(self) -> AbstractContextManager[object]: ...
+
+
+def interception(recompute: str, keep: str, rebuilding: Watcher | None = None) -> AbstractContextManager[object]:
     """The context of a network's forward pass in which layers do not keep what can be computed again."""
+    if rebuilding is not None and recompute != "none":
+        return rebuilding.watch()
     return recomputed_outputs() if recompute in KEEP or keep != "exact" else nullcontext()
 
 
@@ -192,10 +202,23 @@ class IdentityResidualBlock(nn.Module):
         changes = stride != 1 or in_channels != channels[-1]
         self.proj_conv = conv(in_channels, channels[-1], 1, stride) if changes else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        activated = self.bn1(x)
-        shortcut = x if self.proj_conv is None else self.proj_conv(activated)
-        out: Tensor = self.convs(activated)
+    wide_sum = False  # add in float32 where inputs are rebuilt from the sum
+    said = False  # that this block keeps its input
+
+    def forward(self, x: Tensor, link: Link | None = None) -> Tensor:
+        """link: the block's place in a chain of sums whose inputs backward rebuilds."""
+        z = self.bn1(x)
+        recipes = intercepting()
+        if link is not None and recipes is not None:
+            *convs, last = self.convs
+            assert isinstance(last, nn.Conv2d)
+            for layer in convs:
+                z = layer(z)
+            return add_residual(last(z), x, z, last, link, recipes)
+        shortcut = x if self.proj_conv is None else self.proj_conv(z)
+        out: Tensor = self.convs(z)
+        if self.wide_sum and recipes is not None and out.dtype in NARROW:
+            out = out.float()
         return out.add_(shortcut)
 
 
@@ -253,15 +276,67 @@ class ResidualBlock(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """A sequence of blocks. With `recompute`, only each block's input is kept, and backward runs the block again."""
+    """A sequence of blocks. With `recompute`, only each block's input is kept, and backward runs the block again.
+
+    With `walks`, identity blocks do not keep their input where that is intercepted: see segtrain/abn/rebuilding.py.
+    """
 
     recompute = False
+    walks = False
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.walks and intercepting() is not None:
+            return self.chained(x)
         again = self.recompute and torch.is_grad_enabled()
         for block in self:
             x = checkpoint(block, x, use_reentrant=False) if again else block(x)
         return x
+
+    def chained(self, x: Tensor) -> Tensor:
+        recipes, chain = intercepting(), Chain()
+        before: Link | None = None
+        assert recipes is not None
+        able = [able_to_walk(block) for block in self]
+        for i, block in enumerate(self):
+            # The sum of a block in the chain is what the next one needs of its input.
+            if able[i] and (before or (x.requires_grad and x.dtype not in NARROW and fills(x) and x.numel())):
+                link = Link(chain, i, x, before, last=not any(able[i + 1 : i + 2]))
+                recipes.add(x, link)
+                out = block(x, link)
+                if not link.added:
+                    link.kept = x.detach()
+                    keeps_input(block, "it runs under torch.utils.checkpoint")
+                x, before = out, link if link.added else None
+            else:
+                x, before = block(x), None
+        return x
+
+
+def able_to_walk(block: nn.Module) -> bool:
+    """Whether a block's input is its output minus its last convolution; says why an identity block's is not."""
+    if not isinstance(block, IdentityResidualBlock) or block.proj_conv is not None:
+        return False
+    reason = unlike_a_convolution(block.convs[-1])
+    if reason:
+        keeps_input(block, f"its last convolution {reason}")
+    return not reason
+
+
+def keeps_input(block: IdentityResidualBlock, reason: str) -> None:
+    if not block.said:
+        block.said = True
+        say(f"WARNING    a block of {block.bn1.num_features} channels keeps its input: {reason}")
+
+
+def unlike_a_convolution(layer: nn.Module, hooks: int = 0) -> str:
+    """'' if the layer's output is that of its convolution, else the reason. hooks: how many forward hooks are ours."""
+    if type(layer) is not nn.Conv2d:
+        return f"is a {type(layer).__name__}"
+    if layer.padding_mode != "zeros":
+        return f"pads by {layer.padding_mode}"
+    if len(layer._forward_hooks) > hooks or layer._forward_pre_hooks:
+        return "has hooks"
+    return ""
 
 
 def stage(*blocks: nn.Module) -> Stage:
@@ -288,5 +363,15 @@ class Backbone(nn.Sequential):
         for name, module in self.named_children():
             x = module(x)
             if name == self.keeps:
-                low = x
-        return x, low
+                low = narrowed(x)
+        return narrowed(x), low
+
+
+def narrowed(x: Tensor) -> Tensor:
+    """A sum of blocks for convolutions: in autocast's dtype where it was rebuilt in float32, and not kept in that."""
+    recipes = intercepting()
+    if recipes is None or recipes.find(x) is None or (dtype := autocast_dtype(x)) == x.dtype:
+        return x
+    out = x.to(dtype)
+    derive(x, out, lambda z: z.to(dtype))
+    return out

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from segtrain.models.blocks import interception
+from segtrain.models.rebuilding import rebuilding_of
 from segtrain.models.segmenter import recompute_blocks
 
 
@@ -26,11 +27,12 @@ class Classifier(nn.Sequential):
         super().__init__(OrderedDict(body.named_children()))
         self.recompute, self.keep = recompute, keep
         recompute_blocks(self, recompute)
+        self.rebuilding = rebuilding_of(self, recompute)
         fc = nn.Linear(body.out_channels, num_classes)  # type: ignore[arg-type]
         self.classifier = nn.Sequential(OrderedDict(avg_pool=GlobalAvgPool2d(), fc=fc))
         self.num_classes = num_classes
 
     def forward(self, x: Tensor) -> Tensor:
-        with interception(self.recompute, self.keep):
+        with interception(self.recompute, self.keep, self.rebuilding):
             logits: Tensor = super().forward(x)
         return logits

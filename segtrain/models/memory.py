@@ -9,6 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from segtrain.models.build import build_model
 from segtrain.models.pooling import MaxPool2d
@@ -33,7 +35,10 @@ def kept_bytes(function: Callable[[], Tensor]) -> int:
 
 
 class Allocations(TorchDispatchMode):
-    """Tracks the memory of every tensor made inside: the bytes `alive` now, and their `peak` so far."""
+    """Tracks the memory of every tensor made inside: the bytes `alive` now, and their `peak` so far.
+
+    A view of a tensor made outside, such as a weight that a hook unpacks, is not counted.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,9 +47,12 @@ class Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for t in result if isinstance(result, tuple | list) else [result]:
             if isinstance(t, Tensor):
                 storage = t.untyped_storage()
+                if storage._cdata in given and storage._cdata not in self.made:
+                    continue
                 self.made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
         self.peak = max(self.peak, self.alive())
         return result
@@ -56,13 +64,14 @@ class Allocations(TorchDispatchMode):
 
 
 class Saving(NamedTuple):
-    """One way to hold a training step: the norm and its `keep`, and whether pooling and loss are ours or torch's."""
+    """One way to hold a training step: norm, `keep`, `recompute`, and whether pooling and loss are ours or torch's."""
 
     name: str
     norm: str = "inplace_abn"
     pooling: bool = True
     loss: bool = True
     keep: str = "exact"
+    recompute: str = "none"
 
 
 SAVINGS = (
@@ -73,6 +82,45 @@ SAVINGS = (
     Saving("+ outputs in 8 bits", keep="8bit"),
     Saving("+ outputs in 4 bits", keep="4bit"),
 )
+
+
+# What backward rebuilds, on top of SAVINGS[3]; each of them for the backbones that have such blocks.
+REBUILT = (
+    Saving("+ inputs of last convolutions rebuilt", recompute="grouped"),
+    Saving("+ inputs of identity blocks rebuilt", recompute="identity_input"),
+    Saving("+ both rebuilt", recompute="both"),
+)
+
+
+class Costs(NamedTuple):
+    """A training step's kept bytes, the most bytes alive in backward (gradients with them), and its FLOPs."""
+
+    kept: int
+    peak: int
+    flops: int
+
+
+def training_step_costs(
+    saving: Saving, backbone: str, loss: Callable[[Tensor, Tensor], Tensor], batch: int, crop: tuple[int, int],
+    dtype: torch.dtype = torch.float32, output_stride: int = 8,
+) -> Costs:  # fmt: skip
+    """What forward, loss and backward of DeepLabV3 on `backbone` cost, on fake tensors; FLOPs as torch counts them.
+
+    loss, crop: as in `training_step_bytes`. dtype: bfloat16 and float16 by autocast.
+    """
+    with FakeTensorMode():
+        model = build_model(
+            backbone, output_stride=output_stride, norm=saving.norm, keep=saving.keep, recompute=saving.recompute
+        )
+        with Allocations() as allocations, FlopCounterMode(display=False) as counter:
+            images, target = torch.randn(batch, 3, *crop), torch.zeros(batch, *crop, dtype=torch.int64)
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                logits = model(images, upsample=False)
+            out = loss(logits, target).sum()
+            del logits
+            kept, allocations.peak = allocations.alive(), 0
+            out.backward()
+        return Costs(kept, allocations.peak, counter.get_total_flops())
 
 
 def training_step_bytes(
@@ -91,8 +139,9 @@ def training_step_bytes(
     """
     with FakeTensorMode():
         model = build_model(
-            backbone, num_classes=num_classes, output_stride=output_stride, norm=saving.norm, keep=saving.keep
-        )
+            backbone, num_classes=num_classes, output_stride=output_stride, norm=saving.norm, keep=saving.keep,
+            recompute=saving.recompute,
+        )  # fmt: skip
         if not saving.pooling:
             use_torchs_pooling(model)
         with Allocations() as allocations:
@@ -104,11 +153,11 @@ def training_step_bytes(
                     return loss(model(images, upsample=False), target).sum()
                 return F.cross_entropy(model(images), target, ignore_index=255)
 
-            if saving.keep == "exact":
+            if saving.keep == "exact" and saving.recompute == "none":
                 return kept_bytes(step)
             out = step()
             assert out.requires_grad
-            return allocations.alive()  # codes are held by recipes, which no hook sees
+            return allocations.alive()  # recipes hold tensors that no hook sees
 
 
 def use_torchs_pooling(model: nn.Module) -> None:

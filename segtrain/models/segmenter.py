@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from segtrain.models.blocks import Stage, interception
 from segtrain.models.densenet import DenseModule
+from segtrain.models.rebuilding import rebuilding_of
 
 
 class Segmenter(nn.Module):
@@ -26,13 +27,14 @@ class Segmenter(nn.Module):
         super().__init__()
         self.recompute, self.keep = recompute, keep
         recompute_blocks(body, recompute)
+        self.rebuilding = rebuilding_of(body, recompute)
         self.body = body
         self.head = head
         self.num_classes = num_classes
         self.cls = nn.Conv2d(head_channels, num_classes, 1, bias=getattr(head, "classifier_bias", True))
 
     def forward(self, x: Tensor, upsample: bool = True) -> Tensor:
-        with interception(self.recompute, self.keep):
+        with interception(self.recompute, self.keep, self.rebuilding):
             logits: Tensor = self.cls(self.head(self.body(x)))
         if not upsample:
             return logits

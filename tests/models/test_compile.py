@@ -145,6 +145,7 @@ def test_the_compiled_code_gives_the_models_numbers(norm):
     [
         ({}, "cuda", "tested on the CPU only, not on cuda"),
         ({"recompute": "blocks"}, "cpu", "model.recompute=blocks must be none"),
+        ({"recompute": "both"}, "cpu", "model.recompute=both must be none"),
     ],
 )
 def test_what_cannot_be_compiled_is_refused_with_the_reason(options, device, words):
