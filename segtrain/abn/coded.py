@@ -60,15 +60,18 @@ class CodedABNFunction(torch.autograd.Function):
         running_mean: Tensor | None, running_var: Tensor | None, options: Options, latest: Latest, made: list[Coded],
     ) -> Tensor:  # fmt: skip
         gamma, beta = affine(x, weight, bias, options.eps, options.scale)
-        mean, rstd, count = batch_statistics(x, running_mean, running_var, options)
-        scale = gamma * rstd
         bits = BITS[options.keep]
+        own = extremes = None
+        if options.training and shortcut is None and coded_operators.finds_extremes(x):
+            own, extremes = ops.statistics_extremes(x, bits)
+        mean, rstd, count = batch_statistics(x, running_mean, running_var, options, own)
+        scale = gamma * rstd
         arguments = scale, beta - mean * scale, CODES.index(options.activation.name), options.activation.param, shortcut
         if options.overwrite:
-            z, (codes, ranges) = x, ops.encode_(x, *arguments, bits)
+            z, (codes, ranges) = x, ops.encode_(x, *arguments, bits, extremes)
             ctx.mark_dirty(x)
         else:
-            z, codes, ranges = ops.encode(x, *arguments, bits)
+            z, codes, ranges = ops.encode(x, *arguments, bits, extremes)
         total = count if isinstance(count, Tensor) else None
         ctx.save_for_backward(codes, ranges, weight, bias, shortcut, gamma, rstd, total)
         ctx.count = 0.0 if isinstance(count, Tensor) else count

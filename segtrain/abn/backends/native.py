@@ -190,7 +190,7 @@ def coded_shape(x: Tensor, ranges: Tensor, bits: int) -> tuple[int, ...]:
 
 def encode(
     x: Tensor, out: Tensor, codes: Tensor, ranges: Tensor, scale: Tensor, shift: Tensor, activation: Activation,
-    shortcut: Tensor | None, bits: int,
+    shortcut: Tensor | None, bits: int, extremes: Tensor | None = None,
 ) -> None:  # fmt: skip
     if x.numel():
         load_codes(x.dtype).abn_encode(
