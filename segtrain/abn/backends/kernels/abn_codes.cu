@@ -240,14 +240,14 @@ template <int VEC, int BLOCK> struct Units<VEC, true, BLOCK> : Walk<VEC, true, B
   }
 };
 
-// Where a unit's values and codes are, and how many values it has.
+// Where a unit's values and its codes are, and how many values it has.
 template <int VEC, bool WIDE, int BITS> struct Place {
   i64 at, code;
   int count;
   template <typename U> ABN_FN explicit Place(const U& u) {
     const i64 first = u.first(), left = u.length - first;
     at = u.row() * u.length + first;
-    code = BITS == 8 ? at : u.row() * ((u.length + 1) / 2) + first / 2;
+    code = u.row() * ((u.length + 1) / 2) + first / 2;  // of 4-bit codes; 8-bit ones lie as their values do
     count = WIDE || left >= VEC ? VEC : (int)left;
   }
   ABN_FN bool has(int k) const { return WIDE || k < count; }
@@ -414,7 +414,7 @@ coded_sums(const u8* __restrict__ codes, const Wide<T>* __restrict__ ranges, con
         const S t = y(cells.v[k], k), dy = Stored<T>::up(g.v[k]) * derivative_at_input<ACT>(t, act);
         const Pair<S> term{dy, dy * ((shortcut ? t - Stored<T>::up(s.v[k]) : t) - c[k])};
         if (LAST) w[k % N] = merge(w[k % N], term);
-        else if (place.has(k)) here = merge(here, term);  // each unit by itself first: shorter chains of additions
+        else here = merge(here, term);  // each unit by itself first: shorter chains of additions
       }
       if (!LAST) w[0] = merge(w[0], here);
     }
