@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -114,7 +115,11 @@ def decode(codes, ranges, bits, size, stride, dtype, act, param):  # type: ignor
     return coder_for(model).decode(Coded(codes, ranges, bits, size, stride), dtype, Activation(CODES[act], param))
 
 
-BACKWARD = f"{CODED}, Tensor dz, Tensor center, Tensor inverse, int act, float param, Tensor? shortcut"
+# shortcut: a map; or, where its ranges are given, the codes of one, with the activation that made it.
+BACKWARD = (
+    f"{CODED}, Tensor dz, Tensor center, Tensor inverse, int act, float param, Tensor? shortcut, "
+    "Tensor? shortcut_ranges, int shortcut_act, float shortcut_param"
+)
 
 
 def laid_out(x: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
@@ -124,34 +129,35 @@ def laid_out(x: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
     return torch.empty_strided(size, stride, dtype=x.dtype, device=x.device).copy_(x)
 
 
-def prepared(size, stride, dz, center, inverse, shortcut, *more):  # type: ignore[no-untyped-def]
-    dz = laid_out(dz, size, stride)
-    shortcut = None if shortcut is None else laid_out(shortcut, size, stride)
-    return dz, *contiguous_vectors(dz, center, inverse), shortcut, *contiguous_vectors(dz, *more)
+def prepared(codes, ranges, bits, size, stride, dz, center, inverse, act, param, *added):  # type: ignore[no-untyped-def]
+    """The first arguments of the functions of codes.py that run backward. added: the last four of BACKWARD."""
+    dz, (shortcut, shortcut_ranges, shortcut_act, shortcut_param) = laid_out(dz, size, stride), added
+    if shortcut_ranges is not None:
+        shortcut = coding.CodedShortcut(shortcut, shortcut_ranges, Activation(CODES[shortcut_act], shortcut_param))
+    elif shortcut is not None:
+        shortcut = laid_out(shortcut, size, stride)
+    coded = Coded(codes, ranges, bits, size, stride)
+    return coded, dz, *contiguous_vectors(dz, center, inverse), Activation(CODES[act], param), shortcut
 
 
 @operator(f"coded_sums({BACKWARD}) -> Tensor", lambda *a: vector(a[5], 2))
-def coded_sums(codes, ranges, bits, size, stride, dz, center, inverse, act, param, shortcut):  # type: ignore[no-untyped-def]
-    dz, center, inverse, shortcut = prepared(size, stride, dz, center, inverse, shortcut)
-    coded = Coded(codes, ranges, bits, size, stride)
-    return coder_for(dz).coded_sums(coded, dz, center, inverse, Activation(CODES[act], param), shortcut)
+def coded_sums(*arguments):  # type: ignore[no-untyped-def]
+    given = prepared(*arguments)
+    return coder_for(given[1]).coded_sums(*given)
 
 
 @operator(
     f"coded_gradient({BACKWARD}, Tensor factor, Tensor means, bool want_dshortcut) -> (Tensor, Tensor)",
     lambda *a: (a[5].new_empty_strided(a[3], a[4]), shortcut_buffer(a[5], a[-1])),
 )
-def coded_gradient(  # type: ignore[no-untyped-def]
-    codes, ranges, bits, size, stride, dz, center, inverse, act, param, shortcut, factor, means, want_dshortcut
-):
+def coded_gradient(*arguments):  # type: ignore[no-untyped-def]
     """(dx, dshortcut or an empty tensor)"""
-    dz, center, inverse, shortcut, factor = prepared(size, stride, dz, center, inverse, shortcut, factor)
-    (means,) = contiguous_vectors(dz, means, rows=2)
+    *first, factor, means, want_dshortcut = arguments
+    given = prepared(*first)
+    dz, coder = given[1], cast(Any, coder_for(given[1]))
+    (factor,), (means,) = contiguous_vectors(dz, factor), contiguous_vectors(dz, means, rows=2)
     dshortcut = shortcut_buffer(dz, want_dshortcut)
-    dx = coder_for(dz).coded_gradient(
-        Coded(codes, ranges, bits, size, stride), dz, center, inverse, Activation(CODES[act], param), shortcut, factor,
-        means, dshortcut if want_dshortcut else None,
-    )  # fmt: skip
+    dx = coder.coded_gradient(*given, factor, means, dshortcut if want_dshortcut else None)
     return dx, dshortcut
 
 
@@ -159,14 +165,12 @@ def coded_gradient(  # type: ignore[no-untyped-def]
     f"coded_backward({BACKWARD}, Tensor factor, bool want_dshortcut) -> (Tensor, Tensor, Tensor)",
     lambda *a: (a[5].new_empty_strided(a[3], a[4]), vector(a[5], 2), shortcut_buffer(a[5], a[-1])),
 )
-def coded_backward(  # type: ignore[no-untyped-def]
-    codes, ranges, bits, size, stride, dz, center, inverse, act, param, shortcut, factor, want_dshortcut
-):
+def coded_backward(*arguments):  # type: ignore[no-untyped-def]
     """(dx, sums, dshortcut or an empty tensor)"""
-    dz, center, inverse, shortcut, factor = prepared(size, stride, dz, center, inverse, shortcut, factor)
+    *first, factor, want_dshortcut = arguments
+    given = prepared(*first)
+    dz, coder = given[1], cast(Any, coder_for(given[1]))
+    (factor,) = contiguous_vectors(dz, factor)
     dshortcut = shortcut_buffer(dz, want_dshortcut)
-    dx, found = coder_for(dz).coded_backward(
-        Coded(codes, ranges, bits, size, stride), dz, center, inverse, Activation(CODES[act], param), shortcut, factor,
-        dshortcut if want_dshortcut else None,
-    )  # fmt: skip
+    dx, found = coder.coded_backward(*given, factor, dshortcut if want_dshortcut else None)
     return dx, found, dshortcut

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from segtrain.abn.backends.aten import Activation, per_channel
-from segtrain.abn.backends.codes import Coded, Composed, empty_codes, extremes_of, per_value
+from segtrain.abn.backends.codes import (
+    Coded,
+    CodedShortcut,
+    Composed,
+    Shortcut,
+    empty_codes,
+    extremes_of,
+    per_value,
+)
 from segtrain.abn.selftest import (
     COMPUTED,
     ELU,
@@ -124,10 +132,24 @@ def check_extremes(coder: Coder, what: CodedCase, given: Inputs) -> Iterator[Res
         yield result_of(case, "codes from extremes", other.codes, wide(one.codes), 0.0)
 
 
-def check_coded_backward(coder: Coder, what: CodedCase, given: Inputs, coded: Coded) -> Iterator[Result]:
-    """The passes over the codes, against the rebuilt map in float64."""
+def coded_shortcut(coder: Coder, what: CodedCase, given: Inputs) -> CodedShortcut | None:
+    """The case's shortcut as a layer keeps it that has another activation."""
+    if given.shortcut is None:
+        return None
+    one = torch.ones_like(given.gamma)
+    codes, ranges, *_ = encoded(
+        coder, given.shortcut, torch.empty_like(given.shortcut), one, one * 0, what.case.activation, None, what.bits
+    )
+    others = {"leaky_relu": Activation("leaky_relu", 0.3), "elu": LEAKY, "identity": ELU}
+    return CodedShortcut(codes, ranges, others[what.case.activation.name])
+
+
+def check_coded_backward(
+    coder: Coder, what: CodedCase, given: Inputs, coded: Coded, added: Shortcut
+) -> Iterator[Result]:
+    """The passes over the codes, against the rebuilt maps in float64."""
     case, _ = what
-    dz, shortcut, gamma, beta = given.dz, given.shortcut, given.gamma, given.beta
+    dz, gamma, beta = given.dz, given.gamma, given.beta
     axes, count = channel_axes(dz), dz.numel() // dz.shape[1]
     stored = lost = STORED[case.dtype]
     if not isinstance(coder, Composed):
@@ -136,10 +158,13 @@ def check_coded_backward(coder: Coder, what: CodedCase, given: Inputs, coded: Co
         stored = lost = stored * 100  # it inverts z, which a half type rounds
     y = wide(coder.decode(coded, gamma.dtype, IDENTITY)).requires_grad_()
     (dy,) = torch.autograd.grad(reference_activation(y, case.activation), y, wide(dz))
+    shortcut = added
+    if isinstance(added, CodedShortcut):
+        shortcut = coder.decode(Coded(added.codes, added.ranges, *coded[2:]), case.dtype, added.activation)
     t = y.detach() if shortcut is None else y.detach() - wide(shortcut)
     center, inverse = beta, 1 / gamma
     xhat = (t - per_channel(wide(center), t)) * per_channel(wide(inverse), t)
-    arguments = coded, dz, center, inverse, case.activation, shortcut
+    arguments = coded, dz, center, inverse, case.activation, added
     want = torch.stack([dy.sum(axes), (dy * xhat).sum(axes)])
     unit = torch.stack([dy.abs().sum(axes), (dy * xhat).abs().sum(axes)]).clamp(min=1)
     yield result_of(case, "sums of codes", coder.coded_sums(*arguments), want, lost, unit)
@@ -204,5 +229,7 @@ def check_coder(coder: Coder, device: torch.device | str, which: Iterable[CodedC
         assert isinstance(coded, Coded)
         results += [check for check in checks if isinstance(check, Result)]
         results += check_extremes(coder, what, given)
-        results += check_coded_backward(coder, what, given, coded)
+        results += check_coded_backward(coder, what, given, coded, given.shortcut)
+        if given.shortcut is not None:
+            results += check_coded_backward(coder, what, given, coded, coded_shortcut(coder, what, given))
     return results

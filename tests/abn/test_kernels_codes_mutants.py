@@ -61,7 +61,10 @@ BUGS = [
     # ---- arithmetic
     Bug("the lower border of a cell", "S(0.5) - zero.v[k]", "S(0) - zero.v[k]", WRONG, "decode|coded"),
     Bug("the shortcut is not added", "if (shortcut) y += Stored<T>::up(s.v[k]);", "", WRONG, "search|encode", -1),
-    Bug("the shortcut stays in xhat", "shortcut ? t - Stored<T>::up(s.v[k]) : t", "t", WRONG, "coded", -1),
+    Bug("a coded shortcut before its activation", "from.number == LEAKY_RELU ?", "from.number == -1 ?", WRONG, "coded"),
+    Bug("a coded shortcut by the first sample's ranges", "y.enter(unit.sample(), from.ranges,",
+        "y.enter(0, from.ranges,", WRONG, "coded"),
+    Bug("the shortcut stays in xhat", "from ? t - Stored<T>::up(s.v[k]) : t", "t", WRONG, "coded", -1),
     Bug("the derivative at 0", "derivative_at_input<ACT>(t, act)", "derivative_at_input<ACT>(S(0), act)", WRONG,
         "coded", -1),
     Bug("the wrong mean of two", "per_value<N>(means + channels,", "per_value<N>(means,", WRONG, "coded_gradient"),

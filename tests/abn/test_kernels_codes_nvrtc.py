@@ -7,7 +7,7 @@ import torch
 
 from segtrain.abn import selftest
 from segtrain.abn.backends import cupy_codes, cupy_kernels
-from segtrain.abn.coded_selftest import affine_of, encoded
+from segtrain.abn.coded_selftest import CodedCase, affine_of, coded_shortcut, encoded
 from segtrain.abn.selftest import LEAKY, Case
 from tests.abn.cuda_emulator import replay
 from tests.abn.cuda_emulator.accesses import check_accesses_are_wide
@@ -82,7 +82,8 @@ def test_contraction_changes_no_code(arch, recorded):
 )
 def test_passes_of_coded_maps(shape):
     """Forward, rebuilding and backward move a map 8 times in float32 with 8 bits, or in half precision with 4; 9 times
-    in half precision with 8 bits. A shortcut and its gradient: 4 more, and 2 to find the ranges. Counted, not timed.
+    in half precision with 8 bits. A shortcut and its gradient: 2 more, 2 to find the ranges, and 2 to read the shortcut
+    in backward, or its codes. So layers with a coded one move 12.5, 14 and 12.5. Counted, not timed.
 
     A row of 4-bit codes ends with a byte of its own, which is not counted as more here.
     """
@@ -102,22 +103,25 @@ def test_passes_of_coded_maps(shape):
     most = {(torch.float32, 8): 8, (torch.float16, 8): 9, (torch.float16, 4): 8}
     for (dtype, bits), bar in most.items():
         for channels_last in (False, True):
-            for shortcut in (False, True):
-                case = Case(dtype, shape, channels_last, LEAKY, "output", shortcut)
+            for shortcut in (None, "map", "codes"):
+                case = Case(dtype, shape, channels_last, LEAKY, "output", shortcut is not None)
                 given = selftest.inputs(case, torch.device("cpu"))
                 x, dz, added, gamma, beta, *_ = given
                 scale, shift = affine_of(given)
+                with installed(Counting(module, size)):
+                    kept = coded_shortcut(cupy_codes, CodedCase(case, bits), given) if shortcut == "codes" else added
                 counting = Counting(module, size)
                 with installed(counting):
                     _, extremes = cupy_codes.statistics_extremes(x, bits)
                     coded = encoded(cupy_codes, x, x, scale, shift, LEAKY, added, bits, None if shortcut else extremes)
                     cupy_codes.decode(coded, dtype, LEAKY)
                     dshortcut = torch.empty_like(x) if shortcut else None
-                    cupy_codes.coded_backward(coded, dz, beta, gamma, LEAKY, added, gamma, dshortcut)
-                once, codes, more = size * x.element_size(), coded.codes.numel(), int(shortcut)
+                    cupy_codes.coded_backward(coded, dz, beta, gamma, LEAKY, kept, gamma, dshortcut)
+                once, codes, more = size * x.element_size(), coded.codes.numel(), int(shortcut is not None)
+                full, both = int(shortcut == "map"), 1 + (shortcut == "codes")
                 passes = {
                     "summarise": (1, 0, 0), "encode": (1 + more, 1, 1), "decode": (0, 1, 1),
-                    "coded_sums": (1 + more, 0, 1), "coded_gradient": (1 + more, 1 + more, 1),
+                    "coded_sums": (1 + full, 0, both), "coded_gradient": (1 + full, 1 + more, both),
                     **({"search": (2, 0, 0)} if shortcut else {}),
                 }  # fmt: skip
                 for function, (loads, stores, coded_too) in passes.items():
@@ -133,6 +137,6 @@ def test_passes_of_coded_maps(shape):
                     "merge_ranges",
                     "merge_sums",
                 }
-                assert total == (7 + 6 * more) * once + 4 * codes
+                assert total == (7 + 4 * more + 2 * full) * once + (2 + 2 * both) * codes
                 if wide:
-                    assert total == (bar + 6 * more) * once
+                    assert total == {None: bar, "map": bar + 6, "codes": bar + 4 + 2 * (bar - 7) / 4}[shortcut] * once

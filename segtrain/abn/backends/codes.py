@@ -37,6 +37,17 @@ class Coded(NamedTuple):
     stride: list[int]
 
 
+class CodedShortcut(NamedTuple):
+    """A shortcut that another layer keeps in codes, of the bits, size and stride of the map that it was added to."""
+
+    codes: Tensor
+    ranges: Tensor
+    activation: Activation  # that made the shortcut of what is coded
+
+
+Shortcut = Tensor | CodedShortcut | None
+
+
 def rows(x: Tensor) -> tuple[int, int]:
     """Rows of a dense map in memory, and values of a row, see above."""
     outer, channels, inner = layout(x)
@@ -138,6 +149,13 @@ def decode(coded: Coded, dtype: torch.dtype, activation: Activation) -> Tensor:
     return out
 
 
+def as_map(shortcut: Shortcut, like: Coded, dtype: torch.dtype) -> Tensor | None:
+    """The shortcut itself, rebuilt if it is coded."""
+    if not isinstance(shortcut, CodedShortcut):
+        return shortcut
+    return decode(Coded(shortcut.codes, shortcut.ranges, *like[2:]), dtype, shortcut.activation)
+
+
 class Composed:
     """The functions of coded maps from the six primitives of a back end."""
 
@@ -149,29 +167,29 @@ class Composed:
 
     def coded_sums(
         self, coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation,
-        shortcut: Tensor | None,
+        shortcut: Shortcut,
     ) -> Tensor:  # fmt: skip
         """As `sums` of aten.py."""
-        z = decode(coded, dz.dtype, activation)
-        found: Tensor = self.ops.sums(z, dz, center, inverse, activation, shortcut, None)
+        z, added = decode(coded, dz.dtype, activation), as_map(shortcut, coded, dz.dtype)
+        found: Tensor = self.ops.sums(z, dz, center, inverse, activation, added, None)
         return found
 
     def coded_gradient(
         self, coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation,
-        shortcut: Tensor | None, factor: Tensor, means: Tensor, dshortcut: Tensor | None,
+        shortcut: Shortcut, factor: Tensor, means: Tensor, dshortcut: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """As `gradient` of aten.py."""
-        z = decode(coded, dz.dtype, activation)
-        dx: Tensor = self.ops.gradient(z, dz, center, inverse, activation, shortcut, None, factor, means, dshortcut)
+        z, added = decode(coded, dz.dtype, activation), as_map(shortcut, coded, dz.dtype)
+        dx: Tensor = self.ops.gradient(z, dz, center, inverse, activation, added, None, factor, means, dshortcut)
         return dx
 
     def coded_backward(
         self, coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation,
-        shortcut: Tensor | None, factor: Tensor, dshortcut: Tensor | None,
+        shortcut: Shortcut, factor: Tensor, dshortcut: Tensor | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As `backward` of aten.py."""
-        z = decode(coded, dz.dtype, activation)
+        z, added = decode(coded, dz.dtype, activation), as_map(shortcut, coded, dz.dtype)
         found: tuple[Tensor, Tensor] = self.ops.backward(
-            z, dz, center, inverse, activation, shortcut, None, factor, dshortcut
+            z, dz, center, inverse, activation, added, None, factor, dshortcut
         )
         return found

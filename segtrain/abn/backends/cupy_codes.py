@@ -10,9 +10,10 @@ from torch import Tensor
 
 from segtrain.abn.backends import cupy, cupy_kernels
 from segtrain.abn.backends.aten import CODES, Activation, statistics_dtype
-from segtrain.abn.backends.codes import Coded, empty_codes, ranged_samples
+from segtrain.abn.backends.codes import Coded, CodedShortcut, Shortcut, empty_codes, ranged_samples
 from segtrain.abn.backends.cupy import Geometry, blocks_of_warps, geometry, number, scalar
 from segtrain.abn.backends.cupy_kernels import SEARCHES, TYPES, over_channels, over_codes, over_ranges
+from segtrain.abn.backends.cupy_launch import Argument
 
 DTYPES = cupy.DTYPES
 PAIR = 2  # values of a row that a thread takes at least: they share a byte of 4-bit codes
@@ -100,14 +101,26 @@ def decode(coded: Coded, dtype: torch.dtype, activation: Activation) -> Tensor:
     return out
 
 
+def map_of(shortcut: Shortcut) -> Tensor | None:
+    return shortcut if isinstance(shortcut, Tensor) else None
+
+
+def shortcut_arguments(shortcut: Shortcut, like: Tensor) -> tuple[Argument, ...]:
+    """The kernels' arguments for a shortcut: map, codes, ranges, number and parameter of the activation."""
+    if isinstance(shortcut, CodedShortcut):
+        codes, ranges, activation = shortcut
+        return None, codes, ranges, number("int32", CODES.index(activation.name)), scalar(activation.param, like)
+    return shortcut, None, None, number("int32", 0), scalar(0, like)
+
+
 def coded_sums(
-    coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, shortcut: Tensor | None
+    coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, shortcut: Shortcut
 ) -> Tensor:
     return launch_coded_sums(coded, dz, center, inverse, activation, shortcut)[0]
 
 
 def launch_coded_sums(
-    coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, shortcut: Tensor | None
+    coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, shortcut: Shortcut
 ) -> tuple[Tensor, Tensor]:
     """(sums, their means over the tensor), both (2, C)."""
     codes, ranges, bits = coded[:3]
@@ -116,13 +129,13 @@ def launch_coded_sums(
     if dz.numel() == 0:
         return found, torch.zeros_like(found)
     means = torch.empty_like(found)
-    how = geometry(dz, shortcut, narrow=PAIR)
+    how = geometry(dz, map_of(shortcut), narrow=PAIR)
     part = center.new_empty((channels, how.grid[1], 2))
     cupy.launch(
         kernel_for("coded_sums", dz, how, activation, bits), how.grid, cupy_kernels.BLOCK,
         (
-            codes, ranges, dz, shortcut, center, inverse, scalar(activation.param, ranges), part,
-            number("int64", ranges.shape[1]), *how.shape,
+            codes, ranges, dz, *shortcut_arguments(shortcut, ranges), center, inverse,
+            scalar(activation.param, ranges), part, number("int64", ranges.shape[1]), *how.shape,
         ),
     )  # fmt: skip
     cupy.launch(
@@ -136,25 +149,26 @@ def launch_coded_sums(
 
 
 def coded_gradient(
-    coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, shortcut: Tensor | None,
+    coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, shortcut: Shortcut,
     factor: Tensor, means: Tensor, dshortcut: Tensor | None,
 ) -> Tensor:  # fmt: skip
     codes, ranges, bits = coded[:3]
     dx = torch.empty_like(dz)
     if dz.numel():
-        how = geometry(dz, shortcut, dx, dshortcut, narrow=PAIR)
+        how = geometry(dz, map_of(shortcut), dx, dshortcut, narrow=PAIR)
         cupy.launch(
             kernel_for("coded_gradient", dz, how, activation, bits), how.grid, cupy_kernels.BLOCK,
             (
-                codes, ranges, dz, shortcut, center, inverse, scalar(activation.param, ranges), factor,
-                means.contiguous(), dx, dshortcut, number("int64", ranges.shape[1]), *how.shape,
+                codes, ranges, dz, *shortcut_arguments(shortcut, ranges), center, inverse,
+                scalar(activation.param, ranges), factor, means.contiguous(), dx, dshortcut,
+                number("int64", ranges.shape[1]), *how.shape,
             ),
         )  # fmt: skip
     return dx
 
 
 def coded_backward(
-    coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, shortcut: Tensor | None,
+    coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, shortcut: Shortcut,
     factor: Tensor, dshortcut: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     found, means = launch_coded_sums(coded, dz, center, inverse, activation, shortcut)

@@ -22,7 +22,9 @@ template <> struct Stored<u8> {
 };
 
 // As fewest_blocks of abn.cu.
-template <int VEC, bool LAST> constexpr int fewest_coded_blocks() { return !LAST || VEC == 1 ? 0 : VEC > 4 ? 2 : 3; }
+template <typename T, int VEC, bool LAST> constexpr int fewest_coded_blocks() {
+  return !LAST || VEC == 1 ? 0 : VEC > 4 || sizeof(T) == 8 ? 2 : 3;
+}
 
 // ------------------------------------------------------------------------------------------------ smallest and largest
 
@@ -82,7 +84,7 @@ struct Share {
 // Moments and ends of every stripe of x: part, (samples, channels, stripes). outer: of one of the `samples`. With
 // samples = 1 the moments are those of `statistics`, bit for bit.
 template <typename T, int VEC, bool LAST, int BLOCK>
-__global__ void __launch_bounds__(BLOCK, fewest_coded_blocks<VEC, LAST>())
+__global__ void __launch_bounds__(BLOCK, fewest_coded_blocks<T, VEC, LAST>())
 summarise(const T* __restrict__ x, Summary<Wide<T>>* __restrict__ part, i64 samples, i64 outer, i64 channels, i64 inner,
           int shift_x) {
   typedef Wide<T> S;
@@ -139,7 +141,7 @@ template <typename S> ABN_FN S affine(S x, S scale, S shift) { return multiply_a
 
 // Ends of y of every stripe: part, (samples, channels, stripes). outer: of one of the `samples`.
 template <typename T, int VEC, bool LAST, int BLOCK>
-__global__ void __launch_bounds__(BLOCK, fewest_coded_blocks<VEC, LAST>())
+__global__ void __launch_bounds__(BLOCK, fewest_coded_blocks<T, VEC, LAST>())
 search(const T* __restrict__ x, const T* __restrict__ shortcut, const Wide<T>* __restrict__ scale,
        const Wide<T>* __restrict__ shift, Ends<Wide<T>>* __restrict__ part, i64 samples, i64 outer, i64 channels,
        i64 inner, int shift_x) {
@@ -322,7 +324,7 @@ template <typename S, int N> struct Rebuild {
 
 // The codes of y = scale * x + shift (+ shortcut), and out = act(y); out may be x. A null shortcut means 0.
 template <typename T, int VEC, bool WIDE, int ACT, int BITS, bool LAST, int BLOCK>
-__global__ void __launch_bounds__(BLOCK, fewest_coded_blocks<VEC, LAST>())
+__global__ void __launch_bounds__(BLOCK, fewest_coded_blocks<T, VEC, LAST>())
 encode(const T* x, T* out, const T* __restrict__ shortcut, const Wide<T>* __restrict__ scale,
        const Wide<T>* __restrict__ shift, const Wide<T>* __restrict__ ranges, Wide<T> param, u8* __restrict__ codes,
        i64 samples, i64 outer, i64 channels, i64 inner, int shift_x) {
@@ -364,8 +366,38 @@ encode(const T* x, T* out, const T* __restrict__ shortcut, const Wide<T>* __rest
 
 // ------------------------------------------------------------------------------------------------ backward
 
+// The shortcut that the layer added: nothing, a map, or a coded map that its own layer has activated by `number`.
+template <typename T> struct Shortcut {
+  const T* map;
+  const u8* codes;
+  const Wide<T>* ranges;
+  int number;
+  Wide<T> param;
+  ABN_FN explicit operator bool() const { return map || codes; }
+};
+// Values of a unit of it, as the layer read them: those of a coded map are rounded to T, as `decode` does.
+template <typename T, int VEC, bool LAST> struct Added {
+  Rebuild<Wide<T>, LAST ? VEC : 1> y;
+  template <bool WIDE, int BITS, typename U>
+  ABN_FN void read(Pack<T, VEC>& out, const Shortcut<T>& from, const Place<VEC, WIDE, BITS>& place, const U& unit,
+                   i64 samples) {
+    if (from.map) out = place.values(from.map);
+    if (!from.codes) return;
+    const Act<Wide<T>> act{from.param, Wide<T>(0), Wide<T>(0)};
+    y.enter(unit.sample(), from.ranges, samples, unit.channels, unit.channel, place.count);
+    const Pack<u8, VEC> cells = place.cells(from.codes);
+#pragma unroll
+    for (int k = 0; k < VEC; ++k) {
+      const Wide<T> v = y(cells.v[k], k);
+      out.v[k] = Stored<T>::down(from.number == LEAKY_RELU ? activate<LEAKY_RELU>(v, act)
+                                 : from.number == ELU      ? activate<ELU>(v, act)
+                                                           : v);
+    }
+  }
+};
+
 template <typename T, int VEC, bool WIDE, int ACT, int BITS, bool LAST, int BLOCK>
-__global__ void __launch_bounds__(BLOCK, fewest_coded_blocks<VEC, LAST>())
+__global__ void __launch_bounds__(BLOCK, fewest_coded_blocks<T, VEC, LAST>())
 decode(const u8* __restrict__ codes, const Wide<T>* __restrict__ ranges, T* __restrict__ out, Wide<T> param,
        i64 samples, i64 outer, i64 channels, i64 inner, int shift_x) {
   typedef Wide<T> S;
@@ -385,15 +417,18 @@ decode(const u8* __restrict__ codes, const Wide<T>* __restrict__ ranges, T* __re
 
 // The sums of dy and dy * xhat of every stripe: part, (channels, stripes, 2).
 template <typename T, int VEC, bool WIDE, int ACT, int BITS, bool LAST, int BLOCK>
-__global__ void __launch_bounds__(BLOCK, fewest_coded_blocks<VEC, LAST>())
+__global__ void __launch_bounds__(BLOCK, fewest_coded_blocks<T, VEC, LAST>())
 coded_sums(const u8* __restrict__ codes, const Wide<T>* __restrict__ ranges, const T* __restrict__ dz,
-           const T* __restrict__ shortcut, const Wide<T>* __restrict__ center, const Wide<T>* __restrict__ inverse,
+           const T* __restrict__ shortcut, const u8* __restrict__ shortcut_codes,
+           const Wide<T>* __restrict__ shortcut_ranges, int shortcut_act, Wide<T> shortcut_param,
+           const Wide<T>* __restrict__ center, const Wide<T>* __restrict__ inverse,
            Wide<T> param, Pair<Wide<T>>* __restrict__ part, i64 samples, i64 outer, i64 channels, i64 inner,
            int shift_x) {
   typedef Wide<T> S;
   const int N = LAST ? VEC : 1;
   Units<VEC, LAST, BLOCK> unit(samples, outer, channels, inner, shift_x);
   const Act<S> act{param, S(0), S(0)};
+  const Shortcut<T> from{shortcut, shortcut_codes, shortcut_ranges, shortcut_act, shortcut_param};
   Pair<S> w[N];
 #pragma unroll
   for (int k = 0; k < N; ++k) w[k] = Pair<S>{S(0), S(0)};
@@ -401,18 +436,19 @@ coded_sums(const u8* __restrict__ codes, const Wide<T>* __restrict__ ranges, con
     const int mine = Place<VEC, WIDE, BITS>(unit).count;  // channels, where these are last
     const auto c = per_value<N>(center, unit.channel, mine);
     Rebuild<S, N> y;
+    Added<T, VEC, LAST> added;
     for (; unit.more(); unit.next()) {
       const Place<VEC, WIDE, BITS> place(unit);
       y.enter(unit.sample(), ranges, samples, channels, unit.channel, place.count);
       const Pack<u8, VEC> cells = place.cells(codes);
       const Pack<T, VEC> g = place.values(dz);
       Pack<T, VEC> s;
-      if (shortcut) s = place.values(shortcut);
+      added.read(s, from, place, unit, samples);
       Pair<S> here{S(0), S(0)};
 #pragma unroll
       for (int k = 0; k < VEC; ++k) {
         const S t = y(cells.v[k], k), dy = Stored<T>::up(g.v[k]) * derivative_at_input<ACT>(t, act);
-        const Pair<S> term{dy, dy * ((shortcut ? t - Stored<T>::up(s.v[k]) : t) - c[k])};
+        const Pair<S> term{dy, dy * ((from ? t - Stored<T>::up(s.v[k]) : t) - c[k])};
         if (LAST) w[k % N] = merge(w[k % N], term);
         else here = merge(here, term);  // each unit by itself first: shorter chains of additions
       }
@@ -427,9 +463,11 @@ coded_sums(const u8* __restrict__ codes, const Wide<T>* __restrict__ ranges, con
 
 // dx = factor * (dy - means[0] - xhat * means[1]); dy goes into dshortcut unless that is null. means: (2, channels).
 template <typename T, int VEC, bool WIDE, int ACT, int BITS, bool LAST, int BLOCK>
-__global__ void __launch_bounds__(BLOCK, fewest_coded_blocks<VEC, LAST>())
+__global__ void __launch_bounds__(BLOCK, fewest_coded_blocks<T, VEC, LAST>())
 coded_gradient(const u8* __restrict__ codes, const Wide<T>* __restrict__ ranges, const T* __restrict__ dz,
-               const T* __restrict__ shortcut, const Wide<T>* __restrict__ center,
+               const T* __restrict__ shortcut, const u8* __restrict__ shortcut_codes,
+           const Wide<T>* __restrict__ shortcut_ranges, int shortcut_act, Wide<T> shortcut_param,
+           const Wide<T>* __restrict__ center,
                const Wide<T>* __restrict__ inverse, Wide<T> param, const Wide<T>* __restrict__ factor,
                const Wide<T>* __restrict__ means, T* __restrict__ dx, T* __restrict__ dshortcut, i64 samples,
                i64 outer, i64 channels, i64 inner, int shift_x) {
@@ -438,6 +476,7 @@ coded_gradient(const u8* __restrict__ codes, const Wide<T>* __restrict__ ranges,
   Units<VEC, LAST, BLOCK> unit(samples, outer, channels, inner, shift_x);
   if (!unit.more()) return;
   const Act<S> act{param, S(0), S(0)};
+  const Shortcut<T> from{shortcut, shortcut_codes, shortcut_ranges, shortcut_act, shortcut_param};
   const int mine = Place<VEC, WIDE, BITS>(unit).count;
   const auto c = per_value<N>(center, unit.channel, mine), f = per_value<N>(factor, unit.channel, mine),
              m = per_value<N>(means, unit.channel, mine);
@@ -446,17 +485,18 @@ coded_gradient(const u8* __restrict__ codes, const Wide<T>* __restrict__ ranges,
 #pragma unroll
   for (int k = 0; k < N; ++k) slope.v[k] *= m1.v[k];
   Rebuild<S, N> y;
+  Added<T, VEC, LAST> added;
   for (; unit.more(); unit.next()) {
     const Place<VEC, WIDE, BITS> place(unit);
     y.enter(unit.sample(), ranges, samples, channels, unit.channel, place.count);
     const Pack<u8, VEC> cells = place.cells(codes);
     const Pack<T, VEC> g = place.values(dz);
     Pack<T, VEC> s, out, through;
-    if (shortcut) s = place.values(shortcut);
+    added.read(s, from, place, unit, samples);
 #pragma unroll
     for (int k = 0; k < VEC; ++k) {
       const S t = y(cells.v[k], k), dy = Stored<T>::up(g.v[k]) * derivative_at_input<ACT>(t, act);
-      out.v[k] = Stored<T>::down(f[k] * (dy - m[k] - ((shortcut ? t - Stored<T>::up(s.v[k]) : t) - c[k]) * slope[k]));
+      out.v[k] = Stored<T>::down(f[k] * (dy - m[k] - ((from ? t - Stored<T>::up(s.v[k]) : t) - c[k]) * slope[k]));
       through.v[k] = Stored<T>::down(dy);
     }
     place.put(dx, out);
