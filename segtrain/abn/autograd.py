@@ -72,18 +72,21 @@ def weight_gradient(dgamma: Tensor, weight: Tensor, scale: str) -> Tensor:
 
 
 def batch_statistics(
-    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, options: Options
+    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, options: Options, own: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | float]:
-    """(mean, rstd, values per channel) over the group; in eval mode from the running statistics, and count 1."""
+    """(mean, rstd, values per channel) over the group; in eval mode from the running statistics, and count 1.
+
+    own: mean and variance of x, if they are known.
+    """
     dtype = statistics_dtype(x)
     if not options.training:
         assert running_mean is not None and running_var is not None
         return running_mean.to(dtype), torch.rsqrt(running_var.to(dtype) + options.eps), 1.0
-    mean, var = ops.statistics(x)
-    own = x.numel() / x.shape[1]
-    count: Tensor | float = own
+    mean, var = ops.statistics(x) if own is None else own
+    here = x.numel() / x.shape[1]
+    count: Tensor | float = here
     if options.group is not None:
-        mean, var, count = sync.merge_statistics(mean, var, own, options.backward_follows, options.group)
+        mean, var, count = sync.merge_statistics(mean, var, here, options.backward_follows, options.group)
     if running_mean is not None and running_var is not None:
         running_mean.lerp_(mean.to(running_mean.dtype), options.momentum)
         running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), options.momentum)

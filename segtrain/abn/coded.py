@@ -58,19 +58,28 @@ class CodedABNFunction(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, shortcut: Tensor | None,
         running_mean: Tensor | None, running_var: Tensor | None, options: Options, latest: Latest, made: list[Coded],
+        coded_shortcut: CodedOutput | None,
     ) -> Tensor:  # fmt: skip
         gamma, beta = affine(x, weight, bias, options.eps, options.scale)
-        mean, rstd, count = batch_statistics(x, running_mean, running_var, options)
-        scale = gamma * rstd
         bits = BITS[options.keep]
+        own = extremes = None
+        if options.training and shortcut is None and coded_operators.finds_extremes(x):
+            own, extremes = ops.statistics_extremes(x, bits)
+        mean, rstd, count = batch_statistics(x, running_mean, running_var, options, own)
+        scale = gamma * rstd
         arguments = scale, beta - mean * scale, CODES.index(options.activation.name), options.activation.param, shortcut
         if options.overwrite:
-            z, (codes, ranges) = x, ops.encode_(x, *arguments, bits)
+            z, (codes, ranges) = x, ops.encode_(x, *arguments, bits, extremes)
             ctx.mark_dirty(x)
         else:
-            z, codes, ranges = ops.encode(x, *arguments, bits)
+            z, codes, ranges = ops.encode(x, *arguments, bits, extremes)
         total = count if isinstance(count, Tensor) else None
-        ctx.save_for_backward(codes, ranges, weight, bias, shortcut, gamma, rstd, total)
+        added: tuple[Tensor | None, Tensor | None] = (shortcut, None)
+        ctx.shortcut_act = 0, 0.0
+        if coded_shortcut is not None:
+            added = coded_shortcut.coded[:2]
+            ctx.shortcut_act = CODES.index(coded_shortcut.activation.name), coded_shortcut.activation.param
+        ctx.save_for_backward(codes, ranges, weight, bias, *added, gamma, rstd, total)
         ctx.count = 0.0 if isinstance(count, Tensor) else count
         ctx.map = bits, list(z.shape), list(z.stride()), z.dtype
         ctx.options, ctx.latest = options, latest
@@ -80,7 +89,7 @@ class CodedABNFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
-        codes, ranges, weight, bias, shortcut, gamma, rstd, total = ctx.saved_tensors
+        codes, ranges, weight, bias, shortcut, shortcut_ranges, gamma, rstd, total = ctx.saved_tensors
         ctx.latest.forget()  # the rebuilt output, whose readers have run backward, or a rebuilt shortcut
         options = ctx.options
         beta = torch.zeros_like(gamma) if bias is None else as_type(bias, gamma.dtype)
@@ -88,21 +97,33 @@ class CodedABNFunction(torch.autograd.Function):
         bits, size, stride, dtype = ctx.map
         dz = as_type(dz, dtype)
         passes = coded_passes(
-            Coded(codes, ranges, bits, size, stride), dz, center, inverse, options.activation, shortcut
-        )
+            Coded(codes, ranges, bits, size, stride), dz, center, inverse, options.activation, shortcut,
+            shortcut_ranges, *ctx.shortcut_act,
+        )  # fmt: skip
         count = ctx.count if total is None else total
         needed = ctx.needs_input_grad
         dx, dgamma, dbeta, dshortcut = gradients(passes, dz, shortcut, gamma, beta, rstd, count, options, needed)
         dweight = None if weight is None else weight_gradient(dgamma, weight, options.scale)
         dbias = None if bias is None else as_type(dbeta, bias.dtype)
-        return dx, dweight, dbias, dshortcut, None, None, None, None, None
+        return dx, dweight, dbias, dshortcut, *(None,) * 6
 
 
 def coded_passes(
-    coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, shortcut: Tensor | None
+    coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, *shortcut: Any
 ) -> Passes:
-    arguments = *coded, dz, center, inverse, CODES.index(activation.name), activation.param, shortcut
+    """As kept_passes, over a coded output. shortcut: as the operators take it."""
+    arguments = *coded, dz, center, inverse, CODES.index(activation.name), activation.param, *shortcut
     return passes_of(dz.numel(), ops.coded_backward, ops.coded_sums, ops.coded_gradient, *arguments)
+
+
+def read_from_codes(shortcut: Tensor | None, z: Tensor, bits: int, recipes: Recipes) -> CodedOutput | None:
+    """The recipe of a shortcut that backward can read from its own layer's codes, without rebuilding it."""
+    recipe = None if shortcut is None else recipes.find(shortcut)
+    if not isinstance(recipe, CodedOutput) or (recipe.coded.bits, recipe.dtype) != (bits, z.dtype):
+        return None
+    assert shortcut is not None
+    laid_out = [*shortcut.shape] == recipe.coded.size == [*z.shape] and shortcut.stride() == z.stride()
+    return recipe if laid_out and recipe.coded.stride == [*z.stride()] else None
 
 
 def coded_abn(
@@ -111,8 +132,9 @@ def coded_abn(
 ) -> Tensor:  # fmt: skip
     """`inplace_abn` that keeps its output in options.keep bits; recipes: as `coding` gives them."""
     made: list[Coded] = []
+    known = read_from_codes(shortcut, x, BITS[options.keep], recipes)
     z: Tensor = CodedABNFunction.apply(
-        x, weight, bias, shortcut, running_mean, running_var, options, recipes.latest, made
+        x, weight, bias, shortcut, running_mean, running_var, options, recipes.latest, made, known
     )
     recipes.add(z, CodedOutput(made[0], z.dtype, options.activation))
     return z

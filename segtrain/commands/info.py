@@ -2,7 +2,9 @@
 
 import os
 import platform
+from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +13,7 @@ import torchvision
 
 import segtrain
 from segtrain import abn, device
-from segtrain.abn import benchmark, device_checks, selftest
+from segtrain.abn import benchmark, coded_operators, coded_selftest, device_checks, selftest
 from segtrain.abn.backends import cupy as cupy_ops
 from segtrain.config import InfoConfig
 from segtrain.console import Progress, printable, say
@@ -80,11 +82,16 @@ def gpu_test() -> None:
 
 def run_cases(ops: ModuleType, where: str) -> list[selftest.Result]:
     """Run the self-test on the back end `ops` and the device `where`, with a progress line."""
-    cases = list(selftest.cases())
-    progress = Progress("cases", len(cases))
+    coder = coded_operators.coder_of(ops)
+    checks: list[Callable[[], list[selftest.Result]]] = [
+        *(partial(selftest.check_backend, ops, where, [case]) for case in selftest.cases()),
+        *(partial(coded_selftest.check_coder, coder, where, [case]) for case in coded_selftest.coded_cases()),
+        partial(coded_selftest.check_degenerate, coder, where),
+    ]
+    progress = Progress("cases", len(checks))
     results = []
-    for done, case in enumerate(cases, 1):
-        results += selftest.check_backend(ops, where, [case])
+    for done, check in enumerate(checks, 1):
+        results += check()
         progress.show(done)
     return results
 

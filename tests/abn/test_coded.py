@@ -163,8 +163,9 @@ def test_operators_are_well_defined(backend):
         "encode": (x, one, zero, 0, 0.01, None, 4),
         "encode_": (x.clone(), one, zero, 0, 0.01, None, 8),
         "decode": (*where, torch.float32, 0, 0.01),
-        "coded_sums": (*where, x, zero, one, 0, 0.01, None),
-        "coded_gradient": (*where, x, zero, one, 0, 0.01, x.clone(), one, torch.zeros(2, 4), True),
-        "coded_backward": (*where, x, zero, one, 0, 0.01, None, one, False),
+        "coded_sums": (*where, x, zero, one, 0, 0.01, None, None, 0, 0.0),
+        "coded_gradient": (*where, x, zero, one, 0, 0.01, codes, ranges, 1, 0.3, one, torch.zeros(2, 4), True),
+        "coded_backward": (*where, x, zero, one, 0, 0.01, x.clone(), None, 0, 0.0, one, False),
+        "statistics_extremes": (x, 4),
     }.items():
         torch.library.opcheck(getattr(ops, name).default, arguments, test_utils=tests)

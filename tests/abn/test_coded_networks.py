@@ -108,6 +108,30 @@ def test_maps_that_several_layers_read_are_rebuilt_once(backend):
     assert recipes.known == {}
 
 
+@pytest.mark.parametrize("activation", ["leaky_relu", "elu"])
+@pytest.mark.parametrize("keep", BITS)
+def test_a_coded_shortcut_is_read_from_its_codes(backend, keep, activation, monkeypatch):
+    """As in a residual block. The layer's backward does not rebuild it; the gradients are the same as if it did."""
+    from segtrain.abn import coded
+
+    x = torch.randn(2, 3, 16, 18)
+    found = []
+    for read in (coded.read_from_codes, lambda *_: None):
+        monkeypatch.setattr(coded, "read_from_codes", read)
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 1)]
+        norms = [InPlaceABN(8, keep=keep, activation=activation) for _ in range(2)]
+        with recomputed_outputs() as recipes:
+            z = norms[0](layers[0](x))
+            out = layers[2](norms[1](layers[1](z), z))
+            del z
+        out.pow(2).sum().backward()
+        gradients = [p.grad.flatten() for layer in (*layers, *norms) for p in layer.parameters()]
+        found.append((recipes.latest.count, torch.cat(gradients)))
+    assert [count for count, _ in found] == [2, 3]
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-5, atol=1e-5)
+
+
 def test_pooling_and_dropout_keep_nothing_beside_the_codes(backend):
     from segtrain.models.pooling import MaxPool2d
 

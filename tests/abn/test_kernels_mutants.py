@@ -1,34 +1,19 @@
 """Bugs seeded in the CUDA kernels: each must be found by the check for its kind."""
 
 import multiprocessing
-import re
-from typing import NamedTuple
 
 import pytest
 
 from segtrain.abn.backends import cupy_kernels
-from tests.abn.cuda_emulator import emu, replay
+from tests.abn.cuda_emulator import emu
 from tests.abn.cuda_emulator.accesses import check_accesses_are_wide
+from tests.abn.cuda_emulator.bugs import ASAN, FAULT, TSAN, UBSAN, WRONG, Bug, found_by
 from tests.abn.cuda_emulator.huge import check_beyond_32_bits
 from tests.abn.cuda_emulator.launcher import Launcher, installed
-from tests.abn.cuda_emulator.launches import RACED, VARIED, record, sanitized
+from tests.abn.cuda_emulator.launches import RACED, VARIED, record
 from tests.abn.cuda_emulator.needs import needs_13
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(emu.COMPILER is None, reason="no C++ compiler")]
-WRONG, FAULT = "WRONG", "FAULT"
-UBSAN, ASAN, TSAN = "runtime error:", "ERROR: AddressSanitizer", "WARNING: ThreadSanitizer"
-RUNS = {UBSAN: "ubsan", ASAN: "asan", TSAN: "tsan"}  # plain for the others
-
-
-class Bug(NamedTuple):
-    what: str
-    old: str
-    new: str
-    found: str  # how
-    kernels: str  # that need to run: a pattern of function names
-    place: int = 0  # which of several occurrences of `old`
-
-
 BUGS = [
     # ---- barriers and shuffles
     Bug("no barrier between warps and block", "  __syncthreads();\n", "", WRONG, "statistics"),
@@ -88,16 +73,6 @@ BUGS = [
 ]  # fmt: skip
 
 
-def with_bug(bug: Bug) -> str:
-    text = cupy_kernels.source()
-    places = [found.start() for found in re.finditer(re.escape(bug.old), text)]
-    assert places, f"the kernels no longer hold {bug.old!r}"
-    if bug.place == -1:
-        return text.replace(bug.old, bug.new)
-    at = places[bug.place]
-    return text[:at] + bug.new + text[at + len(bug.old) :]
-
-
 @pytest.fixture(scope="module")
 def launches():
     launcher = Launcher()
@@ -107,20 +82,9 @@ def launches():
     }
 
 
-def verdict(out: str, status: int) -> str:
-    """How the run with a bug ended; what it printed if that is no finding, such as source that does not compile."""
-    found = [kind for kind in (WRONG, FAULT, UBSAN, ASAN, TSAN) if kind in out]
-    return found[0] if found else f"status {status}: {out}"
-
-
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.what)
 def test_bug_is_found(bug, launches, tmp_path):
-    text, path = tmp_path / "text", tmp_path / "launches"
-    text.write_text(with_bug(bug))
-    chosen = [launch for launch in launches[bug.found == TSAN] if re.match(f"abn::({bug.kernels})", launch.kernel)]
-    replay.save(chosen, path)
-    done = sanitized(RUNS.get(bug.found, "plain"), text, path)
-    assert verdict(done.stdout + done.stderr, done.returncode) == bug.found
+    assert found_by(bug, cupy_kernels.source(), launches[bug.found == TSAN], tmp_path) == bug.found
 
 
 @pytest.mark.parametrize(

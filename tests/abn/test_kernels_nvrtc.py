@@ -15,8 +15,9 @@ from segtrain.abn import selftest
 from segtrain.abn.backends import cupy as cupy_ops
 from segtrain.abn.backends import cupy_kernels
 from segtrain.abn.selftest import ELU, LEAKY, Case
-from tests.abn.cuda_emulator import emu, nvrtc, replay
+from tests.abn.cuda_emulator import nvrtc, replay
 from tests.abn.cuda_emulator.accesses import check_accesses_are_wide
+from tests.abn.cuda_emulator.counting import Counting, check_compiles, ptx_module
 from tests.abn.cuda_emulator.launcher import SMALL_BLOCK, Launcher, installed
 from tests.abn.cuda_emulator.launches import VARIED, record
 from tests.abn.cuda_emulator.needs import needs_12, needs_13, needs_compiler
@@ -52,15 +53,7 @@ def test_the_compilers_are_there():
 
 @pytest.mark.parametrize(("major", "arch", "key"), list(all_with_all()))
 def test_compiles(major, arch, key):
-    """Without warnings or spilled registers, and with few enough registers for at least two blocks of 256 threads."""
-    names = [kernel.expression for kernel in cupy_kernels.instances(*key)]
-    options = (*nvrtc.PLAIN, "--ptxas-options=-v")
-    made = nvrtc.compile_text(cupy_kernels.source(), names, arch, "cubin", options, major)
-    assert not re.search(r"(\): |ptxas )warning", made.log), made.log[:3000]
-    for name, usage in made.usage().items():
-        assert usage.spilled == usage.stack == 0, (name, usage)
-        assert usage.registers <= 128, (name, usage)
-        assert usage.shared <= 48 << 10, (name, usage)
+    check_compiles(major, arch, key)
 
 
 @needs_13
@@ -94,11 +87,6 @@ def test_as_cupy_compiles(arch):
 # ------------------------------------------------------------------------------------------- PTX on the emulator
 
 
-def ptx_module(names: list[str], arch: int, *options: str) -> emu.Module:
-    made = nvrtc.compile_text(cupy_kernels.source(), names, arch, "ptx", (*nvrtc.PLAIN, *options))
-    return emu.from_ptx(made.code.decode(), made.lowered)
-
-
 @pytest.fixture(scope="session")
 def recorded():
     """The most telling launches of each kernel, compiled by g++."""
@@ -111,7 +99,7 @@ def recorded():
 def test_ptx_without_contraction_agrees_in_every_bit(recorded):
     """Two compilers and two paths through the emulator. Without ELU, because their maths libraries differ."""
     launches = [launch for launch in recorded if not IS_ELU.match(launch.kernel)]
-    module = ptx_module(replay.names(launches), 80, "-fmad=false", "-ftz=false")
+    module = ptx_module(cupy_kernels.source(), replay.names(launches), 80, "-fmad=false", "-ftz=false")
     assert replay.replay(module, launches, exact=True) == []
 
 
@@ -120,29 +108,8 @@ def test_ptx_without_contraction_agrees_in_every_bit(recorded):
 @pytest.mark.parametrize("arch", [90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (75, 120))])
 def test_ptx_agrees(arch, recorded):
     launches = [launch for launch in recorded if arch != 90 or IS_ELU.match(launch.kernel)]
-    module = ptx_module(replay.names(launches), arch)
+    module = ptx_module(cupy_kernels.source(), replay.names(launches), arch)
     assert replay.replay(module, launches, exact=False, orders=(0, 7)) == []
-
-
-class Counting(Launcher):
-    """Counts the bytes that each kernel reads and writes of full-size tensors."""
-
-    def __init__(self, module: emu.Module, size: int) -> None:
-        super().__init__(lambda key: module)
-        self.orders = (0,)
-        self.size = size
-        self.traffic: dict[str, list[int]] = {}  # function -> bytes loaded, bytes stored, accesses
-
-    def __call__(self, kernel, grid, block, args):
-        tensors = {a.data_ptr(): a for a in args if isinstance(a, torch.Tensor) and a.numel() == self.size}
-        module = self.module(kernel.module)
-        module.watch([(at, t.numel() * t.element_size()) for at, t in tensors.items()])
-        super().__call__(kernel, grid, block, args)
-        counts = [sum(column) for column in zip(*module.traffic(), strict=True)] or [0, 0, 0]
-        self.traffic[kernel.function] = counts
-        # A tensor is read whole and once, or not at all, and written likewise.
-        whole = {0, self.size * next(iter(tensors.values())).element_size()} if tensors else {0}
-        assert all({loaded, stored} <= whole for loaded, stored, _ in module.traffic())
 
 
 @needs_13
@@ -164,7 +131,7 @@ def test_eight_passes(shape):
             if kernel.arguments[1] in (SMALL_BLOCK, cupy_kernels.widest(ctype) if wide else 1)
             and "true" not in kernel.arguments[3:-2]
         }
-    module = ptx_module(sorted(wanted), 80)
+    module = ptx_module(cupy_kernels.source(), sorted(wanted), 80)
     for dtype in (torch.float32, torch.float16):
         for channels_last in (False, True):
             for shortcut in (False, True):

@@ -51,6 +51,7 @@ INTERFACES = {
         "gradient",
         "normalise",
         "statistics",
+        "statistics_extremes",
         "sums",
     },
     "data": {"files", "identity", "table"},  # every dataset

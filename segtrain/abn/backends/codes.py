@@ -11,7 +11,8 @@ keeps its sign. A value is rebuilt as the middle of its cell.
     ranges  (3, 1 or N, C) in the statistics dtype: origin, zero and step of each range; y is in the cell number
             floor((y - origin) / step) + zero. nan where a value is infinite or nan: the range is rebuilt as nan.
 
-A back end may have functions of these names of its own, with the same arguments.
+A back end may have functions of these names of its own, with the same arguments: those of `Composed`. One that finds
+the extremes of x in its pass over x for the statistics has a `statistics_extremes` too, and takes them in `encode`.
 """
 
 from types import ModuleType
@@ -36,6 +37,17 @@ class Coded(NamedTuple):
     stride: list[int]
 
 
+class CodedShortcut(NamedTuple):
+    """A shortcut that another layer keeps in codes, of the bits, size and stride of the map that it was added to."""
+
+    codes: Tensor
+    ranges: Tensor
+    activation: Activation  # that made the shortcut of what is coded
+
+
+Shortcut = Tensor | CodedShortcut | None
+
+
 def rows(x: Tensor) -> tuple[int, int]:
     """Rows of a dense map in memory, and values of a row, see above."""
     outer, channels, inner = layout(x)
@@ -46,8 +58,23 @@ def empty_codes(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Uninitialised (codes, ranges) of the dense map x."""
     count, length = rows(x)
     codes = torch.empty((count, -(-length * bits // 8)), dtype=torch.uint8, device=x.device)
-    planes = 1 if bits == 8 or x.shape[2:].numel() < APART else x.shape[0]
-    return codes, torch.empty((3, planes, x.shape[1]), dtype=statistics_dtype(x), device=x.device)
+    shape = 3, ranged_samples(x, bits), x.shape[1]
+    return codes, torch.empty(shape, dtype=statistics_dtype(x), device=x.device)
+
+
+def ranged_samples(x: Tensor, bits: int) -> int:
+    """The number of samples with ranges of their own; 1: all have the same."""
+    return 1 if bits == 8 or x.shape[2:].numel() < APART else x.shape[0]
+
+
+def extremes_of(x: Tensor, bits: int) -> Tensor:
+    """(2, 1 or N, C): smallest and largest value of each range, in the statistics dtype; zeros if x is empty."""
+    samples = ranged_samples(x, bits)
+    found = torch.zeros((2, samples, x.shape[1]), dtype=statistics_dtype(x), device=x.device)
+    axes = [axis for axis in range(x.dim()) if axis != 1 and (axis != 0 or samples == 1)]
+    if x.numel():
+        found[0], found[1] = (extreme.view(samples, -1) for extreme in (x.amin(axes), x.amax(axes)))
+    return found
 
 
 def per_value(v: Tensor, x: Tensor) -> Tensor:
@@ -55,8 +82,9 @@ def per_value(v: Tensor, x: Tensor) -> Tensor:
     return v.view(*v.shape, *(1,) * (x.dim() - 2))
 
 
-def find_ranges(low: Tensor, high: Tensor, bits: int, out: Tensor) -> None:
-    """Fill `ranges` from the smallest and largest values, (1 or N, C)."""
+def find_ranges(extremes: Tensor, bits: int, out: Tensor) -> None:
+    """Fill `ranges` from the smallest and largest values, as `extremes_of` gives them."""
+    low, high = extremes
     step = (high - low) / (2**bits - 1)
     step = torch.where(step >= torch.finfo(step.dtype).tiny, step, torch.zeros_like(step))  # a constant: one cell
     both = (low < 0) & (high > 0) & (step > 0)
@@ -68,17 +96,18 @@ def find_ranges(low: Tensor, high: Tensor, bits: int, out: Tensor) -> None:
 
 def encode(
     x: Tensor, out: Tensor, codes: Tensor, ranges: Tensor, scale: Tensor, shift: Tensor, activation: Activation,
-    shortcut: Tensor | None, bits: int,
+    shortcut: Tensor | None, bits: int, extremes: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """y = scale * x + shift (+ shortcut) as codes and ranges, and out = act(y); out may be x."""
+    """y = scale * x + shift (+ shortcut) as codes and ranges, and out = act(y); out may be x.
+
+    extremes: of x, (2, 1 or N, C), where the back end found them with the statistics, and there is no shortcut; else
+    the ranges take a pass of their own.
+    """
     normalise(x, out, scale, shift, Activation("identity", 0.0), shortcut)
     if out.numel() == 0:
         ranges.zero_()
         return
-    together = ranges.shape[1] == 1
-    axes = [axis for axis in range(out.dim()) if axis != 1 and (axis != 0 or together)]
-    low, high = (extreme.view(-1, out.shape[1]).to(ranges.dtype) for extreme in (out.amin(axes), out.amax(axes)))
-    find_ranges(low, high, bits, ranges)
+    find_ranges(extremes_of(out, bits), bits, ranges)
     top = 2**bits - 1
     numbers = torch.empty_like(out, dtype=torch.uint8)
     for i in range(out.shape[0]):  # a sample at a time: the numbers before rounding take four times their bytes or more
@@ -120,6 +149,13 @@ def decode(coded: Coded, dtype: torch.dtype, activation: Activation) -> Tensor:
     return out
 
 
+def as_map(shortcut: Shortcut, like: Coded, dtype: torch.dtype) -> Tensor | None:
+    """The shortcut itself, rebuilt if it is coded."""
+    if not isinstance(shortcut, CodedShortcut):
+        return shortcut
+    return decode(Coded(shortcut.codes, shortcut.ranges, *like[2:]), dtype, shortcut.activation)
+
+
 class Composed:
     """The functions of coded maps from the six primitives of a back end."""
 
@@ -131,29 +167,29 @@ class Composed:
 
     def coded_sums(
         self, coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation,
-        shortcut: Tensor | None,
+        shortcut: Shortcut,
     ) -> Tensor:  # fmt: skip
         """As `sums` of aten.py."""
-        z = decode(coded, dz.dtype, activation)
-        found: Tensor = self.ops.sums(z, dz, center, inverse, activation, shortcut, None)
+        z, added = decode(coded, dz.dtype, activation), as_map(shortcut, coded, dz.dtype)
+        found: Tensor = self.ops.sums(z, dz, center, inverse, activation, added, None)
         return found
 
     def coded_gradient(
         self, coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation,
-        shortcut: Tensor | None, factor: Tensor, means: Tensor, dshortcut: Tensor | None,
+        shortcut: Shortcut, factor: Tensor, means: Tensor, dshortcut: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """As `gradient` of aten.py."""
-        z = decode(coded, dz.dtype, activation)
-        dx: Tensor = self.ops.gradient(z, dz, center, inverse, activation, shortcut, None, factor, means, dshortcut)
+        z, added = decode(coded, dz.dtype, activation), as_map(shortcut, coded, dz.dtype)
+        dx: Tensor = self.ops.gradient(z, dz, center, inverse, activation, added, None, factor, means, dshortcut)
         return dx
 
     def coded_backward(
         self, coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation,
-        shortcut: Tensor | None, factor: Tensor, dshortcut: Tensor | None,
+        shortcut: Shortcut, factor: Tensor, dshortcut: Tensor | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As `backward` of aten.py."""
-        z = decode(coded, dz.dtype, activation)
+        z, added = decode(coded, dz.dtype, activation), as_map(shortcut, coded, dz.dtype)
         found: tuple[Tensor, Tensor] = self.ops.backward(
-            z, dz, center, inverse, activation, shortcut, None, factor, dshortcut
+            z, dz, center, inverse, activation, added, None, factor, dshortcut
         )
         return found

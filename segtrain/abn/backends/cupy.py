@@ -41,30 +41,37 @@ class Geometry(NamedTuple):
     last: bool  # channels are last
     grid: tuple[int, int]  # channel groups, stripes
     shape: "tuple[np.generic, ...]"  # the kernels' last arguments: outer, channels, inner, shift_x
+    wide: bool = True  # vec elements by one access
 
 
-def geometry(*tensors: Tensor | None) -> Geometry:
-    """The launch geometry for tensors of one shape, dtype and layout, none of them empty."""
+def geometry(*tensors: Tensor | None, narrow: int = 1, apart: int = 1) -> Geometry:
+    """The launch geometry for tensors of one shape, dtype and layout, none of them empty.
+
+    narrow: elements a thread takes where one access cannot move several. apart: parts of equal size that the tensors
+    are divided into along `outer`, which have blocks of their own; `shape` is then that of a part.
+    """
     present = [t for t in tensors if t is not None]
     x = present[0]
     outer, channels, inner = layout(x)
     last = inner == 1
+    outer //= apart
     vec = ACCESS // x.element_size()
-    if (channels if last else inner) % vec or any(t.data_ptr() % ACCESS for t in present):
-        vec = 1
+    wide = (channels if last else inner) % vec == 0 and not any(t.data_ptr() % ACCESS for t in present)
+    if not wide:
+        vec = narrow
     shift = 0
+    packs = -(-(channels if last else inner) // vec)
     if last:
-        packs = channels // vec
         shift = min(5, (packs - 1).bit_length())
-        groups = -(-packs // (1 << shift))
+        groups = -(-packs // (1 << shift)) * apart
         turns = -(-outer // (kernels.BLOCK >> shift))
     else:
-        groups = channels
-        turns = -(-outer * (inner // vec) // kernels.BLOCK)
+        groups = channels * apart
+        turns = -(-outer * packs // kernels.BLOCK)
     stripes = max(-(-BLOCKS * processors(x.device) // groups), -(-turns // TURNS))
     stripes = min(stripes, turns, HIGHEST_GRID)
     shape = number("int64", outer), number("int64", channels), number("int64", inner), number("int32", shift)
-    return Geometry(vec, last, (groups, stripes), shape)
+    return Geometry(vec, last, (groups, stripes), shape, wide)
 
 
 def blocks_of_warps(channels: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from segtrain.abn.backends.cupy_kernels import Kernel, instances, source
+from segtrain.abn.backends.cupy_kernels import Kernel, Module, instances, text_of
 from segtrain.native.folders import folder_for
 
 if TYPE_CHECKING:
@@ -56,10 +56,10 @@ def available() -> str:
 
 
 @functools.cache
-def raw_module(module: tuple[str, int | None], device: int) -> Any:
+def raw_module(module: Module, device: int) -> Any:
     """The compiled module for a device, which must be the current one when it is used."""
     names = [kernel.expression for kernel in instances(*module)]
-    return import_cupy().RawModule(code=source(), options=("--std=c++17",), name_expressions=names)
+    return import_cupy().RawModule(code=text_of(module.bits), options=("--std=c++17",), name_expressions=names)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from segtrain.abn.backends.aten import CODES, Activation, layout, statistics_dtype
-from segtrain.abn.backends.codes import Coded
+from segtrain.abn.backends.codes import Coded, CodedShortcut, Shortcut
 from segtrain.native import compile as compiling
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -70,14 +70,14 @@ def load_library(dtype: torch.dtype) -> Any:
 def load_codes(dtype: torch.dtype) -> Any:
     """The library of coded maps for a storage type, its argument types declared."""
     p, n, d, i = ctypes.c_void_p, ctypes.c_long, ctypes.c_double, ctypes.c_int
-    act, shape = [i, d, d], [n, n, n, n, n, i]
+    act, shape, shortcut = [i, d, d], [n, n, n, n, n, i], [p, p, p, i, d]
     return declared(
         build_library(dtype, "abn_codes_cpu.cpp"),
         {
             "abn_encode": [p, p, p, p, *shape, p, p, p, *act, d, i],
             "abn_decode": [p, p, *shape, p, *act, i],
-            "abn_coded_sums": [p, p, p, *shape, p, p, p, *act, p, i],
-            "abn_coded_gradient": [p, p, p, p, p, *shape, p, p, p, p, p, *act, i],
+            "abn_coded_sums": [p, p, *shortcut, *shape, p, p, p, *act, p, i],
+            "abn_coded_gradient": [p, p, *shortcut, p, p, *shape, p, p, p, p, p, *act, i],
         },
     )
 
@@ -190,7 +190,7 @@ def coded_shape(x: Tensor, ranges: Tensor, bits: int) -> tuple[int, ...]:
 
 def encode(
     x: Tensor, out: Tensor, codes: Tensor, ranges: Tensor, scale: Tensor, shift: Tensor, activation: Activation,
-    shortcut: Tensor | None, bits: int,
+    shortcut: Tensor | None, bits: int, extremes: Tensor | None = None,
 ) -> None:  # fmt: skip
     if x.numel():
         load_codes(x.dtype).abn_encode(
@@ -211,28 +211,36 @@ def decode(coded: Coded, dtype: torch.dtype, activation: Activation) -> Tensor:
     return out
 
 
+def added(shortcut: Shortcut) -> tuple[int | None, int | None, int | None, int, float]:
+    """The library's arguments for a shortcut: map, codes, ranges, number and parameter of the activation."""
+    if isinstance(shortcut, CodedShortcut):
+        codes, ranges, activation = shortcut
+        return None, address(codes), address(ranges), CODES.index(activation.name), activation.param
+    return address(shortcut), None, None, 0, 0.0
+
+
 def coded_sums(
-    coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, shortcut: Tensor | None
+    coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, shortcut: Shortcut
 ) -> Tensor:
     codes, ranges, bits = coded[:3]
     result = torch.zeros(2, dz.shape[1], dtype=center.dtype)
     if dz.numel():
         load_codes(dz.dtype).abn_coded_sums(
-            address(codes), address(dz), address(shortcut), *coded_shape(dz, ranges, bits), address(ranges),
+            address(codes), address(dz), *added(shortcut), *coded_shape(dz, ranges, bits), address(ranges),
             address(center), address(inverse), *acts(activation, dz.dtype), address(result), torch.get_num_threads(),
         )  # fmt: skip
     return result
 
 
 def coded_gradient(
-    coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, shortcut: Tensor | None,
+    coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, shortcut: Shortcut,
     factor: Tensor, means: Tensor, dshortcut: Tensor | None,
 ) -> Tensor:  # fmt: skip
     codes, ranges, bits = coded[:3]
     dx = torch.empty_like(dz)
     if dz.numel():
         load_codes(dz.dtype).abn_coded_gradient(
-            address(codes), address(dz), address(shortcut), address(dx), address(dshortcut),
+            address(codes), address(dz), *added(shortcut), address(dx), address(dshortcut),
             *coded_shape(dz, ranges, bits), address(ranges), address(center), address(inverse), address(factor),
             address(means), *acts(activation, dz.dtype), torch.get_num_threads(),
         )  # fmt: skip
@@ -240,7 +248,7 @@ def coded_gradient(
 
 
 def coded_backward(
-    coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, shortcut: Tensor | None,
+    coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, shortcut: Shortcut,
     factor: Tensor, dshortcut: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     found = coded_sums(coded, dz, center, inverse, activation, shortcut)

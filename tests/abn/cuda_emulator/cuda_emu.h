@@ -90,6 +90,10 @@ template <typename... A> struct Call<void (*)(A...)> {
 #define EMU_STR(x) EMU_STR2(x)
 #define EMU_AT(name) name " at line " EMU_STR(__LINE__)
 #define __syncthreads() emu::barrier(EMU_AT("__syncthreads"))
+inline int __float_as_int(float v) { return (int)emu::bits(v); }
+inline float __int_as_float(int v) { return emu::unbits<float>((uint32_t)v); }
+inline long long __double_as_longlong(double v) { return (long long)emu::bits(v); }
+inline double __longlong_as_double(long long v) { return emu::unbits<double>((uint64_t)v); }
 #define __shfl_xor_sync(mask, v, distance) emu::shuffle_xor(mask, v, distance, EMU_AT("__shfl_xor_sync"))
 
 // ---- export a kernel (or one instance of a template) under a number

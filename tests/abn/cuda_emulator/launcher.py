@@ -21,8 +21,9 @@ def memory(t: torch.Tensor) -> np.ndarray:
     return (flat.view(torch.uint16) if t.dtype == torch.bfloat16 else flat).numpy()
 
 
-def from_text(key: tuple[str, int | None]) -> emu.Module:
-    return emu.from_text(cupy_kernels.source(), [kernel.expression for kernel in cupy_kernels.instances(*key)])
+def from_text(key: tuple) -> emu.Module:
+    kernels = cupy_kernels.instances(*key)
+    return emu.from_text(cupy_kernels.text_of(kernels[0].module.bits), [kernel.expression for kernel in kernels])
 
 
 class Launcher:
@@ -31,15 +32,15 @@ class Launcher:
     make: module key -> emulated kernels; called once for each key.
     """
 
-    def __init__(self, make: Callable[[tuple[str, int | None]], emu.Module] = from_text) -> None:
+    def __init__(self, make: Callable[[tuple], emu.Module] = from_text) -> None:
         self.make = make
-        self.modules: dict[tuple[str, int | None, int], emu.Module] = {}
+        self.modules: dict[tuple, emu.Module] = {}
         self.orders: tuple[int, ...] = ORDERS
         self.only_block = -1
         self.seen: list[tuple[cupy_kernels.Kernel, tuple[int, int]]] = []
         self.recorded: list[Launch] | None = None  # a list takes all launches from now on
 
-    def module(self, key: tuple[str, int | None]) -> emu.Module:
+    def module(self, key: tuple) -> emu.Module:
         built = *key, cupy_kernels.BLOCK
         if built not in self.modules:
             self.modules[built] = self.make(key)

@@ -9,6 +9,8 @@ import torch
 
 from segtrain.abn import selftest
 from segtrain.abn.backends import cupy as cupy_ops
+from segtrain.abn.backends import cupy_codes
+from segtrain.abn.coded_selftest import CodedCase, check_coder
 from segtrain.abn.selftest import LEAKY, Case
 from tests.abn.cuda_emulator import emu, replay
 from tests.abn.cuda_emulator.launcher import Launcher, installed
@@ -35,6 +37,23 @@ RACED = [
     Case(torch.float16, (1, 8, 12, 8), True, LEAKY),
 ]
 
+# The same of coded maps. Odd rows and few channels; ranges of each sample where planes have 64 values.
+CODED_VARIED = [
+    CodedCase(Case(torch.float32, (2, 8, 8, 8), False, LEAKY, shortcut=True), 4),
+    CodedCase(Case(torch.float32, (2, 8, 8, 8), True, LEAKY, shortcut=True), 4),
+    CodedCase(Case(torch.float32, (3, 5, 9, 9), False, LEAKY), 4),
+    CodedCase(Case(torch.float32, (3, 5, 9, 9), True, LEAKY), 4),
+    CodedCase(Case(torch.float32, (2, 8, 8, 8), False, LEAKY), 8),
+    CodedCase(Case(torch.float32, (3, 5, 7, 9), True, LEAKY, shortcut=True), 8),
+    CodedCase(Case(torch.float16, (2, 8, 8, 8), True, LEAKY, shortcut=True), 8),
+]
+CODED_RACED = [
+    CodedCase(Case(torch.float32, (2, 2, 8, 16), False, LEAKY, shortcut=True), 4),
+    CodedCase(Case(torch.float32, (2, 3, 8, 9), True, LEAKY), 4),
+    CodedCase(Case(torch.float32, (1, 2, 9, 15), False, LEAKY), 8),
+    CodedCase(Case(torch.float32, (1, 8, 8, 8), True, LEAKY), 8),
+]
+
 
 def record(launcher: Launcher, cases: list[Case], *blocks: int) -> list[replay.Launch]:
     """Record the most telling launches, with at most that many blocks."""
@@ -45,6 +64,17 @@ def record(launcher: Launcher, cases: list[Case], *blocks: int) -> list[replay.L
         assert not failed, failed
     launches, launcher.recorded = launcher.recorded, None
     return replay.telling(launches)
+
+
+def record_codes(launcher: Launcher, cases: list[CodedCase], *blocks: int) -> list[replay.Launch]:
+    """As `record`, of the kernels of coded maps."""
+    launcher.recorded = []
+    for count in blocks:
+        with installed(launcher, count):
+            failed = [str(result) for result in check_coder(cupy_codes, "cpu", cases) if not result.good]
+        assert not failed, failed
+    launches, launcher.recorded = launcher.recorded, None
+    return replay.telling([launch for launch in launches if "merge_sums" not in launch.kernel])
 
 
 def sanitized(sanitizer: str, text: Path, launches: Path, orders: str = "0") -> subprocess.CompletedProcess[str]:

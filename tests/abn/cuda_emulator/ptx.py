@@ -55,6 +55,19 @@ inline uint64_t in_global(uint64_t at, unsigned bytes, bool stored) {
   emu::count(at, bytes, stored);
   return at;
 }
+inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t select) {  // picks four of eight bytes
+  const uint64_t both = (uint64_t)b << 32 | a;
+  uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t which = select >> (4 * i), byte = both >> (8 * (which & 7)) & 255;
+    out |= (which & 8 ? (byte >> 7) * 255 : byte) << (8 * i);
+  }
+  return out;
+}
+inline uint32_t bfe(uint32_t v, uint32_t first, uint32_t bits) {
+  first &= 255, bits &= 255;
+  return (uint32_t)((uint64_t)v >> (first < 32 ? first : 32) & ((1ull << (bits < 32 ? bits : 32)) - 1));
+}
 template <typename T, int N> struct alignas(sizeof(T) * N) Vector { T v[N]; };
 }
 """
@@ -253,6 +266,14 @@ class Entry:
         if logic:
             test = f"({test} {LOGIC[logic][1]} {self.value(a[3], 'pred')})"
         return self.put(a[0], "pred", test)
+
+    def do_bytes(self, operation, modifiers, t, a, site):
+        if operation not in ("prmt.b32", "bfe.u32"):
+            raise Unknown(operation)
+        x = ", ".join(self.value(operand, "u32") for operand in a[1:])
+        return self.put(a[0], t, f"p::{operation.partition('.')[0]}({x})")
+
+    do_prmt = do_bfe = do_bytes
 
     def do_selp(self, operation, modifiers, t, a, site):
         return self.put(a[0], t, f"{self.value(a[3], 'pred')} ? {self.value(a[1], t)} : {self.value(a[2], t)}")

@@ -15,7 +15,7 @@ import numpy as np
 
 from tests.abn.cuda_emulator import emu
 
-TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "float16": 1.5e-3, "bfloat16": 1e-2}
+TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "float16": 1.5e-3, "bfloat16": 1e-2, "uint8": 0}
 
 
 class Launch(NamedTuple):
@@ -45,7 +45,7 @@ def telling(launches: list[Launch]) -> list[Launch]:
     measures: list[Callable[[Launch], float]] = [
         lambda launch: launch.grid[0] * launch.grid[1],
         lambda launch: max(t.size for t in launch.before.values()) / (launch.grid[0] * launch.grid[1]),
-        lambda launch: max(int(n) for n in launch.numbers.values() if n.dtype == np.int32),
+        lambda launch: max((int(n) for n in launch.numbers.values() if n.dtype == np.int32), default=0),
         lambda launch: len(launch.places),
     ]
     chosen = []

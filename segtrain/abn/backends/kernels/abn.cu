@@ -70,15 +70,16 @@ template <int N, typename S> ABN_FN PerChannel<S, N> per_channel(const S* p, i64
   return out;
 }
 
-// The packs of its channel(s) that one thread visits. It divides only before the first pack.
+// The packs of its channel(s) that one thread visits. It divides only before the first pack. group: of channels.
 template <int VEC, bool LAST, int BLOCK> struct Walk;
 
 template <int VEC, int BLOCK> struct Walk<VEC, false, BLOCK> {
   i64 channel, channels, outer, inner, plane, pack, packs, step_plane, step_pack;
 
-  ABN_FN Walk(i64 outer, i64 channels, i64 inner, int) : channels(channels), outer(outer), inner(inner) {
+  ABN_FN Walk(i64 outer, i64 channels, i64 inner, int, i64 group = blockIdx.x)
+      : channels(channels), outer(outer), inner(inner) {
     const i64 first = (i64)blockIdx.y * BLOCK + threadIdx.x, step = (i64)gridDim.y * BLOCK;
-    channel = blockIdx.x;
+    channel = group;
     packs = inner / VEC;
     plane = first / packs, pack = first - plane * packs;
     step_plane = step / packs, step_pack = step - step_plane * packs;
@@ -95,8 +96,8 @@ template <int VEC, int BLOCK> struct Walk<VEC, false, BLOCK> {
 template <int VEC, int BLOCK> struct Walk<VEC, true, BLOCK> {
   i64 channel, channels, outer, row, step;
 
-  ABN_FN Walk(i64 outer, i64 channels, i64, int shift_x) : channels(channels), outer(outer) {
-    channel = (((i64)blockIdx.x << shift_x) + (threadIdx.x & ((1 << shift_x) - 1))) * VEC;
+  ABN_FN Walk(i64 outer, i64 channels, i64, int shift_x, i64 group = blockIdx.x) : channels(channels), outer(outer) {
+    channel = ((group << shift_x) + (threadIdx.x & ((1 << shift_x) - 1))) * VEC;
     row = (i64)blockIdx.y * (BLOCK >> shift_x) + (threadIdx.x >> shift_x);
     step = (i64)gridDim.y * (BLOCK >> shift_x);
   }
@@ -150,7 +151,7 @@ ABN_FN void write_stripe(const W (&mine)[VEC], const Walk<1, true, BLOCK>*, W* p
   for (int k = 0; k < VEC; ++k) {
     shared[k & 1][threadIdx.x] = mine[k];
     __syncthreads();
-    if (y == (k & (high - 1)) && channel < channels) {
+    if (y == (k & (high - 1)) && channel + k < channels) {
       W w = W{};
       for (int other = 0; other < high; ++other) w = merge(w, shared[k & 1][(other << shift_x) + x]);
       part[(channel + k) * gridDim.y + blockIdx.y] = w;

@@ -41,6 +41,7 @@ template <bool LAST, typename S> inline S pick(const S* p, long k) { return p[LA
 // y = step * cell + offset
 template <typename S> struct Rebuild {
   std::vector<S> step, offset;
+  Rebuild() {}
   Rebuild(const S* ranges, const Map& m) : step(m.planes * m.channels), offset(m.planes * m.channels) {
     const long n = m.planes * m.channels;
     for (long i = 0; i < n; ++i) {
@@ -214,6 +215,32 @@ void decode(const uint8_t* codes, T* out, const Map& m, const S* ranges, const A
   }
 }
 
+// The shortcut that the layer added: nothing, a map, or a coded map that its own layer has activated by `act`.
+template <typename T, typename S> struct Added {
+  const T* map;
+  const uint8_t* codes;
+  int act;
+  Act<S> a;
+  Rebuild<S> y;
+  Added(const T* map, const uint8_t* codes, const S* ranges, int act, double param, const Map& m)
+      : map(map), codes(codes), act(act), a(act_of<S>(param, 0)) {
+    if (codes) y = Rebuild<S>(ranges, m);
+  }
+  explicit operator bool() const { return map || codes; }
+  // Its values beside `count` values of a row: in place, or as `decode` gives them, in `room`.
+  const T* run(const Map& m, long row, long first, long count, T* room, uint8_t* cell_room) const {
+    if (!codes) return map + row * m.length() + first;
+    const uint8_t* cell = cells(codes + row * m.bytes(), first, count, m.bits, cell_room);
+    const long r = m.range(row);
+#define CALL(ACT)                                                                              \
+  if (m.last()) { decode_run<ACT, true>(cell, room, count, &y.step[r], &y.offset[r], a); }     \
+  else { decode_run<ACT, false>(cell, room, count, &y.step[r], &y.offset[r], a); }
+    BY_ACT(CALL)
+#undef CALL
+    return room;
+  }
+};
+
 // Adds the sums of dy and dy * (y - shortcut - center) of a run: to one pair of numbers, or to one for each value.
 template <int ACT, bool LAST, bool SHORTCUT, typename T, typename S>
 inline void sums_run(const uint8_t* cell, const T* dz, const T* shortcut, long count, const S* step, const S* offset,
@@ -240,7 +267,7 @@ inline void sums_run(const uint8_t* cell, const T* dz, const T* shortcut, long c
 
 // result: (2, channels), the sums of dy and of dy * xhat.
 template <int ACT, bool SHORTCUT, typename T, typename S>
-void sums(const uint8_t* codes, const T* dz, const T* shortcut, const Map& m, const S* ranges, const S* center,
+void sums(const uint8_t* codes, const T* dz, const Added<T, S>& shortcut, const Map& m, const S* ranges, const S* center,
           const S* inverse, const Act<S>& a, S* result, int threads) {
   const Rebuild<S> y(ranges, m);
   const long channels = m.channels;
@@ -251,7 +278,8 @@ void sums(const uint8_t* codes, const T* dz, const T* shortcut, const Map& m, co
     for (int i = 0; i < team_size; ++i) {
       const long first = part(m.outer, i, team_size), last = part(m.outer, i + 1, team_size);
       std::vector<S> own(2 * channels);
-      std::vector<uint8_t> room(channels);
+      std::vector<uint8_t> room(channels), other(channels);
+      std::vector<T> values(channels);
       double* all = &parts[size_t(i) * 2 * channels];
       for (long to = last, from; to > first; to = from) {
         from = to - first < ROWS ? first : to - ROWS;
@@ -259,8 +287,8 @@ void sums(const uint8_t* codes, const T* dz, const T* shortcut, const Map& m, co
         for (long row = from; row < to; ++row) {
           const long at = row * channels, r = m.range(row);
           sums_run<ACT, true, SHORTCUT>(cells(codes + row * m.bytes(), 0, channels, m.bits, &room[0]), dz + at,
-                                        SHORTCUT ? shortcut + at : nullptr, channels, &y.step[r], &y.offset[r], center,
-                                        a, &own[0], &own[channels]);
+                                        SHORTCUT ? shortcut.run(m, row, 0, channels, &values[0], &other[0]) : nullptr,
+                                        channels, &y.step[r], &y.offset[r], center, a, &own[0], &own[channels]);
         }
         for (long k = 0; k < 2 * channels; ++k) all[k] += double(own[k]);
       }
@@ -275,14 +303,15 @@ void sums(const uint8_t* codes, const T* dz, const T* shortcut, const Map& m, co
 #pragma omp parallel for num_threads(team_size) schedule(static)
   for (long c = 0; c < channels; ++c) {
     double all_dy = 0, all_dyx = 0;
-    uint8_t room[CHUNK];
+    uint8_t room[CHUNK], other[CHUNK];
+    T values[CHUNK];
     for (long row = c; row < m.rows(); row += channels)
       for (long first = 0, r = m.range(row); first < m.inner; first += CHUNK) {
         const long count = m.inner - first < CHUNK ? m.inner - first : CHUNK, at = row * m.inner + first;
         S s, q;
         sums_run<ACT, false, SHORTCUT>(cells(codes + row * m.bytes(), first, count, m.bits, room), dz + at,
-                                       SHORTCUT ? shortcut + at : nullptr, count, &y.step[r], &y.offset[r], center + c,
-                                       a, &s, &q);
+                                       SHORTCUT ? shortcut.run(m, row, first, count, values, other) : nullptr, count,
+                                       &y.step[r], &y.offset[r], center + c, a, &s, &q);
         all_dy += s;
         all_dyx += q;
       }
@@ -313,7 +342,7 @@ inline void gradient_run(const uint8_t* cell, const T* dz, const T* shortcut, T*
 }
 
 template <int ACT, bool SHORTCUT, typename T, typename S>
-void gradient(const uint8_t* codes, const T* dz, const T* shortcut, T* dx, T* dshortcut, const Map& m,
+void gradient(const uint8_t* codes, const T* dz, const Added<T, S>& shortcut, T* dx, T* dshortcut, const Map& m,
               const S* ranges, const S* center, const S* inverse, const S* factor, const S* means, const Act<S>& a,
               int threads) {
   const Rebuild<S> y(ranges, m);
@@ -321,12 +350,13 @@ void gradient(const uint8_t* codes, const T* dz, const T* shortcut, T* dx, T* ds
   const int team_size = team(m.shape(), threads);
 #pragma omp parallel for num_threads(team_size) schedule(static, 1)
   for (int i = 0; i < team_size; ++i) {
-    std::vector<uint8_t> room(piece);
+    std::vector<uint8_t> room(piece), other(piece);
+    std::vector<T> values(piece);
     for (long row = part(m.rows(), i, team_size); row < part(m.rows(), i + 1, team_size); ++row)
       for (long first = 0, r = m.range(row), c = m.last() ? 0 : row % m.channels; first < m.length(); first += piece) {
         const long count = m.length() - first < piece ? m.length() - first : piece, at = row * m.length() + first;
         const uint8_t* cell = cells(codes + row * m.bytes(), first, count, m.bits, &room[0]);
-        const T* s = SHORTCUT ? shortcut + at : nullptr;
+        const T* s = SHORTCUT ? shortcut.run(m, row, first, count, &values[0], &other[0]) : nullptr;
         T* ds = dshortcut ? dshortcut + at : nullptr;
         if (m.last())
           gradient_run<ACT, true, SHORTCUT>(cell, dz + at, s, dx + at, ds, count, &y.step[r], &y.offset[r], center,
@@ -340,8 +370,8 @@ void gradient(const uint8_t* codes, const T* dz, const T* shortcut, T* dx, T* ds
 
 }  // namespace
 
-#define BY_SHORTCUT(NAME, ACT, ...)                    \
-  if (shortcut) { NAME<ACT, true>(__VA_ARGS__); }      \
+#define BY_SHORTCUT(NAME, ADDED, ACT, ...)             \
+  if (ADDED) { NAME<ACT, true>(__VA_ARGS__); }         \
   else { NAME<ACT, false>(__VA_ARGS__); }
 
 extern "C" {
@@ -354,7 +384,7 @@ void abn_encode(const T* x, const T* shortcut, T* out, uint8_t* codes, long oute
   const Act<S> a = act_of<S>(param, least);
   if (shortcut) find_ranges<true>(x, shortcut, m, scale, shift, S(tiny), ranges, threads);
   else find_ranges<false>(x, shortcut, m, scale, shift, S(tiny), ranges, threads);
-#define CALL(ACT) BY_SHORTCUT(encode, ACT, x, shortcut, out, codes, m, scale, shift, ranges, a, threads)
+#define CALL(ACT) BY_SHORTCUT(encode, shortcut, ACT, x, shortcut, out, codes, m, scale, shift, ranges, a, threads)
   BY_ACT(CALL)
 #undef CALL
 }
@@ -368,24 +398,28 @@ void abn_decode(const uint8_t* codes, T* out, long outer, long channels, long in
 #undef CALL
 }
 
-void abn_coded_sums(const uint8_t* codes, const T* dz, const T* shortcut, long outer, long channels, long inner,
-                    long samples, long planes, int bits, const S* ranges, const S* center, const S* inverse, int act,
+void abn_coded_sums(const uint8_t* codes, const T* dz, const T* shortcut, const uint8_t* shortcut_codes,
+                    const S* shortcut_ranges, int shortcut_act, double shortcut_param, long outer, long channels,
+                    long inner, long samples, long planes, int bits, const S* ranges, const S* center, const S* inverse, int act,
                     double param, double least, S* result, int threads) {
   const Map m{outer, channels, inner, samples, planes, bits};
   const Act<S> a = act_of<S>(param, least);
-#define CALL(ACT) BY_SHORTCUT(sums, ACT, codes, dz, shortcut, m, ranges, center, inverse, a, result, threads)
+  const Added<T, S> added(shortcut, shortcut_codes, shortcut_ranges, shortcut_act, shortcut_param, m);
+#define CALL(ACT) BY_SHORTCUT(sums, added, ACT, codes, dz, added, m, ranges, center, inverse, a, result, threads)
   BY_ACT(CALL)
 #undef CALL
 }
 
-void abn_coded_gradient(const uint8_t* codes, const T* dz, const T* shortcut, T* dx, T* dshortcut, long outer,
+void abn_coded_gradient(const uint8_t* codes, const T* dz, const T* shortcut, const uint8_t* shortcut_codes,
+                        const S* shortcut_ranges, int shortcut_act, double shortcut_param, T* dx, T* dshortcut, long outer,
                         long channels, long inner, long samples, long planes, int bits, const S* ranges,
                         const S* center, const S* inverse, const S* factor, const S* means, int act, double param,
                         double least, int threads) {
   const Map m{outer, channels, inner, samples, planes, bits};
   const Act<S> a = act_of<S>(param, least);
+  const Added<T, S> added(shortcut, shortcut_codes, shortcut_ranges, shortcut_act, shortcut_param, m);
 #define CALL(ACT)                                                                                                      \
-  BY_SHORTCUT(gradient, ACT, codes, dz, shortcut, dx, dshortcut, m, ranges, center, inverse, factor, means, a, threads)
+  BY_SHORTCUT(gradient, added, ACT, codes, dz, added, dx, dshortcut, m, ranges, center, inverse, factor, means, a, threads)
   BY_ACT(CALL)
 #undef CALL
 }
