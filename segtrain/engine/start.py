@@ -94,7 +94,7 @@ def step_batches(
     Closing ends the loader processes.
     """
     options, loader = config.trainer, config.loader
-    order = MicroBatches(options.batch_size, state.step, state.max_steps, dist.rank, dist.size, options.accumulation)
+    order = MicroBatches(options.images, state.step, state.max_steps, dist.rank, dist.size, options.accumulation)
     pinned = device.type == "cuda"
     return training_batches(data, order, loader.count(), pinned, loader.prefetch, preemption.asked)
 
@@ -105,7 +105,7 @@ def warn_of_other_statistics(before: dict[str, Any], now: dict[str, Any], config
         return
     parts_before, parts = (session["processes"] * session["accumulation"] for session in (before, now))
     if parts_before != parts:
-        crops, before_crops = (config.trainer.batch_size / number for number in (parts, parts_before))
+        crops, before_crops = (config.trainer.images / number for number in (parts, parts_before))
         say(f"WARNING    norms see {crops:g} crops at a time from here on, and saw {before_crops:g} before")
 
 
@@ -136,6 +136,6 @@ def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, sta
         say(f"WARNING    {task.num_shared} of these {task.num_val} validation images are trained on: their score says "
             "nothing about other images")  # fmt: skip
     parts = dist.size * trainer.accumulation
-    divided = f" ({trainer.batch_size / parts:g} at a time x {trainer.accumulation} in each of {dist.size})"
-    say(f"training   {state} of {trainer.batch_size} {task.batch_of}{divided if parts > 1 else ''} "
+    divided = f" ({trainer.images / parts:g} at a time x {trainer.accumulation} in each of {dist.size})"
+    say(f"training   {state} of {trainer.images} {task.batch_of}{divided if parts > 1 else ''} "
         f"{config.augmentation.crop_size}, seed {trainer.seed}, {config.loader.count()} loader processes")  # fmt: skip
