@@ -187,7 +187,7 @@ def test_plugins_as_users_have_written_them(home, ponds, plugin, words):
 
 
 # Options that came later, each with the value that behaves as before.
-ADDED = {"model": ["keep: exact"]}
+ADDED = {"model": ["keep: exact"], "trainer": ["auto_fit: false"]}
 
 
 def without_added(composed: str) -> str:

@@ -9,10 +9,11 @@ from segtrain.console import Progress, say
 from segtrain.data.images import read_image
 from segtrain.data.labels import LabelTable
 from segtrain.device import describe_device
+from segtrain.engine.planning.automatic import advising
 from segtrain.errors import DataError, UsageError
 from segtrain.scoring import figures
 from segtrain.scoring.inference import Prediction
-from segtrain.scoring.predictor import load_predictor
+from segtrain.scoring.predictor import load_predictor, naming_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -39,7 +40,9 @@ def predict(config: PredictConfig) -> Path:
         except DataError as error:
             errors.append(str(error))
             continue
-        found = predictor.segment(image, config.inference, "prob" in config.outputs)
+        answering = advising(predictor.options, predictor.table.num_classes, config.inference, predictor.device)
+        with answering, naming_image(str(file), image):
+            found = predictor.segment(image, config.inference, "prob" in config.outputs)
         for kind in config.outputs:
             palette = predictor.table.colors if kind == "palette" else None
             figures.write_png(output / kind / f"{name}.png", draw_output(kind, image, found, predictor.table), palette)

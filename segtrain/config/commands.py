@@ -150,6 +150,13 @@ class VerifyConfig(TrainConfig):
     output: str | None = option(None, "folder of the two runs (default: segtrain-out/verify-resume)", path=True)
     overrides: list[str] = option([], "words of the command line that both runs get; set by the command")
 
+    def check(self) -> Any:
+        require(
+            isinstance(self.trainer.batch_size, int), "trainer.batch_size", self.trainer.batch_size,
+            "both runs must be the same whatever memory is free; give a number",
+        )  # fmt: skip
+        return super().check()
+
 
 @dataclass
 class PlanCommandConfig(TrainConfig):

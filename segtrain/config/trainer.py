@@ -16,6 +16,7 @@ class TrainerConfig(Group):
         limit=65536, choices=("auto",), other="number",
         why="in training, DeepLabV3's pooled branch has one value per image and channel to normalise over",
     )  # fmt: skip
+    auto_fit: bool = option(False, "choice of what saves memory, where a step does not fit the device")
     accumulation: int = option(1, "micro-batches per step in each process", low=1, limit=65536, resume=True)
     max_steps: int | None = option(None, "duration of the training [steps]", low=1, limit=MOST_STEPS, resume="longer")
     epochs: float | None = option(

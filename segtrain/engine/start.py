@@ -45,18 +45,46 @@ def check_before_data(config: TrainConfig) -> None:
 def prepare_task(config: TrainConfig, saved: dict[str, Any] | None) -> Task:
     """List the images of the configured dataset. saved: the checkpoint of the run, None for a new one.
 
-    UsageError if the file of initial weights is missing: it is checked before the data, which take longer. UsageError
-    too if the learning rate would rise until the training ends.
+    UsageError if the file of initial weights is missing: it is checked before the data, which take longer.
     """
     if saved is None and config.model.weights != "none":
         existing(Path(config.model.weights))
     task = task_of(config)(config)
-    warm_up, steps = config.schedule.warmup_steps, config.trainer.steps(task.num_train)
+    if isinstance(config.trainer.batch_size, int):  # else it is known later
+        require_warm_up(config, task.num_train)
+    return task
+
+
+def require_warm_up(config: TrainConfig, images: int) -> None:
+    """UsageError if the learning rate would rise until the training on that many images ends."""
+    warm_up, steps = config.schedule.warmup_steps, config.trainer.steps(images)
     require(
         steps is None or warm_up == 0 or warm_up < steps, "schedule.warmup_steps", warm_up,
         f"the training has {steps} steps: give fewer, or 0",
     )  # fmt: skip
-    return task
+
+
+def fit_to_memory(
+    config: TrainConfig, task: Task, dist: World, device: torch.device, run: Run, saved: dict[str, Any] | None
+) -> None:
+    """Set trainer.batch_size=auto to a number, and with trainer.auto_fit choose what saves memory, for a new run.
+
+    A resumed run has taken over what was chosen. A collective call; DataError if the processes have restored different
+    checkpoints.
+    """
+    run.require_same_step((saved or {}).get("step", 0))
+    options = config.trainer
+    if saved is not None or (options.batch_size != "auto" and not options.auto_fit):
+        return
+    from segtrain.engine.planning.automatic import choose, device_budget
+
+    budget = int(min(dist.all_gather(device_budget(device))))
+    chosen = choose(config, task.num_classes, dist.size, budget, device, task.num_train) if dist.main else None
+    chosen = dist.all_gather(chosen)[0]
+    for key, value in chosen.items():
+        group, _, name = key.partition(".")
+        setattr(getattr(config, group), name, value)
+    require_warm_up(config, task.num_train)
 
 
 def build_learner(

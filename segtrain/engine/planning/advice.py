@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from segtrain.config import TrainConfig, classifies
+from segtrain.data.labels import published_table
 from segtrain.data.registry import dataset_spec, label_table, list_images, target_of
 from segtrain.engine.planning.solve import LEAST, Answer, micro_batch
 from segtrain.errors import DataError
@@ -20,13 +21,17 @@ class Advice(NamedTuple):
 
 
 def number_of_classes(config: TrainConfig) -> int:
-    """Classes that the network distinguishes; ImageNet's 1000 where the images are not there."""
-    if not classifies(config.dataset):
-        return label_table(config.dataset).num_classes
+    """Classes that the network distinguishes. Where the data are not there, as published: those of the default version,
+    or ImageNet's 1000; DataError for a dataset of the user's own."""
     try:
+        if not classifies(config.dataset):
+            return label_table(config.dataset).num_classes
         return len(list_images(config.dataset, config.dataset.train_split).classes)
     except DataError:
-        return IMAGENET_CLASSES
+        published = () if classifies(config.dataset) else dataset_spec(config.dataset).tables
+        if not published and not classifies(config.dataset):
+            raise
+        return published_table(published[0]).num_classes if published else IMAGENET_CLASSES
 
 
 def image_size_of(config: TrainConfig, given: list[int] | None = None) -> tuple[int, int] | None:

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from segtrain.config import ModelConfig, TrainConfig, option_of
+from segtrain.config import ModelConfig, TrainConfig, classifies, option_of
 from segtrain.engine.planning.trace import StepTrace, StepTracer
 from segtrain.errors import UsageError
 from segtrain.threads import cpus
 
 LEAST = 2  # images of a micro-batch: DeepLabV3's pooled branch normalises over them
-MOST = 4096  # images of a micro-batch that are looked at
+MOST = 256  # images of a micro-batch that are looked at: losses go through them one by one
+MOST_WHOLE = 4096  # the same for image classification, whose loss does not
 CLEAR = 0.01  # of the memory: a larger distance from the limit needs no trace to be believed
 LARGEST_CROP = 8192  # pixels
 
@@ -60,6 +61,13 @@ class Question(NamedTuple):
     num_classes: int
     devices: int
     memory: int
+    most: int = 0  # images of a micro-batch; 0: MOST or MOST_WHOLE
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Images of a micro-batch that are looked at."""
+        usual = MOST_WHOLE if classifies(self.config.dataset) else MOST
+        return LEAST, max(LEAST, min(self.most or usual, usual))
 
 
 def micro_batch(config: TrainConfig, devices: int) -> int:
@@ -113,8 +121,8 @@ def name_of(config: TrainConfig) -> str:
 # ------------------------------------------------------------------------------------------------ solving
 
 
-def solve(question: Question, tracer: StepTracer, configured: StepTrace) -> Answer:
-    """The largest batch and the largest crop that fit, each traced. configured: the traced step as configured."""
+def solve(question: Question, tracer: StepTracer, configured: StepTrace, crops: bool = True) -> Answer:
+    """The largest batch and, if asked for, the largest crop that fit, each traced. configured: that step, traced."""
     config, memory = question.config, question.memory
     height, width = config.augmentation.crop_size
     images, area = micro_batch(config, question.devices), height * width
@@ -126,16 +134,18 @@ def solve(question: Question, tracer: StepTracer, configured: StepTrace) -> Answ
         return seen[count, high, wide].peak
 
     first = Line.through((0, sum(tracer.static.values())), (images * area, configured.peak))
-    found, line = largest(lambda n: peak(n, height, width), lambda n: n * area, memory, (LEAST, MOST), first)
+    found, line = largest(lambda n: peak(n, height, width), lambda n: n * area, memory, question.limits, first)
     step = config.model.output_stride
     limits = -(-32 // step), LARGEST_CROP // step  # whole cells
 
     def size(cells: int) -> tuple[int, int]:
         return step * cells, step * max(1, round(cells * width / height))
 
-    cells, _ = largest(
-        lambda k: peak(images, *size(k)), lambda k: images * size(k)[0] * size(k)[1], memory, limits, line
-    )
+    cells = 0
+    if crops:
+        cells, _ = largest(
+            lambda k: peak(images, *size(k)), lambda k: images * size(k)[0] * size(k)[1], memory, limits, line
+        )
     parts = question.devices * config.trainer.accumulation
     crop = size(cells) if cells else None
     return Answer(question.name, configured, found * parts, crop, line, len(seen))

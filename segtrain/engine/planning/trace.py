@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -75,6 +75,10 @@ class StepTracer:
     """
 
     def __init__(self, config: TrainConfig, num_classes: int, devices: int = 1) -> None:
+        # Compiled steps are not traced, and a back end that this machine lacks holds the same.
+        config = replace(
+            config, trainer=replace(config.trainer, compile=False), model=replace(config.model, backend="auto")
+        )
         self.config = config
         self.kind = kind_of_device(config)
         self.granule = granule_of(self.kind)

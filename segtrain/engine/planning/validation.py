@@ -35,7 +35,7 @@ class InferenceTracer:
         self.granule = granule_of(kind_of_device(config))
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         with torch.device("meta"):
-            self.network: nn.Module = from_config(config.model, num_classes)
+            self.network: nn.Module = from_config(replace(config.model, backend="auto"), num_classes)
         with self.mode:
             on_fake_tensors(self.network)
         self.network.eval()
