@@ -1,8 +1,10 @@
 """Which processor computes, and what to install for the GPU of this machine."""
 
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -103,3 +105,29 @@ def peak_memory() -> int | None:
     except ImportError:  # Windows
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device now; on the CPU, those that the system and the container give this process's
+    share of, one of the machine's processes of this command."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else []
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free.append(1024 * int(lines["MemAvailable"].split()[0]))
+        group = Path("/sys/fs/cgroup")
+        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, KeyError, ValueError):  # another system, or a container without a limit
+        pass
+    if not free:
+        raise UsageError("this system does not say how much memory is free: give trainer.batch_size as a number")
+    return min(free) // processes
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU or the CPU had no memory left for a tensor."""
+    texts = ("can't allocate memory", "not enough memory", "out of memory")
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))

@@ -24,6 +24,14 @@ class UsageError(SegtrainError, ValueError):
     exit_status = 2
 
 
+class ImageTooLarge(SegtrainError):
+    """Too little memory to predict an image of that size [height, width]."""
+
+    def __init__(self, name: str, size: tuple[int, int]) -> None:
+        super().__init__(f"out of memory while predicting {name}, {size[1]}x{size[0]} (width x height)")
+        self.size = size
+
+
 def meant(wrong: object, known: Iterable[str], prefix: str = "", likeness: float = 0.6) -> str:
     """The end of a sentence about an unknown name: "; did you mean prefix + nearest?", or "" if none is near."""
     near = difflib.get_close_matches(str(wrong), list(known), 1, likeness)

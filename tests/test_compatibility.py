@@ -187,7 +187,7 @@ def test_plugins_as_users_have_written_them(home, ponds, plugin, words):
 
 
 # Options that came later, each with the value that behaves as before.
-ADDED = {"model": ["keep: exact"], "dataset": ["value_range: null"]}
+ADDED = {"model": ["keep: exact"], "dataset": ["value_range: null"], "trainer": ["auto_fit: false"]}
 OF_ONE_DATASET = {"value_range: null": "  name: folder\n"}
 
 

@@ -38,6 +38,13 @@ COMMANDS = {
          "segtrain train model=resnext50 dataset=cityscapes dataset.root=/data/cityscapes",
          "segtrain train experiment=toy optimizer.lr=0.02 name=higher_rate"),
     ),
+    "plan": Command(
+        "train", "plan memory: what fits on a GPU, and which options make it fit", config.PlanCommandConfig,
+        "segtrain.commands.plan:plan", None,
+        ("segtrain plan experiment=cityscapes_resnext101 plan.device_memory=12GB plan.devices=4",
+         "segtrain plan experiment=cityscapes_wider_resnet38 model.keep=8bit plan.device_memory=24GiB",
+         "segtrain plan experiment=toy output=planned"),
+    ),
     "replay": Command(
         "train", "rebuild and draw the batch of any step of a run", config.ReplayConfig,
         "segtrain.commands.replay:replay", "run",

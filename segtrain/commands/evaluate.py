@@ -7,6 +7,7 @@ from segtrain.config import EvaluateConfig, classifies, refuse_other_task, share
 from segtrain.console import say
 from segtrain.device import describe_device, resolve_device
 from segtrain.distributed.group import init_distributed
+from segtrain.engine.planning.automatic import advising
 from segtrain.files import as_component
 from segtrain.scoring.predictor import LoadedNetwork, load_network
 from segtrain.scoring.report import file_hash, print_table
@@ -36,9 +37,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "activation": loaded.options.activation, "checkpoint_sha256": file_hash(path), "step": step,
         }  # fmt: skip
         facts = NetworkFacts(str(path), step, trained_on, made_by | evaluator.published(loaded))
-        evaluation = evaluator.run(
-            loaded.network, device, dist, config.loader.count(), figures=config.pictures, facts=facts
-        )
+        with advising(loaded.options, loaded.network.num_classes, config.inference, device):
+            evaluation = evaluator.run(
+                loaded.network, device, dist, config.loader.count(), figures=config.pictures, facts=facts
+            )
         if dist.main:
             print_table(evaluation.result)
             say(str(evaluation.write(result_folder(config, path, loaded, split), examples=True)))

@@ -10,10 +10,11 @@ from segtrain.data.folders import files_below
 from segtrain.data.images import SUFFIXES, read_image
 from segtrain.data.labels import LabelTable
 from segtrain.device import describe_device
+from segtrain.engine.planning.automatic import advising
 from segtrain.errors import DataError, UsageError
 from segtrain.scoring import figures
 from segtrain.scoring.inference import Prediction
-from segtrain.scoring.predictor import load_predictor
+from segtrain.scoring.predictor import load_predictor, naming_image
 
 
 def predict(config: PredictConfig) -> Path:
@@ -38,7 +39,9 @@ def predict(config: PredictConfig) -> Path:
         except DataError as error:
             errors.append(str(error))
             continue
-        found = predictor.segment(image, config.inference, "prob" in config.outputs)
+        answering = advising(predictor.options, predictor.table.num_classes, config.inference, predictor.device)
+        with answering, naming_image(str(file), image):
+            found = predictor.segment(image, config.inference, "prob" in config.outputs)
         for kind in config.outputs:
             palette = predictor.table.colors if kind == "palette" else None
             figures.write_png(output / kind / f"{name}.png", draw_output(kind, image, found, predictor.table), palette)

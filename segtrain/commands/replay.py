@@ -22,7 +22,7 @@ def replay(config: ReplayConfig) -> Path:
     trained = config_of_run(folder, config)
     task = task_of(trained)(trained)
     data = task.data()
-    size = trained.trainer.batch_size
+    size = trained.trainer.images
     records = {
         sample["position"]: (rank, sample) for rank, line in recorded(folder, config.step) for sample in line["samples"]
     }

@@ -54,7 +54,7 @@ def verify_resume(config: VerifyConfig) -> None:
     if process_count() > 1:
         raise UsageError("verify-resume starts its own runs, each in one process: start it without torchrun")
     samples = config.trainer.overfit or task_of(config)(config).num_train
-    batch = config.trainer.batch_size
+    batch = config.trainer.images
     every, steps = schedule(batch, samples)
     say(f"plan       {steps} steps of {batch} of {samples} images, saved every {every}, killed between two saves")
     words = [*config.overrides, "trainer.epochs=null", "trainer.hours=null", f"trainer.max_steps={steps}"]

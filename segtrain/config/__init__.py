@@ -10,6 +10,7 @@ from segtrain.config.commands import (
     CommandConfig,
     ConvertConfig,
     InfoConfig,
+    PlanCommandConfig,
     ReplayConfig,
     RunsConfig,
     StreetsCommandConfig,
@@ -43,6 +44,7 @@ from segtrain.config.loss import LossConfig
 from segtrain.config.model import ModelConfig
 from segtrain.config.optimizer import OptimizerConfig
 from segtrain.config.options import option, option_of, require
+from segtrain.config.plan import PlanConfig
 from segtrain.config.results import EvaluateConfig, PredictConfig, ScoreConfig, SubmitConfig
 from segtrain.config.sampling import SamplingConfig
 from segtrain.config.schedule import ScheduleConfig
@@ -54,10 +56,10 @@ __all__ = [
     "AugmentationConfig", "CheckConfig", "CityscapesConfig", "CocoStuffConfig", "CommandConfig", "ConvertConfig",
     "DATASET_CONFIGS", "DatasetConfig", "EvaluateConfig", "FolderConfig", "IGNORE_INDEX", "ImageNetConfig",
     "InferenceConfig", "InfoConfig", "KittiConfig", "LENGTHS", "LoaderConfig", "LoggingConfig", "LossConfig",
-    "MixtureConfig", "ModelConfig", "OptimizerConfig", "PredictConfig", "ReplayConfig", "RunsConfig",
-    "SamplingConfig", "ScheduleConfig", "ScoreConfig", "StreetsCommandConfig", "StreetsConfig", "SubmitConfig",
-    "TrainConfig", "TrainerConfig", "VerifyConfig", "VistasConfig", "WeightsConfig", "classifies", "dataset_schema",
-    "is_safe", "names_pictures", "option", "option_of", "refuse_other_task", "refuse_pictures", "require",
-    "run_folder", "shared_values", "trained", "with_defaults",
+    "MixtureConfig", "ModelConfig", "OptimizerConfig", "PlanCommandConfig", "PlanConfig", "PredictConfig",
+    "ReplayConfig", "RunsConfig", "SamplingConfig", "ScheduleConfig", "ScoreConfig", "StreetsCommandConfig",
+    "StreetsConfig", "SubmitConfig", "TrainConfig", "TrainerConfig", "VerifyConfig", "VistasConfig", "WeightsConfig",
+    "classifies", "dataset_schema", "is_safe", "names_pictures", "option", "option_of", "refuse_other_task",
+    "refuse_pictures", "require", "run_folder", "shared_values", "trained", "with_defaults",
 ]
 # fmt: on

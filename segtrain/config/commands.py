@@ -1,4 +1,4 @@
-"""Options of the commands: what train, verify-resume, replay, runs, streets, check, info, weights and convert read."""
+"""Options of the commands: train, verify-resume, plan, replay, runs, streets, check, info, weights and convert."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +13,7 @@ from segtrain.config.loss import LossConfig
 from segtrain.config.model import SCALES, ModelConfig
 from segtrain.config.optimizer import OptimizerConfig
 from segtrain.config.options import LARGEST_SEED, LARGEST_SIZE, MOST_STEPS, Group, group, option, require
+from segtrain.config.plan import PlanConfig
 from segtrain.config.sampling import SamplingConfig
 from segtrain.config.schedule import ScheduleConfig
 from segtrain.config.trainer import TrainerConfig
@@ -148,6 +149,21 @@ class VerifyConfig(TrainConfig):
 
     output: str | None = option(None, "folder of the two runs (default: segtrain-out/verify-resume)", path=True)
     overrides: list[str] = option([], "words of the command line that both runs get; set by the command")
+
+    def check(self) -> Any:
+        require(
+            isinstance(self.trainer.batch_size, int), "trainer.batch_size", self.trainer.batch_size,
+            "both runs must be the same whatever memory is free; give a number",
+        )  # fmt: skip
+        return super().check()
+
+
+@dataclass
+class PlanCommandConfig(TrainConfig):
+    """plan: the options of the training that is planned, and the devices that it is planned for."""
+
+    output: str | None = option(None, "folder for plan.json and plan.png (default: segtrain-out/plan)", path=True)
+    plan: PlanConfig = group(PlanConfig)
 
 
 @dataclass

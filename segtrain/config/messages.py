@@ -19,7 +19,7 @@ FULL_KEY = re.compile(r"full_key: ([\w.\[\]]+)")
 UNSET_VARIABLE = re.compile(r"Environment variable '([^']*)' not found")
 WRONG_TYPE = re.compile(
     r"(?:Value '(.*)' of type .* could not be converted|Value '(.*)' is not a valid bool|Cannot convert '\w+' to string"
-    r"|Invalid (?:value|type) assigned)"
+    r"|Invalid (?:value|type) assigned|Value '(.*)' of type .* is incompatible with type hint)"
 )
 
 
@@ -62,9 +62,11 @@ def wrong_value(key: str, first: str, known: Mapping[str, Field[Any]], words: Se
     if match is None:
         return f"{key}: {first[0].lower() + first[1:]}{help_text}" + where_in_yaml(key, words)
     typed = [word.partition("=")[2] for word in words if word.lstrip("+").partition("=")[0] == key]
-    value = next(iter(typed[-1:]), match[1] or match[2])
+    value = next(iter(typed[-1:]), match[1] or match[2] or match[3])
     found = "a value of another type" if value is None else f"'{value}'"
     kind = type_name(item.type)
+    if option_of(item).other and kind.endswith(" or text"):
+        kind = " or ".join([kind.removesuffix(" or text"), *option_of(item).choices])
     article = "a " if kind.startswith(("number", "whole", "list", "mapping")) else ""
     return f"{key} must be {article}{kind}, got {found}{help_text}" + where_in_yaml(key, words)
 

@@ -196,7 +196,9 @@ def hint(key: str, option: Option, wrong: Any) -> str:
 
 
 def within(value: Any, option: Option) -> bool:
-    """Whether a number is within the bounds; nan is within none, and what is no number neither."""
+    """Whether a number is within the bounds; nan is within none, and what is no number neither, but for a choice."""
+    if isinstance(value, str) and value in option.choices:
+        return True
     bounds = (option.low, option.above, option.high, option.below, option.limit)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return all(bound is None for bound in bounds)
@@ -214,6 +216,7 @@ def within(value: Any, option: Option) -> bool:
 def bounds_text(item: Field[Any], values: list[Any]) -> str:
     """'greater than 0 and at most 1', '[height,width], each at least 32'."""
     option, null = option_of(item), can_be_null(item)
+    choice = "".join(f"{one} or " for one in option.choices if any(isinstance(value, str) for value in values))
     named = (("at least", option.low), ("greater than", option.above), ("at most", option.high))
     parts = [f"{words} {bound}" for words, bound in named if bound is not None]
     if option.below == inf:
@@ -222,7 +225,7 @@ def bounds_text(item: Field[Any], values: list[Any]) -> str:
         parts.append(f"less than {option.below}")
     text = " and ".join(parts + exceeded(option, values))
     if not (is_list(item) or option.items):
-        return text + (" or null" if null else "")
+        return choice + text + (" or null" if null else "")
     shape = f"[{','.join(option.items)}]" if option.items else "a list of numbers"
     return (
         shape

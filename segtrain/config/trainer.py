@@ -11,10 +11,12 @@ from segtrain.config.options import LARGEST_SEED, MOST_STEPS, Group, option, req
 class TrainerConfig(Group):
     PREFIX: ClassVar[str] = "trainer."
 
-    batch_size: int = option(
-        16, "images per step, over all processes and micro-batches", low=2, limit=65536,
+    batch_size: int | str = option(
+        16, "images per step, over all processes and micro-batches; auto: the most that fits", low=2,
+        limit=65536, choices=("auto",), other="number",
         why="in training, DeepLabV3's pooled branch has one value per image and channel to normalise over",
     )  # fmt: skip
+    auto_fit: bool = option(False, "choice of what saves memory, where a step does not fit the device")
     accumulation: int = option(1, "micro-batches per step in each process", low=1, limit=65536, resume=True)
     max_steps: int | None = option(None, "duration of the training [steps]", low=1, limit=MOST_STEPS, resume="longer")
     epochs: float | None = option(
@@ -90,8 +92,14 @@ class TrainerConfig(Group):
                 "trainer.parallel=fsdp does not support it; choose trainer.parallel=ddp",
             )  # fmt: skip
 
+    @property
+    def images(self) -> int:
+        """Images per step. trainer.batch_size=auto is a number by the time that a training reads it."""
+        assert isinstance(self.batch_size, int)
+        return self.batch_size
+
     def steps(self, samples: int) -> int | None:
         """Length of the training in steps for a dataset of that many samples; None where the clock decides."""
         if self.max_steps is not None:
             return self.max_steps
-        return None if self.epochs is None else max(1, round(self.epochs * samples / self.batch_size))
+        return None if self.epochs is None else max(1, round(self.epochs * samples / self.images))

@@ -84,6 +84,7 @@ class DatasetSpec(NamedTuple):
     `dataset.*`, None: those that every dataset has. splits: names for several splits together. tables: the published
     label tables with its classes, the default version's first. expected: what its label images usually hold.
     encodings: as `label_encodings`; encoding: the default one. submission: of its benchmark. licence: of its images.
+    image_size: height and width of a large image, for plans.
     """
 
     table: Callable[[Any], LabelTable]
@@ -102,6 +103,7 @@ class DatasetSpec(NamedTuple):
     encoding: str = "ids"
     submission: Submission | None = None
     licence: str = ""
+    image_size: tuple[int, int] | None = None
 
 
 def pair_samples(

@@ -7,12 +7,13 @@ from dataclasses import asdict
 from types import TracebackType
 
 import numpy as np
-import torch
 
 from segtrain.data.loader import Batch
+from segtrain.device import is_out_of_memory
 from segtrain.distributed.watchdog import PeerDied
 from segtrain.engine.blackbox import BlackBox
 from segtrain.engine.learner import Learner
+from segtrain.engine.planning.automatic import training_advice
 from segtrain.engine.progress_line import ProgressLine
 from segtrain.engine.run import Run, flatten
 from segtrain.engine.sinks import RunLog
@@ -32,6 +33,7 @@ class Monitor:
 
     def __init__(self, run: Run, learner: Learner, state: TrainState) -> None:
         self.run = run
+        self.learner = learner
         self.state = state
         self.dist = learner.dist
         self.guard = learner.guard
@@ -78,12 +80,11 @@ class Monitor:
             names = ", ".join(name for part in batch for name in part.names)
             where = f"step {step + 1}, rank {self.dist.rank}, images {names}"
             self.box.crash(step, batch, f"{type(error).__name__}: {error}")
-            if isinstance(error, torch.OutOfMemoryError):
-                raise SegtrainError(
-                    f"out of memory at {where}. The same run goes on with trainer.accumulation={2 * len(batch)} or on "
-                    "more GPUs; another one fits with model.recompute=blocks, trainer.precision=bf16 or a smaller "
-                    "augmentation.crop_size"
-                ) from error
+            if is_out_of_memory(error):
+                kept = f"{self.run.last} is untouched" if self.run.last.exists() else "nothing was saved yet"
+                learner = self.learner
+                advice = training_advice(self.run.config, learner.network.num_classes, self.dist.size, learner.device)
+                raise SegtrainError(f"out of memory at {where}; {kept}. By the plan, {advice}") from error
             print(f"segtrain: at {where}:", file=sys.stderr, flush=True)
             raise
 

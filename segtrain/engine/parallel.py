@@ -147,7 +147,7 @@ def smallest_micro_batch(config: TrainConfig, dist: World, loss: Loss) -> int:
     """Images in the smallest micro-batch. UsageError where the batch cannot be divided between the processes."""
     options = config.trainer
     parts = dist.size * options.accumulation
-    smallest = options.batch_size // parts
+    smallest = options.images // parts
     how = f"{dist.size} processes x trainer.accumulation={options.accumulation}"
     key = f"trainer.batch_size={options.batch_size} is not possible"
     if smallest == 0:

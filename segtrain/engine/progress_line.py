@@ -62,7 +62,7 @@ class ProgressLine:
         spent = max(time.monotonic() - self.since, 1e-9)
         self.busy += spent
         self.steps += self.steps_since
-        speed = self.steps_since * self.config.trainer.batch_size / spent
+        speed = self.steps_since * self.config.trainer.images / spent
         wait = self.waited / spent
         losses = self.state.losses
         mean = math.fsum(losses) / len(losses) if losses else None

@@ -86,6 +86,7 @@ class Run:
         if found is None:
             return None
         self.source, saved = found
+        adopt_chosen(self.config, saved["config"])
         changes = config_changes(with_defaults(saved["config"]), asdict(self.config))
         if changes:
             listed = "\n".join(f"  {key}: {old} in the run, {new} asked for" for key, old, new in changes)
@@ -272,6 +273,15 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         result |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return result
+
+
+def adopt_chosen(config: TrainConfig, stored: dict[str, Any]) -> None:
+    """Take over what the run has chosen by the memory of its device: a resume never chooses again."""
+    if config.trainer.batch_size == "auto":
+        config.trainer.batch_size = stored["trainer"]["batch_size"]
+    if config.trainer.auto_fit and stored["trainer"].get("auto_fit"):
+        config.model.recompute, config.model.keep = stored["model"]["recompute"], stored["model"]["keep"]
+        config.trainer.accumulation = stored["trainer"]["accumulation"]
 
 
 def config_changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -45,18 +45,46 @@ def check_before_data(config: TrainConfig) -> None:
 def prepare_task(config: TrainConfig, saved: dict[str, Any] | None) -> Task:
     """List the images of the configured dataset. saved: the checkpoint of the run, None for a new one.
 
-    UsageError if the file of initial weights is missing: it is checked before the data, which take longer. UsageError
-    too if the learning rate would rise until the training ends.
+    UsageError if the file of initial weights is missing: it is checked before the data, which take longer.
     """
     if saved is None and config.model.weights != "none":
         existing(Path(config.model.weights))
     task = task_of(config)(config)
-    warm_up, steps = config.schedule.warmup_steps, config.trainer.steps(task.num_train)
+    if isinstance(config.trainer.batch_size, int):  # else it is known later
+        require_warm_up(config, task.num_train)
+    return task
+
+
+def require_warm_up(config: TrainConfig, images: int) -> None:
+    """UsageError if the learning rate would rise until the training on that many images ends."""
+    warm_up, steps = config.schedule.warmup_steps, config.trainer.steps(images)
     require(
         steps is None or warm_up == 0 or warm_up < steps, "schedule.warmup_steps", warm_up,
         f"the training has {steps} steps: give fewer, or 0",
     )  # fmt: skip
-    return task
+
+
+def fit_to_memory(
+    config: TrainConfig, task: Task, dist: World, device: torch.device, run: Run, saved: dict[str, Any] | None
+) -> None:
+    """Set trainer.batch_size=auto to a number, and with trainer.auto_fit choose what saves memory, for a new run.
+
+    A resumed run has taken over what was chosen. A collective call; DataError if the processes have restored different
+    checkpoints.
+    """
+    run.require_same_step((saved or {}).get("step", 0))
+    options = config.trainer
+    if saved is not None or (options.batch_size != "auto" and not options.auto_fit):
+        return
+    from segtrain.engine.planning.automatic import choose, device_budget
+
+    budget = int(min(dist.all_gather(device_budget(device))))
+    chosen = choose(config, task.num_classes, dist.size, budget, device, task.num_train) if dist.main else None
+    chosen = dist.all_gather(chosen)[0]
+    for key, value in chosen.items():
+        group, _, name = key.partition(".")
+        setattr(getattr(config, group), name, value)
+    require_warm_up(config, task.num_train)
 
 
 def build_learner(
@@ -94,7 +122,7 @@ def step_batches(
     Closing ends the loader processes.
     """
     options, loader = config.trainer, config.loader
-    order = MicroBatches(options.batch_size, state.step, state.max_steps, dist.rank, dist.size, options.accumulation)
+    order = MicroBatches(options.images, state.step, state.max_steps, dist.rank, dist.size, options.accumulation)
     pinned = device.type == "cuda"
     return training_batches(data, order, loader.count(), pinned, loader.prefetch, preemption.asked)
 
@@ -105,7 +133,7 @@ def warn_of_other_statistics(before: dict[str, Any], now: dict[str, Any], config
         return
     parts_before, parts = (session["processes"] * session["accumulation"] for session in (before, now))
     if parts_before != parts:
-        crops, before_crops = (config.trainer.batch_size / number for number in (parts, parts_before))
+        crops, before_crops = (config.trainer.images / number for number in (parts, parts_before))
         say(f"WARNING    norms see {crops:g} crops at a time from here on, and saw {before_crops:g} before")
 
 
@@ -138,6 +166,6 @@ def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, sta
         say(f"WARNING    {task.num_shared} of these {task.num_val} validation images are trained on: their score says "
             "nothing about other images")  # fmt: skip
     parts = dist.size * trainer.accumulation
-    divided = f" ({trainer.batch_size / parts:g} at a time x {trainer.accumulation} in each of {dist.size})"
-    say(f"training   {state} of {trainer.batch_size} {task.batch_of}{divided if parts > 1 else ''} "
+    divided = f" ({trainer.images / parts:g} at a time x {trainer.accumulation} in each of {dist.size})"
+    say(f"training   {state} of {trainer.images} {task.batch_of}{divided if parts > 1 else ''} "
         f"{config.augmentation.crop_size}, seed {trainer.seed}, {config.loader.count()} loader processes")  # fmt: skip

@@ -11,7 +11,14 @@ from segtrain.engine.monitor import Monitor
 from segtrain.engine.parallel import smallest_micro_batch
 from segtrain.engine.preemption import Preemption
 from segtrain.engine.run import open_run
-from segtrain.engine.start import build_learner, check_before_data, prepare_task, print_start, step_batches
+from segtrain.engine.start import (
+    build_learner,
+    check_before_data,
+    fit_to_memory,
+    prepare_task,
+    print_start,
+    step_batches,
+)
 from segtrain.engine.state import TrainState
 from segtrain.engine.validator import Validator
 
@@ -29,8 +36,8 @@ def train(config: TrainConfig) -> Path:
         with dist.main_process_first():
             saved = run.restore()  # the newest checkpoint of this run, None for a new one
             task = prepare_task(config, saved)
+        fit_to_memory(config, task, dist, device, run, saved)
         state = TrainState(config.trainer, task.num_train, task.metric, saved)
-        run.require_same_step(state.step)
         if saved is not None and state.finished and run.evaluation is not None:
             return run.report_finished(state)
         loss = task.loss()

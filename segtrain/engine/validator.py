@@ -7,6 +7,7 @@ from segtrain.console import say
 from segtrain.engine.checkpoint_writer import CheckpointWriter
 from segtrain.engine.learner import Learner
 from segtrain.engine.monitor import Monitor
+from segtrain.engine.planning.automatic import advising
 from segtrain.engine.preemption import Preempted, Preemption
 from segtrain.engine.run import Run
 from segtrain.engine.state import TrainState
@@ -57,11 +58,13 @@ class Validator:
         """Score by the task's own evaluator. A collective call."""
         config, step = self.run.config, self.state.step
         card = {"step": step, "weights": "raw" if self.learner.average is None else "averaged"}
-        return self.evaluator.run(
-            self.learner.evaluation_model(), self.learner.device, self.dist, config.loader.count(), self.interruptible,
-            config.logging.pictures if self.dist.main else 0,
-            facts=NetworkFacts(str(self.run.last), step, self.run.trained_on, card), stopped=self.preemption.asked,
-        )  # fmt: skip
+        device, classes = self.learner.device, self.task.num_classes
+        with advising(config.model, classes, config.inference, device):
+            return self.evaluator.run(
+                self.learner.evaluation_model(), device, self.dist, config.loader.count(), self.interruptible,
+                config.logging.pictures if self.dist.main else 0,
+                facts=NetworkFacts(str(self.run.last), step, self.run.trained_on, card), stopped=self.preemption.asked,
+            )  # fmt: skip
 
     def interruptible(self, items: Iterator[T], rounds: int) -> Iterator[T]:
         """The items of a validation, between which a signal may stop it. Keeps state.json up to date."""

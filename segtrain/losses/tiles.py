@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,17 @@ from segtrain.losses.base import Groups, Loss
 
 # Elements of a tile (rows, classes, columns), by device: what fits a core's cache, and what keeps a GPU busy.
 TILE_ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
+
+
+@contextmanager
+def tiles_of(device: str) -> Iterator[None]:
+    """Inside, tensors on the CPU are cut as on this kind of device: to plan a GPU's memory without one."""
+    before = TILE_ELEMENTS["cpu"]
+    TILE_ELEMENTS["cpu"] = TILE_ELEMENTS[device]
+    try:
+        yield
+    finally:
+        TILE_ELEMENTS["cpu"] = before
 
 
 class TiledLoss(Loss):

@@ -53,14 +53,30 @@ def segment(network: Network, image: Tensor, options: InferenceConfig, probabili
     their probabilities, each view's logits enlarged first. probability: return that class's probability too.
     """
     size = (image.shape[2], image.shape[3])
-    flips = (False, True) if options.flip else (False,)
-    views = [view(network, image, scale, mirrored, options) for scale in options.scales for mirrored in flips]
+    views = all_views(network, image, options)
     device = views[0].device
     train_ids = None if len(views) > 1 or device.type != "cpu" else upsampled_argmax(views[0].float(), size)
     if train_ids is not None and not probability:
         return Prediction(train_ids, None)
-    best = torch.empty(size, dtype=torch.uint8, device=device)
-    certain = torch.empty(size, device=device) if probability else None
+    best, certain = fused(views, size, probability)
+    return Prediction(
+        best.cpu().numpy() if train_ids is None else train_ids, None if certain is None else certain.cpu().numpy()
+    )
+
+
+def all_views(network: Network, image: Tensor, options: InferenceConfig) -> list[Tensor]:
+    """Logits (C, h, w) at every scale, each followed by those of the mirrored image if options.flip."""
+    flips = (False, True) if options.flip else (False,)
+    return [view(network, image, scale, mirrored, options) for scale in options.scales for mirrored in flips]
+
+
+def fused(views: list[Tensor], size: tuple[int, int], probability: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Enlarge the logits (C, h, w) of all views to `size`, strip by strip, and take the best class of their mean.
+
+    Returns the class, uint8 (H, W), and if asked for its probability, float32 (H, W), where the views are.
+    """
+    best = torch.empty(size, dtype=torch.uint8, device=views[0].device)
+    certain = torch.empty(size, device=views[0].device) if probability else None
     rows = max(1, STRIP // (len(views[0]) * size[1]))
     for top in range(0, size[0], rows):
         bottom = min(top + rows, size[0])
@@ -72,9 +88,7 @@ def segment(network: Network, image: Tensor, options: InferenceConfig, probabili
         best[top:bottom] = scores.argmax(0)
         if certain is not None:
             certain[top:bottom] = scores.amax(0) / len(views) if len(views) > 1 else scores.softmax(0).amax(0)
-    return Prediction(
-        best.cpu().numpy() if train_ids is None else train_ids, None if certain is None else certain.cpu().numpy()
-    )
+    return best, certain
 
 
 def enlarged(logits: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:

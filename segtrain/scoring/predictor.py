@@ -1,5 +1,7 @@
 """Networks out of files, ready to be used: `segtrain.load(checkpoint).predict(image)`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +11,8 @@ import torch
 from segtrain.config import InferenceConfig, ModelConfig, names_pictures, with_defaults
 from segtrain.console import say
 from segtrain.data.labels import LabelTable
-from segtrain.device import resolve_device
-from segtrain.errors import UsageError
+from segtrain.device import is_out_of_memory, resolve_device
+from segtrain.errors import ImageTooLarge, UsageError
 from segtrain.models import BACKBONES, HEADS, Classifier, Segmenter, from_config
 from segtrain.models.preprocess import normalise_images
 from segtrain.scoring.inference import Prediction, fitted, nearest, segment
@@ -52,6 +54,17 @@ class Predictor(NamedTuple):
             return found
         size, certain = (image.shape[0], image.shape[1]), found.probability
         return Prediction(nearest(found.train_ids, size), None if certain is None else nearest(certain, size))
+
+
+@contextmanager
+def naming_image(name: str, image: np.ndarray) -> Iterator[None]:
+    """Inside, running out of memory is the fault of this image (H, W, 3): ImageTooLarge."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ImageTooLarge(name, (image.shape[0], image.shape[1])) from error
 
 
 class LoadedNetwork(NamedTuple):

@@ -36,7 +36,7 @@ from segtrain.models import Segmenter
 from segtrain.scoring import figures
 from segtrain.scoring.extra_metrics import metric_scalars
 from segtrain.scoring.position_prior import PositionPrior
-from segtrain.scoring.predictor import LoadedNetwork, Predictor
+from segtrain.scoring.predictor import LoadedNetwork, Predictor, naming_image
 from segtrain.scoring.report import CONFUSION, Evaluation, protocol, seen_images, seen_in_training, summarise
 from segtrain.scoring.scores import Scores
 from segtrain.tasks.base import Evaluator, Task
@@ -223,7 +223,9 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         samples = [self.samples[number] for number in numbers]
         with closing(evaluation_samples(samples, self.table, workers, stopped)) as items:
             for item in items:
-                yield LabelledImage(item, predictor.predict(item.image, self.inference))
+                with naming_image(str(item.sample.image), item.image):
+                    prediction = predictor.predict(item.image, self.inference)
+                yield LabelledImage(item, prediction)
 
     def counts(self) -> SegmentationCounts:
         scores = Scores(self.table, dataset_spec(self.data).rules, self.boundary)

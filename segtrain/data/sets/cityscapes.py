@@ -75,5 +75,5 @@ DATASET = DatasetSpec(
     table, files, CITYSCAPES, PUBLISHED, answer=prediction_pattern, family="cityscapes", identity=identity,
     options=CityscapesConfig, tables=("cityscapes",), expected=Expected(("road", "vegetation")),
     submission=Submission("https://www.cityscapes-dataset.com/submit"),
-    licence="non-commercial (https://www.cityscapes-dataset.com/license)",
+    licence="non-commercial (https://www.cityscapes-dataset.com/license)", image_size=(1024, 2048),
 )  # fmt: skip

@@ -244,5 +244,5 @@ DATASET = DatasetSpec(
     table, files, COCOSTUFF, PUBLISHED, family="coco", identity=identity, options=CocoStuffConfig,
     tables=("cocostuff",), expected=Expected(("unlabeled",)), encodings=encodings, encoding="pixelmap",
     submission=Submission("the COCO stuff challenge's page", contents=submitted, verify=verify_submission),
-    licence="annotations CC BY 4.0, images by Flickr's terms of use",
+    licence="annotations CC BY 4.0, images by Flickr's terms of use", image_size=(640, 640),
 )  # fmt: skip

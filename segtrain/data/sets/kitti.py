@@ -43,5 +43,5 @@ DATASET = DatasetSpec(
     table, files, KITTI, {"trainval": 200, "test": 200}, scored="trainval", family="kitti", options=KittiConfig,
     splits={}, expected=Expected(("road", "vegetation")),
     submission=Submission("https://www.cvlibs.net/datasets/kitti/user_submit.php", "semantic/{}.png"),
-    licence="CC BY-NC-SA 3.0",
+    licence="CC BY-NC-SA 3.0", image_size=(376, 1242),
 )  # fmt: skip

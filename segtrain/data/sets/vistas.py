@@ -92,4 +92,5 @@ DATASET = DatasetSpec(
     table, files, VISTAS, PUBLISHED, family="vistas", options=VistasConfig, tables=("vistas_v1.2", "vistas_v2.0"),
     expected=Expected(("construction--flat--road", "nature--sky"), labels_of_v2),
     submission=Submission("the Vistas challenge's page on CodaLab"), licence="CC BY-NC-SA 4.0 (v2.0)",
+    image_size=(3024, 4032),
 )  # fmt: skip

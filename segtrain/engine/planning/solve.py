@@ -1,0 +1,246 @@
+"""Solve for what fits: the largest batch for a crop, the largest crop for a batch, for every way to save memory."""
+
+import multiprocessing
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields, replace
+from typing import NamedTuple
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from segtrain.config import ModelConfig, TrainConfig, classifies, option_of
+from segtrain.engine.planning.trace import StepTrace, StepTracer
+from segtrain.errors import UsageError
+from segtrain.threads import cpus
+
+LEAST = 2  # images of a micro-batch: DeepLabV3's pooled branch normalises over them
+MOST = 256  # images of a micro-batch that are looked at: losses go through them one by one
+MOST_WHOLE = 4096  # the same for image classification, whose loss does not
+CLEAR = 0.01  # of the memory: a larger distance from the limit needs no trace to be believed
+LARGEST_CROP = 8192  # pixels
+
+
+class Line(NamedTuple):
+    """Bytes of a step as a function of the pixels of its micro-batch."""
+
+    base: float
+    slope: float
+
+    @classmethod
+    def through(cls, first: tuple[float, int], second: tuple[float, int]) -> "Line":
+        slope = (second[1] - first[1]) / (second[0] - first[0])
+        return cls(first[1] - slope * first[0], slope)
+
+    def at(self, pixels: float) -> float:
+        return self.base + self.slope * pixels
+
+
+class Answer(NamedTuple):
+    """What fits for one way to save memory.
+
+    now: the step as configured, on one device. batch: most images per step over all devices and micro-batches, 0 if
+    not even the smallest fits; crop: largest [height, width] for the configured batch, None likewise. line: of the two
+    traces that the figures come from. traces: steps traced.
+    """
+
+    name: str
+    now: StepTrace
+    batch: int
+    crop: tuple[int, int] | None
+    line: Line
+    traces: int
+
+
+class Question(NamedTuple):
+    """What is asked: a way to train, and the memory that one device has for it (bytes, without the reserve)."""
+
+    name: str
+    config: TrainConfig
+    num_classes: int
+    devices: int
+    memory: int
+    most: int = 0  # images of a micro-batch; 0: MOST or MOST_WHOLE
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Images of a micro-batch that are looked at."""
+        usual = MOST_WHOLE if classifies(self.config.dataset) else MOST
+        return LEAST, max(LEAST, min(self.most or usual, usual))
+
+
+def micro_batch(config: TrainConfig, devices: int) -> int:
+    """Images of the largest micro-batch of one device; the smallest one possible for trainer.batch_size=auto."""
+    batch, parts = config.trainer.batch_size, devices * config.trainer.accumulation
+    return LEAST if isinstance(batch, str) else max(LEAST, -(-batch // parts))
+
+
+# ------------------------------------------------------------------------------------------------ ways to save memory
+
+
+def ways(config: TrainConfig) -> tuple[dict[str, TrainConfig], dict[str, str]]:
+    """The norms, alone and with each recompute and keep: name -> options; and name -> why it is not possible.
+
+    Synchronised norms are left out unless configured: they exchange vectors and keep what In-Place ABN keeps.
+    """
+    choices = {item.name: option_of(item).choices for item in fields(ModelConfig)}
+    norms = [norm for norm in choices["norm"] if not norm.endswith("_sync") or norm == config.model.norm]
+    possible: dict[str, TrainConfig] = {}
+    refused: dict[str, str] = {}
+    for norm in norms:
+        named = {norm: ("none", "exact")}
+        named |= {f"{norm}+{one}": (one, "exact") for one in choices["recompute"] if one != "none"}
+        named |= {f"{norm}+{one}": ("none", one) for one in choices["keep"] if one != "exact"}
+        for name, (recompute, keep) in named.items():
+            try:
+                possible[name] = with_model(config, norm, recompute, keep)
+            except UsageError as error:
+                refused[name] = str(error)
+    return possible, refused
+
+
+def with_model(config: TrainConfig, norm: str, recompute: str, keep: str) -> TrainConfig:
+    """The options with another norm, recompute and keep. UsageError where these do not go together."""
+    in_place = norm.startswith("inplace_abn")
+    model = replace(
+        config.model, norm=norm, recompute=recompute, keep=keep,
+        norm_variant=config.model.norm_variant if in_place else "one",
+        scale="abs" if norm.startswith("batch_norm") else config.model.scale,
+    )  # fmt: skip
+    model.check()
+    return replace(config, model=model)
+
+
+def name_of(config: TrainConfig) -> str:
+    """The name of the configured way, as in `ways`; with both savings for both."""
+    model = config.model
+    return "+".join([model.norm, *[s for s in (model.recompute, model.keep) if s not in ("none", "exact")]])
+
+
+# ------------------------------------------------------------------------------------------------ solving
+
+
+def solve(question: Question, tracer: StepTracer, configured: StepTrace, crops: bool = True) -> Answer:
+    """The largest batch and, if asked for, the largest crop that fit, each traced. configured: that step, traced."""
+    config, memory = question.config, question.memory
+    height, width = config.augmentation.crop_size
+    images, area = micro_batch(config, question.devices), height * width
+    seen = {(images, height, width): configured}
+
+    def peak(count: int, high: int, wide: int) -> int:
+        if (count, high, wide) not in seen:
+            seen[count, high, wide] = tracer.trace(count, (high, wide))
+        return seen[count, high, wide].peak
+
+    first = Line.through((0, sum(tracer.static.values())), (images * area, configured.peak))
+    found, line = largest(lambda n: peak(n, height, width), lambda n: n * area, memory, question.limits, first)
+    step = config.model.output_stride
+    limits = -(-32 // step), LARGEST_CROP // step  # whole cells
+
+    def size(cells: int) -> tuple[int, int]:
+        return step * cells, step * max(1, round(cells * width / height))
+
+    cells = 0
+    if crops:
+        cells, _ = largest(
+            lambda k: peak(images, *size(k)), lambda k: images * size(k)[0] * size(k)[1], memory, limits, line
+        )
+    parts = question.devices * config.trainer.accumulation
+    crop = size(cells) if cells else None
+    return Answer(question.name, configured, found * parts, crop, line, len(seen))
+
+
+def largest(
+    needs: Callable[[int], int], pixels: Callable[[int], int], memory: int, limits: tuple[int, int], line: Line
+) -> tuple[int, Line]:
+    """The largest number within the limits whose needs are at most `memory`, 0 if there is none; and the line that
+    the last two traces gave.
+
+    needs: traces, grows with the number. line: a first guess. The answer itself is traced, and the next number too
+    where the line leaves open whether it fits.
+    """
+    fits, fails = 0, limits[1] + 1
+    points: list[tuple[float, int]] = []
+    guess = below(line, pixels, memory, limits)
+    while fails - fits > 1:
+        guess = min(max(guess, fits + 1, limits[0]), fails - 1)
+        found = needs(guess)
+        points.append((pixels(guess), found))
+        if found <= memory:
+            fits = guess
+        elif guess == limits[0]:
+            return 0, line
+        else:
+            fails = guess
+        if len(points) > 1 and points[-1][0] != points[-2][0]:
+            line = Line.through(points[-2], points[-1])
+        elif found:
+            line = Line(line.base, (found - line.base) / pixels(guess))
+        if fits and line.at(pixels(fits + 1)) > memory * (1 + CLEAR):
+            break
+        guess = below(line, pixels, memory, limits)
+    return fits, line
+
+
+def below(line: Line, pixels: Callable[[int], int], memory: int, limits: tuple[int, int]) -> int:
+    """The largest number within the limits that fits by the line, else the least one."""
+    low, high = limits[0], limits[1] + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if line.at(pixels(middle)) <= memory else (low, middle)
+    return low
+
+
+# ------------------------------------------------------------------------------------------------ many questions
+
+
+def solve_all(questions: Iterable[Question]) -> dict[str, Answer]:
+    """The answers by name. Of ways that hold the same bytes when traced as configured, one is solved for all.
+
+    Several processes share the work where they can be forked.
+    """
+    groups: dict[tuple[object, ...], list[Question]] = defaultdict(list)
+    for question in questions:
+        model = question.config.model
+        kind = model.norm if model.norm.startswith("inplace_abn") else ""
+        groups[kind, model.recompute.partition("_")[0], model.keep, question.config.trainer.precision].append(question)
+    work = sorted(groups.values(), key=len, reverse=True)
+    count = min(cpus(), len(work))
+    if count > 1 and "fork" in multiprocessing.get_all_start_methods() and not torch.cuda.is_initialized():
+        import_fake_kernels()
+        with ProcessPoolExecutor(count, multiprocessing.get_context("fork")) as pool:
+            answers = list(pool.map(solve_group, work))
+    else:
+        answers = [solve_group(group) for group in work]
+    return {answer.name: answer for group in answers for answer in group}
+
+
+def import_fake_kernels() -> None:
+    """Import what the first operation on a fake tensor imports, once for all processes."""
+    with FakeTensorMode():
+        torch.nn.functional.conv2d(torch.empty(1, 1, 8, 8), torch.empty(1, 1, 3, 3)).relu().sum()
+
+
+def solve_group(questions: list[Question]) -> list[Answer]:
+    return list(answers_of(questions))
+
+
+def answers_of(questions: list[Question]) -> Iterator[Answer]:
+    """The answers to questions that may all have the same one."""
+    known: list[Answer] = []
+    for question in questions:
+        tracer = StepTracer(question.config, question.num_classes, question.devices)
+        height, width = question.config.augmentation.crop_size
+        now = tracer.trace(micro_batch(question.config, question.devices), (height, width), details=True)
+        same = next((one for one in known if alike(one.now, now)), None)
+        if same is None:
+            known.append(solve(question, tracer, now))
+            yield known[-1]
+        else:
+            yield same._replace(name=question.name, now=now, traces=1)
+
+
+def alike(one: StepTrace, other: StepTrace) -> bool:
+    """Whether two steps hold the same maps; vectors may differ."""
+    return abs(one.peak - other.peak) + abs(one.kept - other.kept) < 1e-3 * one.peak
