@@ -50,6 +50,8 @@ def result_folder(config: EvaluateConfig, path: Path, loaded: LoadedNetwork, spl
     if config.output:
         return Path(config.output)
     activation = [config.activation] if config.activation else []
-    name = as_component("-".join([config.dataset.name, split, config.inference.name, *activation]))
+    mapped = [] if config.taxonomy == "none" else [Path(config.taxonomy).stem.replace(":", "-")]
+    mapped += [config.taxonomy_rest] if mapped and config.taxonomy_rest != "void" else []
+    name = as_component("-".join([config.dataset.name, split, config.inference.name, *activation, *mapped]))
     is_published = "report" in loaded.metadata
     return (Path("segtrain-out/evaluate") / path.name if is_published else path.parent / "evaluations") / name

@@ -27,7 +27,9 @@ def predict(config: PredictConfig) -> Path:
     source = Path(config.input)
     files = find_images(source)
     names = output_names(source, files)
-    predictor = load_predictor(config.checkpoint or "", config.device, config.checkpoint_weights)
+    predictor = load_predictor(
+        config.checkpoint or "", config.device, config.checkpoint_weights, config.taxonomy, config.taxonomy_rest
+    )
     say(f"checkpoint  {config.checkpoint}, step {predictor.metadata['step']}")
     say(f"predicting  {len(files)} images, inference {config.inference.name}, on {describe_device(predictor.device)}")
     output = Path(config.output or "segtrain-out/predict")

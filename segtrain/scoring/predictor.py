@@ -8,6 +8,7 @@ import torch
 
 from segtrain.config import InferenceConfig, ModelConfig, names_pictures, with_defaults
 from segtrain.console import say
+from segtrain.data.class_mapping import ClassMapping, class_mapping
 from segtrain.data.labels import LabelTable
 from segtrain.device import resolve_device
 from segtrain.errors import UsageError
@@ -21,7 +22,8 @@ from segtrain.weights.network_file import run_content
 class Predictor(NamedTuple):
     """A segmentation network with everything that using it needs. The network is in eval mode on `device`.
 
-    metadata: what else its file holds, as of `LoadedNetwork`.
+    table: the classes that are predicted. metadata: what else its file holds, as of `LoadedNetwork`. mapping: how the
+    network's own classes make up those of the table, None if they are the same.
     """
 
     network: Segmenter
@@ -29,9 +31,10 @@ class Predictor(NamedTuple):
     options: ModelConfig
     device: torch.device
     metadata: dict[str, Any] = {}
+    mapping: ClassMapping | None = None
 
     def predict(self, image: np.ndarray, inference: InferenceConfig | None = None) -> np.ndarray:
-        """RGB uint8 (H, W, 3) -> train ids uint8 (H, W)."""
+        """RGB uint8 (H, W, 3) -> train ids uint8 (H, W); 255 where a taxonomy leads to void."""
         return self.segment(image, inference).train_ids
 
     def segment(
@@ -47,7 +50,7 @@ class Predictor(NamedTuple):
             logits: torch.Tensor = self.network(ready, upsample=False)
             return logits
 
-        found = segment(network, tensor, options, probability)
+        found = segment(network, tensor, options, probability, self.mapping)
         if options.longest_side is None:
             return found
         size, certain = (image.shape[0], image.shape[1]), found.probability
@@ -67,17 +70,25 @@ class LoadedNetwork(NamedTuple):
     averaged: bool
 
 
-def load_predictor(path: Path | str, device: str = "auto", weights: str = "auto") -> Predictor:
+def load_predictor(
+    path: Path | str, device: str = "auto", weights: str = "auto", taxonomy: str = "none", taxonomy_rest: str = "void",
+    target: LabelTable | None = None,
+) -> Predictor:  # fmt: skip
     """Load the segmentation network in a checkpoint or other file of weights.
 
-    device: auto, cuda or cpu. weights: as of `load_network`. UsageError for a network of image classification.
+    device: auto, cuda or cpu. weights: as of `load_network`. taxonomy, taxonomy_rest, target: as of `class_mapping`;
+    what is mapped is printed. UsageError for a network of image classification.
     """
     on = resolve_device(device)
     loaded = load_network(Path(path), on, weights)
     if not isinstance(loaded.network, Segmenter):
         raise UsageError(names_pictures(Path(path)))
     table = LabelTable.from_dict(loaded.metadata["classes"])
-    return Predictor(loaded.network, table, loaded.options, on, loaded.metadata)
+    mapping = class_mapping(table, target, taxonomy, taxonomy_rest)
+    if mapping is not None:
+        say("\n".join(mapping.lines()))
+        table = mapping.target
+    return Predictor(loaded.network, table, loaded.options, on, loaded.metadata, mapping)
 
 
 def load_network(
