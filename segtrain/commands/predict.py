@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segtrain.config import PredictConfig
+from segtrain.config import PredictConfig, checkpoint_line
 from segtrain.console import Progress, say
 from segtrain.data.images import read_image
 from segtrain.data.labels import LabelTable
@@ -30,7 +30,7 @@ def predict(config: PredictConfig) -> Path:
     predictor = load_predictor(
         config.checkpoint or "", config.device, config.checkpoint_weights, config.taxonomy, config.taxonomy_rest
     )
-    say(f"checkpoint  {config.checkpoint}, step {predictor.metadata['step']}")
+    say(f"checkpoint  {checkpoint_line(Path(config.checkpoint or ''), config.run, predictor.metadata)}")
     say(f"predicting  {len(files)} images, inference {config.inference.name}, on {describe_device(predictor.device)}")
     output = Path(config.output or "segtrain-out/predict")
     errors = []

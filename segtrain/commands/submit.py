@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from segtrain.commands.score import expect_encoding, find_answers, known_encodings
-from segtrain.config import IGNORE_INDEX, SubmitConfig
+from segtrain.config import IGNORE_INDEX, SubmitConfig, checkpoint_line
 from segtrain.console import Progress, say
 from segtrain.data.class_mapping import require_same_labels
 from segtrain.data.images import read_header, read_image
@@ -84,7 +84,7 @@ def predict_labels(config: SubmitConfig, images: dict[str, Path], table: LabelTa
     options = json.dumps([asdict(config.inference), config.checkpoint_weights, *mapped])
     recipe = f"{as_component(config.inference.name)}-{hashlib.sha256(options.encode()).hexdigest()[:8]}"
     folder = output / f"labels-{file_hash(path)[:12]}-{recipe}"
-    say(f"checkpoint  {path}")
+    say(f"checkpoint  {checkpoint_line(path, config.run, predictor.metadata)}")
     say(f"predicting  {len(images)} images, inference {config.inference.name}, on {describe_device(predictor.device)}")
     progress = Progress("predicting", len(images))
     answers = {name: folder / f"{name}.png" for name in images}

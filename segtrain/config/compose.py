@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from segtrain.config.chosen_checkpoint import checkpoint_path
 from segtrain.config.commands import CommandConfig, TrainConfig, refuse_other_task
 from segtrain.config.dataset import DATASET_CONFIGS, DatasetConfig
 from segtrain.config.inference import InferenceConfig
@@ -260,13 +261,6 @@ def read_dataset_file(path: Path) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints
-
-
-def checkpoint_path(checkpoint: Any, run: Any) -> Path:
-    """The checkpoint that the options name. UsageError unless exactly one of them is given."""
-    if (checkpoint is None) == (run is None):
-        raise UsageError("give checkpoint=FILE or run=FOLDER, one of them: a run keeps last.pt and best.pt")
-    return Path(str(checkpoint)) if checkpoint is not None else Path(str(run)) / "last.pt"
 
 
 def store_checkpoint(store: Any, request: Request, names: set[str]) -> None:

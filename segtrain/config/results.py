@@ -15,11 +15,11 @@ BOUNDARY = "Boundary IoU too: classes within 2 % of the diagonal from their edge
 
 
 def checkpoint_option() -> Any:
-    return option(None, "checkpoint of a run, or published weights as downloaded", path=True)
+    return option(None, "checkpoint of a run, or published weights as downloaded; with run=: last, best", path=True)
 
 
 def run_option() -> Any:
-    return option(None, "run folder whose last.pt is used, instead of checkpoint", path=True)
+    return option(None, "run folder; takes last.pt, and best.pt if the run has trainer.patience", path=True)
 
 
 def checkpoint_weights_option() -> Any:

@@ -97,6 +97,9 @@ class Run:
         before, now = flatten(saved["config"]), flatten(asdict(self.config))
         for key in LENGTHS:
             if before.get(key) != now[key]:
+                patience, best = self.config.trainer.patience, saved.get("best", {})
+                if patience is not None and best.get("since", 0) >= patience:  # it has ended early, and goes on now
+                    saved["best"] = best | {"since": 0}
                 longer = "from here on the learning rate is that of the longer run"
                 say(f"{key}={now[key]} instead of {before.get(key)}: {longer}")
         return saved
@@ -206,7 +209,8 @@ class Run:
 
         A run that was killed after it wrote its scores is finished now.
         """
-        say(f"{self.folder} is finished ({state.step} steps): nothing to do. restart=true trains it anew.")
+        longer = " More steps (trainer.max_steps= or epochs=) or patience go on." if state.stalled else ""
+        say(f"{self.folder} is finished ({state.step} steps): nothing to do. restart=true trains it anew.{longer}")
         scores = self.evaluation or {}
         status = read_side_json(self.folder / "state.json", dict) or {}
         if self.dist.main and (status.get("state") != "finished" or not (self.folder / "summary.txt").exists()):
@@ -224,7 +228,12 @@ class Run:
         lines = [
             *lines,
             f"training      {state.step} steps in {duration(state.elapsed)}, seed {self.config.trainer.seed}",
-            f"checkpoints   {self.last} and best.pt (selected on {split}, step {state.best['step']})",
+            f"checkpoints   {self.last} and best.pt (selected on {split}, {state.best_score()})",
+            *(
+                ["evaluation    run= takes best.pt, as trainer.patience is set; checkpoint=last the table's last.pt"]
+                if self.config.trainer.patience is not None
+                else []
+            ),
             f"pictures      {self.pictures}",
             f"TensorBoard   tensorboard --logdir {self.folder}",
         ]
