@@ -20,6 +20,7 @@ from segtrain.engine.learner import Learner
 from segtrain.engine.preemption import Preemption
 from segtrain.engine.run import Run
 from segtrain.engine.state import TrainState
+from segtrain.errors import UsageError
 from segtrain.losses import Loss
 from segtrain.models import from_config
 from segtrain.tasks.base import Task
@@ -37,6 +38,8 @@ def task_of(config: TrainConfig) -> type[Task]:
 
 def check_before_data(config: TrainConfig) -> None:
     """Raise UsageError for an unknown name or an impossible combination before any data is touched."""
+    if not isinstance(config, TrainConfig):
+        raise UsageError(f"segtrain.train takes what segtrain.compose(...) returns, got {type(config).__name__}")
     with torch.device("meta"):
         from_config(config.model, num_classes=2)
     task_of(config).check_options(config)
