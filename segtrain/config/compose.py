@@ -111,6 +111,7 @@ def to_options(request: Request, composed: Any) -> CommandConfig:
         load_plugin(plugin)
     if isinstance(options, TrainConfig):
         options.experiment = chosen_recipe(request)
+        options.mean_is_given = any(word.startswith(("model.mean=", "model.std=")) for word in request.words)
         options.name = options.name or run_name(options, request.words)
         shorten_warm_up(options, request.words)
     if isinstance(options, EvaluateConfig | PredictConfig) or (

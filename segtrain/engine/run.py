@@ -15,6 +15,7 @@ import yaml
 from segtrain.config import LENGTHS, TrainConfig, is_safe, run_folder, with_defaults
 from segtrain.console import duration, say
 from segtrain.distributed.group import World
+from segtrain.engine.normalisation import keep_normalisation
 from segtrain.engine.preemption import Preempted
 from segtrain.engine.run_folder import repair, require_own
 from segtrain.engine.state import TrainState
@@ -86,6 +87,7 @@ class Run:
         if found is None:
             return None
         self.source, saved = found
+        keep_normalisation(self.config, saved["config"])
         changes = config_changes(with_defaults(saved["config"]), asdict(self.config))
         if changes:
             listed = "\n".join(f"  {key}: {old} in the run, {new} asked for" for key, old, new in changes)
@@ -142,7 +144,7 @@ class Run:
         if not self.dist.main:
             return
         self.claim()
-        write_atomically(self.folder / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False).encode())
+        self.write_config()
         self.report("running")  # from here on the folder is known as a run's
         self.tidy(state)
         for name in ("evaluation.json", "summary.txt", "confusion.png", "requeue"):
@@ -150,6 +152,10 @@ class Run:
         path = self.folder / "environment.json"
         sessions = [item for item in read_side_json(path, list) or [] if isinstance(item, dict)]
         write_atomically(path, json.dumps([*sessions, session], indent=2).encode() + b"\n")
+
+    def write_config(self) -> None:
+        if self.dist.main:
+            write_atomically(self.folder / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False).encode())
 
     def tidy(self, state: TrainState) -> None:
         """Mend what a killed session has left undone or half written. The folder is claimed."""

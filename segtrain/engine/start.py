@@ -17,6 +17,7 @@ from segtrain.data.order import MicroBatches
 from segtrain.device import describe_device
 from segtrain.distributed.group import World
 from segtrain.engine.learner import Learner
+from segtrain.engine.normalisation import take_normalisation
 from segtrain.engine.preemption import Preemption
 from segtrain.engine.run import Run
 from segtrain.engine.state import TrainState
@@ -77,8 +78,8 @@ def build_learner(
         model = config.model
         transfer = load_weights(Path(model.weights), network, task.table, model.weights_match, model.weights_taxonomy)
         say(str(transfer))
-        if (usual := transfer.normalised) and usual != (model.mean, model.std):
-            say(f"its images were normalised differently: add model.mean={usual[0]} model.std={usual[1]}")
+        if take_normalisation(config, transfer.normalised):
+            run.write_config()
     run.provenance = provenance(data_names(asdict(config.dataset)), transfer)
     learner = Learner(network, loss, config, dist, device)
     if saved is not None:
