@@ -1,7 +1,7 @@
 """What happens before the first step: early checks, the network and its first weights, what is printed."""
 
 from collections.abc import Generator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 
 from segtrain.abn import describe_backend
 from segtrain.abn.coded_operators import describe_coder
-from segtrain.config import TrainConfig, classifies, require
+from segtrain.config import TrainConfig, classifies, option_of, require
+from segtrain.config.options import Group, as_written, default_of
 from segtrain.console import say
 from segtrain.data.loader import Batch, training_batches
 from segtrain.data.order import MicroBatches
@@ -113,6 +114,20 @@ def warn_of_other_statistics(before: dict[str, Any], now: dict[str, Any], config
         say(f"WARNING    norms see {crops:g} crops at a time from here on, and saw {before_crops:g} before")
 
 
+def chosen_options(options: Group, *always: str) -> str:
+    """The name of a group's part, and those of its options that are not at their defaults: "sgd, lr=0.1 nesterov=true".
+
+    always: options that are named at their defaults too, if the part reads them.
+    """
+    name, shown = getattr(options, "name", ""), []
+    for item in fields(options):
+        value, only = getattr(options, item.name), option_of(item).only
+        is_read = only is None or name in only or value != default_of(item)
+        if item.name not in ("name", "crop_size") and is_read and (item.name in always or value != default_of(item)):
+            shown.append(f"{item.name}={as_written(value)}")
+    return ", ".join([name, *([" ".join(shown)] if shown else [])])
+
+
 def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, state: TrainState) -> None:
     """Print what was chosen: run, device, model, data, length."""
     options, trainer, dist, device = config.model, config.trainer, learner.dist, learner.device
@@ -139,6 +154,9 @@ def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, sta
     if task.num_shared:
         say(f"WARNING    {task.num_shared} of these {task.num_val} validation images are trained on: their score says "
             "nothing about other images")  # fmt: skip
+    say(f"loss       {chosen_options(config.loss)}")
+    say(f"optimizer  {chosen_options(config.optimizer, 'lr')}, schedule {chosen_options(config.schedule)}")
+    say(f"augmented  {chosen_options(config.augmentation, 'scale', 'flip')}")
     parts = dist.size * trainer.accumulation
     divided = f" ({trainer.batch_size / parts:g} at a time x {trainer.accumulation} in each of {dist.size})"
     say(f"training   {state} of {trainer.batch_size} {task.batch_of}{divided if parts > 1 else ''} "
