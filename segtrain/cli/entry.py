@@ -9,14 +9,13 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from segtrain import __version__, config
 from segtrain.cli import completion, slurm
 from segtrain.cli.commands import ALIASES, COMMANDS, Command
 from segtrain.cli.help import overview, usage
+from segtrain.cli.python import stored_options
 from segtrain.cli.words import Arguments, parse
 from segtrain.config.compose import Request, as_yaml, combinations, compose, launch_by_hydra, load_plugins, to_options
 from segtrain.console import printable, process_count, say
@@ -198,14 +197,6 @@ def sweep(command: Command, names: list[str], jobs: list[config.CommandConfig]) 
 
 def request_of(verb: str, command: Command, arguments: Arguments) -> Request:
     return Request(verb, command.schema, arguments.overrides, arguments.config_dir, stored_options)
-
-
-def stored_options(checkpoint: Path) -> dict[str, Any]:
-    """The options inside a checkpoint, which the command then reads without opening the file again."""
-    from segtrain.weights.network_file import run_content
-
-    stored: dict[str, Any] = run_content(checkpoint, keep=True)["config"]
-    return stored
 
 
 def start(command: Command, options: config.CommandConfig) -> None:

@@ -10,6 +10,7 @@ from segtrain.cli.commands import SECTIONS, Command
 from segtrain.config.keys import group_names
 from segtrain.config.locations import GROUP_FOLDERS, group_choices
 from segtrain.config.options import as_written, default_of, option_of
+from segtrain.config.plain_defaults import plain_defaults
 from segtrain.config.plugin_files import PARTS
 
 WIDTH = 120
@@ -36,7 +37,7 @@ def usage(verb: str, command: Command) -> str:
     if groups:
         lines += ["", "groups (GROUP=CHOICE sets all options of a group)"]
         lines += [line for name in sorted(groups) for line in wrapped(f"  {name:<13} ", ", ".join(group_choices(name)))]
-    lines += ["", "options (key=value)", *option_lines(command.schema)]
+    lines += ["", "options (key=value)", *option_lines(command.schema, plain_defaults(verb))]
     lines += [
         "",
         "flags: --cfg job (print the composed options), -m (sweep over a,b,c), --config-dir FOLDER (your YAML)",
@@ -44,34 +45,38 @@ def usage(verb: str, command: Command) -> str:
     return "\n".join(lines)
 
 
-def option_lines(schema: type[config.CommandConfig]) -> Iterator[str]:
-    """The plain options, then those of each group, then those that only some datasets have."""
+def option_lines(schema: type[config.CommandConfig], defaults: dict[str, Any]) -> Iterator[str]:
+    """The plain options, then those of each group, then those that only some datasets have.
+
+    defaults: key -> the value that a plain command uses, where it is not the dataclass's.
+    """
     groups = group_names(schema)
     for item in fields(schema):
         if item.name not in groups:
-            yield from option_text(item.name, item)
+            yield from option_text(item.name, item, defaults)
     for item in fields(schema):
         kind: Any = item.type
         if item.name not in groups:
             continue
         for inner in fields(kind):
             if inner.name != "name" or kind is not config.DatasetConfig:  # dataset=... sets it
-                yield from option_text(f"{item.name}.{inner.name}", inner)
+                yield from option_text(f"{item.name}.{inner.name}", inner, defaults)
         if kind is config.DatasetConfig:
             shared = {inner.name for inner in fields(kind)}
             for name, own in config.DATASET_CONFIGS.items():
                 for inner in (inner for inner in fields(own) if inner.name not in shared):
-                    yield from option_text(f"dataset.{inner.name}", inner, f"[{name}] ")
+                    yield from option_text(f"dataset.{inner.name}", inner, defaults, f"[{name}] ")
 
 
-def option_text(key: str, item: Field[Any], dataset: str = "") -> list[str]:
+def option_text(key: str, item: Field[Any], defaults: dict[str, Any], dataset: str = "") -> list[str]:
     """key=default, which choices of the group read it, the help text, the choices."""
     option = option_of(item)
     readers = f"{', '.join(option.only)}: " if option.only else ""
     choices = [as_written(choice) for choice in option.choices]
     choices += [option.other] if option.other else ["a plugin's"] if key in PARTS else []
     listed = f" {{{' | '.join(choices)}}}" if choices else ""
-    return wrapped(f"  {f'{key}={as_written(default_of(item))}':<44} ", f"{dataset}{readers}{option.help}{listed}")
+    value = defaults.get(key, defaults.get(f"{key.partition('.')[0]}.", default_of(item)))
+    return wrapped(f"  {f'{key}={as_written(value)}':<44} ", f"{dataset}{readers}{option.help}{listed}")
 
 
 def wrapped(first: str, text: str) -> list[str]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from segtrain.config import EvaluateConfig, classifies, refuse_other_task, shared_values
+from segtrain.config import EvaluateConfig, checkpoint_line, classifies, refuse_other_task, shared_values
 from segtrain.console import say
 from segtrain.device import describe_device, resolve_device
 from segtrain.distributed.group import init_distributed
@@ -24,7 +24,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         loaded = load_network(path, device, config.checkpoint_weights, config.activation)
         refuse_other_task(path, loaded.options.head, type(data), data.name)
         step = loaded.metadata["step"]
-        say(f"checkpoint  {path}, step {step}")
+        say(f"checkpoint  {checkpoint_line(path, config.run, loaded.metadata)}")
         say(f"evaluating  {data.name} {split}, inference {config.inference.name}, on {describe_device(device)}")
         evaluator: Evaluator[Any]
         if classifies(data):
@@ -34,6 +34,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         trained_on = loaded.metadata.get("trained_on")
         made_by = {
             "processes": dist.size, "weights": "averaged" if loaded.averaged else "raw",
+            "selected_on": loaded.metadata["config"]["dataset"].get("val_split") if path.name == "best.pt" else None,
             "activation": loaded.options.activation, "checkpoint_sha256": file_hash(path), "step": step,
         }  # fmt: skip
         facts = NetworkFacts(str(path), step, trained_on, made_by | evaluator.published(loaded))
@@ -52,6 +53,9 @@ def result_folder(config: EvaluateConfig, path: Path, loaded: LoadedNetwork, spl
     if config.output:
         return Path(config.output)
     activation = [config.activation] if config.activation else []
-    name = as_component("-".join([config.dataset.name, split, config.inference.name, *activation]))
+    mapped = [] if config.taxonomy == "none" else [Path(config.taxonomy).stem.replace(":", "-")]
+    mapped += [config.taxonomy_rest] if mapped and config.taxonomy_rest != "void" else []
+    best = ["best"] if path.name == "best.pt" else []  # beside the scores of last.pt
+    name = as_component("-".join([config.dataset.name, split, config.inference.name, *activation, *mapped, *best]))
     is_published = "report" in loaded.metadata
     return (Path("segtrain-out/evaluate") / path.name if is_published else path.parent / "evaluations") / name

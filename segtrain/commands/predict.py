@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segtrain.config import PredictConfig
+from segtrain.config import PredictConfig, checkpoint_line
 from segtrain.console import Progress, say
 from segtrain.data.folders import files_below
 from segtrain.data.images import SUFFIXES, read_image
@@ -27,8 +27,10 @@ def predict(config: PredictConfig) -> Path:
     source = Path(config.input)
     files = find_images(source)
     names = output_names(source, files)
-    predictor = load_predictor(config.checkpoint or "", config.device, config.checkpoint_weights)
-    say(f"checkpoint  {config.checkpoint}, step {predictor.metadata['step']}")
+    predictor = load_predictor(
+        config.checkpoint or "", config.device, config.checkpoint_weights, config.taxonomy, config.taxonomy_rest
+    )
+    say(f"checkpoint  {checkpoint_line(Path(config.checkpoint or ''), config.run, predictor.metadata)}")
     say(f"predicting  {len(files)} images, inference {config.inference.name}, on {describe_device(predictor.device)}")
     output = Path(config.output or "segtrain-out/predict")
     errors = []

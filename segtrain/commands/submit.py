@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from segtrain.commands.score import expect_encoding, find_answers, known_encodings
-from segtrain.config import IGNORE_INDEX, SubmitConfig
+from segtrain.config import IGNORE_INDEX, SubmitConfig, checkpoint_line
 from segtrain.console import Progress, say
+from segtrain.data.class_mapping import require_same_labels
 from segtrain.data.images import read_header, read_image
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable
@@ -25,7 +26,6 @@ from segtrain.files import as_component, temporary_beside
 from segtrain.scoring import figures
 from segtrain.scoring.predictor import load_predictor
 from segtrain.scoring.report import file_hash
-from segtrain.tasks.segmentation import require_same_labels
 from segtrain.threads import threaded_map
 
 
@@ -75,12 +75,16 @@ def submit(config: SubmitConfig) -> Path:
 def predict_labels(config: SubmitConfig, images: dict[str, Path], table: LabelTable, output: Path) -> dict[str, Path]:
     """Write label images by the network in the checkpoint; the files of an interrupted call are used again."""
     path = Path(config.checkpoint or "")
-    predictor = load_predictor(path, config.device, config.checkpoint_weights)
-    require_same_labels(predictor.table, table, path, config.dataset.name)
-    options = json.dumps([asdict(config.inference), config.checkpoint_weights])
+    predictor = load_predictor(
+        path, config.device, config.checkpoint_weights, config.taxonomy, config.taxonomy_rest, table
+    )
+    if predictor.mapping is None:
+        require_same_labels(predictor.table, table, path, config.dataset.name)
+    mapped = [] if predictor.mapping is None else [predictor.mapping.card()]
+    options = json.dumps([asdict(config.inference), config.checkpoint_weights, *mapped])
     recipe = f"{as_component(config.inference.name)}-{hashlib.sha256(options.encode()).hexdigest()[:8]}"
     folder = output / f"labels-{file_hash(path)[:12]}-{recipe}"
-    say(f"checkpoint  {path}")
+    say(f"checkpoint  {checkpoint_line(path, config.run, predictor.metadata)}")
     say(f"predicting  {len(images)} images, inference {config.inference.name}, on {describe_device(predictor.device)}")
     progress = Progress("predicting", len(images))
     answers = {name: folder / f"{name}.png" for name in images}

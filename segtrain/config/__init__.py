@@ -5,6 +5,7 @@ the options are composed, before anything is built.
 """
 
 from segtrain.config.augmentation import AugmentationConfig
+from segtrain.config.chosen_checkpoint import checkpoint_line, checkpoint_path
 from segtrain.config.commands import (
     CheckConfig,
     CommandConfig,
@@ -59,7 +60,8 @@ __all__ = [
     "MixtureConfig", "ModelConfig", "OptimizerConfig", "PlanCommandConfig", "PlanConfig", "PredictConfig",
     "ReplayConfig", "RunsConfig", "SamplingConfig", "ScheduleConfig", "ScoreConfig", "StreetsCommandConfig",
     "StreetsConfig", "SubmitConfig", "TrainConfig", "TrainerConfig", "VerifyConfig", "VistasConfig", "WeightsConfig",
-    "classifies", "dataset_schema", "is_safe", "names_pictures", "option", "option_of", "refuse_other_task",
-    "refuse_pictures", "require", "run_folder", "shared_values", "trained", "with_defaults",
+    "checkpoint_line", "checkpoint_path", "classifies", "dataset_schema", "is_safe", "names_pictures", "option",
+    "option_of", "refuse_other_task", "refuse_pictures", "require", "run_folder", "shared_values", "trained",
+    "with_defaults",
 ]
 # fmt: on

@@ -89,6 +89,7 @@ class TrainConfig(CommandConfig):
     trainer: TrainerConfig = group(TrainerConfig)
     inference: InferenceConfig = group(InferenceConfig)
     logging: LoggingConfig = group(LoggingConfig, resume=True)
+    mean_is_given = False  # whether model.mean or model.std was typed; composing sets it, it is no option
 
     def check(self) -> Any:
         require(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from segtrain.config.chosen_checkpoint import checkpoint_path
 from segtrain.config.commands import CommandConfig, TrainConfig, refuse_other_task
 from segtrain.config.dataset import DATASET_CONFIGS, DatasetConfig
 from segtrain.config.inference import InferenceConfig
@@ -24,8 +25,10 @@ from segtrain.config.messages import explain, unknown_choice
 from segtrain.config.options import as_written
 from segtrain.config.overrides import as_override, literal, one_length, refuse_additions, run_name, shorten_warm_up
 from segtrain.config.plugin_files import load_plugin, loaded_parts, own_parts
+from segtrain.config.recipes import PREFIX, foreign_options, recipe_without
 from segtrain.config.results import EvaluateConfig, PredictConfig, SubmitConfig
 from segtrain.config.user_files import read_yaml
+from segtrain.console import warn
 from segtrain.errors import DataError, UsageError
 
 
@@ -77,14 +80,34 @@ def compose(request: Request) -> Any:
         prepare(request)
         require_sound_files(request.config_dir)
         path = [f"hydra.searchpath=[file://{Path(request.config_dir).absolute()}]"] if request.config_dir else []
-        chosen = [
-            f"dataset={file_choice(Path(word.partition('=')[2]))}" if is_dataset_file(word) else word
-            for word in one_length(request.words)
-            if word != "experiment=null"
-        ]
+        chosen = [hydra_word(request, word) for word in one_length(request.words) if word != "experiment=null"]
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONFIGS.absolute()), job_name="segtrain", version_base="1.3"):
             return hydra.compose(request.verb, [*path, *chosen])
+
+
+def hydra_word(request: Request, word: str) -> str:
+    """The word that Hydra gets: a file of a dataset, and a recipe for another dataset, are stored under other names."""
+    if is_dataset_file(word):
+        return f"dataset={file_choice(dataset_file(word))}"
+    return f"experiment={PREFIX}{chosen_recipe(request)}" if is_recipe(word) and fallen_options(request)[1] else word
+
+
+def is_recipe(word: str) -> bool:
+    return word.startswith("experiment=")
+
+
+def fallen_options(request: Request) -> tuple[str, list[str]]:
+    """The dataset that the recipe is for, and its options dataset.KEY that fall away because another one is typed."""
+    typed = [word for word in request.words if word.startswith("dataset=")]
+    recipe = chosen_recipe(request)
+    if not typed or recipe is None or not re.fullmatch(r"[\w./-]+", recipe) or "," in typed[-1]:
+        return "", []
+    name, own = typed[-1].partition("=")[2], list[str]()
+    if is_dataset_file(typed[-1]):
+        content = read_yaml(dataset_file(typed[-1]))
+        name, own = (str(content.get("name")), list(content)) if isinstance(content, dict) else ("", [])
+    return foreign_options(recipe, name, own, [request.config_dir] if request.config_dir else [])
 
 
 @contextlib.contextmanager
@@ -111,6 +134,12 @@ def to_options(request: Request, composed: Any) -> CommandConfig:
         load_plugin(plugin)
     if isinstance(options, TrainConfig):
         options.experiment = chosen_recipe(request)
+        its, fallen = fallen_options(request)
+        if fallen:
+            listed = ", ".join(f"dataset.{key}" for key in fallen)
+            why = "the file of the dataset comes first" if its == options.dataset.name else f"it is for dataset={its}"
+            warn(f"experiment={options.experiment}: its {listed} left out, as {why}")
+        options.mean_is_given = any(word.startswith(("model.mean=", "model.std=")) for word in request.words)
         options.name = options.name or run_name(options, request.words)
         shorten_warm_up(options, request.words)
     if isinstance(options, EvaluateConfig | PredictConfig) or (
@@ -145,15 +174,26 @@ def launch_by_hydra(request: Request, run: Callable[[CommandConfig], None]) -> N
 
     def job(composed: Any) -> None:
         added = [f"{key}=null" for key in LENGTHS]
-        words = [word for word in HydraConfig.get().overrides.task if word not in added]
+        words = [typed.get(word, word) for word in HydraConfig.get().overrides.task if word not in added]
         run(to_options(replace(request, words=words), composed))
 
+    typed: dict[str, str] = {}  # what Hydra gets for the files of datasets -> what was typed
+    sent = []
+    for word in one_length(request.words):
+        choices = []
+        for item in dataset_choices(word):
+            one = f"dataset={item}"
+            choices.append(hydra_word(request, one).partition("=")[2] if is_dataset_file(one) else item)
+            typed[f"dataset={choices[-1]}"] = one
+        sent.append(f"dataset={','.join(choices)}" if choices else hydra_word(request, word))
+        typed.setdefault(sent[-1], word)
     path = ["--config-dir", request.config_dir] if request.config_dir else []
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
-    sys.argv = ["segtrain", "-m", *path, *one_length(request.words), *quiet]
+    sys.argv = ["segtrain", "-m", *path, *sent, *quiet]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints what is raised, and ends the process with 1
+    for job_request in combinations(request):
+        prepare(job_request)
     with explained(request):
-        prepare(request)
         hydra.main(version_base="1.3", config_path=str(CONFIGS.absolute()), config_name=request.verb)(job)()
 
 
@@ -194,8 +234,13 @@ def prepare(request: Request) -> None:
     store.store(name=request.verb, group="schema", node=request.schema, package="_global_")
     for name, schema in DATASET_CONFIGS.items():
         store.store(name=name, group="dataset/schema", node=schema, package="dataset")
-    for path in (Path(word.partition("=")[2]) for word in request.words if is_dataset_file(word)):
+    for path in (path for word in request.words for path in dataset_files(word)):
         store.store(name=file_choice(path), group="dataset", node=read_dataset_file(path))
+    if (recipe := chosen_recipe(request)) is not None and (fallen := fallen_options(request)[1]):
+        folders = [request.config_dir] if request.config_dir else []
+        for name, node in recipe_without(recipe, fallen, folders).items():
+            place = Path("experiment", name)
+            store.store(name=place.name, group=place.parent.as_posix(), node=node, package="_global_")
     names = {item.name for item in fields(request.schema)}
     if {"checkpoint", "inference"} <= names:
         store_checkpoint(store, request, names)
@@ -246,7 +291,21 @@ def store_parts(store: Any) -> None:
 
 def is_dataset_file(word: str) -> bool:
     """dataset=mine.yaml: a file that `segtrain check write_config=` wrote, or one like it."""
-    return word.startswith("dataset=") and word.endswith((".yaml", ".yml"))
+    return word.startswith("dataset=") and word.strip("'\"").endswith((".yaml", ".yml"))
+
+
+def dataset_file(word: str) -> Path:
+    return Path(given([word], "dataset")["dataset"])
+
+
+def dataset_files(word: str) -> list[Path]:
+    """The files among the choices of dataset=a.yaml,b.yaml,streets, which a launcher of Hydra's gets at once."""
+    return [dataset_file(f"dataset={item}") for item in dataset_choices(word) if is_dataset_file(f"dataset={item}")]
+
+
+def dataset_choices(word: str) -> list[str]:
+    """The choices of dataset=a,b; [] for any other word. In quotes a comma is part of a file's name."""
+    return re.findall(r"'(?:[^'\\]|\\.)*'|[^,]+", word.partition("=")[2]) if word.startswith("dataset=") else []
 
 
 def file_choice(path: Path) -> str:
@@ -271,13 +330,6 @@ def read_dataset_file(path: Path) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints
-
-
-def checkpoint_path(checkpoint: Any, run: Any) -> Path:
-    """The checkpoint that the options name. UsageError unless exactly one of them is given."""
-    if (checkpoint is None) == (run is None):
-        raise UsageError("give checkpoint=FILE or run=FOLDER, one of them: a run keeps last.pt and best.pt")
-    return Path(str(checkpoint)) if checkpoint is not None else Path(str(run)) / "last.pt"
 
 
 def store_checkpoint(store: Any, request: Request, names: set[str]) -> None:
@@ -311,6 +363,6 @@ def refuse_other_datasets(checkpoint: Path, stored: dict[str, Any], words: list[
     for word in words:
         key, _, name = word.partition("=")
         if key == "dataset":
-            name = read_dataset_file(Path(name)).name if is_dataset_file(word) else name
+            name = read_dataset_file(dataset_file(word)).name if is_dataset_file(word) else name
             schema = DATASET_CONFIGS.get(name, DatasetConfig)
             refuse_other_task(checkpoint, stored["model"].get("head", ""), schema, name)

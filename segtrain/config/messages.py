@@ -31,7 +31,9 @@ def explain(error: Exception, known: Mapping[str, Field[Any]], words: Sequence[s
     texts = [str(item) for item in chain]
     text = "\n".join(texts)
     if match := MISSING_CHOICE.search(text):
-        choices = [choice.strip() for choice in match[3].split("\n") if choice.strip() not in ("", "from_checkpoint")]
+        choices = [choice.strip() for choice in match[3].split("\n")]
+        choices = [choice for choice in choices if choice not in ("", "from_checkpoint", "without_dataset")]
+        choices = [choice for choice in choices if not choice.startswith("file_")]
         return unknown_choice(match[1], match[2], choices)
     if match := UNKNOWN_OVERRIDE.search(text):
         return unknown_key(match[1], known)

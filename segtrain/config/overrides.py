@@ -18,9 +18,7 @@ BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")  # as YAML; oth
 def as_override(schema: type, key: str, value: str) -> str:
     """One override of a command's options. Values of paths and names are quoted, so that they arrive as typed."""
     if mapping := enclosing_mapping(schema, key):
-        paths = mapping[1].path
-        is_path = isinstance(paths, tuple) and key.rpartition(".")[2] in paths
-        return f"++{key}={quoted(value) if is_path and value != 'null' else value}"
+        return mapping_override(key, value, mapping[1].path)
     found = list(described(schema, key)) or list(described(TrainConfig, key))
     if any(is_mapping(item) for item, _ in found):
         return f"++{key}={value}"
@@ -31,7 +29,19 @@ def as_override(schema: type, key: str, value: str) -> str:
         is_choice = any(option.choices for _, option in found) and re.fullmatch(r"\w+", value)
         return f"{key}=[{value}]" if is_choice else f"{key}={value}"  # a list of one needs no brackets
     is_sweep = value.startswith("[") and value.endswith("]")
-    return f"{key}={quoted(value) if is_path and not is_sweep and value != 'null' else value}"
+    as_typed = (is_path and not is_sweep and value != "null") or is_odd_file(key, value)
+    return f"{key}={quoted(value) if as_typed else value}"
+
+
+def is_odd_file(key: str, value: str) -> bool:
+    """Whether it is dataset=FILE.yaml with a name that Hydra's grammar does not read."""
+    return key == "dataset" and value.endswith((".yaml", ".yml")) and bool(re.search(r"[^\w./,~@%+:-]", value))
+
+
+def mapping_override(key: str, value: str, paths: bool | tuple[str, ...]) -> str:
+    """An override inside a mapping. paths: the keys whose values are paths."""
+    is_path = isinstance(paths, tuple) and key.rpartition(".")[2] in paths
+    return f"++{key}={quoted(value) if is_path and value != 'null' else value}"
 
 
 def listed(value: str) -> str:

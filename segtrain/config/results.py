@@ -15,17 +15,29 @@ BOUNDARY = "Boundary IoU too: classes within 2 % of the diagonal from their edge
 
 
 def checkpoint_option() -> Any:
-    return option(None, "checkpoint of a run, or published weights as downloaded", path=True)
+    return option(None, "checkpoint of a run, or published weights as downloaded; with run=: last, best", path=True)
 
 
 def run_option() -> Any:
-    return option(None, "run folder whose last.pt is used, instead of checkpoint", path=True)
+    return option(None, "run folder; takes last.pt, and best.pt if the run has trainer.patience", path=True)
 
 
 def checkpoint_weights_option() -> Any:
     return option(
         "auto", "weights of the checkpoint; auto: the averaged ones if it has any", choices=("auto", "ema", "raw")
     )
+
+
+def taxonomy_option() -> Any:
+    return option(
+        "none", "mapping of the network's classes; their probabilities are added up",
+        choices=("none", "vistas_to_cityscapes", "vistas_v2.0_to_cityscapes"), other="NAME:COLUMN or YAML FILE",
+        path=True,
+    )  # fmt: skip
+
+
+def taxonomy_rest_option() -> Any:
+    return option("void", "classes that the taxonomy leads nowhere: void, or no candidates", choices=("void", "drop"))
 
 
 def predictions_option(help: str) -> Any:
@@ -41,11 +53,21 @@ def predictions_encoding_option() -> Any:
     )
 
 
+def check_taxonomy(taxonomy: str, rest: str) -> None:
+    """Raise UsageError for taxonomy_rest without a taxonomy, which nothing reads."""
+    require(
+        rest == "void" or taxonomy != "none", "taxonomy_rest", rest,
+        "without taxonomy=NAME or taxonomy=FILE there is nothing to map; give it, or leave this out",
+    )  # fmt: skip
+
+
 @dataclass
 class EvaluateConfig(CommandConfig):
     checkpoint: str | None = checkpoint_option()
     run: str | None = run_option()
     checkpoint_weights: str = checkpoint_weights_option()
+    taxonomy: str = taxonomy_option()
+    taxonomy_rest: str = taxonomy_rest_option()
     output: str | None = option(
         None, "folder for the result (default: in <run>/evaluations or segtrain-out/evaluate)", path=True
     )
@@ -64,7 +86,11 @@ class EvaluateConfig(CommandConfig):
 
     def check(self) -> Any:
         check_views(self.inference, self.dataset)
+        check_taxonomy(self.taxonomy, self.taxonomy_rest)
         if classifies(self.dataset):
+            require(
+                self.taxonomy == "none", "taxonomy", self.taxonomy, f"dataset={self.dataset.name} has no pixel labels"
+            )
             require(not self.boundary, "boundary", "true", f"dataset={self.dataset.name} has no labels of pixels")
         return super().check()
 
@@ -89,6 +115,8 @@ class SubmitConfig(CommandConfig):
     checkpoint: str | None = checkpoint_option()
     run: str | None = run_option()
     checkpoint_weights: str = checkpoint_weights_option()
+    taxonomy: str = taxonomy_option()
+    taxonomy_rest: str = taxonomy_rest_option()
     predictions: str | None = predictions_option("folder of label PNGs, searched at any depth, instead of checkpoint")
     predictions_encoding: str | None = predictions_encoding_option()
     output: str | None = option(None, "folder for the archive (default: segtrain-out/submit)", path=True)
@@ -100,6 +128,11 @@ class SubmitConfig(CommandConfig):
 
     def check(self) -> Any:
         refuse_pictures(self.dataset)
+        check_taxonomy(self.taxonomy, self.taxonomy_rest)
+        require(
+            self.predictions is None or self.taxonomy == "none", "taxonomy", self.taxonomy,
+            "predictions=FOLDER holds classes, not probabilities; give the network as checkpoint=FILE",
+        )  # fmt: skip
         return super().check()
 
 
@@ -109,6 +142,8 @@ class PredictConfig(CommandConfig):
     checkpoint: str | None = checkpoint_option()
     run: str | None = run_option()
     checkpoint_weights: str = checkpoint_weights_option()
+    taxonomy: str = taxonomy_option()
+    taxonomy_rest: str = taxonomy_rest_option()
     output: str | None = option(None, "folder with a folder for each output (default: segtrain-out/predict)", path=True)
     outputs: list[str] = option(
         ["labels", "color", "overlay"], "kinds of PNG; labels: ids, raw: train ids, palette: both, prob: 255 x p",
@@ -119,6 +154,7 @@ class PredictConfig(CommandConfig):
     inference: InferenceConfig = group(InferenceConfig)
 
     def check(self) -> Any:
+        check_taxonomy(self.taxonomy, self.taxonomy_rest)
         text = f"give one or more of {', '.join(OUTPUTS)}, as [palette,prob]"
         require(len(self.outputs) >= 1, "outputs", self.outputs, text)
         return super().check()

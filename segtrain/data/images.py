@@ -36,10 +36,10 @@ def read_image(path: Path, value_range: tuple[float, float] | None = None) -> np
     if data and not cut_short and EXTRA not in kind.tags:  # OpenCV multiplies a TIFF's colours by its transparency
         pixels = decoded(data, cv2.IMREAD_UNCHANGED if kind.is_deep else cv2.IMREAD_COLOR_RGB)
         if pixels is not None:
-            return as_rgb(to_bytes(pixels, value_range, path)) if kind.is_deep else np.asarray(pixels)
+            return three_channels(to_bytes(pixels, value_range, path)) if kind.is_deep else np.asarray(pixels)
     with opened(path, data) as image:  # Pillow reads more formats, and reports what is wrong
         if image.mode.startswith(("I", "F")):
-            rgb = as_rgb(to_bytes(np.asarray(image), value_range, path))
+            rgb = three_channels(to_bytes(np.asarray(image), value_range, path))
         else:
             rgb = np.asarray(image.convert("RGB"))
         if cut_short:
@@ -126,7 +126,7 @@ def to_bytes(values: np.ndarray, value_range: tuple[float, float] | None, path: 
     return np.rint(moved * np.float32(255 / (end - start))).astype(np.uint8)
 
 
-def as_rgb(pixels: np.ndarray) -> np.ndarray:
+def three_channels(pixels: np.ndarray) -> np.ndarray:
     """uint8 (H, W) or (H, W, 1 to 4), blue first and with transparency, as OpenCV has them -> RGB (H, W, 3)."""
     if pixels.ndim == 2 or pixels.shape[2] < 3:
         grey = pixels if pixels.ndim == 2 else pixels[..., 0]

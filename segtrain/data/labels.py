@@ -59,6 +59,11 @@ class LabelTable:
     def num_classes(self) -> int:
         return len(self.names)
 
+    @property
+    def void_id(self) -> int:
+        """The id of a pixel that is none of the classes: the first ignored one, or 255 if there is none."""
+        return next(iter(self.ignored_ids), 255)
+
     def encode(self, stored: np.ndarray, path: Path) -> np.ndarray:
         """A label image uint8 (H, W) -> train ids uint8 (H, W). DataError naming file and unknown ids."""
         train_ids = cv2.LUT(stored, self._train_ids)
@@ -92,8 +97,8 @@ class LabelTable:
         return np.asarray(cv2.LUT(stored, self._ids))
 
     def decode(self, train_ids: np.ndarray) -> np.ndarray:
-        """train ids uint8 (H, W), all below num_classes -> ids uint8 (H, W)."""
-        lut = np.zeros(256, np.uint8)
+        """train ids uint8 (H, W), below num_classes or IGNORE_INDEX, which becomes `void_id` -> ids uint8 (H, W)."""
+        lut = np.full(256, self.void_id, np.uint8)
         lut[: self.num_classes] = self.ids
         return np.asarray(cv2.LUT(train_ids, lut))
 
@@ -204,7 +209,7 @@ def _user_row(row: Any, where: str, train_id: int) -> dict[str, Any]:
     if not isinstance(row["name"], str | int | float) or not str(row["name"]).strip():
         raise DataError(f"{where}: the name is empty")
     ignored = ignore in ("true", "yes", "1")
-    color = _color(row.get("color"), where) or _default_color(label)
+    color = _color(row.get("color"), where) or default_color(label)
     name = str(row["name"]).strip()
     return {"id": label, "name": name, "color": color, "train_id": IGNORE_INDEX if ignored else train_id}
 
@@ -230,7 +235,7 @@ def _color(value: Any, where: str) -> list[int] | None:
     return parts
 
 
-def _default_color(label: int) -> list[int]:
+def default_color(label: int) -> list[int]:
     """Distinct colours by bit reversal, as VOC's colour map does it; id 0 is not left black."""
     index, color = label + 1, [0, 0, 0]
     for shift in range(7, -1, -1):

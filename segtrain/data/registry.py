@@ -52,6 +52,11 @@ def published_tables() -> list[str]:
     return [table for spec in pixel_labelled().values() for table in spec.tables]
 
 
+def as_published(table: LabelTable) -> LabelTable:
+    """The published label table with these classes, which has more of each than a checkpoint; else the table itself."""
+    return next((one for one in map(published_table, published_tables()) if one.names == table.names), table)
+
+
 def dataset_with_classes(names: list[str]) -> str | None:
     """The dataset whose default options lead to these classes, by its published label table; None if there is none."""
     for name, spec in pixel_labelled().items():

@@ -30,7 +30,7 @@ class MappedTable(LabelTable):
         super().__init__(target.rows, f"{source.source}, mapped by {where}")
         self.stored = source.stored
         names = {int(row["id"]): str(row["name"]) for row in source.rows}
-        void = next(iter(target.ignored_ids), 255)
+        void = target.void_id
         known = source.known
         self._ids[:] = void
         for value, label in source.stored.items():
@@ -56,7 +56,9 @@ def taxonomy(source: LabelTable, target: LabelTable, name: str | None, column: s
         return published_mapping(name, column, source, target)
     path = Path(name).expanduser()
     if not path.is_file():
-        raise UsageError(f"taxonomy {name}: neither published ({', '.join(PUBLISHED)}) nor a file")
+        raise UsageError(
+            f"taxonomy {name}: neither published ({', '.join(PUBLISHED)}) nor a file{meant(name, PUBLISHED)}"
+        )
     return read_taxonomy(path, source, target)
 
 
@@ -75,9 +77,8 @@ def published_mapping(name: str, column: str, source: LabelTable, target: LabelT
     have the classes in another order, and more of them."""
     content = read_json_table(name)
     rows = content["mapping"]
-    columns = [RECOMMENDED, *rows[0].get("sources", {})]
-    if column not in columns:
-        raise UsageError(f"column={column} is not in {name}: choose {', '.join(columns)}")
+    if column not in columns_of(content):
+        raise UsageError(f"column={column} is not in {name}: choose {', '.join(columns_of(content))}")
     own = [str(row["name"]) for row in source.rows]
     if set(own) != {row["name"] for row in rows}:
         raise UsageError(
@@ -89,13 +90,23 @@ def published_mapping(name: str, column: str, source: LabelTable, target: LabelT
     if missing:
         raise UsageError(
             f"taxonomy {name} maps to the classes of {content['target']}, but {target.source} has no "
-            f"{', '.join(missing[:3])}: give a YAML file that maps to the classes of dataset.target"
+            f"{', '.join(missing[:3])}: choose a dataset with these classes, or give a YAML file that maps to its own"
         )
     found: dict[str, tuple[int, ...]] = {}
     for row in rows:
         train_id = row["train_id"] if column == RECOMMENDED else row["sources"][column]
         found[row["name"]] = () if train_id in (None, IGNORE_INDEX) else (target.names.index(classes[train_id]),)
     return found
+
+
+def plain_name(name: str) -> str:
+    """Last part of a name, lower case, with spaces: `construction--flat--road` and `Road` are the same class."""
+    return name.rpartition("--")[2].replace("-", " ").replace("_", " ").lower()
+
+
+def columns_of(content: Mapping[str, Any]) -> list[str]:
+    """The columns of a published taxonomy, the recommended one first."""
+    return [RECOMMENDED, *content["mapping"][0].get("sources", {})]
 
 
 def published_between(source: LabelTable, target: LabelTable) -> str | None:

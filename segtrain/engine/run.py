@@ -15,6 +15,7 @@ import yaml
 from segtrain.config import LENGTHS, TrainConfig, is_safe, run_folder, with_defaults
 from segtrain.console import duration, say
 from segtrain.distributed.group import World
+from segtrain.engine.normalisation import keep_normalisation
 from segtrain.engine.preemption import Preempted
 from segtrain.engine.run_folder import repair, require_own
 from segtrain.engine.state import TrainState
@@ -87,6 +88,7 @@ class Run:
             return None
         self.source, saved = found
         adopt_chosen(self.config, saved["config"])
+        keep_normalisation(self.config, saved["config"])
         changes = config_changes(with_defaults(saved["config"]), asdict(self.config))
         if changes:
             listed = "\n".join(f"  {key}: {old} in the run, {new} asked for" for key, old, new in changes)
@@ -98,6 +100,9 @@ class Run:
         before, now = flatten(saved["config"]), flatten(asdict(self.config))
         for key in LENGTHS:
             if before.get(key) != now[key]:
+                patience, best = self.config.trainer.patience, saved.get("best", {})
+                if patience is not None and best.get("since", 0) >= patience:  # it has ended early, and goes on now
+                    saved["best"] = best | {"since": 0}
                 longer = "from here on the learning rate is that of the longer run"
                 say(f"{key}={now[key]} instead of {before.get(key)}: {longer}")
         return saved
@@ -140,7 +145,7 @@ class Run:
         if not self.dist.main:
             return
         self.claim()
-        write_atomically(self.folder / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False).encode())
+        self.write_config()
         self.report("running")  # from here on the folder is known as a run's
         self.tidy(state)
         for name in ("evaluation.json", "summary.txt", "confusion.png", "requeue"):
@@ -148,6 +153,10 @@ class Run:
         path = self.folder / "environment.json"
         sessions = [item for item in read_side_json(path, list) or [] if isinstance(item, dict)]
         write_atomically(path, json.dumps([*sessions, session], indent=2).encode() + b"\n")
+
+    def write_config(self) -> None:
+        if self.dist.main:
+            write_atomically(self.folder / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False).encode())
 
     def tidy(self, state: TrainState) -> None:
         """Mend what a killed session has left undone or half written. The folder is claimed."""
@@ -207,7 +216,8 @@ class Run:
 
         A run that was killed after it wrote its scores is finished now.
         """
-        say(f"{self.folder} is finished ({state.step} steps): nothing to do. restart=true trains it anew.")
+        longer = " More steps (trainer.max_steps= or epochs=) or patience go on." if state.stalled else ""
+        say(f"{self.folder} is finished ({state.step} steps): nothing to do. restart=true trains it anew.{longer}")
         scores = self.evaluation or {}
         status = read_side_json(self.folder / "state.json", dict) or {}
         if self.dist.main and (status.get("state") != "finished" or not (self.folder / "summary.txt").exists()):
@@ -225,7 +235,12 @@ class Run:
         lines = [
             *lines,
             f"training      {state.step} steps in {duration(state.elapsed)}, seed {self.config.trainer.seed}",
-            f"checkpoints   {self.last} and best.pt (selected on {split}, step {state.best['step']})",
+            f"checkpoints   {self.last} and best.pt (selected on {split}, {state.best_score()})",
+            *(
+                ["evaluation    run= takes best.pt, as trainer.patience is set; checkpoint=last the table's last.pt"]
+                if self.config.trainer.patience is not None
+                else []
+            ),
             *([f"pictures      {self.pictures}"] if any(self.pictures.glob("*")) else []),
             f"TensorBoard   tensorboard --logdir {self.folder}",
         ]

@@ -1,7 +1,7 @@
 """What happens before the first step: early checks, the network and its first weights, what is printed."""
 
 from collections.abc import Generator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,19 @@ from torch.utils.data import Dataset
 
 from segtrain.abn import describe_backend
 from segtrain.abn.coded_operators import describe_coder
-from segtrain.config import TrainConfig, classifies, require
+from segtrain.config import TrainConfig, classifies, option_of, require
+from segtrain.config.options import Group, as_written, default_of
 from segtrain.console import say
 from segtrain.data.loader import Batch, training_batches
 from segtrain.data.order import MicroBatches
 from segtrain.device import describe_device
 from segtrain.distributed.group import World
 from segtrain.engine.learner import Learner
+from segtrain.engine.normalisation import take_normalisation
 from segtrain.engine.preemption import Preemption
 from segtrain.engine.run import Run
 from segtrain.engine.state import TrainState
+from segtrain.errors import UsageError
 from segtrain.losses import Loss
 from segtrain.models import from_config
 from segtrain.tasks.base import Task
@@ -37,6 +40,8 @@ def task_of(config: TrainConfig) -> type[Task]:
 
 def check_before_data(config: TrainConfig) -> None:
     """Raise UsageError for an unknown name or an impossible combination before any data is touched."""
+    if not isinstance(config, TrainConfig):
+        raise UsageError(f"segtrain.train takes what segtrain.compose(...) returns, got {type(config).__name__}")
     with torch.device("meta"):
         from_config(config.model, num_classes=2)
     task_of(config).check_options(config)
@@ -102,8 +107,8 @@ def build_learner(
         model = config.model
         transfer = load_weights(Path(model.weights), network, task.table, model.weights_match, model.weights_taxonomy)
         say(str(transfer))
-        if (usual := transfer.normalised) and usual != (model.mean, model.std):
-            say(f"its images were normalised differently: add model.mean={usual[0]} model.std={usual[1]}")
+        if take_normalisation(config, transfer.normalised):
+            run.write_config()
     run.provenance = provenance(data_names(asdict(config.dataset)), transfer)
     learner = Learner(network, loss, config, dist, device)
     if saved is not None:
@@ -137,6 +142,20 @@ def warn_of_other_statistics(before: dict[str, Any], now: dict[str, Any], config
         say(f"WARNING    norms see {crops:g} crops at a time from here on, and saw {before_crops:g} before")
 
 
+def chosen_options(options: Group, *always: str) -> str:
+    """The name of a group's part, and those of its options that are not at their defaults: "sgd, lr=0.1 nesterov=true".
+
+    always: options that are named at their defaults too, if the part reads them.
+    """
+    name, shown = getattr(options, "name", ""), []
+    for item in fields(options):
+        value, only = getattr(options, item.name), option_of(item).only
+        is_read = only is None or name in only or value != default_of(item)
+        if item.name not in ("name", "crop_size") and is_read and (item.name in always or value != default_of(item)):
+            shown.append(f"{item.name}={as_written(value)}")
+    return ", ".join([name, *([" ".join(shown)] if shown else [])])
+
+
 def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, state: TrainState) -> None:
     """Print what was chosen: run, device, model, data, length."""
     options, trainer, dist, device = config.model, config.trainer, learner.dist, learner.device
@@ -165,6 +184,9 @@ def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, sta
     if task.num_shared:
         say(f"WARNING    {task.num_shared} of these {task.num_val} validation images are trained on: their score says "
             "nothing about other images")  # fmt: skip
+    say(f"loss       {chosen_options(config.loss)}")
+    say(f"optimizer  {chosen_options(config.optimizer, 'lr')}, schedule {chosen_options(config.schedule)}")
+    say(f"augmented  {chosen_options(config.augmentation, 'scale', 'flip')}")
     parts = dist.size * trainer.accumulation
     divided = f" ({trainer.images / parts:g} at a time x {trainer.accumulation} in each of {dist.size})"
     say(f"training   {state} of {trainer.images} {task.batch_of}{divided if parts > 1 else ''} "

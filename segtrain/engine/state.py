@@ -74,6 +74,10 @@ class TrainState:
         """Whether the run was stopped between this step and its validation."""
         return self.step > 0 and self.validated < self.step and self.validation_due
 
+    def best_score(self) -> str:
+        """ "46.9 % (step 300)"."""
+        return f"{100 * self.best[self.metric]:.1f} % (step {self.best['step']})"
+
     def add_validation(self, score: float) -> bool:
         """Note the score of the weights after `step`. Returns whether it is the best one so far."""
         repeated, self.validated = self.validated == self.step, self.step

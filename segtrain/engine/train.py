@@ -24,9 +24,9 @@ from segtrain.engine.validator import Validator
 
 
 def train(config: TrainConfig) -> Path:
-    """Train as configured, or resume the same run. Returns the run folder.
+    """Train as configured, or resume the same run: >>> folder = segtrain.train(segtrain.compose("experiment=toy"))
 
-    Started by torchrun, each process trains on its micro-batches of every batch, and the first one writes.
+    Of several processes (torchrun), each trains on its micro-batches; the first writes. UsageError or DataError.
     """
     check_before_data(config)
     with (

@@ -48,9 +48,8 @@ class Validator:
         self.monitor.draw(f"val_{step:07d}.png", evaluation.examples)
         is_best = self.state.add_validation(evaluation.result[metric])
         self.writer.save(self.learner, self.state, self.run, best=is_best)
-        best = self.state.best
-        score = f"best {100 * best[metric]:.1f} % (step {best['step']})"
-        say(f"validation at step {step}: {self.task.describe(evaluation.result)}, {score}")
+        described = self.task.describe(evaluation.result)
+        say(f"validation at step {step}: {described}, best {self.state.best_score()}")
         self.evaluation = evaluation
         self.monitor.line.restart()
 

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from segtrain.config import InferenceConfig
+from segtrain.config import IGNORE_INDEX, InferenceConfig
+from segtrain.data.class_mapping import ClassMapping
 from segtrain.native.pixels import upsampled_argmax
 
 Network = Callable[[Tensor], Tensor]  # (1, 3, h, w) -> (1, C, ceil(h / stride), ceil(w / stride)) logits
@@ -46,19 +47,24 @@ def nearest(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @torch.inference_mode()
-def segment(network: Network, image: Tensor, options: InferenceConfig, probability: bool = False) -> Prediction:
+def segment(
+    network: Network, image: Tensor, options: InferenceConfig, probability: bool = False,
+    mapping: ClassMapping | None = None,
+) -> Prediction:  # fmt: skip
     """Predict the class of every pixel of `image` (1, 3, H, W), which goes to the network as it is.
 
     One view: the arg-max of its logits, enlarged bilinearly. Several views (scales, flip): the arg-max of the mean of
     their probabilities, each view's logits enlarged first. probability: return that class's probability too.
+    mapping: the network's probabilities are added up to those of other classes before the arg-max.
     """
     size = (image.shape[2], image.shape[3])
     views = all_views(network, image, options)
     device = views[0].device
-    train_ids = None if len(views) > 1 or device.type != "cpu" else upsampled_argmax(views[0].float(), size)
+    plain = len(views) == 1 and mapping is None  # the arg-max of logits is that of probabilities
+    train_ids = upsampled_argmax(views[0].float(), size) if plain and device.type == "cpu" else None
     if train_ids is not None and not probability:
         return Prediction(train_ids, None)
-    best, certain = fused(views, size, probability)
+    best, certain = fused(views, size, probability, mapping)
     return Prediction(
         best.cpu().numpy() if train_ids is None else train_ids, None if certain is None else certain.cpu().numpy()
     )
@@ -70,25 +76,44 @@ def all_views(network: Network, image: Tensor, options: InferenceConfig) -> list
     return [view(network, image, scale, mirrored, options) for scale in options.scales for mirrored in flips]
 
 
-def fused(views: list[Tensor], size: tuple[int, int], probability: bool = False) -> tuple[Tensor, Tensor | None]:
+def fused(
+    views: list[Tensor], size: tuple[int, int], probability: bool = False, mapping: ClassMapping | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Enlarge the logits (C, h, w) of all views to `size`, strip by strip, and take the best class of their mean.
 
-    Returns the class, uint8 (H, W), and if asked for its probability, float32 (H, W), where the views are.
+    Returns the class, uint8 (H, W), and if asked for its probability, float32 (H, W), where the views are. mapping: as
+    of `segment`.
     """
+    plain = len(views) == 1 and mapping is None
     best = torch.empty(size, dtype=torch.uint8, device=views[0].device)
     certain = torch.empty(size, device=views[0].device) if probability else None
     rows = max(1, STRIP // (len(views[0]) * size[1]))
     for top in range(0, size[0], rows):
         bottom = min(top + rows, size[0])
         scores = enlarged(views[0], size, top, bottom)
-        if len(views) > 1:
+        if not plain:
             scores = scores.softmax(0)
             for more in views[1:]:
                 scores += enlarged(more, size, top, bottom).softmax(0)
+        if mapping is not None:
+            scores = added_up(scores, mapping)
         best[top:bottom] = scores.argmax(0)
         if certain is not None:
-            certain[top:bottom] = scores.amax(0) / len(views) if len(views) > 1 else scores.softmax(0).amax(0)
+            certain[top:bottom] = scores.softmax(0).amax(0) if plain else scores.amax(0) / len(views)
+    if mapping is not None and mapping.has_void:
+        best[best == len(mapping.sources)] = IGNORE_INDEX
     return best, certain
+
+
+def added_up(probabilities: Tensor, mapping: ClassMapping) -> Tensor:
+    """Probabilities (C, h, w) of a network's classes -> those of the mapping's target, and last that of void, if pixels
+    can be void. A class without sources has -1: it is never the greatest."""
+    groups = [*mapping.sources, mapping.rest] if mapping.has_void else mapping.sources
+    result = probabilities.new_full((len(groups), *probabilities.shape[1:]), -1.0)
+    for row, train_ids in zip(result, groups, strict=True):
+        if train_ids:
+            torch.sum(probabilities[list(train_ids)], 0, out=row)
+    return result
 
 
 def enlarged(logits: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:

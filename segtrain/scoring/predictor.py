@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
-from segtrain.config import InferenceConfig, ModelConfig, names_pictures, with_defaults
+from segtrain.config import InferenceConfig, ModelConfig, checkpoint_path, names_pictures, with_defaults
 from segtrain.console import say
+from segtrain.data.class_mapping import ClassMapping, class_mapping
+from segtrain.data.images import read_image
 from segtrain.data.labels import LabelTable
 from segtrain.device import is_out_of_memory, resolve_device
 from segtrain.errors import ImageTooLarge, UsageError
@@ -19,11 +22,14 @@ from segtrain.scoring.inference import Prediction, fitted, nearest, segment
 from segtrain.weights import checkpoint
 from segtrain.weights.network_file import run_content
 
+ImageLike = str | Path | Image.Image | np.ndarray | torch.Tensor
+
 
 class Predictor(NamedTuple):
     """A segmentation network with everything that using it needs. The network is in eval mode on `device`.
 
-    metadata: what else its file holds, as of `LoadedNetwork`.
+    table: the classes that are predicted. metadata: what else its file holds, as of `LoadedNetwork`. mapping: how the
+    network's own classes make up those of the table, None if they are the same.
     """
 
     network: Segmenter
@@ -31,10 +37,20 @@ class Predictor(NamedTuple):
     options: ModelConfig
     device: torch.device
     metadata: dict[str, Any] = {}
+    mapping: ClassMapping | None = None
 
-    def predict(self, image: np.ndarray, inference: InferenceConfig | None = None) -> np.ndarray:
-        """RGB uint8 (H, W, 3) -> train ids uint8 (H, W)."""
-        return self.segment(image, inference).train_ids
+    def predict(self, image: ImageLike, inference: InferenceConfig | None = None) -> np.ndarray:
+        """Predict the class of each pixel: train ids uint8 (H, W), which index table.names; 255 for a taxonomy's void.
+
+        image: a path, a PIL image, RGB uint8 (H, W, 3), or a tensor uint8 (3, H, W); as stored, without EXIF rotation.
+        inference: scales, flip and tiles; default: the whole image once. UsageError for another type or shape.
+
+        >>> network = segtrain.load("runs/toy")
+        >>> classes = network.predict("photo.jpg")
+        >>> [network.table.names[i] for i in np.unique(classes)]
+        >>> Image.fromarray(network.table.colorize(classes)).save("classes.png")
+        """
+        return self.segment(as_rgb(image), inference).train_ids
 
     def segment(
         self, image: np.ndarray, inference: InferenceConfig | None = None, probability: bool = False
@@ -49,7 +65,7 @@ class Predictor(NamedTuple):
             logits: torch.Tensor = self.network(ready, upsample=False)
             return logits
 
-        found = segment(network, tensor, options, probability)
+        found = segment(network, tensor, options, probability, self.mapping)
         if options.longest_side is None:
             return found
         size, certain = (image.shape[0], image.shape[1]), found.probability
@@ -67,6 +83,27 @@ def naming_image(name: str, image: np.ndarray) -> Iterator[None]:
         raise ImageTooLarge(name, (image.shape[0], image.shape[1])) from error
 
 
+def as_rgb(image: ImageLike) -> np.ndarray:
+    """An image in any form that `Predictor.predict` takes -> RGB uint8 (H, W, 3)."""
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    is_tensor = isinstance(image, torch.Tensor)
+    if not is_tensor and not isinstance(image, np.ndarray):
+        raise UsageError(f"predict takes a path, a PIL image, an array or a tensor, got {type(image).__name__}")
+    wanted = "a tensor uint8 (3, H, W)" if is_tensor else "an array uint8 (H, W, 3)"
+    found = f"{str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}"
+    if not found.startswith("uint8 "):
+        convert = "to(torch.uint8)" if is_tensor else "astype(np.uint8)"
+        raise UsageError(
+            f"predict takes {wanted}, got {found}: for values from 0 to 1, (image * 255).round().{convert}"
+        )
+    if image.ndim != 3 or image.shape[0 if is_tensor else 2] != 3 or 0 in image.shape:
+        raise UsageError(f"predict takes {wanted}, the channels in the order red, green, blue, got {found}")
+    return image.permute(1, 2, 0).cpu().numpy() if isinstance(image, torch.Tensor) else image
+
+
 class LoadedNetwork(NamedTuple):
     """A network of either task, in eval mode.
 
@@ -80,17 +117,37 @@ class LoadedNetwork(NamedTuple):
     averaged: bool
 
 
-def load_predictor(path: Path | str, device: str = "auto", weights: str = "auto") -> Predictor:
-    """Load the segmentation network in a checkpoint or other file of weights.
+def load_predictor(
+    path: Path | str, device: str = "auto", weights: str = "auto", taxonomy: str = "none", taxonomy_rest: str = "void",
+    target: LabelTable | None = None,
+) -> Predictor:  # fmt: skip
+    """Load the segmentation network in a checkpoint, a run folder or another file of weights.
 
-    device: auto, cuda or cpu. weights: as of `load_network`. UsageError for a network of image classification.
+    path: of a run folder, last.pt is taken, and best.pt if the run has trainer.patience; it is printed.
+    device: auto, cuda or cpu. weights: as of `load_network`. taxonomy, taxonomy_rest, target: as of `class_mapping`;
+    what is mapped is printed. UsageError for a network of image classification.
+
+    The network itself, `.network`, takes normalised images: (x / 255 - mean) / std, x RGB float (N, 3, H, W), with mean
+    and std of `.options`.
+
+    >>> network = segtrain.load("runs/toy/best.pt", device="cpu")
+    >>> classes = network.predict("photo.jpg")  # uint8 (H, W), which index network.table.names
     """
-    on = resolve_device(device)
-    loaded = load_network(Path(path), on, weights)
+    if not isinstance(path, str | Path):
+        raise UsageError(f"segtrain.load takes the path of a checkpoint or run folder, got {type(path).__name__}")
+    on, path = resolve_device(device), Path(path)
+    if path.is_dir():
+        path = checkpoint_path(None, path)
+        say(f"checkpoint  {path}")
+    loaded = load_network(path, on, weights)
     if not isinstance(loaded.network, Segmenter):
-        raise UsageError(names_pictures(Path(path)))
+        raise UsageError(names_pictures(path))
     table = LabelTable.from_dict(loaded.metadata["classes"])
-    return Predictor(loaded.network, table, loaded.options, on, loaded.metadata)
+    mapping = class_mapping(table, target, taxonomy, taxonomy_rest)
+    if mapping is not None:
+        say("\n".join(mapping.lines()))
+        table = mapping.target
+    return Predictor(loaded.network, table, loaded.options, on, loaded.metadata, mapping)
 
 
 def load_network(

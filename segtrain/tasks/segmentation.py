@@ -24,6 +24,7 @@ from segtrain.config import (
 from segtrain.console import say
 from segtrain.data.augment import Augmentation
 from segtrain.data.cache import Decoded
+from segtrain.data.class_mapping import ClassMapping, class_mapping, require_same_labels
 from segtrain.data.labels import LabelTable
 from segtrain.data.loader import EvaluationItem, TrainingData, evaluation_samples, read_pixels
 from segtrain.data.registry import dataset_spec, identities, label_table, split_samples, training_mixture
@@ -190,15 +191,22 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         self.prior_samples = prior_samples
         self.num_shared = 0  # images that were trained on, where their names do not tell
         self.boundary = boundary
+        self.mapping: ClassMapping | None = None  # of a network that has other classes
 
     @classmethod
     def of_checkpoint(cls, config: EvaluateConfig, path: Path, loaded: LoadedNetwork) -> "SegmentationEvaluator":
         """The evaluator that `segtrain evaluate` asks for. UsageError if the network has other classes."""
         data, table = config.dataset, label_table(config.dataset)
-        require_same_labels(LabelTable.from_dict(loaded.metadata["classes"]), table, path, data.name)
+        network = LabelTable.from_dict(loaded.metadata["classes"])
+        mapping = class_mapping(network, table, config.taxonomy, config.taxonomy_rest)
+        if mapping is None:
+            require_same_labels(network, table, path, data.name)
+        else:
+            say("\n".join(mapping.lines()))
         split = config.split or data.val_split
         samples = split_samples(data, split)
         made = cls(data, split, samples, table, loaded.options, config.inference, None, config.boundary)
+        made.mapping = mapping
         stored = loaded.metadata["config"]["dataset"]
         if [stored.get(key) for key in ("name", "root", "train_split")] == [data.name, data.root, split]:
             made.num_shared = len(samples)
@@ -219,7 +227,7 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
     def predict(
         self, network: nn.Module, device: torch.device, numbers: range, workers: int, stopped: Callable[[], bool]
     ) -> Generator[LabelledImage, None, None]:
-        predictor = Predictor(cast(Segmenter, network), self.table, self.model, device)
+        predictor = Predictor(cast(Segmenter, network), self.table, self.model, device, mapping=self.mapping)
         samples = [self.samples[number] for number in numbers]
         with closing(evaluation_samples(samples, self.table, workers, stopped)) as items:
             for item in items:
@@ -228,7 +236,10 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
                 yield LabelledImage(item, prediction)
 
     def counts(self) -> SegmentationCounts:
-        scores = Scores(self.table, dataset_spec(self.data).rules, self.boundary)
+        rules = dataset_spec(self.data).rules
+        if self.mapping is not None and self.mapping.has_void:
+            rules = rules._replace(ignored_prediction="miss")  # dropping them would score only what is not void
+        scores = Scores(self.table, rules, self.boundary)
         return SegmentationCounts(self.table, scores, self.prior, None if self.prior is None else Scores(self.table))
 
     def draw_answer(self, answer: LabelledImage, place: int) -> np.ndarray:
@@ -244,6 +255,8 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         return {} if figure is None else {"published": figure}
 
     def protocol(self, counts: SegmentationCounts, trained_on: Tensor | None, how: dict[str, Any]) -> dict[str, Any]:
+        if self.mapping is not None:
+            how = {"taxonomy": self.mapping.card(), **how}
         return protocol(counts.network, self.data, self.split, self.samples, self.warnings(trained_on), how)
 
     def evaluation(
@@ -258,13 +271,3 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         if examples is not None:
             drawn[EXAMPLES] = examples
         return Evaluation(result, scalars | metric_scalars(result), drawn, confusion, examples)
-
-
-def require_same_labels(network: LabelTable, data: LabelTable, path: Path, dataset: str) -> None:
-    """UsageError unless the network in the file `path` has the classes of the dataset."""
-    if network.names != data.names:
-        raise UsageError(
-            f"{path} predicts {network.num_classes} classes ({', '.join(network.names[:4])}, ...), "
-            f"dataset={dataset} has {data.num_classes} ({', '.join(data.names[:4])}, ...): "
-            "take a dataset with the same classes"
-        )

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from segtrain.data.labels import LabelTable, published_table
-from segtrain.data.registry import published_tables
-from segtrain.data.taxonomy import published_between, taxonomy
+from segtrain.data.labels import LabelTable
+from segtrain.data.registry import as_published
+from segtrain.data.taxonomy import plain_name, published_between, taxonomy
 from segtrain.weights.files import WeightsFile
 
 
@@ -55,17 +55,11 @@ def copy_mapped_rows(
     return [line]
 
 
-def plain_name(name: str) -> str:
-    """Last part of a name, lower case, with spaces: `construction--flat--road` and `Road` are the same class."""
-    return name.rpartition("--")[2].replace("-", " ").replace("_", " ").lower()
-
-
 def map_classes(
     classes: LabelTable, table: LabelTable, mapping: str | None, column: str
 ) -> Mapping[str, tuple[int, ...]]:
     """Name of a class of the file -> train ids in `table`."""
-    tables = map(published_table, published_tables())
-    source = next((known for known in tables if known.names == classes.names), classes)
+    source = as_published(classes)
     mapping = mapping or published_between(source, table)
     if mapping is not None:
         return taxonomy(source, table, mapping, column)

@@ -1,5 +1,6 @@
 """The command line: help, overrides, and one clear sentence for everything that is wrong."""
 
+import re
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
@@ -13,6 +14,7 @@ from segtrain.cli.commands import COMMANDS, SECTIONS
 from segtrain.cli.words import override, parse
 from segtrain.config.compose import compose, to_options
 from segtrain.config.locations import GROUP_FOLDERS
+from segtrain.config.options import as_written
 from tests.helpers.checkout import environment
 from tests.helpers.own_parts import ODD
 from tests.helpers.runs import refused, small_run
@@ -39,6 +41,29 @@ def test_help_shows_every_option_and_three_examples(segtrain, verb):
             assert f"  {name}=" in answer.out
     assert len(COMMANDS[verb].examples) == 3
     assert all(example in answer.out for example in COMMANDS[verb].examples)
+
+
+def flat(values, prefix=""):
+    for key, value in values.items():
+        yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(f"{prefix}{key}", value)]
+
+
+@pytest.mark.parametrize("verb", ["train", "verify-resume", "check", "streets", "runs"])
+def test_help_shows_what_a_plain_command_uses(segtrain, verb):
+    """As Hydra composes it; help does without Hydra."""
+    shown = dict(reversed(re.findall(r"^  ([\w.]+)=(\S+)", segtrain(verb, "--help").out, re.M)))
+    more = ["dataset=streets"] if verb == "check" else []
+    composed = dict(flat(yaml.safe_load(segtrain(verb, *more, "--cfg", "job").out)))
+    wanted = {key: as_written(value).split(" ")[0] for key, value in composed.items() if key != "dataset.name"}
+    assert {key: shown.get(key, "").removesuffix(".0") for key in wanted} == {
+        key: value.removesuffix(".0") for key, value in wanted.items()
+    }
+
+
+def test_help_names_what_comes_from_the_checkpoint(segtrain):
+    text = segtrain("evaluate", "--help").out
+    assert "  inference.flip=(checkpoint's) " in text and "  dataset.root=(checkpoint's) " in text
+    assert "  loader.prefetch=4 " in text and "  pictures=6 " in text
 
 
 def test_help_imports_neither_torch_nor_hydra():

@@ -11,10 +11,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+import segtrain
 from segtrain import console as log
 from segtrain.config import LoggingConfig
 from segtrain.console import Progress
 from segtrain.engine.sinks import RunLog
+from segtrain.engine.start import chosen_options
 from segtrain.errors import UsageError
 from tests.helpers.runs import refused
 
@@ -224,3 +226,29 @@ def test_bars_close_on_their_own(monkeypatch):
     assert [bar is first.bar for bar in log.bars] == [True]
     first.close()
     assert log.bars == []
+
+
+def test_the_header_names_loss_optimizer_rate_schedule_and_augmentation(finished):
+    lines = (finished.parent / "output.txt").read_text().splitlines()
+    assert "loss       bootstrapped, hardest=0.25" in lines
+    assert "optimizer  sgd, lr=0.0025, schedule poly" in lines
+    assert "augmented  segmentation, scale=[0.3, 0.5] flip=0.5" in lines
+
+
+@pytest.mark.parametrize(
+    ("words", "loss", "optimizer", "schedule", "augmentation"),
+    [
+        (["loss=focal", "loss.gamma=3"], "focal, gamma=3.0", "sgd, lr=0.0025", "poly", "segmentation, "),
+        (["optimizer=adamw", "schedule=cosine", "schedule.warmup_steps=9"], "bootstrapped, hardest=0.25",
+         "adamw, lr=0.0001 weight_decay=0.01", "cosine, warmup_steps=9", "segmentation, "),
+        (["optimizer.nesterov=true", "optimizer.lr=0.1", "schedule=step", "augmentation=colour"],
+         "bootstrapped, hardest=0.25", "sgd, lr=0.1 nesterov=true", "step, milestones=[",
+         "segmentation, scale=[0.7, 2.0] flip=0.5 color=0.25"),
+    ],
+)  # fmt: skip
+def test_what_a_group_is_called(words, loss, optimizer, schedule, augmentation):
+    made = segtrain.compose(*words)
+    assert chosen_options(made.loss) == loss
+    assert chosen_options(made.optimizer, "lr") == optimizer
+    assert chosen_options(made.schedule).startswith(schedule)
+    assert chosen_options(made.augmentation, "scale", "flip").startswith(augmentation)

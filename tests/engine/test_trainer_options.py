@@ -53,7 +53,37 @@ def test_patience_ends_a_training_early(segtrain, words):
     assert "ending early: 2 validations no better" in answer.out
     last = state("r/last.pt")
     assert last["step"] == last["best"]["step"] + 2 < 40
-    assert "is finished" in segtrain("train", *options).out
+    again = segtrain("train", *options).out
+    assert "is finished" in again and "More steps" in again
+    answer = segtrain("train", *options, "trainer.max_steps=80")  # a longer training goes on after the early end
+    assert answer.status == 0 and "ending early" in answer.out, answer
+    longer = state("r/last.pt")
+    assert longer["best"]["since"] == 2 and longer["step"] == max(last["step"] + 2, longer["best"]["step"] + 2)
+    assert "is finished" in segtrain("train", *options, "trainer.max_steps=80").out
+
+
+def test_a_run_with_patience_hands_over_its_best_weights(segtrain, words):
+    options = [*words, "run=r", "trainer.max_steps=40", "trainer.validate_every=1", "optimizer.lr=1e-9"]
+    answer = segtrain("train", *options, "trainer.patience=2")
+    assert answer.status == 0 and "run= takes best.pt" in answer.out, answer
+    last, best = state("r/last.pt")["step"], state("r/best.pt")["step"]
+    assert best == last - 2
+    more = [word for word in words if word.startswith("plugins=")]
+    for choice, step, said in (
+        ([], best, "the default of a run with trainer.patience"), (["checkpoint=best"], best, "selected on val"),
+        (["checkpoint=last"], last, f"best.pt is of step {best}"),
+    ):  # fmt: skip
+        answer = segtrain("evaluate", "run=r", *choice, *more, "device=cpu", "loader.workers=0")
+        assert answer.status == 0 and said in answer.out, answer
+        result = json.loads(Path(answer.out.splitlines()[-1]).read_text())
+        assert result["step"] == step and Path(result["checkpoint"]).name == ("last.pt" if step == last else "best.pt")
+        assert result["protocol"]["selected_on"] == ("val" if step == best else None)
+    assert len(list(Path("r/evaluations").iterdir())) == 2  # one does not replace the other
+    Path("r/config.yaml").unlink()
+    assert f"last.pt, step {last}" in segtrain("predict", "run=r", "input=mine/val/images", *more).out
+    refused(segtrain("evaluate", "run=r", "checkpoint=r/best.pt"), "checkpoint=last or checkpoint=best")
+    refused(segtrain("evaluate", "checkpoint=best"), "add run=FOLDER, or write checkpoint=./best")
+    refused(segtrain("evaluate", "run=elsewhere", "checkpoint=best"), "no checkpoint file elsewhere/best.pt")
 
 
 # ------------------------------------------------------------------------------------------------ what is recorded

@@ -20,7 +20,7 @@ from segtrain.models.preprocess import normalise_images
 from segtrain.scoring.predictor import load_network
 from segtrain.tasks.classification import ClassificationEvaluator, ImageCrossEntropy, TopK
 from tests.helpers.checkout import TINY, environment
-from tests.helpers.runs import small_run
+from tests.helpers.runs import small_run, state
 
 CENTER = InferenceConfig(resize=256, crop=224)
 TEN = InferenceConfig(resize=256, crop=224, crops="ten")
@@ -195,6 +195,7 @@ def test_the_result_is_what_segmentation_begins_with(class_images, scenes, segtr
     assert (
         "its images were normalised differently: add model.mean=[0.485, 0.456, 0.406] model.std=[0.229, " in answer.out
     )
+    assert state("others/last.pt")["config"]["model"]["mean"] == [0.4, 0.4, 0.4]
     # The wrong task is reported before any option of the checkpoint.
     for more in ([], ["inference=whole"]):
         answer = segtrain("evaluate", "body/last.pt", "dataset=cityscapes", *more)
