@@ -37,7 +37,7 @@ def predict(config: PredictConfig) -> Path:
     progress = Progress("predicting", len(files))
     for number, (file, name) in enumerate(zip(files, names, strict=True), 1):
         try:
-            image = read_image(file)
+            image = read_image(file, predictor.value_range)
         except DataError as error:
             errors.append(str(error))
             continue

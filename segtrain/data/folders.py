@@ -41,36 +41,39 @@ def matching(root: Path, pattern: str) -> Iterator[tuple[str, Path]]:
         raise ValueError("** stands for whole folders: write it between slashes")
     if parts[-1] == "**":
         raise ValueError("end it with the names of files, such as **/*.png")
-    yield from below(root, [part for part in parts if part not in ("", ".")], (), ())
+    yield from matches_below(root, [part for part in parts if part not in ("", ".")], (), ())
 
 
-def below(folder: Path, parts: list[str], texts: tuple[str, ...], above: Above) -> Iterator[tuple[str, Path]]:
-    part, rest = parts[0], parts[1:]
-    if part == "**":
-        stat = folder.stat()
-        here = (*above, (stat.st_dev, stat.st_ino))
-        if here[-1] in above:
-            return
-        yield from below(folder, rest, texts, ())
-        for entry in entries(folder):
-            if entry.is_dir():
-                yield from below(folder / entry.name, parts, (*texts, entry.name), here)
+def matches_below(folder: Path, parts: list[str], texts: tuple[str, ...], above: Above) -> Iterator[tuple[str, Path]]:
+    if parts[0] == "**":
+        yield from at_any_depth(folder, parts, texts, above)
         return
-    if not WILDCARDS.search(part):
-        path = folder / part
-        if rest and path.is_dir():
-            yield from below(path, rest, texts, above)
-        elif not rest and path.is_file():
-            yield "/".join(texts) or path.stem, path
+    for entry, found in of_one_part(folder, parts[0]):
+        if len(parts) > 1 and entry.is_dir():
+            yield from matches_below(entry, parts[1:], (*texts, *found), above)
+        elif len(parts) == 1 and entry.is_file():
+            yield "/".join((*texts, *found)) or entry.stem, entry
+
+
+def at_any_depth(folder: Path, parts: list[str], texts: tuple[str, ...], above: Above) -> Iterator[tuple[str, Path]]:
+    stat = folder.stat()
+    here = (*above, (stat.st_dev, stat.st_ino))
+    if here[-1] in above:
         return
+    yield from matches_below(folder, parts[1:], texts, ())
+    for entry in entries(folder):
+        if entry.is_dir():
+            yield from at_any_depth(folder / entry.name, parts, (*texts, entry.name), here)
+
+
+def of_one_part(folder: Path, part: str) -> Iterator[tuple[Path, list[str]]]:
+    """What a folder holds that fits one part of a pattern, with the text of its wildcards."""
     pieces = WILDCARDS.split(part)
+    if len(pieces) == 1:
+        yield folder / part, []
+        return
     expression = re.compile("".join({"*": "(.*)", "?": "(.)"}.get(piece) or re.escape(piece) for piece in pieces), re.S)
     for entry in entries(folder):
         match = expression.fullmatch(entry.name)
-        if match is None:
-            continue
-        found = (*texts, *(text for text in match.groups() if text))
-        if rest and entry.is_dir():
-            yield from below(folder / entry.name, rest, found, above)
-        elif not rest and entry.is_file():
-            yield "/".join(found) or Path(entry.name).stem, folder / entry.name
+        if match is not None:
+            yield folder / entry.name, [text for text in match.groups() if text]

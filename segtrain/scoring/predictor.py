@@ -50,7 +50,13 @@ class Predictor(NamedTuple):
         >>> [network.table.names[i] for i in np.unique(classes)]
         >>> Image.fromarray(network.table.colorize(classes)).save("classes.png")
         """
-        return self.segment(as_rgb(image), inference).train_ids
+        return self.segment(as_rgb(image, self.value_range), inference).train_ids
+
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """dataset.value_range of its training: what is black and white in images of more than 8 bits."""
+        found = self.metadata.get("config", {}).get("dataset", {}).get("value_range")
+        return None if found is None else (found[0], found[1])
 
     def segment(
         self, image: np.ndarray, inference: InferenceConfig | None = None, probability: bool = False
@@ -83,10 +89,10 @@ def naming_image(name: str, image: np.ndarray) -> Iterator[None]:
         raise ImageTooLarge(name, (image.shape[0], image.shape[1])) from error
 
 
-def as_rgb(image: ImageLike) -> np.ndarray:
-    """An image in any form that `Predictor.predict` takes -> RGB uint8 (H, W, 3)."""
+def as_rgb(image: ImageLike, value_range: tuple[float, float] | None = None) -> np.ndarray:
+    """An image in any form that `Predictor.predict` takes -> RGB uint8 (H, W, 3). value_range: as of `read_image`."""
     if isinstance(image, str | Path):
-        return read_image(Path(image))
+        return read_image(Path(image), value_range)
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
     is_tensor = isinstance(image, torch.Tensor)

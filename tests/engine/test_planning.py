@@ -12,8 +12,8 @@ from segtrain.config.keys import known_options
 from segtrain.data.loader import Batch
 from segtrain.distributed.group import World
 from segtrain.engine.learner import Learner
-from segtrain.engine.planning import automatic, solve
-from segtrain.engine.planning.solve import Answer, Line, Question, largest, micro_batch, name_of, solve_all, ways
+from segtrain.engine.planning import automatic
+from segtrain.engine.planning.solve import Line, Question, largest, micro_batch, name_of, solve_all, ways
 from segtrain.engine.planning.trace import PHASES, StepTracer, loss_of
 from segtrain.errors import SegtrainError
 from segtrain.models import from_config

@@ -77,7 +77,7 @@ def check_samples(
     seen.save()
     findings = find_mistakes(histogram, table, expected, len(samples), unknown, training)
     for finding in findings:
-        if finding.kind == "one class" and finding.severity == "note":
+        if (finding.severity, finding.kind) == ("note", "one class"):
             say(f"WARNING    {finding.text}")
     mistakes = [finding for finding in findings if finding.severity == "error"]
     if mistakes and mistakes[0].kind != "unknown ids":
