@@ -188,6 +188,7 @@ def test_plugins_as_users_have_written_them(home, ponds, plugin, words):
 
 # Options that came later, each with the value that behaves as before.
 ADDED = {"model": ["keep: exact"], "dataset": ["value_range: null"], "trainer": ["auto_fit: false"]}
+OF_A_COMMAND = ("taxonomy: none", "taxonomy_rest: void")  # evaluate, submit, predict
 OF_ONE_DATASET = {"value_range: null": "  name: folder\n"}
 
 
@@ -199,6 +200,8 @@ def without_added(composed: str) -> str:
             due = found and OF_ONE_DATASET.get(line, "") in rest.partition("\n\n")[0]
             assert not due or f"\n  {line}\n" in rest, line
             composed = head + found + rest.replace(f"\n  {line}\n", "\n", 1)
+    for line in OF_A_COMMAND:
+        composed = composed.replace(f"\n{line}\n", "\n", 1)
     return composed
 
 
