@@ -15,9 +15,11 @@ from torch.nn import functional as F
 
 from segtrain.config import IGNORE_INDEX, InferenceConfig
 from segtrain.data.class_mapping import ClassMapping
+from segtrain.errors import UsageError
 from segtrain.native.pixels import upsampled_argmax
 
 Network = Callable[[Tensor], Tensor]  # (1, 3, h, w) -> (1, C, ceil(h / stride), ceil(w / stride)) logits
+STRIDES = (1, 2, 4, 8, 16, 32)
 ALIGNED = 32  # windows start at multiples of this, so that their cells align with those of the whole image
 STRIP = 1 << 24  # logits at full resolution that are in memory at a time
 
@@ -146,7 +148,7 @@ def windows(network: Network, image: Tensor, options: InferenceConfig) -> Tensor
     for top, bottom in spans(height, options.tile[0], options.overlap):
         for left, right in spans(width, options.tile[1], options.overlap):
             logits = network(image[..., top:bottom, left:right])[0]
-            stride = max(round((bottom - top) / logits.shape[1]), round((right - left) / logits.shape[2]))
+            stride = stride_of((bottom - top, right - left), (logits.shape[1], logits.shape[2]))
             if total.dim() == 0:
                 cells = -(-height // stride), -(-width // stride)
                 total, covered = logits.new_zeros(len(logits), *cells), logits.new_zeros(cells)
@@ -155,6 +157,20 @@ def windows(network: Network, image: Tensor, options: InferenceConfig) -> Tensor
             total[place] += logits
             covered[place] += 1
     return total.div_(covered)
+
+
+def stride_of(size: tuple[int, int], cells: tuple[int, int]) -> int:
+    """The network's stride, from the height and width of a window and of its logits: a last cell may be cut off.
+
+    UsageError for a network whose cells do not meet those of the whole image.
+    """
+    fitting = [s for s in STRIDES if all(-(-extent // s) == count for extent, count in zip(size, cells, strict=True))]
+    if not fitting:
+        raise UsageError(
+            f"inference.tile does not work with this network, whose logits are {cells[0]}x{cells[1]} for {size[0]}x"
+            f"{size[1]} pixels: strides of {', '.join(map(str, STRIDES))} do, rounded up; leave out inference.tile"
+        )
+    return fitting[-1]
 
 
 def spans(extent: int, tile: int, overlap: float) -> list[tuple[int, int]]:

@@ -64,6 +64,42 @@ def test_windows_of_a_network_with_cells_equal_the_whole(size):
         assert (predict(network, image, InferenceConfig(tile=tile, overlap=overlap)) == whole).all()
 
 
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    st.sampled_from([1, 2, 4, 8, 16, 32]), st.integers(1, 400), st.integers(1, 400), st.integers(1, 5),
+    st.integers(1, 5), st.sampled_from([0.0, 0.25, 0.6]), st.sampled_from([1.0, 0.7, 1.3]),
+)  # fmt: skip
+def test_windows_of_every_stride_and_size_equal_the_whole(stride, height, width, down, across, overlap, scale):
+    """Logits of every cell, also of the last ones that the image's edge cuts off."""
+    image = torch.rand(1, 3, max(1, round(height * scale)), max(1, round(width * scale)))
+
+    def network(x):
+        return torch.nn.functional.avg_pool2d(pointwise(x), stride, ceil_mode=True)
+
+    tiled = windows(network, image, InferenceConfig(tile=[32 * down, 32 * across], overlap=overlap))
+    torch.testing.assert_close(tiled, network(image)[0])
+
+
+@pytest.mark.parametrize(("size", "tile", "stride"), [(2090, 1024, 32), (545, 256, 16), (257, 256, 16)])
+def test_sizes_whose_stride_looks_like_another(size, tile, stride):
+    """The last window of 257 pixels has 17 cells of 16, not of 15."""
+    image = torch.rand(1, 1, size, 40)
+
+    def network(x):
+        return torch.nn.functional.avg_pool2d(x, stride, ceil_mode=True)
+
+    tiled = windows(network, image, InferenceConfig(tile=[tile, tile]))
+    torch.testing.assert_close(tiled, network(image)[0])
+
+
+def test_cells_that_cannot_meet_are_refused():
+    def network(x):  # without padding, as a plugin's may be
+        return torch.nn.functional.avg_pool2d(x, 16, stride=12)
+
+    with pytest.raises(UsageError, match=r"for 64x64 pixels: strides of 1, 2, 4, 8, 16, 32 do, rounded up"):
+        windows(network, torch.rand(1, 3, 200, 200), InferenceConfig(tile=[64, 64]))
+
+
 @pytest.mark.parametrize(
     ("cells", "size"), [((5, 7), (40, 56)), ((5, 7), (37, 55)), ((9, 3), (9, 3)), ((1, 4), (30, 9))]
 )
