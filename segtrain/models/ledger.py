@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 GRANULE = 512  # bytes to which CUDA's caching allocator rounds up
@@ -129,19 +130,21 @@ class Ledger(TorchDispatchMode):
     def attributing(self, network: nn.Module) -> Iterator[None]:
         """Inside, allocations belong to the innermost module that runs, and contents to the last module without
         submodules that returned them."""
-        handles = []
-        for name, module in network.named_modules():
-            leaf = next(module.children(), None) is None
+        names = {id(module): name for name, module in network.named_modules()}
+        leaves = {id(module) for module in network.modules() if next(module.children(), None) is None}
 
-            def enter(_: nn.Module, args: Any, name: str = name) -> None:
-                self.modules.append(name)
+        def enter(module: nn.Module, _: Any) -> None:
+            if id(module) in names:
+                self.modules.append(names[id(module)])
 
-            def leave(_: nn.Module, args: Any, out: Any, name: str = name, leaf: bool = leaf) -> None:
+        def leave(module: nn.Module, _: Any, out: Any) -> None:
+            if id(module) in names:
                 self.modules.pop()
-                if leaf and isinstance(out, Tensor) and (number := self.number(out)) is not None:
-                    self.writers[number] = name
+            if id(module) in leaves and isinstance(out, Tensor) and (number := self.number(out)) is not None:
+                self.writers[number] = names[id(module)]
 
-            handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+        # Hooks of the modules themselves would keep model.recompute from walking backward through them.
+        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
         try:
             yield
         finally:
