@@ -205,7 +205,7 @@ def sourced(x: Tensor, shortcut: Tensor | None, options: Options) -> tuple[type[
     """The function for a layer whose input can be computed again, that input's recipe, and who intercepts."""
     recipes = intercepting()
     source = None if recipes is None or options.keep != "exact" or shortcut is not None else recipes.find(x)
-    if recipes is None or source is None or not is_dense(x) or not fills(x):
+    if recipes is None or source is None or not x.numel() or not is_dense(x) or not fills(x):
         return None
     overwrites = isinstance(source, Convolved) and options.overwrite
     return RebuiltABNFunction if overwrites else SourcedABNFunction, source, recipes

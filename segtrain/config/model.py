@@ -46,7 +46,7 @@ class ModelConfig(Group):
         "abs", "scale of norm layers: |weight| + eps as published, or the weight itself", choices=SCALES
     )
     recompute: str = option(
-        "none", "what backward recomputes to save memory; norm_proposed is the paper's way",
+        "none", "what backward recomputes to save memory; the last three rebuild maps exactly",
         choices=("none", "norm", "norm_proposed", "blocks", *REBUILDING),
     )  # fmt: skip
     keep: str = option(

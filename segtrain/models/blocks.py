@@ -304,6 +304,7 @@ class Stage(nn.Sequential):
                 recipes.add(x, link)
                 out = block(x, link)
                 if not link.added:
+                    assert isinstance(block, IdentityResidualBlock)
                     link.kept = x.detach()
                     keeps_input(block, "it runs under torch.utils.checkpoint")
                 x, before = out, link if link.added else None

@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from segtrain.abn import recomputed_outputs
 from segtrain.errors import UsageError
 from segtrain.models import build_model, rebuilding
-from tests.helpers.rebuilt import MODES, away, gradient, images, made, step
+from segtrain.models.blocks import Norm
+from segtrain.models.rebuilding import rebuilding_of
+from tests.helpers.rebuilt import MODES, Chained, away, gradient, images, made, step
 
 # ------------------------------------------------------------------------------------------------ guard and fallback
 
@@ -77,6 +80,17 @@ def test_a_block_with_another_last_convolution_keeps_its_input(capsys):
 
 
 # ------------------------------------------------------------------------------------------------ networks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_convolutions_take_a_sum_in_their_own_dtype(dtype):
+    """Those of a decoder, which read it without a norm: nobody keeps the narrow copy."""
+    body = Chained(Norm(), 8)
+    body.keeps = "2"  # the stage
+    rebuilding_of(body, "both")
+    with recomputed_outputs() as recipes, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        _, low = body(images(torch.float32))
+        assert low.dtype == dtype and recipes.find(low) is not None
 
 
 @pytest.mark.parametrize(

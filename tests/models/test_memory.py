@@ -82,3 +82,15 @@ def test_live_memory_equals_saved_memory():
     small = 8 * 8 * 4 * 10  # vectors of the norms
     assert kept_bytes(lambda: model(x)) - x.nbytes <= allocations.alive() <= kept_bytes(lambda: model(x)) + small
     assert allocations.peak >= allocations.alive()
+
+
+def test_views_of_tensors_made_before_are_not_counted():
+    """Such as weights that a hook unpacks."""
+    weight = torch.randn(64, 64)
+    with Allocations() as allocations:
+        view = weight.detach()
+        made = weight + 1
+        again = made.detach()
+    assert allocations.alive() == made.nbytes == view.nbytes
+    del made
+    assert allocations.alive() == again.nbytes
