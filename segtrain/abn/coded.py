@@ -94,6 +94,8 @@ class CodedABNFunction(torch.autograd.Function):
         options = ctx.options
         beta = torch.zeros_like(gamma) if bias is None else as_type(bias, gamma.dtype)
         center, inverse = normalised_by(gamma, beta, options.variant)
+        if shortcut is not None and options.variant == "one":
+            inverse = bounded(inverse, ranges)
         bits, size, stride, dtype = ctx.map
         dz = as_type(dz, dtype)
         passes = coded_passes(
@@ -106,6 +108,17 @@ class CodedABNFunction(torch.autograd.Function):
         dweight = None if weight is None else weight_gradient(dgamma, weight, options.scale)
         dbias = None if bias is None else as_type(dbeta, bias.dtype)
         return dx, dweight, dbias, dshortcut, *(None,) * 6
+
+
+def bounded(inverse: Tensor, ranges: Tensor) -> Tensor:
+    """inverse of xhat = (y - shortcut - center) * inverse, where the error of two codes is at most xhat's deviation, 1.
+
+    The range of y is the shortcut's too. So the error, a third of a cell, does not shrink with gamma as the layer's own
+    share of y does, and 1 / gamma enlarges it. Beyond the bound, xhat and the gradient of the scale come out too small
+    by the excess, instead of as noise; dx then lacks a part of its smallest term.
+    """
+    limit = (ranges[2].square().mean(0) * (2 / 12)).rsqrt()  # a code's error has the variance step^2 / 12
+    return torch.clamp(inverse, -limit, limit)
 
 
 def coded_passes(

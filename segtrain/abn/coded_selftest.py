@@ -158,7 +158,7 @@ def check_coded_backward(
         stored = lost = stored * 100  # it inverts z, which a half type rounds
     y = wide(coder.decode(coded, gamma.dtype, IDENTITY)).requires_grad_()
     (dy,) = torch.autograd.grad(reference_activation(y, case.activation), y, wide(dz))
-    shortcut = added
+    shortcut = None if isinstance(added, CodedShortcut) else added
     if isinstance(added, CodedShortcut):
         shortcut = coder.decode(Coded(added.codes, added.ranges, *coded[2:]), case.dtype, added.activation)
     t = y.detach() if shortcut is None else y.detach() - wide(shortcut)

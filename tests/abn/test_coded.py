@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from segtrain.abn import InPlaceABN, recomputed_outputs
+from segtrain.abn import InPlaceABN, ScaledABN, recomputed_outputs
 from segtrain.abn.backends.aten import LAYOUTS
 from segtrain.abn.backends.codes import Coded
 
@@ -150,6 +150,35 @@ def test_gradients_are_those_of_the_rounded_map(backend, keep, activation, with_
             for one, other in zip(found, wanted, strict=True):
                 if one is not None:
                     assert (one - other).norm() <= 2e-5 * other.norm()
+
+
+def residual_gradients(gamma, keep, double=False):
+    """Gradients of a residual block whose last norm multiplies with gamma; exact, or of coded maps."""
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleList([torch.nn.Conv2d(3, 16, 3), torch.nn.Conv2d(16, 16, 1), torch.nn.Conv2d(16, 4, 1)])
+    norms = torch.nn.ModuleList([ScaledABN(16) if keep is None else InPlaceABN(16, keep=keep) for _ in range(2)])
+    torch.nn.init.constant_(norms[1].weight, gamma)
+    x, target = torch.randn(4, 3, 40, 40), torch.randn(4, 4, 38, 38)
+    if double:
+        layers, norms, x, target = layers.double(), norms.double(), x.double(), target.double()
+    with recomputed_outputs():
+        z = norms[0](layers[0](x))
+        out = layers[2](norms[1](layers[1](z), z))
+        del z
+    (out - target).square().mean().backward()
+    return [torch.cat([p.grad.flatten() for p in m.parameters()]).double() for m in (*layers, *norms)]
+
+
+@pytest.mark.parametrize(("gamma", "most"), [(1, 0.002), (0.1, 0.002), (0.01, 0.02), (0, 0.04)])
+def test_small_scales_of_the_last_norm(backend, gamma, most):
+    """The codes of y and of the shortcut do not get finer as gamma does. The error in xhat = (y - shortcut) / gamma is
+    bounded: without that, 8 bits are off by 10 times the gradient, and 4 bits by 300 times, where gamma is 0."""
+    wanted = residual_gradients(gamma, None, double=True)
+    for keep, bound in (("8bit", most), ("4bit", 0.09)):
+        found = residual_gradients(gamma, keep)
+        distance = torch.cat(found).sub(torch.cat(wanted)).norm() / torch.cat(wanted).norm()
+        assert distance <= bound, (keep, distance)
+        assert (found[1] - wanted[1]).norm() <= 0.5 * wanted[1].norm(), "the last convolution of the branch, that of dx"
 
 
 def test_operators_are_well_defined(backend):

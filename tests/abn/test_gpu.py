@@ -7,8 +7,9 @@ import importlib.util
 import pytest
 import torch
 
-from segtrain.abn import device_checks, selftest
+from segtrain.abn import coded_selftest, device_checks, selftest
 from segtrain.abn.backends import cupy as cupy_ops
+from segtrain.abn.backends import cupy_codes
 from segtrain.abn.backends import native as native_ops
 from segtrain.commands import info
 from segtrain.errors import SegtrainError
@@ -29,6 +30,19 @@ def marked(*values):
 def test_case_on_the_device(case):
     failed = [str(result) for result in selftest.check_backend(cupy_ops, "cuda", [case]) if not result.good]
     assert not failed
+
+
+@pytest.mark.parametrize(
+    "case", marked(*coded_selftest.coded_cases()) if torch.cuda.is_available() else marked("every case")
+)
+def test_coded_case_on_the_device(case):
+    failed = [str(result) for result in coded_selftest.check_coder(cupy_codes, "cuda", [case]) if not result.good]
+    assert not failed
+
+
+@pytest.mark.parametrize("what", marked("constants, nan and infinity"))
+def test_degenerate_maps_on_the_device(what):
+    assert not [str(result) for result in coded_selftest.check_degenerate(cupy_codes, "cuda") if not result.good]
 
 
 @pytest.mark.parametrize("what", marked("streams, graphs, devices, sizes"))

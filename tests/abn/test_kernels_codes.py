@@ -16,6 +16,7 @@ from segtrain.abn.backends.codes import Coded, Composed, empty_codes
 from segtrain.abn.coded_selftest import CodedCase, encoded
 from segtrain.abn.selftest import ELU, IDENTITY, LEAKY, Case
 from tests.abn.cuda_emulator import emu, replay
+from tests.abn.cuda_emulator.huge import check_codes_beyond_32_bits
 from tests.abn.cuda_emulator.launcher import Launcher, installed
 from tests.abn.cuda_emulator.launches import CODED_RACED, CODED_VARIED, record_codes, sanitized
 
@@ -159,7 +160,7 @@ def test_no_grid_changes_a_bit(shape, bits):
         for with_shortcut in (False, True):
 
             def run(x, with_shortcut=with_shortcut):
-                shortcut = x.flip(0).contiguous(memory_format=layout(x)) if with_shortcut else None
+                shortcut = x.flip(0).contiguous(memory_format=memory_format(x)) if with_shortcut else None
                 z = torch.empty_like(x)
                 coded = encoded(cupy_codes, x, z, scale, shift, LEAKY, shortcut, bits)
                 back = cupy_codes.decode(coded, x.dtype, LEAKY)
@@ -176,7 +177,7 @@ def test_no_grid_changes_a_bit(shape, bits):
         assert all(one.equal(other) for one, other in zip(tensors, first, strict=True))
 
 
-def layout(x):
+def memory_format(x):
     return torch.contiguous_format if x.is_contiguous() else torch.channels_last
 
 
@@ -228,6 +229,16 @@ def test_what_a_half_type_rounds_away_is_in_the_codes(emulated):
     assert dshortcut[:, 1].min() > 0
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    ("layout", "stripes"),
+    [((3, (1 << 20) + 1, 1024), 1), ((3, 1, (1 << 30) + 64), 65535), (((1 << 23) + 3, 512, 1), 65535)],
+    ids=["many planes", "large planes", "many rows"],
+)
+def test_codes_beyond_32_bits(layout, stripes, bits, launcher):
+    check_codes_beyond_32_bits(layout, stripes, bits, launcher)
+
+
 # ------------------------------------------------------------------------------------------------- in the layer
 
 
@@ -258,6 +269,28 @@ def test_layer_by_the_kernels(keep, with_shortcut, shape, as_cpu_backend, monkey
         # A value on the border of two cells may be in either, by the rounding of y.
         torch.testing.assert_close(one, other, rtol=1e-2 if keep == "8bit" else 0.15, atol=1e-2)
     assert gradients[0][0].sub(gradients[1][0]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("keep", ["8bit", "4bit"])
+def test_residual_block_by_the_kernels(keep, as_cpu_backend, monkeypatch):
+    """Its shortcut is read from its codes: two maps are rebuilt, for the two convolutions that read them."""
+    found = []
+    for backend in ("cupy", "aten"):
+        monkeypatch.setitem(operators.resolved, "cpu", operators.BACKENDS[backend])
+        torch.manual_seed(0)
+        layers = [torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 4, 1), torch.nn.Conv2d(4, 2, 1)]
+        norms = [abn.InPlaceABN(4, keep=keep) for _ in range(2)]
+        as_cpu_backend.seen.clear()
+        with abn.recomputed_outputs():
+            z = norms[0](layers[0](torch.randn(2, 3, 8, 8)))
+            out = layers[2](norms[1](layers[1](z), z))
+            del z
+        out.pow(2).sum().backward()
+        found.append(torch.cat([p.grad.flatten() for layer in (*layers, *norms) for p in layer.parameters()]))
+        if backend == "cupy":
+            names = [kernel.function for kernel, _ in as_cpu_backend.seen]
+            assert names.count("decode") == names.count("coded_gradient") == 2
+    assert (found[0] - found[1]).norm() <= (0.005 if keep == "8bit" else 0.05) * found[1].norm()
 
 
 def test_what_codes_is_printed(monkeypatch):

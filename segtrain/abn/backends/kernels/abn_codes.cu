@@ -23,7 +23,7 @@ template <> struct Stored<u8> {
 
 // As fewest_blocks of abn.cu.
 template <typename T, int VEC, bool LAST> constexpr int fewest_coded_blocks() {
-  return !LAST || VEC == 1 ? 0 : VEC > 4 || sizeof(T) == 8 ? 2 : 3;
+  return VEC == 1 ? 0 : LAST && (VEC > 4 || sizeof(T) == 8) ? 2 : 3;
 }
 
 // ------------------------------------------------------------------------------------------------ smallest and largest
