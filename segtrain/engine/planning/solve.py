@@ -209,8 +209,13 @@ def solve_all(questions: Iterable[Question]) -> dict[str, Answer]:
     count = min(cpus(), len(work))
     if count > 1 and "fork" in multiprocessing.get_all_start_methods() and not torch.cuda.is_initialized():
         import_fake_kernels()
-        with ProcessPoolExecutor(count, multiprocessing.get_context("fork")) as pool:
-            answers = list(pool.map(solve_group, work))
+        try:
+            with ProcessPoolExecutor(count, multiprocessing.get_context("fork")) as pool:
+                answers = list(pool.map(solve_group, work))
+        except RuntimeError as error:  # a backward has run here before, and autograd's threads are not forked
+            if "fork" not in str(error):
+                raise
+            answers = [solve_group(group) for group in work]
     else:
         answers = [solve_group(group) for group in work]
     return {answer.name: answer for group in answers for answer in group}
