@@ -173,12 +173,13 @@ def largest(
             return 0, line
         else:
             fails = guess
-        if len(points) > 1 and points[-1][0] != points[-2][0]:
+        if len(points) > 1:
             line = Line.through(points[-2], points[-1])
         elif found:
             line = Line(line.base, (found - line.base) / pixels(guess))
-        if fits and line.at(pixels(fits + 1)) > memory * (1 + CLEAR):
-            break
+        fitting = sorted(point for point in points if point[1] <= memory)[-2:]
+        if len(fitting) == 2 and Line.through(*fitting).at(pixels(fits + 1)) > memory * (1 + CLEAR):
+            break  # needs grow at least as the line through what fits
         guess = below(line, pixels, memory, limits)
     return fits, line
 
