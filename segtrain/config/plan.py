@@ -54,5 +54,7 @@ def parse_bytes(text: str, key: str) -> int:
 
 
 def as_gigabytes(size: float) -> str:
-    """12000000000 -> '12.00 GB (11.18 GiB)'"""
+    """12000000000 -> '12.00 GB (11.18 GiB)'; in MB below a tenth of that unit."""
+    if size < 10**8:
+        return f"{size / 10**6:.2f} MB ({size / 2**20:.2f} MiB)"
     return f"{size / 10**9:.2f} GB ({size / 2**30:.2f} GiB)"

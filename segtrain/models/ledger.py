@@ -40,7 +40,7 @@ class Ledger(TorchDispatchMode):
 
     A tensor's memory counts once, from the operation that makes it until the last tensor on it is gone. granule: bytes
     that every allocation is rounded up to. Works on fake tensors: numbers read out of them are upper bounds of counts,
-    or 0. there: tensors that exist already and are not followed.
+    else 0 or 1.0. there: tensors that exist already and are not followed.
     """
 
     def __init__(self, granule: int = GRANULE, there: Iterable[Tensor] = ()) -> None:
@@ -58,10 +58,12 @@ class Ledger(TorchDispatchMode):
         if func is torch.ops.prim.device.default:
             return args[0].fake_device if hasattr(args[0], "fake_device") else func(*args)
         if func is torch.ops.aten._local_scalar_dense.default:
-            return getattr(args[0], "most", 0)
+            return getattr(args[0], "most", 1.0 if args[0].is_floating_point() else 0)
         if func.__name__.startswith("_fused_"):  # optimizers: they write in place, and have no fake form
             return None
-        result = func(*args, **(kwargs or {}))
+        result = data_dependent(func, args)
+        if result is None:
+            result = func(*args, **(kwargs or {}))
         for t in result if isinstance(result, tuple | list) else (result,):
             if isinstance(t, Tensor):
                 self.add(t)
@@ -161,6 +163,17 @@ class Ledger(TorchDispatchMode):
             kind = "loss" if name == OUTSIDE else f"{kinds.get(name, '')} {content(block)}".strip()
             result[".".join(name.split(".")[:2]), kind] += block.size
         return dict(result)
+
+
+def data_dependent(func: Any, args: Any) -> Any:
+    """Results of the operations whose size the data decide: as large as possible for what a mask picks, and one value
+    among those that occur. None for other operations."""
+    if func is torch.ops.aten._unique2.default:
+        return tuple(args[0].new_empty(1, dtype=dtype) for dtype in (args[0].dtype, torch.int64, torch.int64))
+    if func is torch.ops.aten.index.Tensor and len(args[1]) == 1 and args[1][0].dtype == torch.bool:
+        picked, mask = args[0], args[1][0]
+        return picked.new_empty(mask.numel(), *picked.shape[mask.dim() :])
+    return None
 
 
 def content(block: Block) -> str:

@@ -173,12 +173,13 @@ def largest(
             return 0, line
         else:
             fails = guess
-        if len(points) > 1 and points[-1][0] != points[-2][0]:
+        if len(points) > 1:
             line = Line.through(points[-2], points[-1])
         elif found:
             line = Line(line.base, (found - line.base) / pixels(guess))
-        if fits and line.at(pixels(fits + 1)) > memory * (1 + CLEAR):
-            break
+        fitting = sorted(point for point in points if point[1] <= memory)[-2:]
+        if len(fitting) == 2 and Line.through(*fitting).at(pixels(fits + 1)) > memory * (1 + CLEAR):
+            break  # needs grow at least as the line through what fits
         guess = below(line, pixels, memory, limits)
     return fits, line
 
@@ -209,8 +210,13 @@ def solve_all(questions: Iterable[Question]) -> dict[str, Answer]:
     count = min(cpus(), len(work))
     if count > 1 and "fork" in multiprocessing.get_all_start_methods() and not torch.cuda.is_initialized():
         import_fake_kernels()
-        with ProcessPoolExecutor(count, multiprocessing.get_context("fork")) as pool:
-            answers = list(pool.map(solve_group, work))
+        try:
+            with ProcessPoolExecutor(count, multiprocessing.get_context("fork")) as pool:
+                answers = list(pool.map(solve_group, work))
+        except RuntimeError as error:  # a backward has run here before, and autograd's threads are not forked
+            if "fork" not in str(error):
+                raise
+            answers = [solve_group(group) for group in work]
     else:
         answers = [solve_group(group) for group in work]
     return {answer.name: answer for group in answers for answer in group}
