@@ -53,9 +53,19 @@ def terminable() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def sleep_while_waiting() -> None:
+    """Let OpenMP's threads sleep where they wait for each other, unless the user chose; before torch is imported.
+
+    By default they spin, and on a machine with other work take the cores from those that they wait for.
+    """
+    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the program `segtrain`; ends the process with the exit status."""
     arguments = sys.argv[1:] if argv is None else argv
+    sleep_while_waiting()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a file name that is no UTF-8 is printed as it is
     try:
