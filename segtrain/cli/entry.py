@@ -91,7 +91,9 @@ def as_sentence(error: BaseException) -> tuple[str, int]:
         return message_of(error), error.exit_status
     if isinstance(error, OSError):
         where = f" {error.filename}" if error.filename else ""
-        return f"cannot write or read{where}: {reason_and_remedy(error)}. What was saved before is untouched.", 1
+        text = f"cannot write or read{where}: {reason_and_remedy(error)}"
+        text += ". output=FOLDER writes elsewhere" if str(error.filename or "").startswith("segtrain-out") else ""
+        return f"{text}. What was saved before is untouched.", 1
     return f"there is too little memory ({error or 'no more is given'}): make batch, crop, tile or image smaller", 1
 
 

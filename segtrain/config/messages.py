@@ -43,7 +43,7 @@ def mismatch(text: str, key: str, words: Sequence[str] = ()) -> str | None:
 
     key: as OmegaConf names it, "" if it does not; the words of the command line may name it in full.
     """
-    match = next((found for pattern in MISMATCH if (found := pattern.search(text))), None)
+    match = next((one for pattern in MISMATCH if (one := pattern.search(text))), None)
     if match is None:
         return None
     wanted, found = str(match["wanted"]), str(match["found"])

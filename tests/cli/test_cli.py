@@ -62,6 +62,17 @@ def test_help_shows_what_a_plain_command_uses(segtrain, verb):
     }
 
 
+def test_help_names_every_flag(segtrain):
+    assert "--print-run" in segtrain("train", "--help").out and "--print-slurm" in segtrain("train", "--help").out
+    assert "--print-slurm" not in segtrain("evaluate", "--help").out
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_option_for_another():
+    text, status = cli.as_sentence(PermissionError(13, "Permission denied", "segtrain-out/check"))
+    assert status == 1 and "segtrain-out/check: " in text and ". output=FOLDER writes elsewhere. What was" in text
+    assert "output=" not in cli.as_sentence(PermissionError(13, "Permission denied", "elsewhere"))[0]
+
+
 def test_help_names_what_comes_from_the_checkpoint(segtrain):
     text = segtrain("evaluate", "--help").out
     assert "  inference.flip=(checkpoint's) " in text and "  dataset.root=(checkpoint's) " in text

@@ -74,7 +74,8 @@ def find_mistakes(
 
 def first_of(texts: Sequence[str]) -> str:
     """The first text, and how many more there are."""
-    return texts[0] + (f" (and {len(texts) - 1} more like this)" if len(texts) > 1 else "")
+    more = f" (and {len(texts) - 1} more like this, see bad_files in report.json)" if len(texts) > 1 else ""
+    return texts[0] + more
 
 
 def counts_by_class(histogram: np.ndarray, table: LabelTable) -> np.ndarray:
