@@ -19,6 +19,16 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def describe_load() -> str | None:
+    """How busy the machine is, if more processes want to compute than it has cores; None if not, or not known."""
+    try:
+        load = os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
+    cores = os.cpu_count() or 1
+    return f"load {load:.1f} on {cores} cores: other programs compute too, which slows all" if load > cores else None
+
+
 def threaded_map(function: Callable[[T], R], items: Iterable[T], ahead: int = 4) -> Iterator[R]:
     """function(item) for each item, in order; at most `ahead` results a thread wait to be taken."""
     waiting: deque[Future[R]] = deque()

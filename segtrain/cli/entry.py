@@ -53,9 +53,19 @@ def terminable() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def sleep_while_waiting() -> None:
+    """Let OpenMP's threads sleep where they wait for each other, unless the user chose; before torch is imported.
+
+    By default they spin, and on a machine with other work take the cores from those that they wait for.
+    """
+    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the program `segtrain`; ends the process with the exit status."""
     arguments = sys.argv[1:] if argv is None else argv
+    sleep_while_waiting()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a file name that is no UTF-8 is printed as it is
     try:
@@ -81,7 +91,9 @@ def as_sentence(error: BaseException) -> tuple[str, int]:
         return message_of(error), error.exit_status
     if isinstance(error, OSError):
         where = f" {error.filename}" if error.filename else ""
-        return f"cannot write or read{where}: {reason_and_remedy(error)}. What was saved before is untouched.", 1
+        text = f"cannot write or read{where}: {reason_and_remedy(error)}"
+        text += ". output=FOLDER writes elsewhere" if str(error.filename or "").startswith("segtrain-out") else ""
+        return f"{text}. What was saved before is untouched.", 1
     return f"there is too little memory ({error or 'no more is given'}): make batch, crop, tile or image smaller", 1
 
 

@@ -42,6 +42,8 @@ def usage(verb: str, command: Command) -> str:
         "",
         "flags: --cfg job (print the composed options), -m (sweep over a,b,c), --config-dir FOLDER (your YAML)",
     ]
+    if verb == "train":
+        lines.append("       --print-run (print the run folder), --print-slurm (print a job script for SLURM)")
     return "\n".join(lines)
 
 

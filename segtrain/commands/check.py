@@ -21,10 +21,11 @@ from segtrain.data.registry import (
     parts_of,
     split_files,
 )
-from segtrain.data.sample import SplitFiles
+from segtrain.data.sample import DatasetSpec, SplitFiles
 from segtrain.data.scenes.layouts import MANIFEST
 from segtrain.data.verify.guess import write_guess
 from segtrain.data.verify.label_mistakes import Finding
+from segtrain.data.verify.leakage import find_leakage
 from segtrain.data.verify.splits import check_split
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
@@ -62,6 +63,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
         names = [config.split] if config.split else list(dict.fromkeys(wanted))
         required = {config.split} if config.split else {data.train_split, data.val_split}
         check_dataset(data, names, "", splits, findings, panels, required)
+        findings += check_leakage(data, dataset)
     if not any("images" in facts for facts in splits.values()):
         findings.append(Finding("error", "empty", f"no images at all in {where}"))
     if panels:
@@ -168,6 +170,21 @@ def check_dataset(
             finding._replace(text=f"{prefix}{name}: {finding.text}") for finding in found if finding.text not in known
         ]
         panels += contact(files, table, SHEET - len(panels)) if len(panels) < SHEET else []
+
+
+def check_leakage(data: DatasetConfig, dataset: DatasetSpec) -> list[Finding]:
+    """Images that are both trained on and validated on. Splits that share images by definition are not compared."""
+    parts = [set(dataset.splits.get(split, split).split("+")) for split in (data.train_split, data.val_split)]
+    if parts[0] & parts[1] or "trainval" in parts[0] | parts[1]:
+        say(f"            {data.train_split} and {data.val_split} share images by definition: they are not compared")
+        return []
+    try:
+        return find_leakage(
+            {split: split_files(data, split).images for split in (data.train_split, data.val_split)},
+            data.cache_folder(),
+        )
+    except DataError:
+        return []  # a split is missing, which is reported before
 
 
 def contact(files: SplitFiles, table: LabelTable, most: int) -> list[np.ndarray]:

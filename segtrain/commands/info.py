@@ -41,8 +41,9 @@ def info(config: InfoConfig) -> None:
         say(f"             {device.advice(gpu)}")
     if not gpus:
         say(
-            f"GPU          none found. For an NVIDIA GPU, Turing or newer, driver r{device.CUDA13_DRIVER} or newer: "
-            "pip install '.[cuda13]'; an older one: torch<2.15 from https://download.pytorch.org/whl/cu126 "
+            f"GPU          none found. For an NVIDIA GPU, Turing or newer, driver r{device.CUDA13_DRIVER} or newer "
+            "(nvidia-smi shows CUDA 13.0 or newer): pip install '.[cuda13]'; an older one: torch<2.15 from "
+            "https://download.pytorch.org/whl/cu126 "
             "first, then pip install '.[cuda12]'"
         )
     try:

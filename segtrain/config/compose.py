@@ -21,7 +21,7 @@ from segtrain.config.dataset import DATASET_CONFIGS, DatasetConfig
 from segtrain.config.inference import InferenceConfig
 from segtrain.config.keys import LENGTHS, group_names, known_options
 from segtrain.config.locations import CONFIGS, group_choices
-from segtrain.config.messages import explain, unknown_choice
+from segtrain.config.messages import explain, mismatch, unknown_choice
 from segtrain.config.options import as_written
 from segtrain.config.overrides import as_override, literal, one_length, refuse_additions, run_name, shorten_warm_up
 from segtrain.config.plugin_files import load_plugin, loaded_parts, own_parts
@@ -319,14 +319,29 @@ def read_dataset_file(path: Path) -> Any:
 
     if not path.is_file():
         raise UsageError(f"dataset={path}: no such file")
+    content, name = None, None
     try:
-        content: Any = read_yaml(path)
+        content = read_yaml(path)
         name = content.get("name") if isinstance(content, dict) else None
         if not isinstance(name, str) or name not in DATASET_CONFIGS:
             raise UsageError(f"{path}: name must be one of {', '.join(DATASET_CONFIGS)}, got {name}")
         return OmegaConf.merge(OmegaConf.structured(DATASET_CONFIGS[name]), content)
     except (DataError, OmegaConfBaseException) as error:
-        raise UsageError(f"dataset={path}: {str(error).splitlines()[0]}") from error
+        first, key = str(error).splitlines()[0], getattr(error, "full_key", None) or ""
+        raise UsageError(f"dataset={path}: {mismatch(first, key or wrong_key(content, name)) or first}") from error
+
+
+def wrong_key(content: Any, name: Any) -> str:
+    """The first option in the file of a dataset that its schema does not take; "" if none is found."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for key, value in content.items() if isinstance(content, dict) else ():
+        try:
+            OmegaConf.merge(OmegaConf.structured(DATASET_CONFIGS[name]), {key: value})
+        except OmegaConfBaseException:
+            return str(key)
+    return ""
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints

@@ -23,6 +23,38 @@ WRONG_TYPE = re.compile(
 )
 
 
+# OmegaConf's sentences about a list, a mapping or a plain value in the place of another.
+MISMATCH = (
+    re.compile(r"Cannot merge (?P<wanted>\w+) with (?P<found>\w+)"),
+    re.compile(r"Merge error: (?P<found>\w+) is not a subclass of (?P<wanted>\w+)"),
+    re.compile(r"Cannot assign (?P<found>\w+) to (?P<wanted>\w+)\["),
+    re.compile(r"(?P<found>\w+) is not a (?P<wanted>ListConfig|DictConfig)"),
+    re.compile(r"Cannot convert '(?P<found>\w+)' to (?P<wanted>string)"),
+)
+KINDS = {
+    "ListConfig": "a list", "List": "a list", "list": "a list", "DictConfig": "a mapping", "Dict": "a mapping",
+    "dict": "a mapping", "str": "text", "string": "text", "int": "a number", "float": "a number",
+    "bool": "true or false", "NoneType": "null",
+}  # fmt: skip
+
+
+def mismatch(text: str, key: str, words: Sequence[str] = ()) -> str | None:
+    """ "dataset.splits must be a mapping, got a list"; None if OmegaConf's text says something else.
+
+    key: as OmegaConf names it, "" if it does not; the words of the command line may name it in full.
+    """
+    match = next((one for pattern in MISMATCH if (one := pattern.search(text))), None)
+    if match is None:
+        return None
+    wanted, found = str(match["wanted"]), str(match["found"])
+    if wanted.endswith("Config") and wanted not in KINDS:  # a group of options
+        group = wanted.removesuffix("Config").lower()
+        key, wanted = group if group in GROUP_FOLDERS else "dataset", "a mapping of options"
+    typed = [word.lstrip("+").partition("=")[0] for word in words]
+    key = next((name for name in typed if name.endswith(f".{key}")), key) if key else "a value"
+    return f"{key} must be {KINDS.get(wanted, wanted)}, got {KINDS.get(found, found)}"
+
+
 def explain(error: Exception, known: Mapping[str, Field[Any]], words: Sequence[str]) -> str:
     """The sentence for an error of composing. known: the command's options. words: those of the command line."""
     chain: list[BaseException] = [error]
@@ -47,12 +79,16 @@ def explain(error: Exception, known: Mapping[str, Field[Any]], words: Sequence[s
         about = [item for item in texts if "full_key" in item][-1].splitlines()
         first = next(line for line in about if not line.startswith("In '"))
         return wrong_value(re.sub(r"\[\d+\]", "", match[1]), first, known, words)
+    if (sentence := mismatch(text, "", words)) is not None:
+        return sentence + where_in_yaml(sentence.split()[0], words)
     return re.sub(r"\s+", " ", texts[0]) + f" (given: {' '.join(words) or 'no overrides'})"
 
 
 def wrong_value(key: str, first: str, known: Mapping[str, Field[Any]], words: Sequence[str]) -> str:
     """The sentence for a value of another type. first: OmegaConf's own line about it."""
     item = known.get(key)
+    if (sentence := mismatch(first, key, words)) is not None and not (item is not None and WRONG_TYPE.match(first)):
+        return sentence + where_in_yaml(sentence.split()[0], words)
     if item is None:
         return f"{key}: {first[0].lower() + first[1:]}" + where_in_yaml(key, words)
     help_text = f" ({option_of(item).help})" if option_of(item).help else ""
@@ -80,10 +116,12 @@ def unknown_choice(group: str, choice: str, choices: Sequence[str]) -> str:
 
 
 def unknown_key(key: str, known: Mapping[str, Field[Any]]) -> str:
-    same = [name for name in known if name.endswith(f".{key}")]  # lr=1 instead of optimizer.lr=1
-    hint = f"; did you mean {same[0]}?" if same else meant(key, known) or "."
-    prefix = key.rpartition(".")[0]
+    prefix, _, last = key.rpartition(".")
     siblings = [name for name in known if name.rpartition(".")[0] == prefix]
+    same = [name for name in known if name.rpartition(".")[2] == last]  # lr=1 instead of optimizer.lr=1
+    # The common prefix says nothing about likeness.
+    near = meant(last, [name.rpartition(".")[2] for name in siblings], f"{prefix}." if prefix else "")
+    hint = f"; did you mean {same[0]}?" if same else near or ("." if siblings and prefix else meant(key, known) or ".")
     listed = ", ".join(siblings or sorted({name.split(".")[0] for name in known}))
     return f"there is no option {key}{hint} Available: {listed}"
 

@@ -45,7 +45,7 @@ class Monitor:
             again = state.validation_missing or state.finished
             self.log = RunLog(run.folder, state.step, run.config.logging, hyperparameters, again)
         self.box = BlackBox(run.folder, self.dist.rank, self.dist.size, state.step)
-        self.line = ProgressLine(run.config, state)
+        self.line = ProgressLine(run.config, state, learner.device.type == "cpu")
         self.unchecked: list[StepResult] = []
 
     def __enter__(self) -> "Monitor":
@@ -100,6 +100,8 @@ class Monitor:
         if self.log is not None:
             if due:
                 self.log.scalars(self.state.step, self.line.print())
+            else:
+                self.line.show_first()
             self.report()
 
     def report(self) -> None:

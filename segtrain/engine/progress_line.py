@@ -14,13 +14,28 @@ from segtrain.engine.step_result import StepResult
 CLOCK = ("train/images_per_s", "train/data_wait", "train/memory_gb")  # figures that no two sessions share
 
 
+FIRST = 10  # seconds after which a first line is printed
+LONG = 2 * 3600  # seconds from which on a training on the CPU is worth a hint
+
+
+def time_left(seconds: float) -> str:
+    """ "12 s left, until 14:05"."""
+    end = time.strftime("%H:%M" if seconds < 20 * 3600 else "%d %b %H:%M", time.localtime(time.time() + seconds))
+    return f"{duration(seconds)} left, until {end}"
+
+
 class ProgressLine:
     """A line every `logging.every` steps: mean loss since the last line, learning rate, speed, wait for data, time
-    left. On a terminal there is a bar too."""
+    left. Where steps take long, there is one before, after the first step that ends FIRST seconds after the start. On a
+    terminal there is a bar too."""
 
-    def __init__(self, config: TrainConfig, state: TrainState) -> None:
+    def __init__(self, config: TrainConfig, state: TrainState, on_cpu: bool = False) -> None:
+        """on_cpu: whether to advise where the training will take hours."""
         self.config = config
         self.state = state
+        self.on_cpu = on_cpu
+        self.is_silent = True  # no line yet in this session
+        self.ends: list[float] = []  # when the first steps ended, until the first line
         self.norm = self.lr = 0.0
         self.busy = 0.0  # seconds of training so far, and the steps they took: the basis of the time left
         self.steps = 0
@@ -67,12 +82,12 @@ class ProgressLine:
         losses = self.state.losses
         mean = math.fsum(losses) / len(losses) if losses else None
         left = self.seconds_left()
-        end = time.strftime("%H:%M" if left < 20 * 3600 else "%d %b %H:%M", time.localtime(time.time() + left))
-        of = "" if self.state.max_steps is None else f"/{self.state.max_steps}"
         say(
-            f"step {self.state.step}{of}  loss {'none' if mean is None else f'{mean:.4f}'}  lr {self.lr:.2g}  "
-            f"{speed:.1f} images/s  waiting for data {100 * wait:.0f} %  {memory()}  {duration(left)} left, until {end}"
+            f"{self.step_text()}  loss {'none' if mean is None else f'{mean:.4f}'}  lr {self.lr:.2g}  "
+            f"{speed:.1f} images/s  waiting for data {100 * wait:.0f} %  {memory()}  {time_left(left)}"
         )
+        if self.is_silent:
+            self.advise(left)
         self.hint(wait)
         scalars: dict[str, float | None] = {
             "train/loss": mean, "train/lr": self.lr, "train/images_per_s": speed, "train/data_wait": wait,
@@ -85,6 +100,36 @@ class ProgressLine:
         self.state.losses = []
         self.restart()
         return scalars
+
+    def step_text(self) -> str:
+        return f"step {self.state.step}" + ("" if self.state.max_steps is None else f"/{self.state.max_steps}")
+
+    def show_first(self) -> None:
+        """After a step without a line: print one, once, if FIRST seconds have gone by. Its loss is not known yet."""
+        if not self.is_silent:
+            return
+        self.ends.append(time.monotonic())
+        spent = self.ends[-1] - self.since
+        if spent < FIRST:
+            return
+        # The first step prepares much that the others find ready.
+        later = (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1) if len(self.ends) > 1 else spent
+        left = max((self.state.seconds or 0) - self.state.elapsed, 0)
+        if self.state.max_steps is not None:
+            left = later * (self.state.max_steps - self.state.step)
+        say(f"{self.step_text()}  {later:.1f} s a step  {memory()}  about {time_left(left)}")
+        self.advise(left)
+
+    def advise(self, left: float) -> None:
+        """After the first line of a session: what makes a training shorter that will take hours on the CPU."""
+        self.is_silent = False
+        if self.on_cpu and left > LONG:
+            crop, model, trainer = self.config.augmentation.crop_size, self.config.model, self.config.trainer
+            coarser = f", model.output_stride=16 (now {model.output_stride})" if model.output_stride < 16 else ""
+            say(
+                f"hint       {duration(left)} on this CPU: shorter with fewer steps, a smaller augmentation.crop_size "
+                f"(now {crop}) or trainer.batch_size (now {trainer.batch_size}){coarser}, or on a GPU"
+            )
 
     def seconds_left(self) -> float:
         if self.state.max_steps is not None:

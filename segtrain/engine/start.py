@@ -28,6 +28,7 @@ from segtrain.models import from_config
 from segtrain.tasks.base import Task
 from segtrain.tasks.classification import Classification
 from segtrain.tasks.segmentation import Segmentation
+from segtrain.threads import describe_load
 from segtrain.weights.files import existing
 from segtrain.weights.provenance import data_names, provenance
 from segtrain.weights.transfer import load_weights
@@ -167,6 +168,8 @@ def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, sta
     chosen += [f"averaged weights {trainer.ema_decay}"] if trainer.ema_decay is not None else []
     say(f"run        {run.folder}" + (f", going on at step {state.step}" if state.step else ""))
     say(f"device     {describe_device(device)}, {', '.join([trainer.precision.replace('fp32', 'float32'), *chosen])}")
+    if (load := describe_load()) is not None:
+        say(f"machine    {load}")
     if options.keep != "exact":
         say(f"kept maps  in {options.keep.replace('bit', ' bits')}, by {describe_coder(device.type)}")
     if learner.network.rebuilding is not None:

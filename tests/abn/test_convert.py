@@ -339,3 +339,21 @@ def test_fold_does_not_touch_shared_weights():
     conversion = fold(model, picture(9))
     assert conversion.left == {"1": "no convolution next to it that nothing else uses"}
     assert conversion.relative_difference == 0
+
+
+@pytest.mark.parametrize("last", [nn.ReLU(inplace=True), nn.LeakyReLU(0.01, inplace=True)])
+def test_the_last_layer_of_a_network_may_work_in_place(last):
+    block = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), last)
+    images = torch.randn(2, 3, 8, 8)
+    if isinstance(last, nn.ReLU):
+        assert "1 left: followed by ReLU, which cannot be inverted: replace_relu=0.01" in str(to_inplace(block, images))
+    found = to_inplace(block, images, replace_relu=0.01)
+    assert list(found.converted) == ["1"]
+    expected = nn.functional.leaky_relu(block[1].eval()(block[0](images)), 0.01)
+    torch.testing.assert_close(found.model.eval()(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_whose_output_is_written_over_names_what_can_be_converted():
+    block = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU6(inplace=True))
+    text = str(to_inplace(block, torch.randn(2, 3, 8, 8), replace_relu=0.01))
+    assert "1 left: what follows writes over its output" in text and "is converted with replace_relu=0.01" in text

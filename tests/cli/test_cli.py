@@ -1,5 +1,6 @@
 """The command line: help, overrides, and one clear sentence for everything that is wrong."""
 
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from segtrain.cli.words import override, parse
 from segtrain.config.compose import compose, to_options
 from segtrain.config.locations import GROUP_FOLDERS
 from segtrain.config.options import as_written
+from segtrain.threads import describe_load
 from tests.helpers.checkout import environment
 from tests.helpers.own_parts import ODD
 from tests.helpers.runs import refused, small_run
@@ -58,6 +60,17 @@ def test_help_shows_what_a_plain_command_uses(segtrain, verb):
     assert {key: shown.get(key, "").removesuffix(".0") for key in wanted} == {
         key: value.removesuffix(".0") for key, value in wanted.items()
     }
+
+
+def test_help_names_every_flag(segtrain):
+    assert "--print-run" in segtrain("train", "--help").out and "--print-slurm" in segtrain("train", "--help").out
+    assert "--print-slurm" not in segtrain("evaluate", "--help").out
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_option_for_another():
+    text, status = cli.as_sentence(PermissionError(13, "Permission denied", "segtrain-out/check"))
+    assert status == 1 and "segtrain-out/check: " in text and ". output=FOLDER writes elsewhere. What was" in text
+    assert "output=" not in cli.as_sentence(PermissionError(13, "Permission denied", "elsewhere"))[0]
 
 
 def test_help_names_what_comes_from_the_checkpoint(segtrain):
@@ -294,3 +307,43 @@ def test_broken_yaml_of_ones_own_is_named(segtrain, tmp_path):
     (recipes / "broken.yaml").write_text(f"a0: &a0 [1]\n{bomb}")
     answer = segtrain("train", "experiment=broken", "--config-dir", str(tmp_path / "mine"))
     refused(answer, "broken.yaml, line ", "by aliases of aliases")
+
+
+# ------------------------------------------------------------------------------------------------ the machine
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("PASSIVE", None)),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ("ACTIVE", None)),
+        ({"GOMP_SPINCOUNT": "7"}, (None, "7")),
+    ],
+)
+def test_threads_sleep_while_they_wait_unless_the_user_chose(monkeypatch, segtrain, given, expected):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    assert segtrain("--version").status == 0
+    assert (os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT")) == expected
+
+
+def test_the_import_leaves_the_environment_alone():
+    code = "import os; before = dict(os.environ); import segtrain; segtrain.load; "
+    code += "assert 'OMP_WAIT_POLICY' not in os.environ"
+    clean = {name: value for name, value in environment().items() if not name.startswith(("OMP", "GOMP"))}
+    assert subprocess.run([sys.executable, "-c", code], env=clean).returncode == 0
+
+
+def test_a_busy_machine_is_named(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for load, text in (
+        (1.9, None),
+        (2.0, None),
+        (7.96, "load 8.0 on 2 cores: other programs compute too"),
+    ):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0), raising=False)
+        found = describe_load()
+        assert found is None if text is None else found.startswith(text)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from segtrain.config import CocoStuffConfig
@@ -119,7 +120,7 @@ def test_mistakes_are_named_with_their_remedy(copy, check, layout, change, kind,
     assert not report["ok"]
 
 
-@pytest.mark.parametrize(("files", "more"), [(1, ""), (3, " (and 2 more like this)")])
+@pytest.mark.parametrize(("files", "more"), [(1, ""), (3, " (and 2 more like this, see bad_files in report.json)")])
 def test_an_unknown_id_is_named_with_its_file(copy, check, files, more):
     root = copy("kitti")
     paths = sorted(root.rglob(LABELS["kitti"]))[:files]
@@ -267,6 +268,21 @@ def test_label_pictures_are_told_apart_and_cities_joined(originals, segtrain, tm
     assert "images: leftImg8bit/train/*/*_leftImg8bit.png" in text
     assert "labels: gtFine/train/*/*_gtFine_labelIds.png" in text
     assert "labels: gtFine/val/streets/*_gtFine_labelIds.png" in text
+
+
+@pytest.mark.parametrize(("splits", "source"), [(["all"], "train"), (["train", "test"], "test")])
+def test_a_guess_says_which_images_validate(segtrain, tmp_path, splits, source):
+    for split in splits:
+        for i in range(2):
+            noise(tmp_path / "data" / split / "images" / f"{i}.png")
+            label(tmp_path / "data" / split / "masks" / f"{i}.png")
+    answer = segtrain("check", "dataset=folder", "dataset.root=data", "write_config=a.yaml")
+    assert answer.status == 0, answer.err
+    assert f"note: no split for validation was found: val is the same images as {source}; give others" in answer.out
+    text = Path("a.yaml").read_text()
+    assert "&id" not in text and "*id" not in text  # YAML's references, which few people know
+    made = yaml.safe_load(text)["splits"]
+    assert made["val"] == made[source]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import yaml
 
 import segtrain
 from segtrain.config.recipes import foreign_options, recipe_files
+from tests.helpers.runs import refused
 
 
 @pytest.fixture
@@ -91,3 +92,46 @@ def test_a_launcher_of_hydra_takes_them_too(segtrain, folder_data):
     assert answer.status == 0, answer
     names = {path.name for path in Path("runs").iterdir()}
     assert len(names) == 2 and all(name.startswith("toy-") and "dataset=mine.yaml" in name for name in names), names
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("splits: [a, b]", "dataset=mine.yaml: splits must be a mapping, got a list"),
+        ("splits: abc", "dataset=mine.yaml: splits must be a mapping, got text"),
+        ("root: [1]", "dataset=mine.yaml: root must be text, got a list"),
+    ],
+)
+def test_wrong_kinds_in_the_file_of_a_dataset_are_named_in_plain_words(mine, segtrain, text, sentence):
+    mine.write_text(f"name: folder\n{text}\n")
+    answer = refused(segtrain("train", "dataset=mine.yaml"), sentence)
+    assert "Config" not in answer.err
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("optimizer: [1, 2]", "optimizer must be a mapping of options, got a list (set in the YAML of experiment=own)"),
+        ("optimizer: 3", "optimizer must be a mapping of options, got a number"),
+        ("dataset: [x]", "dataset must be a mapping of options, got a list"),
+        ("model: {backbone_options: 3}", "model.backbone_options must be a mapping, got a number"),
+    ],
+)
+def test_wrong_kinds_in_a_recipe_are_named_in_plain_words(tmp_path, segtrain, text, sentence):
+    (tmp_path / "own/experiment").mkdir(parents=True)
+    (tmp_path / "own/experiment/own.yaml").write_text(f"# @package _global_\n{text}\n")
+    answer = refused(segtrain("train", "--config-dir", "own", "experiment=own"), sentence)
+    assert "Config" not in answer.err and "full_key" not in answer.err
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("model.freeze=true", "model.freeze. Available: model.backbone, "),  # not recompute, which shares "model." only
+        ("optimizer.momentm=0.9", "optimizer.momentm; did you mean optimizer.momentum?"),
+        ("optimzer.lr=1", "optimzer.lr; did you mean optimizer.lr?"), ("lr=1", "lr; did you mean optimizer.lr?"),
+        ("trainer.lr=1", "trainer.lr; did you mean optimizer.lr?"),
+    ],
+)  # fmt: skip
+def test_suggestions_are_near(segtrain, word, hint):
+    refused(segtrain("train", word), f"there is no option {hint}")

@@ -1,8 +1,10 @@
 """What a run logs: TensorBoard read back, fakes of wandb and MLflow, a bar on a terminal and lines in a file."""
 
 import io
+import itertools
 import json
 import sys
+import time
 import types
 from importlib.machinery import ModuleSpec
 
@@ -13,10 +15,12 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 import segtrain
 from segtrain import console as log
-from segtrain.config import LoggingConfig
+from segtrain.config import LoggingConfig, TrainerConfig
 from segtrain.console import Progress
+from segtrain.engine import progress_line
 from segtrain.engine.sinks import RunLog
 from segtrain.engine.start import chosen_options
+from segtrain.engine.state import TrainState
 from segtrain.errors import UsageError
 from tests.helpers.runs import refused
 
@@ -252,3 +256,65 @@ def test_what_a_group_is_called(words, loss, optimizer, schedule, augmentation):
     assert chosen_options(made.optimizer, "lr") == optimizer
     assert chosen_options(made.schedule).startswith(schedule)
     assert chosen_options(made.augmentation, "scale", "flip").startswith(augmentation)
+
+
+class Clock:
+    """Time that only a test moves on."""
+
+    now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+    def __getattr__(self, name):
+        return getattr(time, name)
+
+
+@pytest.fixture
+def steps(monkeypatch, capsys):
+    """steps([12, 3, 3], max_steps=100): the line after each of the steps, which take so many seconds; "" for none."""
+    clock = Clock()
+    monkeypatch.setattr(progress_line, "time", clock)
+
+    def run(seconds, on_cpu=True, every=20, **trainer):
+        config = segtrain.compose("experiment=toy", f"logging.every={every}")
+        state = TrainState(TrainerConfig(**{"epochs": None, **trainer}), 100, "miou")
+        line = progress_line.ProgressLine(config, state, on_cpu)
+        lines = []
+        for _, spent in zip(line.timed(itertools.repeat([])), seconds, strict=False):
+            clock.now += spent
+            state.step += 1
+            line.print() if line.due else line.show_first()
+            lines.append(capsys.readouterr().out)
+        return lines
+
+    return run
+
+
+def test_a_slow_first_step_is_a_sign_of_life(steps):
+    first, *others = steps([12, 3, 3], max_steps=11)
+    assert first.startswith("step 1/11  12.0 s a step  ") and "about 2:00 min left, until " in first
+    assert others == ["", ""]
+
+
+def test_ten_seconds_are_a_sign_of_life_without_the_first_steps_preparations(steps):
+    lines = steps([6, 2, 2, 2], max_steps=103)
+    assert [bool(line) for line in lines] == [False, False, True, False]
+    assert lines[2].startswith("step 3/103  2.0 s a step  ") and "about 3:20 min left" in lines[2]
+
+
+def test_quick_steps_have_only_their_usual_lines(steps):
+    lines = steps([1] * 7, every=5, max_steps=100)
+    assert [bool(line) for line in lines] == [False] * 4 + [True] + [False] * 2
+    assert "loss none" in lines[4] and "hint" not in lines[4]
+    assert [bool(line) for line in steps([4] * 7, every=2, max_steps=100)] == [False, True] * 3 + [False]
+
+
+def test_hours_on_the_cpu_are_worth_a_hint_once(steps):
+    lines = steps([20] * 3, max_steps=1001)
+    assert lines[0].count("hint") == 1 and "5:33 h on this CPU" in lines[0] and lines[1:] == ["", ""]
+    for word in ("augmentation.crop_size (now [128, 256])", "trainer.batch_size (now 4)", "GPU"):
+        assert word in lines[0]
+    assert "hint" in steps([20] * 3, every=1, max_steps=1001)[0]
+    assert "hint" not in steps([20], max_steps=1001, on_cpu=False)[0]
+    assert "hint" not in steps([20], max_steps=300)[0]

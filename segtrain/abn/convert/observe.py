@@ -74,9 +74,15 @@ class Record(TorchDispatchMode):
         return any(result is t for result in self.results for t in operation.outputs)
 
     def only_user(self, operation: Operation) -> Operation | None:
-        """The only operation that uses its result, or None if there are several, none, or the network returns it."""
+        """The only operation that uses its result, or None if there are several, none, or the network returns it.
+
+        Where the user works in place, it is the user's result that the network returns.
+        """
         users = self.users.get(operation.number, [])
-        return users[0] if len(users) == 1 and not self.is_returned(operation) else None
+        if len(users) != 1:
+            return None
+        in_place = storage_address(operation.outputs[0]) in users[0].written
+        return users[0] if in_place or not self.is_returned(operation) else None
 
     def written_after(self, t: Tensor, number: int) -> bool:
         return any(storage_address(t) in operation.written for operation in self.operations[number + 1 :])

@@ -83,7 +83,10 @@ def plan_in(model: nn.Module, record: Record, name: str, replace_relu: float | N
     plan = Plan(overwrite=owns_input(model, record, norm, caller), caller=caller)
     if last is None:
         if record.written_after(norm.outputs[0], norm.number):
-            raise Left("its output is overwritten by what follows")
+            raise Left(
+                "what follows writes over its output and is no activation that can be inverted; a ReLU as nn.ReLU or "
+                "F.relu is converted with replace_relu=0.01"
+            )
         return plan
     activation, param, relu = invertible_activation(last, replace_relu)
     if any(record.written_after(t, last.number) for t in around.needed_by_backward()):

@@ -5,13 +5,15 @@ asking for more scenes adds to those that are there.
 """
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
@@ -93,8 +95,8 @@ def write_scenes(
         raise UsageError(f"size={list(size)} cannot be drawn: give [height,width], width = 2 x height, height >= 256")
     form = LAYOUTS[layout]
     wanted = {split: number for split, number in scenes.items() if split in form.folders}
-    identity = {"version": streets.VERSION, "seed": seed, "size": list(size), "layout": layout}
-    complete = _complete_scenes(root, identity)
+    identity = _identity(layout, seed, size)
+    complete = scenes_there(root, layout, seed, size)
     _write_manifest(root, identity, complete)
     for name, data in form.extras().items():
         if not (root / name).is_file():
@@ -107,8 +109,13 @@ def write_scenes(
     return len(missing)
 
 
-def _complete_scenes(root: Path, identity: Mapping[str, Any]) -> dict[str, int]:
+def _identity(layout: str, seed: int, size: Sequence[int]) -> dict[str, Any]:
+    return {"version": streets.VERSION, "seed": seed, "size": list(size), "layout": layout}
+
+
+def scenes_there(root: Path, layout: str, seed: int, size: Sequence[int]) -> dict[str, int]:
     """Scenes per split that the manifest says are there. DataError if the folder is not one for these scenes."""
+    identity = _identity(layout, seed, size)
     remedy = "choose another folder (output=FOLDER, or dataset.root=FOLDER where it is read), or delete this one"
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return {}
@@ -152,16 +159,31 @@ def _draw_all(root: Path, layout: str, jobs: list[Job], workers: int | None, pro
     spawn = multiprocessing.get_context("spawn")  # forking a process that runs threads may hang
     with ProcessPoolExecutor(min(workers, len(jobs)), spawn, _start_worker) as pool:
         try:
-            for done, _ in enumerate(pool.map(draw_one, jobs, chunksize=4), 1):
+            with _without_main_file():
+                drawn = pool.map(draw_one, jobs, chunksize=4)  # starts the processes
+            for done, _ in enumerate(drawn, 1):
                 report(done, len(jobs))
         except BrokenProcessPool as error:
             raise DataError(
-                "a process that draws street scenes died; give fewer workers if memory ran out, and in a script of "
-                "your own call this under `if __name__ == '__main__':`, or with workers=1"
+                "a process that draws street scenes died; give fewer workers if memory ran out, or draw with "
+                "`segtrain streets workers=1` first"
             ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+@contextlib.contextmanager
+def _without_main_file() -> Iterator[None]:
+    """Inside, processes start without running the user's script again, which may have no main guard: none needs it."""
+    main = vars(sys.modules["__main__"])
+    hidden = {name: main[name] for name in list(main) if name in ("__file__", "__spec__")}
+    main.pop("__file__", None)
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update(hidden)
 
 
 def _start_worker() -> None:

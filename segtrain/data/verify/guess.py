@@ -106,11 +106,11 @@ def guess_splits(root: Path) -> tuple[dict[str, dict[str, str]], dict[str, Pairs
         splits[split] = merge_patterns(splits[split], patterns) if split in splits else patterns
     if "train" not in splits:
         first = next(iter(splits))
-        splits, files["train"] = {"train": splits[first], **splits}, files[first]
+        splits, files["train"] = {"train": dict(splits[first]), **splits}, files[first]
     if "val" not in splits:
-        say("note: only one split was found; val is the same images as train, give others")
         other = "test" if "test" in splits else "train"
-        splits["val"], files["val"] = splits[other], files[other]
+        say(f"note: no split for validation was found: val is the same images as {other}; give others")
+        splits["val"], files["val"] = dict(splits[other]), files[other]
     return splits, files
 
 

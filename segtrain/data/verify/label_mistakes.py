@@ -87,7 +87,8 @@ def one_class(table: LabelTable, labelled: np.ndarray, training: bool) -> Findin
 
 def first_of(texts: Sequence[str]) -> str:
     """The first text, and how many more there are."""
-    return texts[0] + (f" (and {len(texts) - 1} more like this)" if len(texts) > 1 else "")
+    more = f" (and {len(texts) - 1} more like this, see bad_files in report.json)" if len(texts) > 1 else ""
+    return texts[0] + more
 
 
 def counts_by_class(histogram: np.ndarray, table: LabelTable) -> np.ndarray:
