@@ -24,7 +24,6 @@ pytestmark = pytest.mark.skipif(emu.COMPILER is None, reason="no C++ compiler")
 # Each module takes seconds to build: these in the quick tests, all of them in the slow ones.
 QUICK = {
     (torch.float32, LEAKY, 8), (torch.float32, LEAKY, 4), (torch.float16, ELU, 8), (torch.bfloat16, IDENTITY, 4),
-    (torch.float64, ELU, 4),
 }  # fmt: skip
 native_works = pytest.mark.skipif(bool(operators.native_ops.available()), reason="no C++ compiler")
 
