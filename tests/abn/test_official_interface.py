@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from segtrain.abn import ABN, BatchNormAct, InPlaceABN, InPlaceABNSync, RecomputedABN, ScaledABN
+from segtrain.abn import ABN, BatchNormAct, InPlaceABN, InPlaceABNSync, RecomputedABN, ScaledABN, functional, official
 from tests.helpers.checkout import environment
 
 LAYERS = [ABN, BatchNormAct, ScaledABN, InPlaceABN, InPlaceABNSync, RecomputedABN]
@@ -205,6 +205,16 @@ print("OK")
 def test_the_modules_of_the_official_package():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment())
     assert done.stdout == "OK\n", done.stderr
+
+
+def test_the_function_class_synchronises_over_several_processes(monkeypatch):
+    """As the official one: by world_size, over the group that is given."""
+    called = []
+    for name in ("inplace_abn", "inplace_abn_sync"):
+        monkeypatch.setattr(functional, name, lambda *arguments, name=name: called.append((name, arguments[-1])))
+    for world_size in (1, 2):
+        official.InPlaceABN.apply(torch.zeros(1, 3), None, None, None, None, group="mine", world_size=world_size)
+    assert called == [("inplace_abn", 0.01), ("inplace_abn_sync", "mine")]
 
 
 def test_another_package_of_that_name_is_not_replaced(monkeypatch):

@@ -10,7 +10,7 @@ import yaml
 from segtrain.cli import entry
 from segtrain.console import printable
 from segtrain.engine.preemption import Preempted
-from segtrain.errors import REQUEUE, DataError
+from segtrain.errors import REQUEUE, DataError, UsageError
 from tests.helpers.checkout import TINY, environment
 from tests.helpers.runs import refused
 
@@ -95,6 +95,12 @@ def test_a_failed_job_of_a_sweep_does_not_stop_the_others(segtrain, jobs):
     ]
 
 
+def test_a_sweep_ends_with_the_status_of_its_first_failure(segtrain, jobs):
+    _, planned = jobs
+    planned |= {2: UsageError("an option that only its start refuses"), 3: DataError("this one is bad")}
+    assert segtrain("train", "-m", "trainer.seed=1,2,3", "experiment=toy").status == 2
+
+
 def test_a_stop_request_ends_a_sweep_with_its_status(segtrain, jobs):
     done, planned = jobs
     planned[2] = Preempted("saved", REQUEUE)
@@ -146,7 +152,8 @@ def test_file_names_that_are_no_utf8(scenes, tmp_path):
         ([b"runs", b"root=."], b"1 of 1  finished"),
         ([b"train", *data, b"run=r" + odd, b"--print-run"], b"r" + odd),
     ):
-        answer = subprocess.run([sys.executable, "-m", "segtrain", *words], env=environment(), capture_output=True)
+        strict = environment() | {"PYTHONIOENCODING": "utf-8:strict"}  # as in most locales
+        answer = subprocess.run([sys.executable, "-m", "segtrain", *words], env=strict, capture_output=True)
         assert answer.returncode == 0, answer.stderr
         assert b"Traceback" not in answer.stderr
         assert end in answer.stdout.splitlines()[-1]
