@@ -34,9 +34,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         trained_on = loaded.metadata.get("trained_on")
         made_by = {
             "processes": dist.size, "weights": "averaged" if loaded.averaged else "raw",
-            "selected_on": loaded.metadata["config"]["dataset"].get("val_split") if path.name == "best.pt" else None,
             "activation": loaded.options.activation, "checkpoint_sha256": file_hash(path), "step": step,
         }  # fmt: skip
+        if path.name == "best.pt":
+            made_by["selected_on"] = loaded.metadata["config"]["dataset"].get("val_split")
         facts = NetworkFacts(str(path), step, trained_on, made_by | evaluator.published(loaded))
         with advising(loaded.options, loaded.network.num_classes, config.inference, device):
             evaluation = evaluator.run(

@@ -65,10 +65,10 @@ def test_a_help_text_is_a_short_noun_phrase_without_the_choices(owner, name):
 
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_help_lists_the_choices(segtrain, verb):
-    text = re.sub(r"\s+", " ", segtrain(verb, "--help").out)
+    text = re.sub(r"\s+", " ", segtrain(verb, "--help").out.partition("options (key=value)")[2])
     for key, item in known_options(COMMANDS[verb].schema).items():
         if option_of(item).choices:
-            start = text.index(f" {key}={as_written(default_of(item))} ")
+            start = text.index(f" {key}=")
             assert " | ".join(map(as_written, option_of(item).choices)) in text[start : start + 500], key
     options = segtrain(verb, "--help").out.partition("options (key=value)\n")[2]
     assert max(map(len, options.splitlines())) <= 120
@@ -180,8 +180,7 @@ def test_what_an_option_allows_passes():
 
 def test_every_option_is_read_somewhere():
     """An option that nothing reads is a bug. A read counts for the class that declares the option, not for its name."""
-    only_checked = {("AugmentationConfig", "name")}  # it says which options of the group count, and for which task
-    assert set(unread(SOURCES, OPTIONS)) == only_checked
+    assert set(unread(SOURCES, OPTIONS)) == set()
 
 
 @pytest.mark.parametrize(
