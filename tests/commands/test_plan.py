@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
+
 from tests.helpers.checkout import TINY
 
 SMALL = ("experiment=toy", f"plugins=[{TINY}]", "model.backbone=tiny", "augmentation.crop_size=[64,96]")
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_it_prints(segtrain, tmp_path):
     answer = segtrain(
         "plan", *SMALL, "plan.device_memory=12MiB", "plan.reserve=2MB", "plan.devices=2", f"output={tmp_path}"
@@ -22,6 +25,7 @@ def test_the_command_writes_what_it_prints(segtrain, tmp_path):
     assert found["validation"]["ways"] and found["precision"].keys() == {"bf16"}
 
 
+@pytest.mark.slow
 def test_nothing_fits_is_status_1_and_units_are_checked(segtrain, tmp_path):
     words = ("plan", *SMALL, f"output={tmp_path}")
     answer = segtrain(*words, "plan.device_memory=1.1MB", "plan.reserve=1MB")
