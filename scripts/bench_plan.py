@@ -119,7 +119,7 @@ STEPS = {
     "ResNet-50, in place, 8 bits": (["model=resnet50", "model.keep=8bit"], 4, 256),
     "ResNet-50, blocks": (["model=resnet50", "model.recompute=blocks"], 4, 256),
     "ResNeXt-101, in place": (["model=resnext101"], 2, 256),
-    "WideResNet-38, BatchNorm": (["model=wider_resnet38", "model.norm=batch_norm"], 4, 256),
+    "WideResNet-38, BatchNorm": (["model=wider_resnet38", "model.norm=batch_norm"], 2, 256),
 }
 
 

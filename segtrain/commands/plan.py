@@ -91,7 +91,7 @@ def print_configured(answer: Answer, budget: int, devices: int) -> None:
     now = answer.now
     say(f"\nas configured, GiB on one device: peak {gib(now.peak)} of {gib(budget)} without the reserve")
     held = [f"{name} {gib(size)}" for name, size in now.at_peak.items() if size]
-    say(f"  at the peak     {', '.join(held)}" + (" (gradients: DDP's buckets)" if devices > 1 else ""))
+    say(f"  at the peak     {', '.join(held)}" + (" (DDP's buckets)" if devices > 1 else ""))
     say(f"  peak by phase   {', '.join(f'{name} {gib(now.peaks[name])}' for name in PHASES)}")
     rows = sorted(now.kept_by.items(), key=lambda item: -item[1])
     say(f"  kept for backward {gib(now.kept)}, by module and kind")

@@ -181,6 +181,8 @@ def largest(
         if len(fitting) == 2 and Line.through(*fitting).at(pixels(fits + 1)) > memory * (1 + CLEAR):
             break  # needs grow at least as the line through what fits
         guess = below(line, pixels, memory, limits)
+        if len(points) > 3:  # no line describes it: halve what is left, or double
+            guess = (fits + fails) // 2 if fails <= limits[1] else max(guess, 2 * fits)
     return fits, line
 
 
