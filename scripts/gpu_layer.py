@@ -3,10 +3,14 @@
 import gc
 import importlib
 import math
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +21,7 @@ from segtrain.abn import InPlaceABN
 from segtrain.abn.benchmark import SHAPES, Standard
 
 Row = dict[str, Any]
+HERE = Path(__file__).resolve().parent.parent
 # Channels, extent and group size of figure 4's modules, at the paper's batch of 32.
 FIGURE4 = ((32, 128, 56, 56), (32, 256, 28, 28), (32, 512, 14, 14), (32, 1024, 7, 7))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,6 +71,18 @@ def release() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+
+
+def command(words: list[str], budget: Budget) -> tuple[float, int, str]:
+    """Seconds, exit status and text of `segtrain WORDS`."""
+    began = time.monotonic()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
+    try:
+        answer = subprocess.run([sys.executable, "-m", "segtrain", *words], capture_output=True, text=True,
+                                env=environment, timeout=max(10, budget.left()))  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return time.monotonic() - began, 124, "no time"
+    return time.monotonic() - began, answer.returncode, answer.stdout + answer.stderr
 
 
 # ------------------------------------------------------------------------------------------------ 1. correctness

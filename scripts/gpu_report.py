@@ -26,10 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_layer import Budget, Row, layer, selftest
+from gpu_layer import HERE, Budget, Row, command, layer, selftest
 from gpu_steps import crops, profile, steps
 
-HERE = Path(__file__).resolve().parent.parent
 LARGEST_LINES = 80
 TOY = ["trainer.max_steps=4", "dataset.scenes=6", "dataset.val_scenes=2", "augmentation.crop_size=[64,96]",
        "augmentation.scale=[0.3,0.5]", "model.backbone=resnet18", "model.head_channels=8"]  # fmt: skip
@@ -68,18 +67,6 @@ def job(budget: Budget) -> Iterator[Row]:
          f"output={output / 'resumed'}", *size], budget)  # fmt: skip
     last = text.strip().splitlines()[-1] if text.strip() else ""
     yield {"resumed on": budget.device, "seconds": seconds, "status": status, "verdict": last}
-
-
-def command(words: list[str], budget: Budget) -> tuple[float, int, str]:
-    """Seconds, exit status and text of `segtrain WORDS`."""
-    began = time.monotonic()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
-    try:
-        answer = subprocess.run([sys.executable, "-m", "segtrain", *words], capture_output=True, text=True,
-                                env=environment, timeout=max(10, budget.left()))  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return time.monotonic() - began, 124, "no time"
-    return time.monotonic() - began, answer.returncode, answer.stdout + answer.stderr
 
 
 def log_of(run: Path) -> list[Row]:

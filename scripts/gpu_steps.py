@@ -1,18 +1,21 @@
 """Parts of scripts/gpu_report.py: whole steps, the largest batches in 12 GB, and the profile of a step."""
 
 import importlib
+import json
 import math
+import os
 import re
 from collections.abc import Iterator
-from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from gpu_layer import DTYPES, Budget, Row, release, seconds_of, synchronise
+from gpu_layer import DTYPES, Budget, Row, command, release, seconds_of, synchronise
 from torch import nn
 
 CROPS = {"resnet50": (4, 512), "resnext101": (4, 512), "wider_resnet38": (3, 512)}  # images a GPU, as in the paper
 CARD = 12e9  # bytes of the paper's cards
+PLANNED = ("batch_norm", "inplace_abn", "inplace_abn+8bit", "inplace_abn+both", "inplace_abn+4bit")
 OUT_OF_MEMORY = torch.cuda.OutOfMemoryError
 
 
@@ -36,6 +39,16 @@ FORMS = (
     Form("identity_input", recompute="identity_input"), Form("both", recompute="both"),
     Form("in place, checkpointed blocks", recompute="blocks"),
 )  # fmt: skip
+
+
+def forms_of(backbone: str) -> list[Form]:
+    """Those that the backbone can be trained in."""
+    forms = list(FORMS)
+    if not backbone.startswith("resnext"):  # without grouped convolutions
+        forms = [form for form in forms if form.recompute not in ("grouped", "both")]
+    if not backbone.startswith(("resnext", "wider")):  # without sums that are nothing but a convolution and the input
+        forms = [form for form in forms if form.recompute != "identity_input"]
+    return forms
 
 
 class Step:
@@ -73,7 +86,10 @@ def steps(budget: Budget) -> Iterator[Row]:
     torch.backends.cudnn.benchmark = True
     names = ["resnet18"] if budget.tiny else list(CROPS)
     base: dict[tuple[str, str], Row] = {}
-    for backbone, dtype, form in product(names, ("bf16", "fp32")[: 1 if budget.tiny else 2], FORMS):
+    each = ((b, dtype, form) for b in names for dtype in ("bf16", "fp32") for form in forms_of(b))
+    for backbone, dtype, form in each:
+        if budget.tiny and dtype == "fp32":
+            continue
         size = (2, 33) if budget.tiny else CROPS[backbone]
         if form.compiled is not None and (budget.tiny or (backbone != "resnet50" and not budget.long)):
             continue
@@ -142,12 +158,30 @@ def crops(budget: Budget) -> Iterator[Row]:
         context = 500e6  # of CUDA and cuDNN, which the allocator does not see
         torch.cuda.set_per_process_memory_fraction((CARD - context) / torch.cuda.get_device_properties(0).total_memory)
     names = ["resnet18"] if budget.tiny else ["resnext101", "wider_resnet38"]
-    for backbone, name in product(names, ("standard", "in place", "8 bits", "both", "4 bits")):
-        form = next(one for one in FORMS if one.name == name)
+    for backbone in names:
+        yield planned(backbone, budget)
+    wanted = ("standard", "in place", "8 bits", "both", "identity_input", "4 bits")
+    each = ((backbone, form) for backbone in names for form in forms_of(backbone) if form.name in wanted)
+    for backbone, form in each:
         if budget.left() < 20 and not budget.tiny:
-            yield {"largest batch": f"{backbone}, {name}", "left out": "no time"}
+            yield {"largest batch": f"{backbone}, {form.name}", "left out": "no time"}
             continue
-        yield {"largest batch": f"{backbone}, {name}", "images of 512^2 in 12 GB": largest(backbone, form, budget)}
+        yield {"largest batch": f"{backbone}, {form.name}", "images of 512^2 in 12 GB": largest(backbone, form, budget)}
+
+
+def planned(backbone: str, budget: Budget) -> Row:
+    """What `segtrain plan` says of one such card, which takes no GPU. Of --tiny, whether it takes these words."""
+    output = Path(os.environ["GPU_REPORT"]) / f"plan-{backbone}"
+    words = [f"model.backbone={backbone}", f"output={output}", "trainer.batch_size=2", "plan.device_memory=12GB"]
+    words += ["--cfg", "job"] if budget.tiny else []
+    seconds, status, text = command(["plan", "experiment=cityscapes_resnext101_std_16x512", *words], budget)
+    row: Row = {"planned": backbone, "seconds": seconds}
+    if budget.tiny and not status:
+        return row
+    if not (output / "plan.json").is_file():
+        return row | {"failed": text.strip().splitlines()[-1] if text.strip() else f"status {status}"}
+    most = json.loads((output / "plan.json").read_text())["max_batch"]
+    return row | {name: most[name] for name in PLANNED if name in most}
 
 
 def largest(backbone: str, form: Form, budget: Budget) -> int:

@@ -53,6 +53,18 @@ def test_shares_of_a_profile_by_hand():
     assert loaded("gpu_steps").shares([]) == {"failed": "no kernels were recorded"}
 
 
+def test_the_plan_stands_beside_what_was_measured(tmp_path, monkeypatch):
+    report, budget = loaded("gpu_steps"), loaded("gpu_layer").Budget("cuda", tiny=False, long=False, ends=0)
+    monkeypatch.setenv("GPU_REPORT", str(tmp_path))
+    (tmp_path / "plan-resnext101").mkdir()
+    (tmp_path / "plan-resnext101" / "plan.json").write_text('{"max_batch": {"batch_norm": 4, "inplace_abn+8bit": 22}}')
+    monkeypatch.setattr(report, "command", lambda words, budget: (1.0, 1, "segtrain: nothing fits"))
+    assert report.planned("resnext101", budget) == {
+        "planned": "resnext101", "seconds": 1.0, "batch_norm": 4, "inplace_abn+8bit": 22,
+    }  # fmt: skip
+    assert report.planned("wider_resnet38", budget)["failed"] == "segtrain: nothing fits"
+
+
 def test_the_largest_batch_is_found(monkeypatch):
     report = loaded("gpu_steps")
     for limit in (0, 1, 2, 3, 7, 8, 13, 80):

@@ -115,6 +115,7 @@ def test_ways_follow_the_options_and_say_what_is_not_possible():
     assert {"batch_norm", "abn", "inplace_abn", "inplace_abn+blocks", "inplace_abn+8bit"} <= possible.keys()
     assert "batch_norm+8bit" in refused and not possible.keys() & refused.keys()
     both = small("model.keep=4bit", "model.norm=inplace_abn_sync", "model.norm_variant=two")
+    assert "inplace_abn+grouped" not in possible and "no grouped convolution" in refused["inplace_abn+grouped"]
     assert name_of(both) == "inplace_abn_sync+4bit" and ways(both)[0]["batch_norm"].model.norm_variant == "one"
 
 

@@ -11,8 +11,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segtrain.config import ModelConfig, TrainConfig, classifies, option_of
+from segtrain.config.model import REBUILDING
 from segtrain.engine.planning.trace import StepTrace, StepTracer
 from segtrain.errors import UsageError
+from segtrain.models import from_config
 from segtrain.threads import cpus
 
 LEAST = 2  # images of a micro-batch: DeepLabV3's pooled branch normalises over them
@@ -88,6 +90,7 @@ def ways(config: TrainConfig) -> tuple[dict[str, TrainConfig], dict[str, str]]:
     norms = [norm for norm in choices["norm"] if not norm.endswith("_sync") or norm == config.model.norm]
     possible: dict[str, TrainConfig] = {}
     refused: dict[str, str] = {}
+    without = {one: reason for one in choices["recompute"] if (reason := refused_by_backbone(config.model, str(one)))}
     for norm in norms:
         named = {norm: ("none", "exact")}
         named |= {f"{norm}+{one}": (one, "exact") for one in choices["recompute"] if one != "none"}
@@ -97,7 +100,22 @@ def ways(config: TrainConfig) -> tuple[dict[str, TrainConfig], dict[str, str]]:
                 possible[name] = with_model(config, norm, recompute, keep)
             except UsageError as error:
                 refused[name] = str(error)
+            if name in possible and recompute in without:
+                del possible[name]
+                refused[name] = without[recompute]
     return possible, refused
+
+
+def refused_by_backbone(model: ModelConfig, recompute: str) -> str:
+    """Why the backbone has nothing to rebuild; '' if it has, or if that does not depend on it."""
+    if recompute not in REBUILDING:
+        return ""
+    try:
+        with torch.device("meta"):
+            from_config(replace(model, norm="inplace_abn", scale="abs", recompute=recompute, keep="exact"), 2)
+    except UsageError as error:
+        return str(error)
+    return ""
 
 
 def with_model(config: TrainConfig, norm: str, recompute: str, keep: str) -> TrainConfig:
