@@ -146,13 +146,14 @@ def compose(words: list[str]) -> tuple[int, str, Accepted | None]:
 
 
 def begin(accepted: Accepted) -> None:
-    """The command, but verify-resume ends where it would start its trainings."""
-    from segtrain.commands import verify_resume
+    """The command, but verify-resume ends where it would start its trainings, and plan where it would trace steps."""
+    from segtrain.commands import plan, verify_resume
 
-    def start_training(*_: Any) -> Any:
+    def end(*_: Any) -> Any:
         raise SystemExit(0)
 
-    verify_resume.start_training = start_training  # type: ignore[assignment]
+    verify_resume.start_training = end  # type: ignore[assignment]
+    plan.solve_all = end  # type: ignore[assignment]
     if isinstance(accepted.options, config.TrainConfig):
         accepted.options.trainer.compile = False  # it takes minutes, and is torch's
     entry.start(accepted.row, accepted.options)

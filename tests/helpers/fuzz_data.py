@@ -85,6 +85,7 @@ class Files:
             "train": self.training(dataset or "streets"),
             "replay": [f"run={run}", *plain],
             "verify-resume": self.training(dataset or "streets"),
+            "plan": self.training(dataset or "streets"),
             "runs": [f"root={self.root}"],
             "evaluate": [*network, "loader.workers=0", "pictures=1", *given],
             "score": [f"predictions={self.root / 'predictions'}", *(given or self.given("cityscapes"))],
