@@ -165,8 +165,8 @@ class Learner:
         if self.average is not None:
             tensors["ema"] = self.average.module.state_dict()
             tensors["ema_updates"] = int(self.average.n_averaged)
-        if self.network.rebuilding is not None:
-            tensors["rebuilding_drift"] = self.network.rebuilding.drift
+        if (rebuilding := getattr(self.network, "rebuilding", None)) is not None:
+            tensors["rebuilding_drift"] = rebuilding.drift
         self.guard.check_weights(tensors["model"], tensors.get("ema", {}))
         if not self.dist.main:
             return {}
@@ -185,8 +185,8 @@ class Learner:
         else:
             self.network.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-        if self.network.rebuilding is not None:
-            self.network.rebuilding.drift = state.get("rebuilding_drift")
+        if (rebuilding := getattr(self.network, "rebuilding", None)) is not None:
+            rebuilding.drift = state.get("rebuilding_drift")
         self.guard.recent.extend(state.get("recent", []))
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])

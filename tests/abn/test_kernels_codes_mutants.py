@@ -22,7 +22,7 @@ BUGS = [
         "summarise|search"),
     Bug("all samples write one stripe", "part + share.sample * channels * gridDim.y", "part", TSAN, "summarise"),
     Bug("extremes of one range in another's place", "extremes[samples * channels + range]",
-        "extremes[samples * range + channels]", WRONG, "merge_summaries"),
+        "extremes[samples * range + channels]", ASAN, "merge_summaries"),
     Bug("moments of the last sample alone", "all = merge(all, w.moments)", "all = w.moments", WRONG, "merge_summaries"),
     Bug("all lanes write the extremes", "    if ((threadIdx.x & 31) != 0) continue;\n", "", TSAN, "merge_summaries"),
     # ---- ranges

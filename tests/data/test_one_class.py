@@ -20,7 +20,7 @@ def mine(tmp_path, monkeypatch):
             for kind in ("images", "masks"):
                 (tmp_path / "data" / split / kind).mkdir(parents=True)
             for i in range(4):
-                rng = np.random.default_rng(i)
+                rng = np.random.default_rng([i, len(split)])
                 image = rng.integers(0, 255, (64, 96, 3), np.uint8)
                 mask = np.array(values, np.uint8)[(np.indices((64, 96)).sum(0) // 32 + i) % len(values)]
                 Image.fromarray(image).save(tmp_path / "data" / split / "images" / f"{i}.png")

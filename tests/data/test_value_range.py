@@ -19,7 +19,7 @@ def words(tmp_path, monkeypatch):
             (tmp_path / "data" / split / kind).mkdir(parents=True)
         for i in range(4):
             mask = ((np.indices((64, 96)).sum(0) // 32 + i) % 2).astype(np.uint8)
-            noise = np.random.default_rng(i).integers(0, 500, mask.shape)
+            noise = np.random.default_rng([i, len(split)]).integers(0, 500, mask.shape)
             Image.fromarray((3000.0 * mask + noise + 100).astype(np.uint16)).save(
                 tmp_path / "data" / split / "images" / f"{i}.png"
             )

@@ -130,7 +130,8 @@ class Entry:
             return f"p::as<{c}>(0x{found[1]}u)"
         if found := re.match(r"0[dD]([0-9a-fA-F]{16})$", operand):
             return f"p::as<{c}>(0x{found[1]}ull)"
-        if re.match(r"-?\d+$|0x[0-9a-fA-F]+$", operand):
+        if re.match(r"(-?\d+|0x[0-9a-fA-F]+)U?$", operand):
+            operand = operand.removesuffix("U")
             if is_float(t):
                 raise Unknown(f"integer literal as {t}")
             if t == "pred":

@@ -119,6 +119,7 @@ merge_summaries(const Summary<S>* __restrict__ part, i64 samples, i64 channels, 
   Moments<S> all = Moments<S>{};
   for (i64 range = channel; range < samples * channels; range += channels) {
     Ends<S> ends = Ends<S>{};
+#pragma unroll 1
     for (int stripe = threadIdx.x & 31; stripe < stripes; stripe += 32) {
       const Summary<S> w = part[range * stripes + stripe];
       all = merge(all, w.moments), ends = merge(ends, w.ends);
