@@ -80,6 +80,12 @@ def test_an_entry_of_another_type_is_named(tmp_path, content, key, values, messa
             assert str(caught.value).startswith(f"{path} does not hold what segtrain writes ({message}"), value
 
 
+def test_an_entry_that_nests_too_deeply_is_refused(content):
+    for _ in range(3000):
+        content["environment"] = {"deeper": content["environment"]}
+    assert list(checkpoint.wrong_content(content)) == ["environment is none"]
+
+
 @pytest.mark.parametrize("key", ["config", "classes", "model", "step"])
 def test_what_every_checkpoint_has_may_not_be_missing(tmp_path, content, key):
     del content[key]
