@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from segtrain.config import CheckConfig, DatasetConfig, classifies
-from segtrain.console import Progress, say
+from segtrain.console import Progress, printable, say
 from segtrain.data.classify.samples import ClassImages
 from segtrain.data.images import read_image
 from segtrain.data.label_files import read_label
@@ -34,6 +34,7 @@ from segtrain.threads import threaded_map
 
 SHEET = 8  # images on the contact sheet
 LISTED = 5
+SHARES, RAREST = 30, 10  # classes whose shares are listed: all up to that number, else so many
 
 
 def check(config: CheckConfig) -> dict[str, Any]:
@@ -82,6 +83,7 @@ def write_report(
         "splits": splits, "findings": [finding._asdict() for finding in findings], "ok": not errors,
     }  # fmt: skip
     print_splits(splits)
+    print_shares({name: facts["class_pixels"] for name, facts in splits.items() if facts.get("class_pixels")})
     for finding in findings:
         say(str(finding))
     write_atomically(output / "report.json", json.dumps(report, indent=2).encode() + b"\n")
@@ -201,6 +203,28 @@ def contact(files: SplitFiles, table: LabelTable, most: int) -> list[np.ndarray]
         except DataError:
             continue  # it is among the findings
     return panels
+
+
+def print_shares(splits: dict[str, dict[str, int]]) -> None:
+    """The share of each class in the labelled pixels of each split, in percent; of many classes the rarest.
+
+    splits: name -> class -> number of pixels.
+    """
+    labelled = {name: sum(pixels.values()) for name, pixels in splits.items()}
+    splits = {name: pixels for name, pixels in splits.items() if labelled[name]}
+    if not splits:
+        return
+    first = next(iter(splits.values()))
+    splits = {name: pixels for name, pixels in splits.items() if pixels.keys() == first.keys()}  # parts have their own
+    classes = list(first) if len(first) <= SHARES else sorted(first, key=lambda name: first[name])[:RAREST]
+    width = max(14, *(len(printable(name, inline=True)) for name in classes))
+    say(f"{'pixels %':<{width}}" + "".join(f" {name:>9}" for name in splits))
+    for one in classes:
+        shares = [100 * pixels.get(one, 0) / labelled[name] for name, pixels in splits.items()]
+        say(f"{printable(one, inline=True):<{width}}" + "".join(f" {share:>9.3g}" for share in shares))
+    if len(classes) < len(first):
+        say(f"the rarest of {len(first)} classes in {next(iter(splits))}; report.json has all")
+    say("")
 
 
 def print_splits(splits: dict[str, Any]) -> None:

@@ -79,6 +79,25 @@ def test_255_that_is_ignored_though_it_is_the_only_other_value(segtrain, mine):
     refused(segtrain("train", *training(*words)), text, status=1)
 
 
+def test_check_prints_the_share_of_each_class(segtrain, mine):
+    """Of the labelled pixels: void counts nowhere."""
+    mine([0, 1, 255], [1, 1, 0, 255])
+    answer = segtrain("check", *table("0,land,", "1,water,", "255,void,true", "7,snow,"))
+    assert answer.status == 0, answer.err
+    with open("segtrain-out/check/report.json") as file:  # noqa: PTH123
+        report = json.load(file)["splits"]
+    at = answer.out.splitlines().index("pixels %           train       val")
+    lines = answer.out.splitlines()[at + 1 : at + 4]
+    for line, (name, values) in zip(lines, {"land": 0, "water": 1, "snow": 7}.items(), strict=True):
+        shares = []
+        for split in ("train", "val"):
+            masks = [np.asarray(Image.open(f"data/{split}/masks/{i}.png")) for i in range(4)]
+            count, labelled = sum((m == values).sum() for m in masks), sum((m != 255).sum() for m in masks)
+            assert report[split]["class_pixels"][name] == count
+            shares.append(f"{100 * count / labelled:.3g}")
+        assert line.split() == [name, *shares]
+
+
 def test_a_table_of_one_class_is_refused(segtrain, mine):
     mine([0, 255])
     for command in (["check"], ["train"]):

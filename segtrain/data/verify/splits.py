@@ -14,7 +14,7 @@ from segtrain.data.label_files import read_instances, read_label
 from segtrain.data.labels import LabelTable
 from segtrain.data.sample import DatasetSpec, Sample, SplitFiles
 from segtrain.data.verify.files import FileFacts
-from segtrain.data.verify.label_mistakes import Finding, find_mistakes, first_of
+from segtrain.data.verify.label_mistakes import Finding, counts_by_class, find_mistakes, first_of
 from segtrain.errors import DataError
 from segtrain.threads import threaded_map
 
@@ -68,6 +68,7 @@ def check_split(
         "instances": len(files.instances), "published": published, "image_modes": dict(scan.modes),
         "sizes": [{"height": h, "width": w, "pictures": count} for (h, w), count in scan.sizes.most_common(20)],
         "label_values": {int(value): int(scan.histogram[value]) for value in np.flatnonzero(scan.histogram)},
+        "class_pixels": dict(zip(table.names, counts_by_class(scan.histogram, table).tolist(), strict=True)),
         "bad_files": {kind: texts[:20] for kind, texts in scan.bad.items()},
     }  # fmt: skip
     return facts, findings
