@@ -111,7 +111,7 @@ summarise(const T* __restrict__ x, Summary<Wide<T>>* __restrict__ part, i64 samp
 
 // One warp per channel. count: values per channel. Writes mean, biased variance, and extremes, (2, samples, channels).
 template <typename S, int BLOCK>
-__global__ void __launch_bounds__(BLOCK)
+__global__ void __launch_bounds__(BLOCK, 1)
 merge_summaries(const Summary<S>* __restrict__ part, i64 samples, i64 channels, int stripes, double count,
                 S* __restrict__ mean, S* __restrict__ var, S* __restrict__ extremes) {
   const i64 channel = ((i64)blockIdx.x * BLOCK + threadIdx.x) >> 5;
@@ -119,7 +119,6 @@ merge_summaries(const Summary<S>* __restrict__ part, i64 samples, i64 channels, 
   Moments<S> all = Moments<S>{};
   for (i64 range = channel; range < samples * channels; range += channels) {
     Ends<S> ends = Ends<S>{};
-#pragma unroll 1
     for (int stripe = threadIdx.x & 31; stripe < stripes; stripe += 32) {
       const Summary<S> w = part[range * stripes + stripe];
       all = merge(all, w.moments), ends = merge(ends, w.ends);
