@@ -78,7 +78,8 @@ class Validator:
         return Preempted(text, status)
 
     def finish(self) -> None:
-        """Write the last validation's scores as those of the finished run."""
+        """Write the last validation's scores as those of the finished run, whose checkpoint is on the disk by then."""
+        self.writer.close()
         if self.state.stalled:
             best = self.state.best
             say(f"ending early: {best['since']} validations no better than that of step {best['step']}")

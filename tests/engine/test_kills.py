@@ -3,15 +3,18 @@
 import json
 import random
 import re
+import time
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from segtrain.commands.verify_resume import KILLED, metrics
+from segtrain.engine.checkpoint_writer import CheckpointWriter
 from segtrain.engine.progress_line import CLOCK
 from tests.helpers import zygote
-from tests.helpers.runs import ONE_THREAD, same, state
+from tests.helpers.checkout import TINY
+from tests.helpers.runs import ONE_THREAD, same, small_run, state
 
 LIVE = ("config", "elapsed", "environment")  # of a checkpoint: what sessions do not share
 
@@ -111,3 +114,18 @@ def test_at_any_of_a_hundred_and_thirteen_file_operations(tmp_path, options):
     total = operations(tmp_path, options)
     numbers = range(1, total + 1) if total <= 113 else sorted(random.Random(0).sample(range(1, total + 1), 113))
     killed_and_resumed(tmp_path, options, numbers)
+
+
+def test_scores_are_written_after_the_checkpoint_that_they_belong_to(segtrain, scenes, monkeypatch):
+    """A run with evaluation.json is finished: killed in between, it would never draw the pictures of its end."""
+    write, there = CheckpointWriter.write, []
+
+    def slow(self, content, best):
+        time.sleep(0.5)
+        there.append((self.folder / "evaluation.json").exists())
+        write(self, content, best)
+
+    monkeypatch.setattr(CheckpointWriter, "write", slow)
+    answer = segtrain("train", *small_run(scenes), f"plugins=[{TINY}]", "model.backbone=tiny", "run=r")
+    assert answer.status == 0, answer.err
+    assert Path("r/evaluation.json").exists() and len(there) >= 2 and not any(there)
