@@ -120,6 +120,36 @@ def remember_convolution(conv: nn.Conv2d, z: Tensor, out: Tensor) -> None:
 # ------------------------------------------------------------------------------------------- layers without a map
 
 
+class Statistics(NamedTuple):
+    """What a layer computes from its input and keeps: vectors (C,), and scale and shift of the map from x to y.
+
+    total, number: the number of values a channel, as a tensor where several processes share it, else as a number.
+    """
+
+    gamma: Tensor
+    beta: Tensor
+    mean: Tensor
+    rstd: Tensor
+    scale: Tensor
+    shift: Tensor
+    activation: tuple[int, float]
+    total: Tensor | None
+    number: float
+
+    @classmethod
+    def of(
+        cls, x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
+        running_var: Tensor | None, options: Options,
+    ) -> "Statistics":  # fmt: skip
+        """Also updates the running statistics."""
+        gamma, beta = affine(x, weight, bias, options.eps, options.scale)
+        mean, rstd, count = batch_statistics(x, running_mean, running_var, options)
+        scale = gamma * rstd
+        activation = CODES.index(options.activation.name), options.activation.param
+        total, number = (count, 0.0) if isinstance(count, Tensor) else (None, count)
+        return cls(gamma, beta, mean, rstd, scale, beta - mean * scale, activation, total, number)
+
+
 class RebuiltABNFunction(torch.autograd.Function):
     """InPlaceABNFunction over the output of a convolution: what it saves of its output is computed again."""
 
@@ -128,17 +158,12 @@ class RebuiltABNFunction(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
         running_var: Tensor | None, options: Options, source: Recipe, recipes: Recipes,
     ) -> Tensor:  # fmt: skip
-        gamma, beta = affine(x, weight, bias, options.eps, options.scale)
-        mean, rstd, count = batch_statistics(x, running_mean, running_var, options)
-        scale = gamma * rstd
-        shift = beta - mean * scale
-        activation = CODES.index(options.activation.name), options.activation.param
-        ops.normalise_(x, scale, shift, *activation, None)
+        found = Statistics.of(x, weight, bias, running_mean, running_var, options)
+        ops.normalise_(x, found.scale, found.shift, *found.activation, None)
         ctx.mark_dirty(x)
-        recipes.add(x, Normalised(source, scale, shift, activation, x.dtype), writes=1)
-        total = count if isinstance(count, Tensor) else None
-        ctx.save_for_backward(x, weight, bias, None, gamma, rstd, total)
-        ctx.count = 0.0 if isinstance(count, Tensor) else count
+        recipes.add(x, Normalised(source, found.scale, found.shift, found.activation, x.dtype), writes=1)
+        ctx.save_for_backward(x, weight, bias, None, found.gamma, found.rstd, found.total)
+        ctx.count = found.number
         ctx.options, ctx.recipes, ctx.samples = options, recipes, recipes.samples
         ctx.sample = None if recipes.samples is None else recipes.samples.take(x)
         return x
@@ -164,16 +189,11 @@ class SourcedABNFunction(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
         running_var: Tensor | None, options: Options, source: Recipe, recipes: Recipes,
     ) -> Tensor:  # fmt: skip
-        gamma, beta = affine(x, weight, bias, options.eps, options.scale)
-        mean, rstd, count = batch_statistics(x, running_mean, running_var, options)
-        scale = gamma * rstd
-        shift = beta - mean * scale
-        activation = CODES.index(options.activation.name), options.activation.param
-        z = as_type(ops.normalise(x, scale, shift, *activation, None), autocast_dtype(x))
-        recipes.add(z, Normalised(source, scale, shift, activation, z.dtype))
-        total = count if isinstance(count, Tensor) else None
-        ctx.save_for_backward(x, weight, bias, gamma, beta, mean, rstd, scale, shift, total)
-        ctx.count = 0.0 if isinstance(count, Tensor) else count
+        found = Statistics.of(x, weight, bias, running_mean, running_var, options)
+        z = as_type(ops.normalise(x, found.scale, found.shift, *found.activation, None), autocast_dtype(x))
+        recipes.add(z, Normalised(source, found.scale, found.shift, found.activation, z.dtype))
+        ctx.save_for_backward(x, weight, bias, *found[:6], found.total)
+        ctx.count = found.number
         ctx.options, ctx.recipes = options._replace(variant="one"), recipes
         ctx.link = source if isinstance(source, Link) else None
         return z

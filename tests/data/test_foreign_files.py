@@ -7,7 +7,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 from segtrain.data.folders import files_below, matching
 from segtrain.data.images import read_image
@@ -301,4 +301,3 @@ def test_an_image_that_pillow_alone_reads_keeps_its_depth(tmp_path, monkeypatch)
     monkeypatch.setattr(cv2, "imdecode", lambda *_: None)
     values = full(np.uint16)
     assert (read_image(tiff(tmp_path / "a.tif", values))[..., 0] == values >> 8).all()
-    assert TiffImagePlugin.ImageFileDirectory_v2 is not None

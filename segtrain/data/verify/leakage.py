@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from segtrain.console import Progress
-from segtrain.data.images import BROKEN
+from segtrain.data.images import opened
 from segtrain.data.sample import Sample
 from segtrain.data.verify.files import FileFacts
 from segtrain.data.verify.label_mistakes import Finding
@@ -87,10 +87,10 @@ def facts_of(
 def thumbnail(path: Path) -> str:
     """The image in grey, SIDE x SIDE, as hexadecimal digits; "" if it cannot be read or is all of one brightness."""
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             image.draft("L", (4 * SIDE, 4 * SIDE))  # a JPEG is decoded at a fraction of its size
             small = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
-    except BROKEN:
+    except DataError:
         return ""
     return small.tobytes().hex() if small.std() >= PLAIN else ""
 

@@ -466,9 +466,8 @@ template <typename T, int VEC, bool WIDE, int ACT, int BITS, bool LAST, int BLOC
 __global__ void __launch_bounds__(BLOCK, fewest_coded_blocks<T, VEC, LAST>())
 coded_gradient(const u8* __restrict__ codes, const Wide<T>* __restrict__ ranges, const T* __restrict__ dz,
                const T* __restrict__ shortcut, const u8* __restrict__ shortcut_codes,
-           const Wide<T>* __restrict__ shortcut_ranges, int shortcut_act, Wide<T> shortcut_param,
-           const Wide<T>* __restrict__ center,
-               const Wide<T>* __restrict__ inverse, Wide<T> param, const Wide<T>* __restrict__ factor,
+               const Wide<T>* __restrict__ shortcut_ranges, int shortcut_act, Wide<T> shortcut_param,
+               const Wide<T>* __restrict__ center, const Wide<T>* __restrict__ inverse, Wide<T> param, const Wide<T>* __restrict__ factor,
                const Wide<T>* __restrict__ means, T* __restrict__ dx, T* __restrict__ dshortcut, i64 samples,
                i64 outer, i64 channels, i64 inner, int shift_x) {
   typedef Wide<T> S;
