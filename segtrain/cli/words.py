@@ -30,7 +30,7 @@ def parse(verb: str, command: Command, words: list[str]) -> Arguments:
         if flag in ("--config-dir", "-cd"):
             result.config_dir = value or (words.pop(0) if words else "")
             if not Path(result.config_dir).is_dir():
-                raise UsageError(f"--config-dir {result.config_dir}: no such folder")
+                raise UsageError(f"--config-dir {result.config_dir}: no such folder; give the one that holds your YAML")
         elif flag in ("--cfg", "-c"):
             kind = value or (words.pop(0) if words else "")
             if kind != "job":

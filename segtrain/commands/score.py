@@ -74,7 +74,7 @@ def find_answers(folder: Path, patterns: list[str]) -> list[Path]:
     DataError, naming examples, if a pattern has no file or several.
     """
     if not folder.is_dir():
-        raise UsageError(f"predictions={folder}: no such folder")
+        raise UsageError(f"predictions={folder}: no such folder; give the one that holds your label images")
     files = sorted(
         (name, Path(place, name)) for place, _, names in os.walk(folder) for name in names if not name.startswith("._")
     )

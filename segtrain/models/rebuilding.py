@@ -35,8 +35,8 @@ class Rebuilding:
         self.inputs = rebuild_inputs(body) if recompute in ("identity_input", "both") else 0
         if recompute in ("grouped", "both") and not self.grouped:
             raise UsageError(
-                f"model.recompute={recompute}: this backbone has no grouped convolution before In-Place ABN: choose a "
-                "resnext backbone, or model.recompute=identity_input or none"
+                f"model.recompute={recompute}: this backbone has no grouped convolution before In-Place ABN: choose "
+                "resnext50, resnext101 or resnext152, or model.recompute=none"
             )
         if recompute in ("identity_input", "both") and not self.inputs:
             raise UsageError(

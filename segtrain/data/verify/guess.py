@@ -46,7 +46,7 @@ def write_guess(data: DatasetConfig, path: Path) -> None:
     if data.root is None:
         raise UsageError("dataset.root is not set: give the folder of your images")
     if not root.is_dir():
-        raise UsageError(f"dataset.root={root}: no such folder")
+        raise UsageError(f"dataset.root={root}: no such folder; give the one that holds your images and labels")
     if path.suffix not in (".yaml", ".yml"):
         raise UsageError(f"write_config={path}: give the name of a .yaml file to write")
     if path.resolve().is_relative_to(root.resolve()):
