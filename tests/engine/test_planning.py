@@ -155,6 +155,21 @@ def test_the_batch_is_chosen_once(words, monkeypatch):
         assert (stored["step"], stored["config"]["trainer"]["batch_size"]) == (steps, 3)
 
 
+def test_what_auto_fit_has_chosen_is_kept_by_a_resume(words, monkeypatch):
+    """Nothing is solved again, whatever memory is free by then."""
+    words = [word for word in words if not word.startswith("trainer.max_steps")]
+    found = {"model.keep": "8bit"}
+    monkeypatch.setattr(automatic, "choose", lambda *_: found)
+    for steps in (1, 2):
+        config = segtrain.compose(
+            *words, "trainer.auto_fit=true", f"trainer.max_steps={steps}", "device=cpu", "run=fit"
+        )
+        segtrain.train(config)
+        stored = torch.load("fit/last.pt", weights_only=True)
+        assert (stored["step"], stored["config"]["model"]["keep"]) == (steps, "8bit")
+        monkeypatch.setattr(automatic, "choose", lambda *_: pytest.fail("solved again"))
+
+
 def chosen(config, budget, images=1000):
     return automatic.choose(config, 19, 1, budget, torch.device("cpu"), images)
 
