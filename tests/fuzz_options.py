@@ -153,7 +153,7 @@ def begin(accepted: Accepted) -> None:
         raise SystemExit(0)
 
     verify_resume.start_training = end  # type: ignore[assignment]
-    plan.solve_all = end  # type: ignore[assignment]
+    plan.solve_all = end  # type: ignore[attr-defined, assignment]
     if isinstance(accepted.options, config.TrainConfig):
         accepted.options.trainer.compile = False  # it takes minutes, and is torch's
     entry.start(accepted.row, accepted.options)

@@ -12,6 +12,7 @@ from segtrain.abn import coded_selftest, operators
 from segtrain.abn.backends import aten as aten_ops
 from segtrain.abn.backends import cupy as cupy_ops
 from segtrain.abn.backends import cupy_codes, cupy_kernels
+from segtrain.abn.backends import native as native_ops
 from segtrain.abn.backends.codes import Coded, Composed, empty_codes
 from segtrain.abn.coded_selftest import CodedCase, encoded
 from segtrain.abn.selftest import ELU, IDENTITY, LEAKY, Case
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.skipif(emu.COMPILER is None, reason="no C++ compiler")
 QUICK = {
     (torch.float32, LEAKY, 8), (torch.float32, LEAKY, 4), (torch.float16, ELU, 8), (torch.bfloat16, IDENTITY, 4),
 }  # fmt: skip
-native_works = pytest.mark.skipif(bool(operators.native_ops.available()), reason="no C++ compiler")
+native_works = pytest.mark.skipif(bool(native_ops.available()), reason="no C++ compiler")
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +92,7 @@ def test_coded_selftest_sees_wrong_numbers():
 
 @pytest.mark.parametrize("coder", ["cupy", "native", "aten"])
 def test_degenerate_maps(coder, emulated):
-    if coder == "native" and operators.native_ops.available():
+    if coder == "native" and native_ops.available():
         pytest.skip("no C++ compiler")
     found = abn.coded_operators.coder_of(operators.BACKENDS[coder])
     failed = [str(result) for result in coded_selftest.check_degenerate(found, "cpu") if not result.good]
@@ -124,13 +125,13 @@ def test_all_back_ends_write_the_same_codes(shape, bits, emulated):
         x[:, 1] = x[:, 1].round()
         found = [
             encoded(coder, x, torch.empty_like(x), one, one * 0, IDENTITY, None, bits)
-            for coder in (cupy_codes, operators.native_ops, Composed(aten_ops))
+            for coder in (cupy_codes, native_ops, Composed(aten_ops))
         ]
         for other in found[1:]:
             assert other.codes.equal(found[0].codes)
             torch.testing.assert_close(other.ranges, found[0].ranges, rtol=2e-7, atol=0)
         for dtype in (torch.float32, torch.bfloat16):
-            decoded = [coder.decode(found[0], dtype, LEAKY) for coder in (cupy_codes, operators.native_ops)]
+            decoded = [coder.decode(found[0], dtype, LEAKY) for coder in (cupy_codes, native_ops)]
             torch.testing.assert_close(*decoded, rtol=1e-6 if dtype == torch.float32 else 0.008, atol=1e-6)
 
 
@@ -293,7 +294,7 @@ def test_residual_block_by_the_kernels(keep, as_cpu_backend, monkeypatch):
 
 
 def test_what_codes_is_printed(monkeypatch):
-    monkeypatch.setattr(operators, "resolved", {"cuda": cupy_ops, "cpu": operators.native_ops, "mps": aten_ops})
+    monkeypatch.setattr(operators, "resolved", {"cuda": cupy_ops, "cpu": native_ops, "mps": aten_ops})
     said = [abn.coded_operators.describe_coder(device) for device in ("cuda", "cpu", "mps")]
     assert said == ["cupy kernels", "native kernels", "torch's operations"]
 

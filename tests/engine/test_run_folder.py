@@ -3,15 +3,19 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from segtrain import compose
 from segtrain.config import TrainerConfig
+from segtrain.engine.run import Run
 from segtrain.engine.run_folder import repair, require_own
 from segtrain.engine.state import TrainState
 from segtrain.errors import DataError
 from segtrain.weights import checkpoint
-from tests.helpers.runs import black_box, refused, same, state
+from tests.helpers.checkout import TINY
+from tests.helpers.runs import black_box, refused, same, small_run, state
 
 # ------------------------------------------------------------------------------------------------ foreign folders
 
@@ -211,3 +215,28 @@ def test_a_finished_run_with_garbage_is_scored_again(segtrain, words):
     answer = segtrain("train", *words, "run=r", "trainer.max_steps=2")
     assert answer.status == 0 and "evaluation.json is no JSON: set aside as evaluation.json.damaged-1" in answer.out
     assert json.loads(Path("r/evaluation.json").read_text())["miou"] == json.loads(before)["miou"]
+
+
+# ------------------------------------------------------------------------------------------------ several processes
+
+
+@pytest.mark.parametrize("steps", [[4, 4], [4, 0], [0, 4]])
+def test_processes_that_find_different_checkpoints_are_refused(steps):
+    """As on machines with disks of their own: they would train on different steps."""
+    run = Run(compose("experiment=toy", "run=r"), SimpleNamespace(all_gather=lambda step: steps))
+    if steps[0] == steps[1]:
+        run.require_same_step(steps[0])
+        return
+    with pytest.raises(DataError, match=r"different checkpoints in r \(steps \[\d, \d\]\): give run=FOLDER on a disk"):
+        run.require_same_step(steps[0])
+
+
+def test_a_training_asks_whether_all_processes_go_on_from_the_same_step(segtrain, scenes, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Run, "require_same_step", lambda self, step: asked.append(step))
+    for steps in (1, 2):
+        words = [word for word in small_run(scenes) if not word.startswith("trainer.max_steps")]
+        tiny = [f"plugins=[{TINY}]", "model.backbone=tiny"]
+        answer = segtrain("train", *words, *tiny, f"trainer.max_steps={steps}", "run=r")
+        assert answer.status == 0, answer.err
+    assert asked == [0, 1]
