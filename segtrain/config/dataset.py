@@ -11,6 +11,7 @@ IGNORE_INDEX = 255  # train id of pixels that count nowhere: not in the loss, no
 SIZE = ("height", "width")
 MANY = 10**6  # scenes, at most
 MOST_VALUE = 2.0**31  # of a channel
+EXIF_RULES = ("auto", "apply", "ignore", "refuse")
 SCENE_SIZE = "height and width of a scene, width = 2 x height [pixels]"
 
 
@@ -106,6 +107,10 @@ class FolderConfig(DatasetConfig):
     value_range: list[float] | None = option(
         None, "values of black and white in images of more than 8 bits (default: of the type)",
         items=("black", "white"), limit=MOST_VALUE,
+    )  # fmt: skip
+    exif: str = option(
+        "auto", "EXIF orientation of the images; auto: applied where the label's size asks for it",
+        choices=EXIF_RULES, before="ignore",
     )  # fmt: skip
 
     def levels(self) -> tuple[float, float] | None:

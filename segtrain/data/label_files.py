@@ -15,7 +15,9 @@ from segtrain.data.images import (
     read_bytes,
     tiff_tags,
     unreadable,
+    valid_tag,
 )
+from segtrain.data.orientation import INVERSE, TAG, turned
 from segtrain.errors import DataError
 
 
@@ -70,7 +72,8 @@ def read_values(path: Path) -> tuple[np.ndarray, str]:
             values = values.view(np.int8)
         elif mode in ("1", "L") and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # which Pillow turns round
             values = ~values if mode == "1" else 2**bits - 1 - values
-        return values, mode
+        tag = valid_tag(tags.get(TAG))
+        return turned(values, INVERSE.get(tag, tag)), mode  # as stored: of a TIFF file Pillow applies it
 
 
 OTHER_MODES = {

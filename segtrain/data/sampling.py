@@ -6,7 +6,7 @@ import numpy as np
 from segtrain.console import Progress
 from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Sample
-from segtrain.data.verify.files import FileFacts
+from segtrain.data.verify.file_facts import FileFacts
 from segtrain.data.verify.label_mistakes import counts_by_class
 from segtrain.errors import UsageError
 from segtrain.threads import threaded_map

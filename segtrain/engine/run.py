@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from segtrain.config import LENGTHS, TrainConfig, is_safe, run_folder, with_defaults
+from segtrain.config import LENGTHS, TrainConfig, adopt_earlier, is_safe, run_folder, with_defaults
 from segtrain.console import duration, say
 from segtrain.distributed.group import World
 from segtrain.engine.normalisation import keep_normalisation
@@ -88,6 +88,8 @@ class Run:
             return None
         self.source, saved = found
         adopt_chosen(self.config, saved["config"])
+        for key, value in adopt_earlier(self.config.dataset, saved["config"].get("dataset", {})).items():
+            say(f"dataset.{key}={value}, as the run began before there was this option")
         keep_normalisation(self.config, saved["config"])
         changes = config_changes(with_defaults(saved["config"]), asdict(self.config))
         if changes:

@@ -33,7 +33,7 @@ def files(config: FolderConfig, split: str) -> SplitFiles:
         found = read_pairs(root, entry["pairs"])
     else:
         found = match_patterns(root, entry["images"], entry.get("labels"), f"dataset.splits.{split}")
-    return found._replace(value_range=config.levels())
+    return found._replace(value_range=config.levels(), exif=config.exif)
 
 
 def match_patterns(root: Path, images: str, labels: str | None, key: str) -> SplitFiles:

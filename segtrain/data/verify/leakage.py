@@ -10,10 +10,10 @@ from PIL import Image
 from segtrain.console import Progress
 from segtrain.data.images import opened
 from segtrain.data.sample import Sample
-from segtrain.data.verify.files import FileFacts
+from segtrain.data.verify.file_facts import FileFacts
 from segtrain.data.verify.label_mistakes import Finding
 from segtrain.errors import DataError
-from segtrain.threads import threaded_map
+from segtrain.threads import portion, threaded_map
 
 SIDE = 16  # cells of a thumbnail, in each direction
 NEAR = 2.5  # root mean square difference [grey levels] below which two thumbnails are of one image
@@ -68,14 +68,16 @@ def facts_of(
 
     def read(sample: Sample) -> tuple[str, np.ndarray | None] | None:
         try:
-            content = str(seen.entry(sample.image)["content"])
+            content = seen.content(sample.image)
             digits = seen.fact(sample.image, "thumbnail", thumbnail, is_thumbnail)
         except DataError:
             return None
         return content, np.frombuffer(bytes.fromhex(digits), np.uint8) if digits else None
 
     result = {}
-    for done, (sample, facts) in enumerate(zip(samples, threaded_map(read, samples), strict=True), 1):
+    for done, (sample, facts) in enumerate(
+        zip(samples, threaded_map(read, samples, at_once=portion(len(samples))), strict=True), 1
+    ):
         if facts is not None:
             result[sample.image] = facts
         if line is not None:
