@@ -196,7 +196,7 @@ def contact(files: SplitFiles, table: LabelTable, most: int) -> list[np.ndarray]
     for sample in labelled[:: max(1, -(-len(labelled) // most))][:most]:
         try:
             assert sample.label is not None
-            stored = read_label(sample.label)
+            stored = read_label(sample.label, sample.replaced)
             image = read_sample_image(sample, stored.shape)
             if stored.shape == image.shape[:2]:
                 target = table.encode_values(stored)

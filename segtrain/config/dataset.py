@@ -112,6 +112,9 @@ class FolderConfig(DatasetConfig):
         "auto", "EXIF orientation of the images; auto: applied where the label's size asks for it",
         choices=EXIF_RULES, before="ignore",
     )  # fmt: skip
+    ignore_values: list[int] = option(
+        [], "values in the label images that are ignored, negative and large ones too", limit=MOST_VALUE
+    )
 
     def levels(self) -> tuple[float, float] | None:
         """value_range as (black, white)."""

@@ -37,7 +37,7 @@ class Decoded:
 
     def __call__(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         assert sample.label is not None
-        labels = self.read(sample.label, read_label, 2)
+        labels = self.read(sample.label, partial(read_label, replaced=sample.replaced), 2, label_read_as(sample))
         read = partial(read_sample_image, sample, labels.shape)
         return self.read(sample.image, lambda path: read(), 3, read_as(sample, labels.shape)), labels
 
@@ -72,7 +72,7 @@ class Decoded:
             """Bytes that this sample needs."""
             height, width = seen.image_size(sample)
             label = (height, width) if sample.label is None or sample.exif != "auto" else seen.size(sample.label)
-            parts = ((sample.image, 3, read_as(sample, label)), (sample.label, 1, ""))
+            parts = ((sample.image, 3, read_as(sample, label)), (sample.label, 1, label_read_as(sample)))
             absent = [depth for path, depth, how in parts if path and not self.place(path, how).is_file()]
             return height * width * sum(absent)
 
@@ -114,6 +114,11 @@ def read_as(sample: Sample, label: tuple[int, ...]) -> str:
     levels = "" if sample.value_range is None else f"\n{sample.value_range}"
     shape = f" {label[0]} {label[1]}" if sample.exif == "auto" else ""
     return levels + ("" if sample.exif == "ignore" else f"\nexif {sample.exif}{shape}")
+
+
+def label_read_as(sample: Sample) -> str:
+    """What the values of a label depend on beside its file, as part of a key."""
+    return f"\n{sorted(sample.replaced.items())}" if sample.replaced else ""
 
 
 def decoded_pixels(place: Path, axes: int) -> np.ndarray | None:

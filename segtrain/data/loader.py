@@ -49,7 +49,7 @@ TrainingItem = tuple[np.ndarray, np.ndarray, str, int, list[int]]
 def read_pixels(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     """Image uint8 (H, W, 3) and labels uint8 (H, W), whose values are as stored. DataError for what cannot be read."""
     assert sample.label is not None
-    labels = read_label(sample.label)
+    labels = read_label(sample.label, sample.replaced)
     return read_sample_image(sample, labels.shape), labels
 
 

@@ -22,7 +22,8 @@ from segtrain.errors import DataError
 
 class Sample(NamedTuple):
     """name is unique within its split and becomes the name of the prediction. instances: values as the rules say.
-    table: what its label means, if that differs from the dataset's table. value_range, exif: of `images.read_image`."""
+    table: what its label means, if that differs from the dataset's table. value_range, exif: of `images.read_image`.
+    replaced: of `label_files.read_label`."""
 
     name: str
     image: Path
@@ -31,12 +32,13 @@ class Sample(NamedTuple):
     table: LabelTable | None = None
     value_range: tuple[float, float] | None = None
     exif: str = "ignore"
+    replaced: Mapping[int, int] | None = None
 
 
 class SplitFiles(NamedTuple):
     """The files of a split by sample name; labels is None for a split that has none.
 
-    value_range, exif: of `images.read_image`.
+    value_range, exif: of `images.read_image`. replaced: of `label_files.read_label`.
     """
 
     images: Mapping[str, Path]
@@ -44,6 +46,7 @@ class SplitFiles(NamedTuple):
     instances: Mapping[str, Path] = {}
     value_range: tuple[float, float] | None = None
     exif: str = "ignore"
+    replaced: Mapping[int, int] | None = None
 
     def samples(self) -> list[Sample]:
         """Sorted by name. DataError unless every image has a label and the reverse."""
@@ -53,12 +56,12 @@ class SplitFiles(NamedTuple):
 
     def with_images(self) -> list[Sample]:
         """The samples that have an image, with their labels where there are any, sorted by name."""
-        labels, rest = self.labels or {}, (None, self.value_range, self.exif)
+        labels, rest = self.labels or {}, (None, self.value_range, self.exif, self.replaced)
         return [Sample(n, self.images[n], labels.get(n), self.instances.get(n), *rest) for n in sorted(self.images)]
 
     def labelled(self) -> list[Sample]:
         """The labelled samples, which can be scored without images: the label stands in for a missing image."""
-        labels, rest = self.labels or {}, (None, self.value_range, self.exif)
+        labels, rest = self.labels or {}, (None, self.value_range, self.exif, self.replaced)
         return [
             Sample(n, self.images.get(n, labels[n]), labels[n], self.instances.get(n), *rest) for n in sorted(labels)
         ]
@@ -170,7 +173,7 @@ def read_labels(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarr
     """Train ids and label ids uint8 (H, W), and the instances if there are any. DataError if sizes differ."""
     assert sample.label is not None
     table = sample.table or table
-    stored = read_label(sample.label)
+    stored = read_label(sample.label, sample.replaced)
     target, instances = table.encode(stored, sample.label), None
     if sample.instances is not None:
         instances = read_instances(sample.instances)

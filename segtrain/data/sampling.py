@@ -35,7 +35,7 @@ def class_index(samples: list[Sample], table: LabelTable, seen: FileFacts) -> Cl
 
     def present(sample: Sample) -> np.ndarray:
         assert sample.label is not None
-        return counts_by_class(seen.histogram(sample.label), sample.table or table) > 0
+        return counts_by_class(seen.histogram(sample.label, sample.replaced), sample.table or table) > 0
 
     rows = []
     for row in threaded_map(present, samples):

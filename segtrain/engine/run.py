@@ -13,8 +13,8 @@ import torch
 import yaml
 
 from segtrain.config import LENGTHS, TrainConfig, adopt_earlier, is_safe, run_folder, with_defaults
-from segtrain.console import duration, say
 from segtrain.config.options import as_written
+from segtrain.console import duration, say
 from segtrain.distributed.group import World
 from segtrain.engine.normalisation import keep_normalisation
 from segtrain.engine.preemption import Preempted

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from segtrain.config import FolderConfig
+from segtrain.config import IGNORE_INDEX, FolderConfig
 from segtrain.config.user_files import read_text
 from segtrain.data.folders import WILDCARDS, matching
 from segtrain.data.labels import LabelTable, read_user_table
@@ -19,7 +19,22 @@ def table(config: FolderConfig) -> LabelTable:
     if config.classes is None:
         raise UsageError("dataset.classes is not set: give a CSV or YAML file with the columns id, name, color, ignore")
     path = Path(config.classes).expanduser()
-    return read_user_table(next((p for p in (config.folder() / path, path) if p.is_file()), path))
+    known = read_user_table(next((p for p in (config.folder() / path, path) if p.is_file()), path))
+    return with_ignored(known, config.ignore_values) if config.ignore_values else known
+
+
+def with_ignored(table: LabelTable, values: list[int]) -> LabelTable:
+    """The table with further ignored ids: those of the values that have 8 bits, and one for the others to become."""
+    rows = {int(row["id"]): row for row in table.rows}
+    classes = [value for value in values if rows.get(value, {}).get("train_id", IGNORE_INDEX) != IGNORE_INDEX]
+    if classes:
+        raise UsageError(f"dataset.ignore_values={values} has {classes[0]}, which is a class in {table.source}")
+    small = [value for value in values if 0 <= value <= 255]
+    if not small and not table.ignored_ids:
+        small = [next(value for value in range(255, -1, -1) if value not in rows)]
+    for value in small:
+        rows.setdefault(value, {"id": value, "name": "ignored", "color": [0, 0, 0], "train_id": IGNORE_INDEX})
+    return LabelTable(rows.values(), table.source)
 
 
 def files(config: FolderConfig, split: str) -> SplitFiles:
@@ -33,7 +48,16 @@ def files(config: FolderConfig, split: str) -> SplitFiles:
         found = read_pairs(root, entry["pairs"])
     else:
         found = match_patterns(root, entry["images"], entry.get("labels"), f"dataset.splits.{split}")
-    return found._replace(value_range=config.levels(), exif=config.exif)
+    return found._replace(value_range=config.levels(), exif=config.exif, replaced=replaced(config))
+
+
+def replaced(config: FolderConfig) -> dict[int, int] | None:
+    """dataset.ignore_values of more than 8 bits, and what they become."""
+    wide = [value for value in config.ignore_values if not 0 <= value <= 255]
+    if not wide:
+        return None
+    known = table(config)  # which has the stand-in as an ignored id
+    return dict.fromkeys(wide, known.void_id)
 
 
 def match_patterns(root: Path, images: str, labels: str | None, key: str) -> SplitFiles:

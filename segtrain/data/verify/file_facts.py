@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,10 +129,11 @@ class FileFacts:
         self.tags[sample.image] = tag, applied
         return turned_size((height, width), applied)
 
-    def histogram(self, path: Path) -> np.ndarray:
-        """int64 (256,): the number of pixels of a label image with each value."""
+    def histogram(self, path: Path, replaced: Mapping[int, int] | None = None) -> np.ndarray:
+        """int64 (256,): the number of pixels of a label image with each value. replaced: of `read_label`."""
         result = np.zeros(256, np.int64)
-        for value, count in self.fact(path, "histogram", value_counts, are_counts):
+        name = f"histogram {sorted(replaced.items())}" if replaced else "histogram"
+        for value, count in self.fact(path, name, partial(value_counts, replaced=replaced), are_counts):
             result[value] = count
         return result
 
@@ -151,7 +152,7 @@ class FileFacts:
             raise different_sizes(
                 sample, image, (height, width), self.tags.get(sample.image, (AS_STORED, AS_STORED))[0]
             )
-        return image, self.histogram(sample.label) if read_labels else None
+        return image, self.histogram(sample.label, sample.replaced) if read_labels else None
 
     def save(self) -> None:
         """Write what was found; lines about files of other samples stay."""
@@ -163,7 +164,7 @@ class FileFacts:
             for name, line in itertools.chain(self.known.items(), others):
                 if line and "\n" not in name:
                     content += f"{line}\t{name}\n".encode("utf-8", "surrogateescape")
-            write_atomically(self.path, content)
+            write_atomically(self.path, memoryview(content))
             self.changed = False
         except OSError as error:
             print(f"the results of the check cannot be saved in {self.path.parent}: {error}", file=sys.stderr)
@@ -179,10 +180,10 @@ def facts_in(line: str) -> str:
 
 
 @functools.lru_cache(4096)  # most images of a dataset have one size
-def parsed(facts: str) -> dict[str, Any]:
+def parsed(text: str) -> dict[str, Any]:
     """The facts about a file from their JSON, not to be changed; none if it is damaged."""
     try:
-        facts = json.loads(facts)
+        facts = json.loads(text)
     except (ValueError, RecursionError):
         return {}
     return facts if isinstance(facts, dict) else {}
@@ -207,9 +208,9 @@ def are_counts(value: Any) -> bool:
     return isinstance(value, list) and all(are_pair(row) and row[0] < 256 for row in value)
 
 
-def value_counts(path: Path) -> list[list[int]]:
+def value_counts(path: Path, replaced: Mapping[int, int] | None = None) -> list[list[int]]:
     """[value, number of pixels] of a label image."""
-    counts = np.bincount(read_label(path).ravel(), minlength=256)
+    counts = np.bincount(read_label(path, replaced).ravel(), minlength=256)
     return [[int(value), int(counts[value])] for value in np.flatnonzero(counts)]
 
 

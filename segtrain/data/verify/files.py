@@ -16,7 +16,7 @@ from segtrain.data.labels import LabelTable
 from segtrain.data.orientation import AS_STORED, describe_tags
 from segtrain.data.sample import Sample
 from segtrain.data.verify.file_facts import FileFacts
-from segtrain.data.verify.label_mistakes import NOTHING_KNOWN, Expected, find_mistakes
+from segtrain.data.verify.label_mistakes import NOTHING_KNOWN, Expected, Finding, find_mistakes
 from segtrain.errors import DataError
 from segtrain.threads import portion, threaded_map
 
@@ -69,7 +69,12 @@ def check_samples(
     seen.save()
     if seen.tags:
         say(f"exif       {describe_turns(seen.tags, samples)}")
-    findings = find_mistakes(histogram, table, expected, len(samples), unknown, training)
+    refuse(find_mistakes(histogram, table, expected, len(samples), unknown, training), errors, len(samples), say)
+    return max(h for h, _ in sizes), max(w for _, w in sizes)
+
+
+def refuse(findings: list[Finding], errors: list[str], samples: int, say: Callable[[str], None]) -> None:
+    """Print what is worth a warning; DataError for a mistake, or for faulty files. errors: one for each of them."""
     for finding in findings:
         if (finding.severity, finding.kind) == ("note", "one class"):
             say(f"WARNING    {finding.text}")
@@ -78,9 +83,8 @@ def check_samples(
         raise DataError(mistakes[0].text)
     if errors:
         more = f"\n... and {len(errors) - ERRORS_SHOWN} more" if len(errors) > ERRORS_SHOWN else ""
-        heading = "" if len(errors) == 1 else f"{len(errors)} of {len(samples)} samples cannot be used:\n"
+        heading = "" if len(errors) == 1 else f"{len(errors)} of {samples} samples cannot be used:\n"
         raise DataError(heading + "\n".join(errors[:ERRORS_SHOWN]) + more)
-    return max(h for h, _ in sizes), max(w for _, w in sizes)
 
 
 def describe_turns(tags: dict[Path, tuple[int, int]], samples: list[Sample]) -> str:

@@ -190,7 +190,10 @@ def check_instances(samples: list[Sample], table: LabelTable, dataset: DatasetSp
     for sample in with_both[:: max(1, -(-len(with_both) // INSTANCES_READ))]:
         assert sample.instances is not None and sample.label is not None
         try:
-            values, ids = read_instances(sample.instances).astype(np.int64), table.to_ids(read_label(sample.label))
+            values, ids = (
+                read_instances(sample.instances).astype(np.int64),
+                table.to_ids(read_label(sample.label, sample.replaced)),
+            )
         except DataError as error:
             if str(sample.instances) in str(error):  # errors in labels are findings already
                 return [Finding("error", "unreadable", str(error))]
