@@ -93,6 +93,13 @@ COMMANDS = {
          "segtrain predict checkpoint=wide_resnet38_deeplab_vistas.pth.tar input=photos inference=vistas_official "
          "outputs=[palette,prob]"),
     ),
+    "export": Command(
+        "use", "write a network for other programs: ONNX, torch.export or plain tensors", config.ExportConfig,
+        "segtrain.commands.export:export", "checkpoint",
+        ("segtrain export runs/toy/last.pt output=toy.onnx",
+         "segtrain export run=runs/toy format=torch_export output=toy.pt2 'size=[256,512]'",
+         "segtrain export runs/toy/best.pt format=state_dict output=toy.safetensors 'include=[normalise]'"),
+    ),
     "convert": Command(
         "use", "convert weights: rename keys, change container, make a checkpoint", config.ConvertConfig,
         "segtrain.commands.convert:convert", "input",

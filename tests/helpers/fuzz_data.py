@@ -91,6 +91,7 @@ class Files:
             "score": [f"predictions={self.root / 'predictions'}", *(given or self.given("cityscapes"))],
             "submit": [f"predictions={self.root / 'predictions'}", "split=val", *(given or self.given("cityscapes"))],
             "predict": [f"input={self.root / 'photo.png'}", *network],
+            "export": [f"run={run}", *plain, "output=out.onnx", *given],
             "convert": [f"input={self.root / 'weights.pth'}", "output=out.safetensors"],
             "weights": [],
             "info": [],
