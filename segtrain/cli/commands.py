@@ -31,6 +31,13 @@ COMMANDS = {
          "segtrain check dataset=kitti split=val output=checked",
          "segtrain check dataset=folder dataset.root=/data/mine write_config=mine.yaml"),
     ),
+    "show": Command(
+        "data", "draw training samples as the network sees them", config.ShowConfig,
+        "segtrain.commands.show:show", None,
+        ("segtrain show dataset=streets",
+         "segtrain show dataset=mine.yaml augmentation=colour 'augmentation.crop_size=[256,320]' count=12",
+         "segtrain show dataset=cityscapes sampling=class_uniform output=seen"),
+    ),
     "train": Command(
         "train", "train a network, or resume an interrupted run", config.TrainConfig,
         "segtrain.engine.train:train", None,

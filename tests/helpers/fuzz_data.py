@@ -82,6 +82,7 @@ class Files:
         return {
             "streets": ["scenes=1", "val_scenes=1", "night_scenes=0", "workers=1"],
             "check": given,
+            "show": [*given, "count=2", "augmentation.crop_size=[32,32]"],
             "train": self.training(dataset or "streets"),
             "replay": [f"run={run}", *plain],
             "verify-resume": self.training(dataset or "streets"),
