@@ -199,7 +199,7 @@ ADDED = {
     "dataset": ["value_range: null", "exif: auto", "ignore_values: []"],
     "trainer": ["auto_fit: false"],
 }
-OF_A_COMMAND = ("taxonomy: none", "taxonomy_rest: void")  # evaluate, submit, predict
+OF_A_COMMAND = ("taxonomy: none", "taxonomy_rest: void", "engine: null")  # of evaluate, submit, predict
 OF_ONE_DATASET = {
     "value_range: null": "  name: folder\n",
     "exif: auto": "  name: folder\n",
