@@ -209,6 +209,7 @@ OF_ONE_DATASET = {
 
 def without_added(composed: str) -> str:
     """What is composed, as it was before the options of ADDED: each line of them is removed once."""
+    composed = composed.replace("\n  exif: ignore\n", "\n  exif: auto\n")  # of a checkpoint from before the option
     for group, lines in ADDED.items():
         for line in lines:
             head, found, rest = composed.partition(f"\n{group}:\n")
