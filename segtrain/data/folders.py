@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path, PurePath
 
+OF_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore")  # which nobody means by a pattern
 WILDCARDS = re.compile(r"(\*\*/|\*|\?)")
 Above = tuple[tuple[int, int], ...]  # device and inode of the folders that lead to one
 
@@ -70,7 +71,7 @@ def matches_below(folder: str, parts: list[str], text: str, above: Above) -> Ite
     expression = re.compile("".join({"*": "(.*)", "?": "(.)"}.get(piece) or re.escape(piece) for piece in pieces), re.S)
     for entry in entries(folder):
         match = expression.fullmatch(entry.name)
-        if match is None:
+        if match is None or entry.name in OF_SYSTEMS:
             continue
         found = "/".join(filter(None, match.groups()))
         if is_last and entry.is_file():

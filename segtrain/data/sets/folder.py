@@ -109,22 +109,45 @@ def read_pairs(root: Path, name: str) -> SplitFiles:
     images: dict[str, Path] = {}
     labels: dict[str, Path] = {}
     for number, line in enumerate(lines, 1):
-        line = line.split("#", 1)[0].strip()
-        if not line:
+        text = line.strip().removeprefix("\ufeff")
+        if not text or text.startswith("#") or (number == 1 and text.lower() in HEADERS):
             continue
-        separator = next((mark for mark in (",", "\t") if mark in line), None)
-        two = [root / part.strip() for part in line.split(separator) if part.strip()]
-        if len(two) != 2:
-            raise DataError(f"{path}, line {number}: expected 'image,label', found {line!r}")
-        missing = [str(file) for file in two if not file.is_file()]
-        if missing:
-            raise DataError(f"{path}, line {number}: no such file {', '.join(missing)}")
-        image = two[0]
+        image, label = pair_in_line(root, text, f"{path}, line {number}")
         key = (image.relative_to(root) if is_below(image, root) else Path(image.name)).with_suffix("").as_posix()
         if key in images:
             raise DataError(f"{path}, line {number}: {image} and {images[key]} have the same name {key!r}")
-        images[key], labels[key] = two
+        images[key], labels[key] = image, label
     return SplitFiles(images, labels)
+
+
+HEADERS = ("image,label", "image,mask", "images,labels", "images,masks")
+
+
+def pair_in_line(root: Path, text: str, where: str) -> tuple[Path, Path]:
+    """Image and label of a line, in which a file's name may have spaces, commas and #. DataError for anything else."""
+    plain = text.split("#", 1)[0].strip()
+    missing = []
+    for line in dict.fromkeys((text, plain)):  # a comment may follow
+        for mark in [mark for mark in ("\t", ",", ";", " ") if mark in line]:
+            places = [place for place, letter in enumerate(line) if letter == mark]
+            for place in places:
+                parts = [part.strip().strip('"') for part in (line[:place], line[place + 1 :])]
+                files = [below(root, part) for part in parts if part]
+                absent = [str(file) for file in files if not file.is_file()]
+                if len(files) == 2 and not absent:
+                    return files[0], files[1]
+                if len(files) == 2 and len(places) == 1 and line == plain:
+                    missing.append(absent)
+    if missing:
+        raise DataError(f"{where}: no such file {', '.join(missing[0])}")
+    raise DataError(f"{where}: expected 'image,label', found {plain!r}")
+
+
+def below(root: Path, part: str) -> Path:
+    """A path in a list: below root, or absolute; VOC's lists begin those below root with a slash too."""
+    path = root / part
+    inside = root / part.lstrip("/\\")
+    return inside if part.startswith("/") and not path.exists() and inside.exists() else path
 
 
 DATASET = DatasetSpec(table, files, PLAIN, options=FolderConfig, splits={})
