@@ -12,17 +12,19 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from segtrain.abn.operators import FAKES
+
 GRANULE = 512  # bytes to which CUDA's caching allocator rounds up
 OUTSIDE = "outside"  # of every module: losses, the optimizer
 
 
 class Block(NamedTuple):
-    """One allocation. module: the one that ran when it was made; kind: what it holds, known at its end."""
+    """One allocation. module: the one that ran when it was made; shape: of the tensor that it was made for."""
 
     size: int
     module: str
     dtype: str
-    dims: int
+    shape: tuple[int, ...]
 
 
 def rounded(size: int, granule: int = GRANULE) -> int:
@@ -62,7 +64,9 @@ class Ledger(TorchDispatchMode):
         if func.__name__.startswith("_fused_"):  # optimizers: they write in place, and have no fake form
             return None
         result = data_dependent(func, args)
-        if result is None:
+        if func in FAKES:  # as the dispatcher would, but without it, which takes longer than all else
+            result = FAKES[func](*args)
+        elif result is None:
             result = func(*args, **(kwargs or {}))
         for t in result if isinstance(result, tuple | list) else (result,):
             if isinstance(t, Tensor):
@@ -76,7 +80,7 @@ class Ledger(TorchDispatchMode):
         address = storage._cdata
         if address not in self.known and address not in self.there:
             number, size = len(self.blocks), rounded(storage.nbytes(), self.granule)
-            self.blocks.append(Block(size, self.modules[-1], str(t.dtype)[6:], t.dim()))
+            self.blocks.append(Block(size, self.modules[-1], str(t.dtype)[6:], t.shape))
             self.events.append(number)
             self.known[address] = number, weakref.ref(storage, lambda _: self.free(address))
 
@@ -125,6 +129,17 @@ class Ledger(TorchDispatchMode):
 
     def size(self, numbers: Iterable[int]) -> int:
         return sum(self.blocks[number].size for number in numbers)
+
+    def maps(self, numbers: Iterable[int], images: int) -> set[int]:
+        """Those of these blocks that hold maps of so many images, or codes of maps, whose rows are planes."""
+
+        def is_map(block: Block) -> bool:
+            shape = block.shape
+            return (len(shape) == 4 and shape[0] == images) or (
+                len(shape) == 2 and block.dtype == "uint8" and shape[0] % images == 0
+            )
+
+        return {number for number in numbers if is_map(self.blocks[number])}
 
     # ------------------------------------------------------------------------------------------------ whose it is
 
@@ -178,7 +193,7 @@ def data_dependent(func: Any, args: Any) -> Any:
 
 def content(block: Block) -> str:
     """What a kept block holds, in a word."""
-    if block.dims <= 1:
+    if len(block.shape) <= 1:
         return "vectors"
     return {"uint8": "codes", "int32": "indices", "int64": "indices", "bool": "mask"}.get(block.dtype, "output")
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segtrain.config import InferenceConfig, TrainConfig, classifies
-from segtrain.engine.planning.solve import Line, largest
+from segtrain.engine.planning.solve import Line, Needs, largest
 from segtrain.engine.planning.trace import granule_of, kind_of_device
 from segtrain.models import from_config
 from segtrain.models.ledger import Ledger, bytes_of, on_fake_tensors
@@ -119,8 +119,8 @@ def largest_tile(
     extent = round(max(size) * max(options.scales))
     limits = 1, max(1, extent // ALIGNED)
 
-    def needs(cells: int) -> int:
-        return tracer.peak(size, replace(options, tile=[ALIGNED * cells] * 2))
+    def needs(cells: int) -> Needs:
+        return Needs(tracer.peak(size, replace(options, tile=[ALIGNED * cells] * 2)))
 
     cells, _ = largest(needs, lambda k: k * k, memory, limits, Line(0, memory / limits[1] ** 2))
     return (ALIGNED * cells, ALIGNED * cells) if cells else None
