@@ -42,12 +42,14 @@ class Ledger(TorchDispatchMode):
 
     A tensor's memory counts once, from the operation that makes it until the last tensor on it is gone. granule: bytes
     that every allocation is rounded up to. Works on fake tensors: numbers read out of them are upper bounds of counts,
-    else 0 or 1.0. there: tensors that exist already and are not followed.
+    else 0 or 1.0. there: tensors that exist already and are not followed. reorders: count the copies that oneDNN makes
+    for a convolution on the CPU.
     """
 
-    def __init__(self, granule: int = GRANULE, there: Iterable[Tensor] = ()) -> None:
+    def __init__(self, granule: int = GRANULE, there: Iterable[Tensor] = (), reorders: bool = False) -> None:
         super().__init__()
         self.granule = granule
+        self.reorders = reorders
         self.there = {t.untyped_storage()._cdata for t in there}
         self.blocks: list[Block] = []
         self.events: list[int] = []  # n: block n is made; -n - 1: it is freed
@@ -71,6 +73,7 @@ class Ledger(TorchDispatchMode):
         for t in result if isinstance(result, tuple | list) else (result,):
             if isinstance(t, Tensor):
                 self.add(t)
+        self.use(reordered(func, args, result) if self.reorders else 0)
         if func is torch.ops.aten.sum.default and args[0].dtype == torch.bool:
             result.most = args[0].numel()  # of a mask, at most all is set
         return result
@@ -83,6 +86,12 @@ class Ledger(TorchDispatchMode):
             self.blocks.append(Block(size, self.modules[-1], str(t.dtype)[6:], t.shape))
             self.events.append(number)
             self.known[address] = number, weakref.ref(storage, lambda _: self.free(address))
+
+    def use(self, size: int) -> None:
+        """Memory that the last operation took, and gave back before it ended."""
+        if size:
+            self.blocks.append(Block(size, self.modules[-1], "uint8", (size,)))
+            self.events += [len(self.blocks) - 1, -len(self.blocks)]
 
     def free(self, address: int) -> None:
         self.events.append(-self.known.pop(address)[0] - 1)
@@ -189,6 +198,25 @@ def data_dependent(func: Any, args: Any) -> Any:
         picked, mask = args[0], args[1][0]
         return picked.new_empty(mask.numel(), *picked.shape[mask.dim() :])
     return None
+
+
+def reordered(func: Any, args: Any, result: Any) -> int:
+    """Bytes that oneDNN takes for a convolution beside its results, where the kernel has more than one pixel.
+
+    It copies input and weight to its own layout, computes there, and copies the result back, into memory that no one
+    has touched before. The first two copies are gone by then. Of a backward pass, it computes the input's gradient
+    first. So measured; 1 x 1 convolutions are computed as they are.
+    """
+    if func is torch.ops.aten.convolution.default and args[1].shape[2:].numel() > 1:
+        x, weight, out = (t.nbytes for t in (args[0], args[1], result))
+        return max(x + weight, out)
+    if func is not torch.ops.aten.convolution_backward.default or args[2].shape[2:].numel() == 1:
+        return 0
+    dout, x, weight = (t.nbytes for t in args[:3])
+    dx, dweight = (0 if t is None else t.nbytes for t in result[:2])
+    first = weight + dout + dx if dx else 0
+    second = dx + max(2 * dweight, x + dout + dweight) if dweight else 0
+    return max(first, second) - dx - dweight
 
 
 def content(block: Block) -> str:

@@ -266,13 +266,14 @@ def solve_all(questions: Iterable[Question]) -> dict[str, Answer]:
 def without_twins(questions: Iterable[Question]) -> tuple[list[str], list[Question], dict[str, str]]:
     """All names, the questions to solve, and name -> other name for those that have another's answer by construction.
 
-    A synchronised norm, which is asked about only where it is configured, exchanges vectors. Its step is traced
-    without other processes, where it is the plain norm's.
+    Synchronised In-Place ABN, which is asked about only where it is configured, exchanges vectors. Its step is traced
+    without other processes, where it is that of plain In-Place ABN.
     """
     keys: dict[str, tuple[Question, str]] = {}
     for question in questions:
         model = question.config.model
-        plain = replace(question.config, model=replace(model, norm=model.norm.removesuffix("_sync")))
+        norm = "inplace_abn" if model.norm == "inplace_abn_sync" else model.norm
+        plain = replace(question.config, model=replace(model, norm=norm))
         keys[question.name] = question, repr(question._replace(name="", config=plain, details=False))
     last = {key: name for name, (_, key) in keys.items()}
     twins = {name: last[key] for name, (_, key) in keys.items() if last[key] != name}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from segtrain.abn.sync import on_its_own
 from segtrain.config import TrainConfig, classifies
 from segtrain.data.loader import Batch
 from segtrain.distributed.group import World
@@ -109,8 +110,8 @@ class StepTracer:
         """Count one step of micro-batches of `images` crops, two of them where trainer.accumulation is more than 1:
         the second one finds gradients. details: also kept bytes by module."""
         self.learner.optimizer.zero_grad(set_to_none=True)
-        ledger = Ledger(self.granule, self.there)
-        with self.mode, tiles_of(self.kind), ledger:
+        ledger = Ledger(self.granule, self.there, reorders=self.kind == "cpu")
+        with self.mode, tiles_of(self.kind), on_its_own(), ledger:
             step = Phases(ledger, self)
             batches = [fake_batch(self.config, images, crop)] * min(self.config.trainer.accumulation, 2)
             with ledger.attributing(self.network) if details else nullcontext():
