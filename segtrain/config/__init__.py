@@ -50,7 +50,7 @@ from segtrain.config.plan import PlanConfig
 from segtrain.config.results import ENGINES, EvaluateConfig, ExportConfig, PredictConfig, ScoreConfig, SubmitConfig
 from segtrain.config.sampling import SamplingConfig
 from segtrain.config.schedule import ScheduleConfig
-from segtrain.config.stored import dataset_schema, trained, with_defaults
+from segtrain.config.stored import adopt_earlier, dataset_schema, trained, with_defaults
 from segtrain.config.trainer import TrainerConfig
 
 # fmt: off
@@ -62,8 +62,8 @@ __all__ = [
     "ReplayConfig", "RunsConfig", "SamplingConfig", "ScheduleConfig", "ScoreConfig", "ShowConfig",
     "StreetsCommandConfig", "StreetsConfig", "SubmitConfig", "TrainConfig", "TrainerConfig", "VerifyConfig",
     "VistasConfig", "WeightsConfig",
-    "checkpoint_line", "checkpoint_path", "classifies", "dataset_schema", "is_safe", "names_pictures", "option",
-    "option_of", "refuse_other_task", "refuse_pictures", "require", "run_folder", "shared_values", "trained",
+    "adopt_earlier", "checkpoint_line", "checkpoint_path", "classifies", "dataset_schema", "is_safe", "names_pictures",
+    "option", "option_of", "refuse_other_task", "refuse_pictures", "require", "run_folder", "shared_values", "trained",
     "with_defaults",
 ]
 # fmt: on

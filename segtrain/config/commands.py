@@ -89,7 +89,7 @@ class TrainConfig(CommandConfig):
     sampling: SamplingConfig = group(SamplingConfig)
     loader: LoaderConfig = group(LoaderConfig, resume=True)
     trainer: TrainerConfig = group(TrainerConfig)
-    inference: InferenceConfig = group(InferenceConfig)
+    inference: InferenceConfig = group(InferenceConfig, resume=True)
     logging: LoggingConfig = group(LoggingConfig, resume=True)
     mean_is_given = False  # whether model.mean or model.std was typed; composing sets it, it is no option
 
