@@ -85,19 +85,21 @@ class ImageConfusions(NamedTuple):
         """Write images.npz, the same bytes for the same content."""
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {name: value for name, value in self._asdict().items() if name != "about"}
-        arrays = {name: value if isinstance(value, np.ndarray) else as_text(value) for name, value in arrays.items()}
+        arrays = {
+            name: value if isinstance(value, np.ndarray) else packed_text(value) for name, value in arrays.items()
+        }
         about = json.dumps(self.about | {"format": FORMAT}, sort_keys=True)
-        np.savez_compressed(buffer, about=as_text([about]), **arrays)
+        np.savez_compressed(buffer, about=packed_text([about]), **arrays)
         write_atomically(folder / FILE, buffer.getvalue())
         return folder / FILE
 
 
-def as_text(values: list[str]) -> np.ndarray:
+def packed_text(values: list[str]) -> np.ndarray:
     """Text as UTF-8 bytes, a NUL after each: numpy would make every name as long as the longest."""
     return np.frombuffer("".join(f"{value}\0" for value in values).encode("utf-8", "surrogatepass"), np.uint8)
 
 
-def from_text(values: np.ndarray) -> list[str]:
+def unpacked_text(values: np.ndarray) -> list[str]:
     return values.tobytes().decode("utf-8", "surrogatepass").split("\0")[:-1]
 
 
@@ -106,10 +108,10 @@ def read_image_counts(path: Path) -> ImageConfusions:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-        about = json.loads(from_text(found.pop("about"))[0])
+        about = json.loads(unpacked_text(found.pop("about"))[0])
         if about.pop("format") != FORMAT:
             raise DataError(f"{path} was written by a newer version of segtrain: evaluate again with this one")
-        texts = {name: from_text(found.pop(name)) for name in ("names", "identities", "classes")}
+        texts = {name: unpacked_text(found.pop(name)) for name in ("names", "identities", "classes")}
         made = ImageConfusions(**texts, **found, about=about)
         require_sound(made)
     except FileNotFoundError as error:
