@@ -1,7 +1,7 @@
 """Differences of two networks' scores with 95 % intervals: a paired bootstrap over the images of a split.
 
 Images are drawn with replacement, the same ones for both networks, and the scores are computed from the sums of their
-counts, by the rules of the dataset. The intervals are percentiles of these scores, expanded for few images (Hesterberg,
+counts, by the rules of the dataset. The intervals are percentiles of these scores, expanded by Student's t (Hesterberg,
 "What Teachers Should Know About the Bootstrap", The American Statistician 2015, section 4.1.1) and widened where the
 jackknife's standard error is larger. On simulated pairs of 30 to 500 images, 91 to 97 of 100 such intervals hold the
 true difference; plain percentiles 87 to 95, bias-corrected and accelerated ones 75 to 93

@@ -57,6 +57,10 @@ class ImageConfusions(NamedTuple):
         np.add.at(result, (self.truth, self.prediction), self.count)
         return result
 
+    def keys(self) -> list[str]:
+        """A name of each image that is another for another image: its identity, unless several have the same."""
+        return self.identities if len(set(self.identities)) == len(self.identities) else self.names
+
     def labelled(self) -> np.ndarray:
         """int64 (N, C): labelled pixels of each image and class."""
         return self.summed(self.truth)
