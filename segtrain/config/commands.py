@@ -209,6 +209,35 @@ class RunsConfig(CommandConfig):
 
 
 @dataclass
+class CompareConfig(CommandConfig):
+    inputs: list[str] = option([], "two or more runs, evaluation folders or evaluation.json files", path=True)
+    output: str | None = option(None, "folder for compare.json, .md, .png (default: segtrain-out/compare)", path=True)
+
+    def check(self) -> Any:
+        require(
+            len(self.inputs) >= 2, "inputs", f"[{','.join(self.inputs)}]",
+            "give two or more runs or evaluations, as `segtrain compare runs/a runs/b`",
+        )  # fmt: skip
+        return super().check()
+
+
+@dataclass
+class ReportConfig(CommandConfig):
+    run: str | None = option(None, "run folder", path=True)
+    output: str | None = option(None, "HTML file to write (default: <run>/report.html)", path=True)
+    root: str | None = option(None, "folder of the data, if it has moved", path=True)
+    pictures: int = option(
+        4, "number of best, of worst and of confused images shown; 0: none is predicted again", low=0, high=24
+    )
+    plugins: list[str] = plugins_option()
+    device: str = device_option()
+
+    def check(self) -> Any:
+        require(self.run is not None, "run", "null", "give the folder of a run")
+        return super().check()
+
+
+@dataclass
 class StreetsCommandConfig(CommandConfig):
     output: str | None = option(None, "folder to write (default: segtrain-out/streets)", path=True)
     layout: str = option(

@@ -169,7 +169,7 @@ class Run:
         self.write_config()
         self.report("running")  # from here on the folder is known as a run's
         self.tidy(state)
-        for name in ("evaluation.json", "summary.txt", "confusion.png", "requeue"):
+        for name in ("evaluation.json", "images.npz", "summary.txt", "confusion.png", "requeue"):
             (self.folder / name).unlink(missing_ok=True)
         path = self.folder / "environment.json"
         sessions = [item for item in read_side_json(path, list) or [] if isinstance(item, dict)]
