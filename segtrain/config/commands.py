@@ -103,8 +103,8 @@ class TrainConfig(CommandConfig):
         require(
             self.trainer.memory_budget is None or self.model.norm in ("batch_norm", "abn"), "trainer.memory_budget",
             self.trainer.memory_budget,
-            f"the compiler computes outputs of model.norm=batch_norm and abn again, not of {self.model.norm}: choose one "
-            "of them, or null",
+            f"the compiler computes outputs of model.norm=batch_norm and abn again, not of {self.model.norm}: choose "
+            "one of them, or null",
         )  # fmt: skip
         if classifies(self.dataset):
             for key, value, wanted in (

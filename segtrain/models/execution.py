@@ -4,13 +4,14 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch import distributed as dist
+from torch import nn
 from torch._functorch import config as partitioner
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.utils.checkpoint import CheckpointPolicy
@@ -132,15 +133,18 @@ def inductor(graph: Any, inputs: Any, make_code: Callable[..., Any] | None = Non
     return compile_fx(graph, inputs, inner_compile=checked, config_patches=patches)
 
 
-def run_as_graph(graph: torch.fx.GraphModule, *_: Any, **__: Any) -> Callable[[list[Any]], Any]:
+def run_as_graph(
+    graph: torch.fx.GraphModule, *_: Any, around: Callable[[], AbstractContextManager[Any]] = nullcontext, **__: Any
+) -> Callable[[list[Any]], Any]:
     """Stands for Inductor's code of a graph: runs it an operation at a time, and frees tensors after their last use.
 
-    For tests, and to count on fake tensors: making code takes most of the time of a compilation.
+    For tests, and to count on fake tensors: making code takes most of the time of a compilation. around: the context of
+    every run.
     """
-    interpreter = torch.fx.Interpreter(graph)
 
     def run(arguments: list[Any]) -> Any:
-        return interpreter.boxed_run(arguments)
+        with around():
+            return torch.fx.Interpreter(graph).boxed_run(arguments)  # one that stays would hold the results
 
     run._boxed_call = True  # type: ignore[attr-defined]
     return run

@@ -14,8 +14,7 @@ from segtrain.errors import UsageError
 from segtrain.models import build_model, compiled, execution, not_compilable
 from segtrain.models.blocks import NORMS, IdentityResidualBlock, Norm, ResidualBlock, Stage, stage
 from segtrain.models.execution import within_budget
-from segtrain.models.memory import kept_bytes
-from tests.helpers.graphs import as_graphs
+from segtrain.models.memory import graphs_of, kept_bytes
 
 CPU = torch.device("cpu")
 
@@ -149,7 +148,7 @@ def test_the_compiled_code_gives_the_models_numbers(norm):
 @pytest.mark.parametrize("norm", ["batch_norm", "abn"])
 def test_a_budget_keeps_fewer_bytes_and_the_same_numbers(norm, monkeypatch):
     """The graphs as torch divides them by the budget; running statistics move once, the masks of dropout are equal."""
-    monkeypatch.setattr(execution, "inductor", as_graphs)
+    monkeypatch.setattr(execution, "inductor", graphs_of)
     torch.manual_seed(0)
     model = blocks(norm)[:3].double().to(memory_format=torch.channels_last)
     x = torch.randn(2, 4, 24, 32, dtype=torch.double)
