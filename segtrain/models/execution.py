@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import distributed as dist
@@ -90,8 +90,7 @@ def compiled(
     if reason:
         raise UsageError(f"trainer.compile=true is not possible: {reason}")
     backend = inductor if memory_budget is None else within_budget(inductor, memory_budget)
-    module: nn.Module = torch.compile(model, fullgraph=True, dynamic=False, backend=backend)
-    return module
+    return cast(nn.Module, torch.compile(model, fullgraph=True, dynamic=False, backend=backend))
 
 
 class KeepRandom(CustomGraphPass):

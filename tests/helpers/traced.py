@@ -3,4 +3,4 @@
 from segtrain.models import execution
 from segtrain.models.memory import graphs_of
 
-execution.inductor = graphs_of
+execution.inductor = graphs_of  # type: ignore[assignment]

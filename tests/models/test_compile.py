@@ -10,11 +10,13 @@ from torch._dynamo.utils import counters
 from torch._functorch import config as partitioner
 
 from segtrain.config import ModelConfig
-from segtrain.errors import UsageError
+from segtrain.errors import SegtrainError, UsageError
+from segtrain.losses import CrossEntropy
 from segtrain.models import build_model, compiled, execution, not_compilable
 from segtrain.models.blocks import NORMS, IdentityResidualBlock, Norm, ResidualBlock, Stage, stage
 from segtrain.models.execution import within_budget
-from segtrain.models.memory import graphs_of, kept_bytes
+from segtrain.models.memory import Saving, graphs_of, kept_bytes, training_step_costs
+from tests.helpers import tiny  # noqa: F401 (a backbone)
 
 CPU = torch.device("cpu")
 
@@ -154,6 +156,24 @@ def test_a_budget_keeps_fewer_bytes_and_the_same_numbers(norm, monkeypatch):
     x = torch.randn(2, 4, 24, 32, dtype=torch.double)
     ours, plain = check(model, lambda m: compiled(m, ModelConfig(norm=norm), CPU, 0.2), x, 1e-12, modes=(True, True))
     assert ours <= 0.3 * plain  # the input is kept anyway
+
+
+def test_a_graph_that_draws_again_in_backward_is_refused(monkeypatch):
+    monkeypatch.setattr(execution, "inductor", graphs_of)
+    monkeypatch.setattr(execution.KeepRandom, "__call__", lambda self, graph: None)
+    model = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Dropout2d(0.5), nn.Conv2d(2, 2, 3))
+    with pytest.raises(SegtrainError, match="would draw random numbers of forward again in backward"):
+        compiled(model, ModelConfig(norm="abn"), CPU, 0.01)(torch.randn(2, 2, 8, 8)).sum().backward()
+
+
+def test_what_is_counted_of_a_compiled_step():
+    """Without a limit it computes and keeps what the network does; with one it computes more and keeps less."""
+    forms = [Saving("", "batch_norm"), *(Saving("", "batch_norm", budget=budget) for budget in (1.0, 0.3))]
+    plain, free, limited = (training_step_costs(form, "tiny", CrossEntropy(), 2, (64, 64)) for form in forms)
+    assert free.flops == plain.flops < limited.flops < 1.05 * plain.flops
+    assert free.kept == pytest.approx(plain.kept, rel=0.02)
+    assert limited.kept <= 0.6 * plain.kept  # the rest is of the loss, and its input
+    assert plain.kept < plain.peak and limited.peak < free.peak
 
 
 def test_a_budget_is_torchs_own_only_while_it_compiles():
