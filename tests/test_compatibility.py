@@ -199,7 +199,7 @@ ADDED = {
     "dataset": ["value_range: null"],
     "trainer": ["auto_fit: false", "memory_budget: null"],
 }
-OF_A_COMMAND = ("taxonomy: none", "taxonomy_rest: void")  # evaluate, submit, predict
+OF_A_COMMAND = ("taxonomy: none", "taxonomy_rest: void", "engine: null")  # of evaluate, submit, predict
 OF_ONE_DATASET = {"value_range: null": "  name: folder\n"}
 
 
