@@ -102,6 +102,12 @@ class TrainConfig(CommandConfig):
             not (self.optimizer.fused and self.trainer.precision == "fp16"), "optimizer.fused", "true",
             "torch's fused updates go wrong after a step that trainer.precision=fp16 skips; choose null, or bf16",
         )  # fmt: skip
+        require(
+            self.trainer.memory_budget is None or self.model.norm in ("batch_norm", "abn"), "trainer.memory_budget",
+            self.trainer.memory_budget,
+            f"the compiler computes outputs of model.norm=batch_norm and abn again, not of {self.model.norm}: choose "
+            "one of them, or null",
+        )  # fmt: skip
         if classifies(self.dataset):
             for key, value, wanted in (
                 ("model.head", self.model.head, "classifier"), ("loss.name", self.loss.name, "cross_entropy"),

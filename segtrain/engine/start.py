@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from segtrain.abn import describe_backend
 from segtrain.abn.coded_operators import describe_coder
-from segtrain.config import TrainConfig, classifies, option_of, require
+from segtrain.config import TrainConfig, TrainerConfig, classifies, option_of, require
 from segtrain.config.options import Group, as_written, default_of
 from segtrain.console import say
 from segtrain.data.loader import Batch, training_batches
@@ -157,13 +157,20 @@ def chosen_options(options: Group, *always: str) -> str:
     return ", ".join([name, *([" ".join(shown)] if shown else [])])
 
 
+def describe_compiled(options: TrainerConfig) -> str:
+    budget = options.memory_budget
+    return "compiled" if budget is None else f"compiled with a memory budget of {budget:g}"
+
+
 def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, state: TrainState) -> None:
     """Print what was chosen: run, device, model, data, length."""
     options, trainer, dist, device = config.model, config.trainer, learner.dist, learner.device
     parameters = sum(parameter.numel() for parameter in learner.network.parameters()) / 1e6
     backend = f" (kernels: {describe_backend(device.type)})" if options.norm.startswith("inplace_abn") else ""
     chosen = [
-        name for name, is_on in (("compiled", trainer.compile), ("deterministic", trainer.deterministic)) if is_on
+        name
+        for name, is_on in ((describe_compiled(trainer), trainer.compile), ("deterministic", trainer.deterministic))
+        if is_on
     ]
     chosen += [f"averaged weights {trainer.ema_decay}"] if trainer.ema_decay is not None else []
     say(f"run        {run.folder}" + (f", going on at step {state.step}" if state.step else ""))
