@@ -88,7 +88,7 @@ def batch_statistics(
     here = x.numel() / x.shape[1]
     count: Tensor | float = here
     if options.group is not None:
-        mean, var, count = sync.merge_statistics(mean, var, here, options.backward_follows, options.group)
+        mean, var, count = sync.merge_statistics(mean, var, here, options.backward_follows, options.group, running_mean)
     if running_mean is not None and running_var is not None:
         running_mean.lerp_(mean.to(running_mean.dtype), options.momentum)
         running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), options.momentum)

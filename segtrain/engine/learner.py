@@ -113,7 +113,8 @@ class Learner:
         target = batch.targets.to(self.device, non_blocking=True).long()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.model(images, **self.forward_options)
-        sums = self.loss(logits, target)
+        with self.loss.counted(batch.targets):
+            sums = self.loss(logits, target)
         # Data-parallel gradients are means over the processes; the loss is a sum over them.
         total = self.scaler.scale(sums.sum() * (self.dist.size / divisor))
         try:
