@@ -40,6 +40,7 @@ class TrainerConfig(Group):
         "fp32", "precision of the network; weights and loss stay float32", choices=("fp32", "bf16", "fp16")
     )
     compile: bool = option(False, "compilation of the network with torch.compile")
+    cuda_graphs: bool = option(False, "capture of forward and backward in a CUDA graph for each shape", resume=True)
     deterministic: bool = option(False, "deterministic algorithms only, even where they are slower")
     ema_decay: float | None = option(
         None, "decay of averaged weights, which are then validated and used; null: none", above=0, below=1
