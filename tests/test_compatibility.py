@@ -197,7 +197,7 @@ def test_plugins_as_users_have_written_them(home, ponds, plugin, words):
 ADDED = {
     "model": ["keep: exact"],
     "dataset": ["value_range: null", "exif: auto", "ignore_values: []"],
-    "trainer": ["auto_fit: false", "memory_budget: null"],
+    "trainer": ["auto_fit: false", "memory_budget: null", "cuda_graphs: false"],
 }
 OF_A_COMMAND = ("taxonomy: none", "taxonomy_rest: void", "engine: null")  # of evaluate, submit, predict
 OF_ONE_DATASET = {

@@ -43,6 +43,7 @@ class TrainerConfig(Group):
     memory_budget: float | None = option(
         None, "fraction of the activations that the compiled step keeps; null: as torch chooses", low=0, high=1
     )
+    cuda_graphs: bool = option(False, "capture of forward and backward in a CUDA graph for each shape", resume=True)
     deterministic: bool = option(False, "deterministic algorithms only, even where they are slower")
     ema_decay: float | None = option(
         None, "decay of averaged weights, which are then validated and used; null: none", above=0, below=1

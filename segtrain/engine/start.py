@@ -167,11 +167,11 @@ def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, sta
     options, trainer, dist, device = config.model, config.trainer, learner.dist, learner.device
     parameters = sum(parameter.numel() for parameter in learner.network.parameters()) / 1e6
     backend = f" (kernels: {describe_backend(device.type)})" if options.norm.startswith("inplace_abn") else ""
-    chosen = [
-        name
-        for name, is_on in ((describe_compiled(trainer), trainer.compile), ("deterministic", trainer.deterministic))
-        if is_on
-    ]
+    named = {
+        describe_compiled(trainer): trainer.compile, "CUDA graphs": trainer.cuda_graphs,
+        "deterministic": trainer.deterministic,
+    }  # fmt: skip
+    chosen = [name for name, is_on in named.items() if is_on]
     chosen += [f"averaged weights {trainer.ema_decay}"] if trainer.ema_decay is not None else []
     say(f"run        {run.folder}" + (f", going on at step {state.step}" if state.step else ""))
     say(f"device     {describe_device(device)}, {', '.join([trainer.precision.replace('fp32', 'float32'), *chosen])}")
