@@ -74,8 +74,15 @@ class ModelConfig(Group):
         [0.229, 0.224, 0.225], "RGB standard deviation of the input [0 to 1]", items=RGB, above=0, limit=1000
     )
 
+    frozen: list[str] = option([], "parts whose parameters do not train, such as backbone, stem, layer1")
+    frozen_norm: bool = option(False, "running statistics of model.frozen stay as they are too")
+
     def check(self) -> None:
         super().check()
+        require(
+            bool(self.frozen) or not self.frozen_norm, "model.frozen_norm", "true",
+            "no part is frozen; name some: model.frozen=[backbone], or leave this out",
+        )  # fmt: skip
         in_place = self.norm.startswith("inplace_abn")
         require(
             self.norm_variant == "one" or in_place, "model.norm_variant", self.norm_variant,

@@ -25,6 +25,7 @@ from segtrain.engine.state import TrainState
 from segtrain.errors import UsageError
 from segtrain.losses import Loss
 from segtrain.models import from_config
+from segtrain.models.frozen import describe_frozen
 from segtrain.tasks.base import Task
 from segtrain.tasks.classification import Classification
 from segtrain.tasks.segmentation import Segmentation
@@ -182,6 +183,10 @@ def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, sta
         say(f"processes  {dist.size}, {trainer.parallel}, {statistics}")
     say(f"model      {options.backbone} + {options.head}, stride {options.output_stride}, {options.norm}{backend}, "
         f"{parameters:.1f} M parameters, initial weights {options.weights.replace('none', 'random')}")  # fmt: skip
+    if options.frozen:
+        say(f"frozen     {describe_frozen(learner.network)}")
+        if options.weights == "none":
+            say("WARNING    the frozen parts have random weights: model.weights=none")
     say(f"data       {config.dataset.name}: {task.num_train} {config.dataset.train_split} and "
         f"{task.num_val} {config.dataset.val_split} images, {task.num_classes} classes")  # fmt: skip
     if task.num_shared:

@@ -12,6 +12,7 @@ from segtrain.config import ModelConfig
 from segtrain.errors import UsageError, with_available
 from segtrain.models.blocks import NORMS, Backbone, Norm
 from segtrain.models.classifier import Classifier
+from segtrain.models.frozen import freeze
 from segtrain.models.registry import BACKBONES, HEADS
 from segtrain.models.segmenter import Segmenter
 
@@ -48,6 +49,8 @@ def from_config(config: ModelConfig, num_classes: int) -> Segmenter | Classifier
         model = build_classifier(**both)
     else:
         model = build_model(head=config.head, head_channels=config.head_channels, pooling_size=cells, **both)
+    if config.frozen:
+        freeze(model, config.frozen, config.frozen_norm)
     return model.to(memory_format=torch.channels_last)
 
 
