@@ -199,7 +199,11 @@ ADDED = {
     "dataset": ["value_range: null"],
     "trainer": ["auto_fit: false"],
 }
-OF_A_COMMAND = ("taxonomy: none", "taxonomy_rest: void")  # evaluate, submit, predict
+OF_A_COMMAND = (
+    "taxonomy: none",
+    "taxonomy_rest: void",
+    "fetch: null\noutput: null",
+)  # evaluate, submit, predict; weights
 OF_ONE_DATASET = {"value_range: null": "  name: folder\n"}
 
 

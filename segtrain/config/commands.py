@@ -245,6 +245,15 @@ class InfoConfig(CommandConfig):
 @dataclass
 class WeightsConfig(CommandConfig):
     verify: str | None = option(None, "file to identify among the published ones, by hash and tensors", path=True)
+    fetch: str | None = option(None, "published file to download: its name, or torchvision:NAME", quote=True)
+    output: str | None = option(None, "file to write with fetch=NAME (default: in the cache)", path=True)
+
+    def check(self) -> Any:
+        require(
+            self.verify is None or self.fetch is None, "verify", self.verify, "fetch= downloads another file; give one"
+        )
+        require(self.output is None or self.fetch is not None, "output", self.output, "it is for fetch=NAME")
+        return super().check()
 
 
 @dataclass

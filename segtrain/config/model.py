@@ -53,7 +53,11 @@ class ModelConfig(Group):
         "exact", "form in which In-Place ABN keeps its outputs for backward", choices=("exact", "8bit", "4bit")
     )
     weights: str = option(
-        "none", "initial weights: checkpoint of a run, or published file", choices=("none",), other="FILE", path=True
+        "none",
+        "initial weights: checkpoint of a run, or published file",
+        choices=("none",),
+        other="FILE | torchvision:NAME",
+        path=True,
     )
     weights_match: float = option(1.0, "minimum fraction of tensors that must match", above=0, high=1)
     weights_taxonomy: str | None = option(

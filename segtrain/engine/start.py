@@ -2,7 +2,6 @@
 
 from collections.abc import Generator
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from segtrain.tasks.base import Task
 from segtrain.tasks.classification import Classification
 from segtrain.tasks.segmentation import Segmentation
 from segtrain.threads import describe_load
-from segtrain.weights.files import existing
+from segtrain.weights.download import weights_file
 from segtrain.weights.provenance import data_names, provenance
 from segtrain.weights.transfer import load_weights
 
@@ -55,8 +54,10 @@ def prepare_task(config: TrainConfig, saved: dict[str, Any] | None) -> Task:
     UsageError if the file of initial weights is missing: it is checked before the data, which take longer.
     """
     if saved is None and config.model.weights != "none":
-        existing(Path(config.model.weights))
+        weights_file(config.model.weights)
     task = task_of(config)(config)
+    if saved is None:
+        task.count_classes()
     if isinstance(config.trainer.batch_size, int):  # else it is known later
         require_warm_up(config, task.num_train)
     return task
@@ -107,7 +108,9 @@ def build_learner(
     transfer = None
     if saved is None and config.model.weights != "none":
         model = config.model
-        transfer = load_weights(Path(model.weights), network, task.table, model.weights_match, model.weights_taxonomy)
+        transfer = load_weights(
+            weights_file(model.weights), network, task.table, model.weights_match, model.weights_taxonomy
+        )
         say(str(transfer))
         if take_normalisation(config, transfer.normalised):
             run.write_config()

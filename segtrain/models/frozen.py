@@ -29,10 +29,10 @@ class Freezable(nn.Module):
 def freeze(network: Freezable, names: Sequence[str], statistics: bool) -> None:
     """Exclude the parameters of these parts from training and, with `statistics`, keep their running statistics.
 
-    names: of `parts_of`. UsageError for a name that the network lacks, and if nothing is left to train. Dropout inside
-    the parts is not changed.
+    names: of `network_parts`. UsageError for a name that the network lacks, and if nothing is left to train. Dropout
+    inside the parts is not changed.
     """
-    parts = parts_of(network)
+    parts = network_parts(network)
     for name in names:
         if name not in parts:
             raise UsageError(f"model.frozen={name}: the network has no such part{with_available(name, parts)}")
@@ -48,7 +48,7 @@ def freeze(network: Freezable, names: Sequence[str], statistics: bool) -> None:
         raise UsageError(f"model.frozen=[{','.join(names)}] leaves nothing to train: name fewer parts")
 
 
-def parts_of(network: nn.Module) -> dict[str, list[nn.Module]]:
+def network_parts(network: nn.Module) -> dict[str, list[nn.Module]]:
     """The parts of a network that have parameters, by name; a part may be several modules.
 
     backbone, head and classifier; the backbone's own modules, such as mod1; and in networks of stages, stem and layer1,

@@ -12,7 +12,7 @@ from segtrain.config.compose import compose_training
 from segtrain.engine.optim import build_optimizer
 from segtrain.errors import UsageError
 from segtrain.models import BACKBONES, from_config
-from segtrain.models.frozen import freeze, parts_of
+from segtrain.models.frozen import freeze, network_parts
 from tests.helpers.rebuilt import Chained, away
 
 FORMS = {
@@ -143,7 +143,7 @@ def test_the_optimizer_has_no_frozen_parameters(made):
 def test_names_of_the_parts(backbone, names):
     with torch.device("meta"):
         model = from_config(ModelConfig(backbone=backbone), 2)
-    parts = parts_of(model)
+    parts = network_parts(model)
     assert set(names.split()) | {"backbone", "head", "classifier"} <= set(parts)
     stages = [name for name in parts if name == "stem" or name.startswith("layer")]
     inside = [id(p) for name in stages for part in parts[name] for p in part.parameters()]
