@@ -100,7 +100,7 @@ class TrainConfig(CommandConfig):
             not (self.optimizer.fused and self.trainer.precision == "fp16"), "optimizer.fused", "true",
             "torch's fused updates go wrong after a step that trainer.precision=fp16 skips; choose null, or bf16",
         )  # fmt: skip
-        check_frozen(self.model, self.trainer)
+        check_untested(self.model, self.trainer)
         if classifies(self.dataset):
             for key, value, wanted in (
                 ("model.head", self.model.head, "classifier"), ("loss.name", self.loss.name, "cross_entropy"),
@@ -129,14 +129,18 @@ class TrainConfig(CommandConfig):
         return super().check()
 
 
-def check_frozen(model: ModelConfig, trainer: TrainerConfig) -> None:
-    """Raise UsageError for frozen parts together with what they are not tested with."""
+def check_untested(model: ModelConfig, trainer: TrainerConfig) -> None:
+    """Raise UsageError for frozen parts and timm's encoders together with what they are not tested with."""
     for key, value, instead in (
         ("trainer.compile", trainer.compile, "false"), ("trainer.parallel", trainer.parallel == "fsdp", "ddp"),
     ):  # fmt: skip
         require(
             not (model.frozen and value), "model.frozen", model.frozen,
             f"parts are not frozen in graphs or shards; choose {key}={instead}, or leave it out",
+        )  # fmt: skip
+        require(
+            not (model.is_timm() and value), "model.backbone", model.backbone,
+            f"encoders of timm are not tested in graphs or shards; choose {key}={instead}",
         )  # fmt: skip
 
 

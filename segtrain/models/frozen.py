@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from segtrain.abn import ABN
 from segtrain.errors import UsageError, with_available
+from segtrain.models.timm_encoder import TimmEncoder
 
 
 class Freezable(nn.Module):
@@ -60,14 +61,14 @@ def network_parts(network: nn.Module) -> dict[str, list[nn.Module]]:
         inside = {name: module for name, module in children.items() if name != "classifier"}
         parts = {"backbone": list(inside.values()), "classifier": [children["classifier"]]}
     else:
-        inside = dict(body.named_children())
+        inside = body.parts() if isinstance(body, TimmEncoder) else dict(body.named_children())
         parts = {"backbone": [body], "head": [children["head"]], "classifier": [children["cls"]]}
     parts |= {name: [module] for name, module in inside.items()} | stages_of(inside)
     return {name: part for name, part in parts.items() if any(list(module.parameters()) for module in part)}
 
 
 def stages_of(inside: dict[str, nn.Module]) -> dict[str, list[nn.Module]]:
-    """stem, layer1, layer2, ... of a backbone that has mod1, mod2, ... or layer1, layer2, ..."""
+    """stem, layer1, layer2, ... of a backbone that has mod1, mod2, ..., or layer1, layer2, ..., or stages_0, ..."""
     stages: dict[str, list[nn.Module]] = {}
     if "mod2" in inside:
         stages["stem"] = [inside["mod1"]] if "mod1" in inside else []
@@ -75,9 +76,12 @@ def stages_of(inside: dict[str, nn.Module]) -> dict[str, list[nn.Module]]:
             if (match := re.fullmatch(r"mod(\d+)", name)) and int(match[1]) > 1:
                 before = [inside[f"tra{match[1]}"]] if f"tra{match[1]}" in inside else []  # of DenseNets
                 stages[f"layer{int(match[1]) - 1}"] = [*before, inside[name]]
-    elif "layer1" in inside and "stem" not in inside:
+    elif first := next((name for name in ("layer1", "stages_0") if name in inside), None):  # timm's
         names = list(inside)
-        stages["stem"] = [inside[name] for name in names[: names.index("layer1")]]
+        stages["stem"] = [inside[name] for name in names[: names.index(first)]]
+        for name in names if first == "stages_0" else []:
+            if match := re.fullmatch(r"stages_(\d+)", name):
+                stages[f"layer{int(match[1]) + 1}"] = [inside[name]]
     return stages
 
 
