@@ -17,10 +17,11 @@ from segtrain.data.images import orientation_of, read_bytes, read_header
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable
 from segtrain.data.orientation import AS_STORED, tag_to_apply
-from segtrain.data.registry import dataset_spec, is_mixture, label_table, labelled_samples
+from segtrain.data.registry import dataset_spec, identities, is_mixture, label_table, labelled_samples
 from segtrain.data.sample import DatasetSpec, Sample, read_labels
 from segtrain.errors import DataError, UsageError
 from segtrain.scoring import figures
+from segtrain.scoring.image_counts import ImageCounts
 from segtrain.scoring.report import CONFUSION, Evaluation, print_table, protocol, summarise
 from segtrain.scoring.scores import Scores
 from segtrain.threads import threaded_map
@@ -43,11 +44,12 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     say(f"against     {data.name} {split}, by the rules of {dataset.rules.source}")
     encodings = known_encodings(table, dataset)
     expect_encoding(encoding, encodings, data.name)
-    counted = Scores(table, dataset.rules, config.boundary)
+    counted, images = Scores(table, dataset.rules, config.boundary), ImageCounts(table.num_classes)
     pairs = list(zip(samples, answers, strict=True))
     progress = Progress("scoring", len(pairs))
     for number, (ids, predicted, instances) in enumerate(threaded_map(partial(read_pair, table), pairs), 1):
-        counted.add(ids, predicted, instances, encodings[encoding].to_id)
+        pixels = counted.add(ids, predicted, instances, encodings[encoding].to_id)
+        images.add(samples[number - 1].name, ids.shape, pixels, counted.class_of)
         progress.show(number)
     found = np.flatnonzero(counted.pixels.sum(0)).tolist()
     refuse_wrong_encoding(counted, encodings, encoding, found)
@@ -62,7 +64,11 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     result["protocol"] = protocol(counted, data, split, samples, warnings, how)
     print_table(result)
     confusion = counted.evaluated()
-    evaluation = Evaluation(result, {}, {CONFUSION: figures.confusion(confusion, table)}, confusion)
+    by_image = images.in_order(
+        (sample.name for sample in samples), identities(data, samples), table.names, dataset.rules,
+        {"dataset": data.name, "split": split},
+    )  # fmt: skip
+    evaluation = Evaluation(result, {}, {CONFUSION: figures.confusion(confusion, table)}, confusion, images=by_image)
     say(str(evaluation.write(Path(config.output or "segtrain-out/score"))))
     return result
 

@@ -9,10 +9,12 @@ from segtrain.config.chosen_checkpoint import checkpoint_line, checkpoint_path
 from segtrain.config.commands import (
     CheckConfig,
     CommandConfig,
+    CompareConfig,
     ConvertConfig,
     InfoConfig,
     PlanCommandConfig,
     ReplayConfig,
+    ReportConfig,
     RunsConfig,
     ShowConfig,
     StreetsCommandConfig,
@@ -55,15 +57,14 @@ from segtrain.config.trainer import TrainerConfig
 
 # fmt: off
 __all__ = [
-    "AugmentationConfig", "CheckConfig", "CityscapesConfig", "CocoStuffConfig", "CommandConfig", "ConvertConfig",
-    "DATASET_CONFIGS", "DatasetConfig", "ENGINES", "EvaluateConfig", "ExportConfig", "FolderConfig", "IGNORE_INDEX",
-    "ImageNetConfig", "InferenceConfig", "InfoConfig", "KittiConfig", "LENGTHS", "LoaderConfig", "LoggingConfig",
-    "LossConfig", "MixtureConfig", "ModelConfig", "OptimizerConfig", "PlanCommandConfig", "PlanConfig", "PredictConfig",
-    "ReplayConfig", "RunsConfig", "SamplingConfig", "ScheduleConfig", "ScoreConfig", "ShowConfig",
-    "StreetsCommandConfig", "StreetsConfig", "SubmitConfig", "TrainConfig", "TrainerConfig", "VerifyConfig",
-    "VistasConfig", "WeightsConfig",
-    "adopt_earlier", "checkpoint_line", "checkpoint_path", "classifies", "dataset_schema", "is_safe", "names_pictures",
-    "option", "option_of", "refuse_other_task", "refuse_pictures", "require", "run_folder", "shared_values", "trained",
-    "with_defaults",
+    "AugmentationConfig", "CheckConfig", "CityscapesConfig", "CocoStuffConfig", "CommandConfig", "CompareConfig",
+    "ConvertConfig", "DATASET_CONFIGS", "DatasetConfig", "ENGINES", "EvaluateConfig", "ExportConfig", "FolderConfig",
+    "IGNORE_INDEX", "ImageNetConfig", "InferenceConfig", "InfoConfig", "KittiConfig", "LENGTHS", "LoaderConfig",
+    "LoggingConfig", "LossConfig", "MixtureConfig", "ModelConfig", "OptimizerConfig", "PlanCommandConfig",
+    "PlanConfig", "PredictConfig", "ReplayConfig", "ReportConfig", "RunsConfig", "SamplingConfig", "ScheduleConfig",
+    "ScoreConfig", "ShowConfig", "StreetsCommandConfig", "StreetsConfig", "SubmitConfig", "TrainConfig",
+    "TrainerConfig", "VerifyConfig", "VistasConfig", "WeightsConfig", "adopt_earlier", "checkpoint_line",
+    "checkpoint_path", "classifies", "dataset_schema", "is_safe", "names_pictures", "option", "option_of",
+    "refuse_other_task", "refuse_pictures", "require", "run_folder", "shared_values", "trained", "with_defaults",
 ]
 # fmt: on

@@ -169,7 +169,7 @@ class Run:
         self.write_config()
         self.report("running")  # from here on the folder is known as a run's
         self.tidy(state)
-        for name in ("evaluation.json", "summary.txt", "confusion.png", "requeue"):
+        for name in ("evaluation.json", "images.npz", "summary.txt", "confusion.png", "requeue"):
             (self.folder / name).unlink(missing_ok=True)
         path = self.folder / "environment.json"
         sessions = [item for item in read_side_json(path, list) or [] if isinstance(item, dict)]
@@ -312,9 +312,11 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def adopt_chosen(config: TrainConfig, stored: dict[str, Any]) -> None:
-    """Take over what the run has chosen by the memory of its device: a resume never chooses again."""
+    """Take over what the run has chosen by the memory of its device, or counted: a resume never chooses again."""
     if config.trainer.batch_size == "auto":
         config.trainer.batch_size = stored["trainer"]["batch_size"]
+    if config.loss.class_weights == "auto" and isinstance(stored["loss"].get("class_weights"), list):
+        config.loss.class_weights = stored["loss"]["class_weights"]
     if config.trainer.auto_fit and stored["trainer"].get("auto_fit"):
         config.model.recompute, config.model.keep = stored["model"]["recompute"], stored["model"]["keep"]
         config.trainer.accumulation = stored["trainer"]["accumulation"]
