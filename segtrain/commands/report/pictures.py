@@ -83,7 +83,7 @@ def confused_pairs(images: ImageConfusions, most: int) -> list[Pair]:
         truth, prediction = divmod(int(cell), matrix.shape[1])
         if matrix[truth, prediction]:
             where = (images.truth == truth) & (images.prediction == prediction)
-            example = int(images.image[where][np.argmax(images.count[where])])
+            example = int(images.image[where][np.argmax(images.pixels[where])])
             pixels = int(matrix[truth, prediction])
             found.append(Pair(truth, prediction, pixels, pixels / int(labelled[truth]), example))
     return found
@@ -119,7 +119,7 @@ def pictures(facts: RunFacts, count: int, root: str | None, device: str) -> Pict
                 notes.append(f"{images.names[number]} is left out: {error}")
             done += 1
             progress.show(done)
-    return Pictures(*groups, renewed.table, notes)
+    return Pictures(groups[0], groups[1], groups[2], renewed.table, notes)
 
 
 class Renewed:
@@ -208,7 +208,7 @@ class Uris(NamedTuple):
     height: int
 
 
-def encoded(groups: Iterable[list[Shown]], table: LabelTable) -> list[list[Uris]]:
+def as_uris(groups: Iterable[list[Shown]], table: LabelTable) -> list[list[Uris]]:
     """All images as data URIs of at most BUDGET characters, made smaller until they fit."""
     groups, longest = list(groups), LONGEST
     while True:
@@ -226,8 +226,10 @@ def uris_of(one: Shown, table: LabelTable, longest: int) -> Uris:
     colors = np.zeros((256, 3), np.uint8)
     colors[: table.num_classes] = table.colors
     kinds = np.array([RIGHT, WRONG, UNLABELLED], np.uint8)
-    labels = [png_uri(plane, colors) for plane in (target, prediction)]
-    return Uris(jpeg_uri(image), *labels, png_uri(errors, kinds), image.shape[1], image.shape[0])
+    return Uris(
+        jpeg_uri(image), png_uri(target, colors), png_uri(prediction, colors), png_uri(errors, kinds), image.shape[1],
+        image.shape[0],
+    )  # fmt: skip
 
 
 def jpeg_uri(image: np.ndarray) -> str:
