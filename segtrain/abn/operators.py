@@ -99,6 +99,9 @@ def affine_pair(scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Ten
 library = torch.library.Library("segtrain_abn", "DEF")
 
 
+FAKES: dict[Any, Callable[..., Any]] = {}  # operator -> the function that gives the shapes of its results
+
+
 def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Define the decorated function as an operator for every device; `fake` gives the shapes of its results."""
 
@@ -107,6 +110,7 @@ def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
         library.define(schema, tags=torch.Tag.pt2_compliant_tag)
         library.impl(name, function, "CompositeExplicitAutograd")
         torch.library.register_fake(f"segtrain_abn::{name}", fake, lib=library)
+        FAKES[getattr(torch.ops.segtrain_abn, name).default] = fake
         return function
 
     return register

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segtrain.config import IGNORE_INDEX, ScoreConfig
+from segtrain.config import IGNORE_INDEX, DatasetConfig, ScoreConfig
 from segtrain.console import Progress, say
+from segtrain.data.images import orientation_of, read_bytes, read_header
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable
+from segtrain.data.orientation import AS_STORED, tag_to_apply
 from segtrain.data.registry import dataset_spec, identities, is_mixture, label_table, labelled_samples
 from segtrain.data.sample import DatasetSpec, Sample, read_labels
 from segtrain.errors import DataError, UsageError
@@ -36,6 +38,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     split = config.split or dataset.scored
     samples = labelled_samples(data, split)
     answers = find_answers(Path(config.predictions), [dataset.answer(sample.name) for sample in samples])
+    warnings = orientation_warnings(data, samples)
     encoding = config.predictions_encoding or dataset.encoding
     say(f"scoring     {len(samples)} predictions ({encoding}) in {config.predictions}")
     say(f"against     {data.name} {split}, by the rules of {dataset.rules.source}")
@@ -51,7 +54,6 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     found = np.flatnonzero(counted.pixels.sum(0)).tolist()
     refuse_wrong_encoding(counted, encodings, encoding, found)
     strange = [value for value in found if value not in encodings[encoding].values]
-    warnings = []
     if strange:
         pixels = int(counted.pixels[:, strange].sum())
         warnings.append(f"{pixels} pixels were predicted as {strange[:8]}, which are no {encoding} of {data.name}; "
@@ -113,6 +115,28 @@ def find_answers(folder: Path, patterns: list[str]) -> list[Path]:
             f"{', ...' if len(missing) > 3 else ''}; {len(files)} files are there"
         )
     return found
+
+
+def orientation_warnings(data: DatasetConfig, samples: list[Sample]) -> list[str]:
+    """What to know of images with an EXIF orientation that their labels do not follow. DataError by dataset.exif."""
+    if not hasattr(data, "exif"):
+        return []
+    left = 0
+    for sample in samples:
+        if sample.image == sample.label or sample.label is None or not sample.image.is_file():
+            continue
+        tag = orientation_of(read_bytes(sample.image), sample.image)
+        if tag != AS_STORED:
+            sizes = read_header(sample.image)[:2], read_header(sample.label)[:2]
+            left += tag_to_apply(tag, sample.exif, *sizes, sample.image) == AS_STORED
+    if not left:
+        return []
+    text = (
+        f"{left} images have an EXIF orientation that their labels do not follow (dataset.exif={samples[0].exif}), but "
+        "the answers of segtrain predict do: the predictions must lie as the labels do"
+    )
+    say(f"warning     {text}")
+    return [text]
 
 
 def read_pair(table: LabelTable, pair: tuple[Sample, Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

@@ -44,6 +44,7 @@ class Option:
     quote: bool = False
     resume: bool | str | tuple[str, ...] = False
     only: tuple[str, ...] | None = None
+    before: Any = None
 
 
 def option(default: Any, help: str, **description: Any) -> Any:
@@ -63,6 +64,7 @@ def option(default: Any, help: str, **description: Any) -> Any:
     resume: the option may change when a run is resumed; "longer": a number that may grow; for a mapping, the keys
     inside it that may change.
     only: the values of the group's `name` whose parts read the option; (): those of plugins.
+    before: what runs that began before the option existed do, if that is not the default.
     """
     metadata = {"option": Option(help, **description)}
     if isinstance(default, list | dict):

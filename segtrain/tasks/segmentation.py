@@ -30,7 +30,8 @@ from segtrain.data.loader import EvaluationItem, TrainingData, evaluation_sample
 from segtrain.data.registry import dataset_spec, identities, label_table, split_samples, training_mixture
 from segtrain.data.sample import Sample
 from segtrain.data.sampling import class_index
-from segtrain.data.verify.files import FileFacts, check_samples
+from segtrain.data.verify.file_facts import FileFacts
+from segtrain.data.verify.files import check_samples
 from segtrain.errors import DataError, UsageError
 from segtrain.losses import Loss, build_loss
 from segtrain.models import Segmenter

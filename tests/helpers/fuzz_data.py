@@ -83,6 +83,7 @@ class Files:
         return {
             "streets": ["scenes=1", "val_scenes=1", "night_scenes=0", "workers=1"],
             "check": given,
+            "show": [*given, "count=2", "augmentation.crop_size=[32,32]"],
             "train": self.training(dataset or "streets"),
             "replay": [f"run={run}", *plain],
             "verify-resume": self.training(dataset or "streets"),
@@ -94,6 +95,7 @@ class Files:
             "report": [f"run={run}", "device=cpu", "pictures=1", *plain],
             "submit": [f"predictions={self.root / 'predictions'}", "split=val", *(given or self.given("cityscapes"))],
             "predict": [f"input={self.root / 'photo.png'}", *network],
+            "export": [f"run={run}", *plain, "output=out.onnx", *given],
             "convert": [f"input={self.root / 'weights.pth'}", "output=out.safetensors"],
             "weights": [],
             "info": [],
