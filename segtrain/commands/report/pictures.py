@@ -12,10 +12,10 @@ from PIL import Image
 from segtrain.commands.report.facts import RunFacts
 from segtrain.config import InferenceConfig, TrainConfig, trained
 from segtrain.console import Progress
-from segtrain.data.images import read_image
 from segtrain.data.labels import LabelTable
+from segtrain.data.loader import EvaluationData
 from segtrain.data.registry import label_table, split_samples
-from segtrain.data.sample import Sample, read_labels
+from segtrain.data.sample import Sample
 from segtrain.device import resolve_device
 from segtrain.errors import DataError, SegtrainError
 from segtrain.scoring.bootstrap import scores_of
@@ -152,13 +152,15 @@ class Renewed:
         sample: Sample | None = self.samples.get(name)
         if sample is None or sample.label is None:
             raise DataError("the data no longer have it")
-        image = read_image(sample.image, sample.value_range)
-        target, ids, _ = read_labels(sample, self.table)
-        if image.shape[:2] != target.shape or tuple(self.images.sizes[number]) != target.shape:
+        item = EvaluationData([sample], self.table)[0]
+        if isinstance(item, SegtrainError):
+            raise item
+        image, target = item.image, item.target
+        if tuple(self.images.sizes[number]) != target.shape:
             raise DataError("the data have changed: it has another size")
         prediction = self.predictor.predict(image, self.inference)
         scores = Scores(self.table)
-        scores.add(ids, self.table.decode(prediction))
+        scores.add(item.ids, self.table.decode(prediction))
         moved = int(np.abs(scores.confusion() - self.images.of_image(number)).sum()) // 2
         if pair is None:
             title = f"mIoU {100 * image_scores(self.images)[number]:.1f} %"
