@@ -195,11 +195,11 @@ def test_plugins_as_users_have_written_them(home, ponds, plugin, words):
 
 # Options that came later, each with the value that behaves as before.
 ADDED = {
-    "model": ["keep: exact"],
+    "model": ["keep: exact", "frozen: []", "frozen_norm: false"],
     "dataset": ["value_range: null", "exif: auto", "ignore_values: []"],
-    "trainer": ["auto_fit: false"],
+    "trainer": ["auto_fit: false", "memory_budget: null", "cuda_graphs: false"],
 }
-OF_A_COMMAND = ("taxonomy: none", "taxonomy_rest: void", "engine: null")  # of evaluate, submit, predict
+OF_A_COMMAND = ("taxonomy: none", "taxonomy_rest: void", "engine: null", "fetch: null\noutput: null")
 OF_ONE_DATASET = {
     "value_range: null": "  name: folder\n",
     "exif: auto": "  name: folder\n",

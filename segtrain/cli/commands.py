@@ -132,7 +132,7 @@ COMMANDS = {
         "use", "list published weights: source, md5, licence, accuracy", config.WeightsConfig,
         "segtrain.commands.weights:weights", "verify",
         ("segtrain weights", "segtrain weights verify=wide_resnet38_ipabn_lr_256.pth.tar",
-         "segtrain weights resnext101_ipabn_lr_512.pth.tar"),
+         "segtrain weights fetch=torchvision:resnet50"),
     ),
     "info": Command(
         "use", "show driver, torch and kernels of this machine, or a checkpoint's contents", config.InfoConfig,

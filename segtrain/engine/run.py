@@ -312,9 +312,11 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def adopt_chosen(config: TrainConfig, stored: dict[str, Any]) -> None:
-    """Take over what the run has chosen by the memory of its device: a resume never chooses again."""
+    """Take over what the run has chosen by the memory of its device, or counted: a resume never chooses again."""
     if config.trainer.batch_size == "auto":
         config.trainer.batch_size = stored["trainer"]["batch_size"]
+    if config.loss.class_weights == "auto" and isinstance(stored["loss"].get("class_weights"), list):
+        config.loss.class_weights = stored["loss"]["class_weights"]
     if config.trainer.auto_fit and stored["trainer"].get("auto_fit"):
         config.model.recompute, config.model.keep = stored["model"]["recompute"], stored["model"]["keep"]
         config.trainer.accumulation = stored["trainer"]["accumulation"]

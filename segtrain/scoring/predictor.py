@@ -177,7 +177,7 @@ def load_network(
     if activation is not None and activation != options.activation:
         replace_activation(options, activation)
     for part, name, known in (("backbone", options.backbone, BACKBONES), ("head", options.head, HEADS)):
-        if name not in known and name != "classifier":
+        if name not in known and name != "classifier" and not (part == "backbone" and options.is_timm()):
             raise UsageError(
                 f"{path} was trained with model.{part}={name}, which is not known here: "
                 "give plugins=[FILE] with the file that defines it"

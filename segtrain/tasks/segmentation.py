@@ -25,6 +25,7 @@ from segtrain.console import say
 from segtrain.data.augment import Augmentation
 from segtrain.data.cache import Decoded
 from segtrain.data.class_mapping import ClassMapping, class_mapping, require_same_labels
+from segtrain.data.class_weights import automatic_weights, describe_weights
 from segtrain.data.labels import LabelTable
 from segtrain.data.loader import EvaluationItem, TrainingData, evaluation_samples, read_pixels
 from segtrain.data.registry import dataset_spec, identities, label_table, split_samples, training_mixture
@@ -79,6 +80,13 @@ class Segmentation(Task):
     @property
     def classes(self) -> dict[str, Any]:
         return self.table.as_dict()
+
+    def count_classes(self) -> None:
+        options, cache = self.config.loss, self.config.dataset.cache_folder()
+        if options.class_weights == "auto":
+            options.class_weights = automatic_weights(self.mixture, self.table, cache)
+            listed = describe_weights(options.class_weights, self.table.names)
+            say(f"weights    of the classes, inverse to their pixels in {self.num_train} labels: {listed}")
 
     def loss(self) -> Loss:
         return build_loss(self.config.loss, self.num_classes, self.mixture.groups)

@@ -29,8 +29,8 @@ class StepTrace:
 
     images: of a micro-batch. crop: [height, width]. peaks: the most that is alive in each phase. static: what is there
     before the step and after it, by kind. kept: what forward and loss leave for backward; kept_by: (part of the
-    network, kind) -> bytes of it. at_peak: what is alive at the highest of the peaks, by kind. growing: of that, maps of
-    all images, which grow with their pixels.
+    network, kind) -> bytes of it. at_peak: what is alive at the highest of the peaks, by kind. growing: of that, maps
+    of all images, which grow with their pixels.
     """
 
     images: int
@@ -60,7 +60,10 @@ def granule_of(kind: str) -> int:
 def loss_of(config: TrainConfig, num_classes: int) -> Loss:
     if classifies(config.dataset):
         return ImageCrossEntropy(config.loss.label_smoothing)
-    return build_loss(config.loss, num_classes)
+    loss = config.loss
+    if loss.class_weights == "auto":  # known when the labels are counted; they need no memory
+        loss = replace(loss, class_weights=[1.0] * num_classes)
+    return build_loss(loss, num_classes)
 
 
 def fake_batch(config: TrainConfig, images: int, crop: tuple[int, int]) -> Batch:
