@@ -279,13 +279,13 @@ def gradients(
     dx = None
     if options.training and options.group is None and options.variant == "one" and passes.numel:
         dx, sums, dshortcut = passes.backward(factor, through)
-        dbeta, dgamma = sums.unbind()
+        dbeta, dgamma = sums[0], sums[1]
     else:
         sums = passes.sums()
         everywhere = sums
         if options.training and options.group is not None:
             everywhere = sync.all_reduce(sums, options.group)
-        dbeta, dgamma = sums.unbind()
+        dbeta, dgamma = sums[0], sums[1]
         if options.variant == "two":
             dgamma = (dgamma - beta * dbeta) / gamma
             total_dgamma = (everywhere[1] - beta * everywhere[0]) / gamma

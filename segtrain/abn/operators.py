@@ -104,6 +104,9 @@ PLAIN = (Tensor, torch.nn.Parameter)
 direct = SimpleNamespace()  # the same functions by name, without torch's dispatcher
 
 
+FAKES: dict[Any, Callable[..., Any]] = {}  # operator -> the function that gives the shapes of its results
+
+
 def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Define the decorated function as an operator for every device; `fake` gives the shapes of its results."""
 
@@ -112,6 +115,7 @@ def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
         library.define(schema, tags=torch.Tag.pt2_compliant_tag)
         library.impl(name, function, "CompositeExplicitAutograd")
         torch.library.register_fake(f"segtrain_abn::{name}", fake, lib=library)
+        FAKES[getattr(torch.ops.segtrain_abn, name).default] = fake
         setattr(direct, name, function)
         return function
 

@@ -1,5 +1,7 @@
 """Statistics over several processes: one collective in forward, one in backward."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,11 +10,23 @@ from torch import distributed as dist
 from torch.utils.weak import WeakTensorKeyDictionary
 
 groups: dict[frozenset[int], Any] = {}
+apart = False  # inside of `on_its_own`
+
+
+@contextmanager
+def on_its_own() -> Iterator[None]:
+    """Inside, layers of this process synchronise with no other: it alone runs them."""
+    global apart
+    before, apart = apart, True
+    try:
+        yield
+    finally:
+        apart = before
 
 
 def group_or_none(group: Any) -> Any:
     """The process group to synchronise over, by default all processes; None if there is only this process."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if apart or not (dist.is_available() and dist.is_initialized()):
         return None
     group = dist.group.WORLD if group is None else group
     return None if dist.get_world_size(group) == 1 else group

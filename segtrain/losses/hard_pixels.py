@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,7 +14,10 @@ from segtrain.losses.tiles import RowTiles, labelled_pixels
 
 
 class HardPixelLoss(CrossEntropy):
-    """Weights an image's pixels by their losses; upsamples the image twice, for the losses and for the gradient."""
+    """Weights an image's pixels by their losses; upsamples the image twice, for the losses and for the gradient.
+
+    class_weights: factors of the pixels' losses, by which the hardest are chosen too. The divisor does not know them.
+    """
 
     def sums(self, batch: list[RowTiles], wanted: bool) -> list[Tensor]:
         every = [[self.pixels(tiles, log_p, r) for r, log_p in tiles.log_probabilities()] for tiles in batch]
@@ -54,9 +57,9 @@ class Bootstrapped(HardPixelLoss):
 
     def __init__(
         self, hardest: float, normalisation: str = "chosen", per_batch: bool = False, groups: Groups = (),
-        label_smoothing: float = 0.0,
+        label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(groups, label_smoothing=label_smoothing)
+        super().__init__(groups, class_weights, label_smoothing)
         self.hardest = hardest
         self.normalisation = normalisation
         self.per_batch = per_batch
@@ -91,8 +94,11 @@ class MaxPooling(HardPixelLoss):
     the weights are exact, by sorting.
     """
 
-    def __init__(self, hardest: float, p: float, groups: Groups = (), label_smoothing: float = 0.0) -> None:
-        super().__init__(groups, label_smoothing=label_smoothing)
+    def __init__(
+        self, hardest: float, p: float, groups: Groups = (), label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(groups, class_weights, label_smoothing)
         self.hardest = hardest
         self.p = p
 
