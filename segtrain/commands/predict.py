@@ -85,7 +85,7 @@ def predict_all(
         for kind in config.outputs:
             palette = predictor.table.colors if kind == "palette" else None
             drawn = draw_output(kind, image, found, predictor.table)
-            figures.write_png(place_of(one, output, kind), drawn, palette)
+            figures.write_png(output_place(one, output, kind), drawn, palette)
     everyone = dist.all_gather([errors, dict(tags)])
     for _, theirs in everyone[: dist.rank] + everyone[dist.rank + 1 :]:
         tags.update({int(tag): count for tag, count in theirs.items()})
@@ -136,7 +136,7 @@ def start_folder(output: Path, made: dict[str, Any], overwrite: bool) -> None:
     write_atomically(record, json.dumps(made, indent=1).encode())
 
 
-def place_of(one: Input, output: Path, kind: str) -> Path:
+def output_place(one: Input, output: Path, kind: str) -> Path:
     return output / kind / f"{one.name}.png"
 
 
@@ -144,7 +144,7 @@ def is_finished(one: Input, output: Path, kinds: list[str]) -> bool:
     """Whether all its files are there, and younger than the image and the record."""
     try:
         begun = max((output / RECORD).stat().st_mtime_ns, one.path.stat().st_mtime_ns)
-        return all(place_of(one, output, kind).stat().st_mtime_ns >= begun for kind in kinds)
+        return all(output_place(one, output, kind).stat().st_mtime_ns >= begun for kind in kinds)
     except OSError:
         return False
 
