@@ -38,7 +38,7 @@ def predict(config: PredictConfig) -> Path:
         raise UsageError("input is not set: give input=IMAGE, input=FOLDER, a list, a pattern or a video")
     with init_distributed(shared_values(config)) as dist:
         inputs = find_inputs(config.input)
-        predictor = load(config)
+        predictor = networks_of(config)
         output = Path(config.output or "segtrain-out/predict")
         numbers = []
         if dist.main:
@@ -64,7 +64,7 @@ def predict(config: PredictConfig) -> Path:
         return output
 
 
-def load(config: PredictConfig) -> Predictor:
+def networks_of(config: PredictConfig) -> Predictor:
     """The network, or several to be averaged; each checkpoint is printed."""
     files = config.checkpoints()
     mapped = config.checkpoint_weights, config.taxonomy, config.taxonomy_rest
