@@ -43,7 +43,13 @@ def test_one_process_solves_for_all_and_a_resume_does_not(words):
     """The batch that the least memory of a process allows. The synchronised norm that is traced waits for nobody."""
     dropped = ("trainer.batch_size", "trainer.max_steps")
     words = [word for word in words if not word.startswith(dropped)]
-    words += ["model.norm=inplace_abn_sync", "trainer.batch_size=auto", "trainer.auto_fit=true", "device=cpu", "loader.workers=0"]
+    words += [
+        "model.norm=inplace_abn_sync",
+        "trainer.batch_size=auto",
+        "trainer.auto_fit=true",
+        "device=cpu",
+        "loader.workers=0",
+    ]
     config = segtrain.compose(*words, "trainer.max_steps=1")
     crop = (config.augmentation.crop_size[0], config.augmentation.crop_size[1])
     peaks = {

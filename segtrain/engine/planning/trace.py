@@ -29,8 +29,8 @@ class StepTrace:
 
     images: of a micro-batch. crop: [height, width]. peaks: the most that is alive in each phase. static: what is there
     before the step and after it, by kind. kept: what forward and loss leave for backward; kept_by: (part of the
-    network, kind) -> bytes of it. at_peak: what is alive at the highest of the peaks, by kind. growing: of that, maps of
-    all images, which grow with their pixels.
+    network, kind) -> bytes of it. at_peak: what is alive at the highest of the peaks, by kind. growing: of that, maps
+    of all images, which grow with their pixels.
     """
 
     images: int
