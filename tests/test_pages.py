@@ -18,7 +18,8 @@ from tests.helpers.pages import NAMES, PAGES
 CONFIGS = ROOT / "configs"
 GROUPS = {path.name: {file.stem for file in path.glob("*.yaml")} for path in CONFIGS.iterdir() if path.is_dir()}
 OWN = {  # names in the plugins on the pages
-    "model": {"plain"}, "loss": {"easy_less"}, "dataset": {"ponds"}, "optimizer": {"lion"}, "schedule": {"cool_down"},
+    "model": {"plain", "smp"}, "loss": {"easy_less"},
+    "dataset": {"ponds"}, "optimizer": {"lion"}, "schedule": {"cool_down"},
 }  # fmt: skip
 OPTIONS = {
     key
@@ -168,7 +169,7 @@ def test_every_variable_of_the_environment_is_read(name):
 def test_every_extra_exists():
     text = (ROOT / "pyproject.toml").read_text()
     named_extras = {extra for name in NAMES for extra in re.findall(r"pip install '\.\[(\w+)\]'", PAGES[name])}
-    assert named_extras == {"cuda12", "cuda13"}
+    assert named_extras == {"cuda12", "cuda13", "export"}
     for extra in named_extras:
         assert re.search(rf"^{extra} = \[", text, re.M)
 

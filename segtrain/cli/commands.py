@@ -31,6 +31,13 @@ COMMANDS = {
          "segtrain check dataset=kitti split=val output=checked",
          "segtrain check dataset=folder dataset.root=/data/mine write_config=mine.yaml"),
     ),
+    "show": Command(
+        "data", "draw training samples as the network sees them", config.ShowConfig,
+        "segtrain.commands.show:show", None,
+        ("segtrain show dataset=streets",
+         "segtrain show dataset=mine.yaml augmentation=colour 'augmentation.crop_size=[256,320]' count=12",
+         "segtrain show dataset=cityscapes sampling=class_uniform output=seen"),
+    ),
     "train": Command(
         "train", "train a network, or resume an interrupted run", config.TrainConfig,
         "segtrain.engine.train:train", None,
@@ -78,6 +85,20 @@ COMMANDS = {
          "segtrain score predictions=results dataset=kitti split=val predictions_encoding=train_ids",
          "segtrain score predictions=results dataset=cocostuff dataset.classes=stuff91 output=scores"),
     ),
+    "compare": Command(
+        "results", "compare evaluations: differences with 95 % intervals, spread of seeds", config.CompareConfig,
+        "segtrain.commands.compare:compare", "inputs",
+        ("segtrain compare runs/a runs/b",
+         "segtrain compare runs/a/evaluations/kitti-val-whole runs/b/evaluations/kitti-val-multiscale",
+         "segtrain compare runs/a_seed0 runs/a_seed1 runs/b_seed0 runs/b_seed1 output=compared"),
+    ),
+    "report": Command(
+        "results", "write one HTML file about a run: scores, curves, best and worst images", config.ReportConfig,
+        "segtrain.commands.report.write:report_run", "run",
+        ("segtrain report runs/toy",
+         "segtrain report runs/toy output=toy.html pictures=8",
+         "segtrain report run=runs/cityscapes_resnext101 root=/data/cityscapes device=cuda"),
+    ),
     "submit": Command(
         "results", "write and verify the archive for a benchmark's server", config.SubmitConfig,
         "segtrain.commands.submit:submit", "checkpoint",
@@ -93,6 +114,13 @@ COMMANDS = {
          "segtrain predict checkpoint=wide_resnet38_deeplab_vistas.pth.tar input=photos inference=vistas_official "
          "outputs=[palette,prob]"),
     ),
+    "export": Command(
+        "use", "write a network for other programs: ONNX, torch.export or plain tensors", config.ExportConfig,
+        "segtrain.commands.export:export", "checkpoint",
+        ("segtrain export runs/toy/last.pt output=toy.onnx",
+         "segtrain export run=runs/toy format=torch_export output=toy.pt2 'size=[256,512]'",
+         "segtrain export runs/toy/best.pt format=state_dict output=toy.safetensors 'include=[normalise]'"),
+    ),
     "convert": Command(
         "use", "convert weights: rename keys, change container, make a checkpoint", config.ConvertConfig,
         "segtrain.commands.convert:convert", "input",
@@ -104,7 +132,7 @@ COMMANDS = {
         "use", "list published weights: source, md5, licence, accuracy", config.WeightsConfig,
         "segtrain.commands.weights:weights", "verify",
         ("segtrain weights", "segtrain weights verify=wide_resnet38_ipabn_lr_256.pth.tar",
-         "segtrain weights resnext101_ipabn_lr_512.pth.tar"),
+         "segtrain weights fetch=torchvision:resnet50"),
     ),
     "info": Command(
         "use", "show driver, torch and kernels of this machine, or a checkpoint's contents", config.InfoConfig,

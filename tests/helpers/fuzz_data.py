@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,7 @@ class Files:
         return {
             "streets": ["scenes=1", "val_scenes=1", "night_scenes=0", "workers=1"],
             "check": given,
+            "show": [*given, "count=2", "augmentation.crop_size=[32,32]"],
             "train": self.training(dataset or "streets"),
             "replay": [f"run={run}", *plain],
             "verify-resume": self.training(dataset or "streets"),
@@ -89,8 +91,11 @@ class Files:
             "runs": [f"root={self.root}"],
             "evaluate": [*network, "loader.workers=0", "pictures=1", *given],
             "score": [f"predictions={self.root / 'predictions'}", *(given or self.given("cityscapes"))],
+            "compare": [f"inputs=[{run},{self.root / 'second'}]"],
+            "report": [f"run={run}", "device=cpu", "pictures=1", *plain],
             "submit": [f"predictions={self.root / 'predictions'}", "split=val", *(given or self.given("cityscapes"))],
             "predict": [f"input={self.root / 'photo.png'}", *network],
+            "export": [f"run={run}", *plain, "output=out.onnx", *given],
             "convert": [f"input={self.root / 'weights.pth'}", "output=out.safetensors"],
             "weights": [],
             "info": [],
@@ -107,6 +112,7 @@ class Files:
         made = self.root / "run" / "last.pt"
         if not made.is_file():
             raise SystemExit("the run that the cases use was not made")
+        shutil.copytree(self.root / "run", self.root / "second")
         import torch
 
         from segtrain.models import from_config

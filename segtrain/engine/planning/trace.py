@@ -60,7 +60,10 @@ def granule_of(kind: str) -> int:
 def loss_of(config: TrainConfig, num_classes: int) -> Loss:
     if classifies(config.dataset):
         return ImageCrossEntropy(config.loss.label_smoothing)
-    return build_loss(config.loss, num_classes)
+    loss = config.loss
+    if loss.class_weights == "auto":  # known when the labels are counted; they need no memory
+        loss = replace(loss, class_weights=[1.0] * num_classes)
+    return build_loss(loss, num_classes)
 
 
 def fake_batch(config: TrainConfig, images: int, crop: tuple[int, int]) -> Batch:
