@@ -10,6 +10,7 @@ from segtrain.config.commands import (
     CheckConfig,
     CommandConfig,
     ConvertConfig,
+    ConvertLabelsConfig,
     InfoConfig,
     PlanCommandConfig,
     ReplayConfig,
@@ -55,9 +56,9 @@ from segtrain.config.trainer import TrainerConfig
 # fmt: off
 __all__ = [
     "AugmentationConfig", "CheckConfig", "CityscapesConfig", "CocoStuffConfig", "CommandConfig", "ConvertConfig",
-    "DATASET_CONFIGS", "DatasetConfig", "EvaluateConfig", "FolderConfig", "IGNORE_INDEX", "ImageNetConfig",
-    "InferenceConfig", "InfoConfig", "KittiConfig", "LENGTHS", "LoaderConfig", "LoggingConfig", "LossConfig",
-    "MixtureConfig", "ModelConfig", "OptimizerConfig", "PlanCommandConfig", "PlanConfig", "PredictConfig",
+    "ConvertLabelsConfig", "DATASET_CONFIGS", "DatasetConfig", "EvaluateConfig", "FolderConfig", "IGNORE_INDEX",
+    "ImageNetConfig", "InferenceConfig", "InfoConfig", "KittiConfig", "LENGTHS", "LoaderConfig", "LoggingConfig",
+    "LossConfig", "MixtureConfig", "ModelConfig", "OptimizerConfig", "PlanCommandConfig", "PlanConfig", "PredictConfig",
     "ReplayConfig", "RunsConfig", "SamplingConfig", "ScheduleConfig", "ScoreConfig", "StreetsCommandConfig",
     "StreetsConfig", "SubmitConfig", "TrainConfig", "TrainerConfig", "VerifyConfig", "VistasConfig", "WeightsConfig",
     "checkpoint_line", "checkpoint_path", "classifies", "dataset_schema", "is_safe", "names_pictures", "option",

@@ -92,6 +92,7 @@ class Files:
             "submit": [f"predictions={self.root / 'predictions'}", "split=val", *(given or self.given("cityscapes"))],
             "predict": [f"input={self.root / 'photo.png'}", *network],
             "convert": [f"input={self.root / 'weights.pth'}", "output=out.safetensors"],
+            "convert-labels": [f"input={self.root / 'folder'}", "output=labels"],
             "weights": [],
             "info": [],
         }[command]
