@@ -172,18 +172,22 @@ def recognise_class_masks(tree: Tree) -> Recognised | None:
 def are_parts(root: Path, family: list[Group]) -> bool:
     """Whether the masks are binary and those of one image cover different pixels, looking at a few."""
     shared = [name for name, count in count_names(family).items() if count > 1][:5]
-    if not shared:
-        return False
+    compared = 0
+    for name in shared:
+        some = [binary_or_none(root / group[0] / group[2][name]) for group in family if name in group[2]]
+        for one, other in itertools.combinations([mask for mask in some if mask is not None], 2):
+            smaller = min(np.count_nonzero(one), np.count_nonzero(other))
+            if one.shape == other.shape and np.count_nonzero(one & other) > 0.5 * smaller:
+                return False
+            compared += 1
+    return compared > 0
+
+
+def binary_or_none(path: Path) -> np.ndarray | None:
     try:
-        for name in shared:
-            some = [read_binary(root / group[0] / group[2][name]) for group in family if name in group[2]]
-            for one, other in itertools.combinations(some, 2):
-                smaller = min(np.count_nonzero(one), np.count_nonzero(other))
-                if one.shape != other.shape or np.count_nonzero(one & other) > 0.5 * smaller:
-                    return False
-    except DataError:
-        return False
-    return True
+        return read_binary(path)
+    except DataError:  # converting reports it
+        return None
 
 
 def count_names(family: list[Group]) -> dict[str, int]:
