@@ -112,7 +112,8 @@ def split_files(config: DatasetConfig, split: str) -> SplitFiles:
                 raise DataError(f"{split}: {len(twice)} images are in more than one of these splits ({twice[0]}, ...)")
             mine |= theirs or {}
     images, labels, instances = joined
-    return SplitFiles(images, labels, instances, several[0].value_range)
+    lost = tuple(text for files in several for text in files.lost)
+    return SplitFiles(images, labels, instances, several[0].value_range, lost)
 
 
 def split_samples(config: DatasetConfig, split: str) -> list[Sample]:

@@ -29,12 +29,14 @@ class Sample(NamedTuple):
 
 
 class SplitFiles(NamedTuple):
-    """The files of a split by sample name; labels is None for a split that has none. value_range: of `read_image`."""
+    """The files of a split by sample name; labels is None for a split that has none. value_range: of `read_image`.
+    lost: sentences about what the labels have and the label images made of them do not."""
 
     images: Mapping[str, Path]
     labels: Mapping[str, Path] | None
     instances: Mapping[str, Path] = {}
     value_range: tuple[float, float] | None = None
+    lost: tuple[str, ...] = ()
 
     def samples(self) -> list[Sample]:
         """Sorted by name. DataError unless every image has a label and the reverse."""

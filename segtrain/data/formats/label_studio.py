@@ -29,7 +29,8 @@ from segtrain.data.formats.records import (
 from segtrain.data.formats.rle import decode_brush
 from segtrain.errors import DataError
 
-WITHOUT_AREA = ("ellipse", "keypoint", "vector", "choices", "textarea", "rating", "relation", "number", "taxonomy")
+WITHOUT_AREA = ("ellipse", "keypoint", "vector")
+ABOUT_IMAGES = ("choices", "textarea", "rating", "relation", "number", "taxonomy", "pairwise", "ranker", "datetime")
 
 
 def read_label_studio(source: Source) -> Iterator[Item]:
@@ -100,6 +101,9 @@ def paint_regions(regions: list[Fields], further: int, cancelled: bool, canvas: 
 def paint_region(region: Fields, kind: str, names: list[str], canvas: Canvas) -> None:
     if kind in WITHOUT_AREA:
         canvas.skip(kind)
+        return
+    if kind in ABOUT_IMAGES:
+        canvas.facts["answers about whole images, not used"] += 1
         return
     if kind not in ("polygon", "brush", "rectangle"):
         raise DataError(f"{region.where}: the type must be polygonlabels, brushlabels, rectanglelabels or one of "

@@ -61,7 +61,7 @@ class PaintReport:
     def warnings(self) -> list[str]:
         """What is in the labels but not in the label images."""
         return [
-            f"{count} annotations are {name}"
+            f"{count} annotations are {name}, which says nothing about pixels; draw them as polygons or remove them"
             for name, count in sorted(self.facts.items())
             if name.startswith("not drawn")
         ]

@@ -29,7 +29,6 @@ READERS: dict[str, Reader] = {
 }  # fmt: skip
 FILES_OF_LABELS = ("colors",)  # every image must have a label; other formats say which images are labelled
 ERRORS_SHOWN = 5
-SplitPaths = tuple[dict[str, Path], dict[str, Path]]
 
 
 def painting_of(table: LabelTable, order: str, unlabelled: str | None) -> Painting:
@@ -52,8 +51,13 @@ def source_of(
     return Source(root, images, pattern, labels, tuple(str(row["name"]) for row in table.rows), colors, columns)
 
 
-def painted_split(config: FolderConfig, split: str, source: Source, table: LabelTable) -> SplitPaths:
-    """Images and label images by sample name. DataError with the first faults if labels cannot be used."""
+def painted_split(
+    config: FolderConfig, split: str, source: Source, table: LabelTable
+) -> tuple[dict[str, Path], dict[str, Path], tuple[str, ...]]:  # fmt: skip
+    """Images and label images by sample name, and sentences about what was not drawn.
+
+    DataError with the first faults if labels cannot be used.
+    """
     painting = painting_of(table, config.order, config.unlabelled)
     about = [str(source.root.absolute()), config.format, split, source.pattern, config.order, config.unlabelled]
     identity = content_key(
@@ -64,7 +68,7 @@ def painted_split(config: FolderConfig, split: str, source: Source, table: Label
     saved = saved_split(folder, stamp)
     if saved is not None:
         announce(folder, saved["lines"])
-        return saved["images"], saved["labels"]
+        return saved["images"], saved["labels"], tuple(saved["lost"])
     what = f"labels of {split}"
     if config.format == "parquet":
         images, labels, errors = extract_parquet(source.labels, source.columns, folder)
@@ -85,8 +89,9 @@ def painted_split(config: FolderConfig, split: str, source: Source, table: Label
     ]
     announce(folder, shown)
     images = dict(source.images) if config.format in FILES_OF_LABELS else report.images
-    save_split(folder, stamp, images, report.labels, shown)
-    return images, report.labels
+    content = {"stamp": stamp, "lines": shown, "lost": report.warnings()}
+    save_split(folder / "split.json", content, images, report.labels)
+    return images, report.labels, tuple(report.warnings())
 
 
 announced: set[Path] = set()  # folders whose lines this process has printed
@@ -124,7 +129,7 @@ def stamp_of(source: Source, form: str) -> str:
 def saved_split(folder: Path, stamp: str) -> dict[str, Any] | None:
     """What an earlier start has written, if nothing has changed and every label image is there."""
     found = read_side_json(folder / "split.json", dict)
-    if found is None or found.get("stamp") != stamp:
+    if found is None or found.get("stamp") != stamp or found.keys() != {"stamp", "lines", "lost", "images", "labels"}:
         return None
     for key in ("images", "labels"):
         found[key] = {name: Path(path) for name, path in found[key].items()}
@@ -132,10 +137,9 @@ def saved_split(folder: Path, stamp: str) -> dict[str, Any] | None:
 
 
 def save_split(
-    folder: Path, stamp: str, images: Mapping[str, Path], labels: Mapping[str, Path], lines: list[str]
+    place: Path, content: dict[str, Any], images: Mapping[str, Path], labels: Mapping[str, Path]
 ) -> None:  # fmt: skip
-    content = {
-        "stamp": stamp, "lines": lines, "images": {name: str(path) for name, path in images.items()},
-        "labels": {name: str(path) for name, path in labels.items()},
-    }  # fmt: skip
-    write_atomically(folder / "split.json", json.dumps(content).encode())
+    """Write what `saved_split` reads."""
+    files = {"images": images, "labels": labels}
+    content |= {key: {name: str(path) for name, path in some.items()} for key, some in files.items()}
+    write_atomically(place, json.dumps(content).encode())

@@ -44,7 +44,8 @@ def files(config: FolderConfig, split: str) -> SplitFiles:
         classes = table(config)
         columns = None if config.columns is None else (config.columns[0], config.columns[1])
         source = source_of(root, found.images, entry["labels"], found.labels or {}, classes, config.format, columns)
-        found = SplitFiles(*painted_split(config, split, source, classes))
+        images, labels, lost = painted_split(config, split, source, classes)
+        found = SplitFiles(images, labels, lost=lost)
     return found._replace(value_range=config.levels())
 
 

@@ -52,6 +52,7 @@ def check_split(
     ]
     scan = scan_files(name, samples, table, cache)
     findings = [*check_pairs(files), *check_count(name, files, dataset, published)]
+    findings += [Finding("error", "lost labels", text) for text in files.lost]
     for kind, texts in scan.bad.items():
         findings.append(Finding("error", kind, first_of(texts)))
     mistakes = find_mistakes(scan.histogram, table, dataset.expected, len(samples), scan.unknown, training)
