@@ -118,8 +118,9 @@ def convert_split(
     errors: list[str] = []
     form = found.format
     if split in found.pairs:
-        files = SplitFiles(*({str(pair[0].relative_to(root).with_suffix("")): pair[k] for pair in found.pairs[split]}
-                             for k in (0, 1)))  # fmt: skip
+        names = [str(image.relative_to(root).with_suffix("")) for image, _ in found.pairs[split]]
+        images, labels = zip(*found.pairs[split], strict=True)
+        files = SplitFiles(dict(zip(names, images, strict=True)), dict(zip(names, labels, strict=True)))
     elif form in ("masks", "colors"):
         files = match_patterns(root, entry["images"], entry["labels"], split)
     else:
@@ -127,8 +128,8 @@ def convert_split(
     if "list" in entry:
         files = only_listed(files, root / entry["list"])
     if form == "parquet":
-        images, labels, errors = extract_parquet(files.labels or {}, columns, output / "parquet" / split)
-        files, form = SplitFiles(images, labels), "masks"
+        *extracted, errors = extract_parquet(files.labels or {}, columns, output / "parquet" / split)
+        files, form = SplitFiles(extracted[0], extracted[1]), "masks"
     unlabelled = (config.unlabelled or found.unlabelled) if form in WITH_OBJECTS else None
     source = source_of(root, files.images, entry.get("labels", ""), files.labels or {}, table, form)
     reader = read_masks if form == "masks" else READERS[form]

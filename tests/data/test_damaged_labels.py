@@ -1,6 +1,7 @@
 """Labels of annotation tools that are damaged: a sentence with the file, the record and what was expected."""
 
 import base64
+import contextlib
 import json
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segtrain.commands.convert_labels import convert_labels
+from segtrain.config import ConvertLabelsConfig
+from segtrain.errors import SegtrainError
 from tests.helpers.annotations import png, write_annotations, write_json
 from tests.helpers.runs import refused
 
@@ -217,3 +221,31 @@ def test_words_that_cannot_be(segtrain, words, message):
     answer = segtrain("convert-labels", *words)
     refused(answer, message, status=answer.status)
     assert answer.status in (1, 2)
+
+
+JUNK = (None, True, -1, 0, 2.5, 1e300, float("nan"), "", "x", [], {}, [[]], [[1]], [{"a": 1}], {"a": [1]}, [1, 2, 3, 4])
+
+
+def nodes(content, path=()):
+    """The paths to all values, but of long lists of numbers the first only."""
+    yield path
+    inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in inner:
+        if not (isinstance(key, int) and key > 2 and not isinstance(value, dict | list)):
+            yield from nodes(value, (*path, key))
+
+
+@pytest.mark.parametrize("form", TRAIN)
+def test_no_value_in_place_of_another_ends_in_a_traceback(form, capsys):
+    write_annotations(form, Path("data"), train=2, val=1)
+    path = Path(TRAIN[form])
+    text = path.read_text()
+    places = [place for place in nodes(json.loads(text)) if place]
+    rng = np.random.default_rng(len(form))
+    for number in range(25):
+        content = json.loads(text)
+        change = changed(*places[rng.integers(len(places))], to=JUNK[rng.integers(len(JUNK))])
+        change(content)
+        path.write_text(json.dumps(content))
+        with contextlib.suppress(SegtrainError):
+            convert_labels(ConvertLabelsConfig(input="data", output=f"out{number}"))

@@ -32,11 +32,11 @@ def read_coco(source: Source) -> Iterator[Item]:
     content = Fields(read_annotation(path), str(path))
     names = coco_categories(content, path)
     objects: dict[Any, list[Any]] = defaultdict(list)
-    listed = {image.get("id") for image in content.items("images") if isinstance(image, dict)}
+    listed = {str(image.get("id")) for image in content.items("images") if isinstance(image, dict)}
     for number, one in enumerate(content.items("annotations"), 1):
         annotation = Fields(one, f"{path}, annotation {number}")
         image = annotation.get("image_id", (int, str), "the id of an image")
-        if image not in listed:
+        if str(image) not in listed:
             yield DataError(f"{annotation.where}: image_id {image} is not the id of one of the images")
         objects[image].append(one)
     index = ImageIndex(source.images)

@@ -38,4 +38,4 @@ def image_mask(content: bytes, where: str) -> np.ndarray:
         if image.mode in ("RGBA", "LA", "PA"):
             return np.asarray(image.getchannel("A")) > 0
         values = np.asarray(image)
-        return values.any(axis=2) if values.ndim == 3 else values > 0
+        return np.asarray(values.any(axis=2) if values.ndim == 3 else values > 0)

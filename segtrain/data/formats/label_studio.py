@@ -90,12 +90,17 @@ def paint_regions(regions: list[Fields], further: int, cancelled: bool, canvas: 
         value = one.content.get("value") or {}
         for kind, found in value.items() if isinstance(value, dict) else ():
             if kind.endswith("labels") and isinstance(found, list):
-                names[one.content.get("id", id(one))] = [str(name) for name in found]
+                names[region_id(one)] = [str(name) for name in found]
     for one in regions:
         kind = str(one.content.get("type", "")).lower()
-        if kind == "labels" and not {"points", "rle", "width"} & set(one.content.get("value") or {}):
+        value = one.content.get("value")
+        if kind == "labels" and isinstance(value, dict) and not {"points", "rle", "width"} & value.keys():
             continue
-        paint_region(one, kind.removesuffix("labels"), names.get(one.content.get("id", id(one)), []), canvas)
+        paint_region(one, kind.removesuffix("labels"), names.get(region_id(one), []), canvas)
+
+
+def region_id(region: Fields) -> str:
+    return str(region.content.get("id", region.where))
 
 
 def paint_region(region: Fields, kind: str, names: list[str], canvas: Canvas) -> None:

@@ -107,7 +107,10 @@ class Fields:
         return list(self.get(key, list, "a list"))
 
     def whole(self, key: str) -> int:
-        return int(self.get(key, int, "a whole number"))
+        value = self.get(key, (int, float), "a whole number")
+        if value != value // 1:
+            raise DataError(f"{self.where}: {key!r} must be a whole number, found {value}")
+        return int(value)
 
     def size(self, height: str, width: str) -> tuple[int, int]:
         return self.whole(height), self.whole(width)

@@ -108,9 +108,10 @@ def announce(folder: Path, lines: list[str]) -> None:
 def refuse_errors(report: PaintReport, split: str) -> None:
     """DataError with the first of the errors."""
     if report.errors:
-        more = f"\n  ... and {len(report.errors) - ERRORS_SHOWN} more" if len(report.errors) > ERRORS_SHOWN else ""
+        count = len(report.errors)
+        more = f"\n  ... and {count - ERRORS_SHOWN} more" if count > ERRORS_SHOWN else ""
         raise DataError(
-            f"{len(report.errors)} faults in the labels of {split}; segtrain convert-labels lists all:\n  "
+            f"{count} fault{'s' * (count > 1)} in the labels of {split}; segtrain convert-labels lists all:\n  "
             + "\n  ".join(report.errors[:ERRORS_SHOWN]) + more
         )  # fmt: skip
 

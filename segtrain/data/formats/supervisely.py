@@ -54,9 +54,10 @@ def paint_objects(objects: list[Any], path: Path, canvas: Canvas) -> None:
         canvas.classes.id_of(name, fields.where)
         if kind in ("polygon", "rectangle"):
             points = Fields(fields.get("points", dict, "exterior and interior"), fields.where)
-            ring, holes = points.items("exterior"), points.content.get("interior") or []
+            ring: Any = points.items("exterior")
             if kind == "rectangle":
                 ring = inclusive(ring, fields.where)
+            holes = points.items("interior") if points.content.get("interior") else []
             canvas.polygon(name, [ring], fields.where, holes)
         elif kind == "bitmap":
             bitmap = Fields(fields.get("bitmap", dict, "data and origin"), fields.where)

@@ -21,6 +21,9 @@ from segtrain.errors import DataError
 def read_yolo(source: Source) -> Iterator[Item]:
     """All images of the split."""
     names = yolo_names(source.single("data.yaml, which has the names of the classes"))
+    if not any(label_path(image).exists() for image in source.images.values()):
+        first = next(iter(source.images.values()), None)
+        raise DataError(f"no image has a label file, which would be {first and label_path(first)} for the first one")
     for name, image in source.images.items():
         yield collected(partial(yolo_image, name, image, names))
 

@@ -2,14 +2,14 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from os.path import commonpath
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from segtrain.config import IGNORE_INDEX
 from segtrain.config.user_files import read_text, read_yaml
-from segtrain.console import say
+from segtrain.console import Progress, say
 from segtrain.data.folders import files_below
 from segtrain.data.formats.coco import coco_categories
 from segtrain.data.formats.label_studio import image_reference
@@ -23,7 +23,7 @@ from segtrain.errors import DataError
 BACKGROUND = ("background", "_background_", "bg", "unlabelled", "unlabeled")  # names of what is none of the classes
 IGNORED = ("void", "ignore", "__ignore__", "unlabelled", "unlabeled")
 MOST_CLASSES = 253
-PEEKED = 3  # JSON files of a folder that are looked into
+PEEKED = 6  # JSON files of a folder that are looked into
 
 
 class ClassRow(NamedTuple):
@@ -59,40 +59,54 @@ class Recognised(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """The files below a folder. json: by their folder."""
+    """The files below a folder. json: those of each tool, by the name of its format."""
 
     root: Path
     images: list[Path]
-    json: dict[Path, list[Path]]
+    json: dict[str, list[Path]]
     others: list[Path]
 
 
 def read_tree(root: Path) -> Tree:
+    """The files by kind. Of a folder with many JSON files the first say what all are."""
     tree = Tree(root, [], defaultdict(list), [])
+    folders: dict[Path, list[Path]] = defaultdict(list)
     for path in files_below(root):
         if path.suffix.lower() in SUFFIXES:
             tree.images.append(path)
         elif path.suffix.lower() == ".json":
-            tree.json[path.parent].append(path)
+            folders[path.parent].append(path)
         else:
             tree.others.append(path)
+    for paths in folders.values():
+        kinds = {path: kind_of_json(path) for path in paths[:PEEKED]}
+        usual = max(kinds.values(), key=list(kinds.values()).count)
+        for path in paths:
+            tree.json[kinds.get(path, usual)].append(path)
     return tree
 
 
-def peek(tree: Tree, fits: Callable[[Any], bool]) -> list[Path]:
-    """The JSON files that fit; of a folder with many files all, if one of the first fits."""
-    found = []
-    for paths in tree.json.values():
-        first = [path for path in paths[: 2 * PEEKED] if readable(path, fits)]
-        found += paths if first and len(paths) > 2 * PEEKED else first
-    return found
-
-
-def readable(path: Path, fits: Callable[[Any], bool]) -> bool:
+def kind_of_json(path: Path) -> str:
+    """The format of a JSON file, '' for any other."""
     try:
-        return fits(read_annotation(path))
+        content = read_annotation(path)
     except DataError:
-        return False
+        return ""
+    if isinstance(content, list):
+        first = content[0] if content else None
+        return "label_studio" if isinstance(first, dict) and {"data", "annotations"} <= first.keys() else ""
+    if not isinstance(content, dict):
+        return ""
+    known = {
+        "coco": {"images", "annotations", "categories"}, "labelme": {"shapes", "imagePath"},
+        "supervisely": {"size", "objects"}, "supervisely_meta": {"classes"},
+    }  # fmt: skip
+    found = next((name for name, keys in known.items() if keys <= content.keys()), "")
+    if found == "coco":
+        some = content["annotations"]
+        with_pixels = isinstance(some, list) and any(isinstance(one, dict) and one.get("segmentation") for one in some)
+        return "coco" if with_pixels else ""
+    return found
 
 
 def rows_of(names: Iterable[str], ids: Sequence[int] | None = None) -> tuple[list[ClassRow], str]:
@@ -164,15 +178,9 @@ def one_file(paths: list[Path], split: str, preferred: str = "instances") -> Pat
 
 
 def recognise_coco(tree: Tree) -> Recognised | None:
-    def fits(content: Any) -> bool:
-        return (
-            isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys()
-            and any(isinstance(one, dict) and one.get("segmentation") for one in content["annotations"] or [])
-        )  # fmt: skip
-
     splits: dict[str, dict[str, str]] = {}
     names: dict[Any, str] = {}
-    for split, paths in by_split(peek(tree, fits), tree.root).items():
+    for split, paths in by_split(tree.json["coco"], tree.root).items():
         path = one_file(paths, split)
         content = Fields(read_annotation(path), str(path))
         found = without_group(coco_categories(content, path), content.content)
@@ -190,9 +198,9 @@ def recognise_coco(tree: Tree) -> Recognised | None:
 
 def without_group(names: dict[Any, str], content: dict[str, Any]) -> dict[Any, str]:
     """The categories without one that only groups the others and has no annotation, as Roboflow writes it."""
-    used = {one.get("category_id") for one in content["annotations"] if isinstance(one, dict)}
-    groups = {one.get("supercategory") for one in content["categories"]}
-    stray = [label for label, name in names.items() if label not in used and name in groups and len(names) > 1]
+    used = {str(one.get("category_id")) for one in content["annotations"] if isinstance(one, dict)}
+    groups = {str(one.get("supercategory")) for one in content["categories"]}
+    stray = [label for label, name in names.items() if str(label) not in used and name in groups and len(names) > 1]
     for label in stray:
         say(f"note: the category {names[label]!r} has no annotation and groups the others; it is left out")
     return {label: name for label, name in names.items() if label not in stray}
@@ -243,17 +251,18 @@ def is_polygon_file(path: Path) -> bool:
 
 
 def recognise_labelme(tree: Tree) -> Recognised | None:
-    files = peek(tree, lambda content: isinstance(content, dict) and {"shapes", "imagePath"} <= content.keys())
     splits: dict[str, dict[str, str]] = {}
     names: dict[str, None] = {}
-    for split, paths in by_split(files, tree.root).items():
+    for split, paths in by_split(tree.json["labelme"], tree.root).items():
         references = []
-        for path in paths:
+        progress = Progress(f"reading annotations of {split}", len(paths))
+        for done, path in enumerate(paths, 1):
+            progress.show(done)
             try:
                 content = read_annotation(path)
                 references.append(str(content["imagePath"]))
                 names |= dict.fromkeys(str(shape["label"]) for shape in content["shapes"])
-            except (DataError, LookupError, TypeError):
+            except (DataError, LookupError, TypeError, AttributeError):
                 continue  # converting reports it
         splits[split] = {
             "images": image_pattern(tree, references, paths[0].parent, split),
@@ -263,15 +272,10 @@ def recognise_labelme(tree: Tree) -> Recognised | None:
 
 
 def recognise_label_studio(tree: Tree) -> Recognised | None:
-    def fits(content: Any) -> bool:
-        return isinstance(content, list) and bool(content) and isinstance(content[0], dict) and (
-            {"data", "annotations"} <= content[0].keys()
-        )  # fmt: skip
-
     splits: dict[str, dict[str, str]] = {}
     names: dict[str, None] = {}
     there = {path.name for path in tree.images}
-    for split, paths in by_split(peek(tree, fits), tree.root).items():
+    for split, paths in by_split(tree.json["label_studio"], tree.root).items():
         path = one_file(paths, split)
         references = []
         for task in read_annotation(path):
@@ -280,7 +284,7 @@ def recognise_label_studio(tree: Tree) -> Recognised | None:
                 references.append(next((name for name in named if name.rpartition("/")[2] in there), named[0]))
                 for annotation in task["annotations"]:
                     names |= dict.fromkeys(label for region in annotation["result"] for label in region_labels(region))
-            except (DataError, LookupError, TypeError):
+            except (DataError, LookupError, TypeError, AttributeError):
                 continue
         splits[split] = {
             "images": image_pattern(tree, references, path.parent, split),
@@ -297,13 +301,13 @@ def region_labels(region: dict[str, Any]) -> list[str]:
 
 
 def recognise_supervisely(tree: Tree) -> Recognised | None:
-    for path in (path for paths in tree.json.values() for path in paths if path.name == "meta.json"):
+    for path in (path for path in tree.json["supervisely_meta"] if path.name == "meta.json"):
         content = read_annotation(path)
-        if not isinstance(content, dict) or not isinstance(content.get("classes"), list):
+        if not isinstance(content["classes"], list):
             continue
         names = [str(one.get("title")) for one in content["classes"] if isinstance(one, dict)]
         datasets = sorted(
-            {folder.parent for folder in tree.json if folder.name == "ann" and (folder.parent / "img").is_dir()}
+            {one.parent.parent for one in tree.json["supervisely"] if (one.parent.parent / "img").is_dir()}
         )
         splits: dict[str, dict[str, str]] = {}
         for split, folders in by_split(datasets, tree.root).items():

@@ -14,6 +14,7 @@ from segtrain.console import say
 from segtrain.data.formats.class_masks import CLASS, read_binary
 from segtrain.data.formats.colors import read_color_mask, read_labelmap, with_colors
 from segtrain.data.formats.parquet import IMAGES, MASKS, extract_parquet
+from segtrain.data.images import SUFFIXES
 from segtrain.data.labels import read_user_table
 from segtrain.data.verify.guess import (
     SPLITS,
@@ -224,8 +225,8 @@ def recognise_pairs(tree: Tree) -> Recognised | None:
         image, mask = (next((name for name in names if rows and name in rows[0]), "") for names in (
             (*IMAGE_FILES, *IMAGES), (*MASK_FILES, *MASKS)
         ))  # fmt: skip
-        if not image or not mask or image == mask:
-            continue
+        if not image or not mask or image == mask or Path(str(rows[0][mask])).suffix.lower() not in SUFFIXES:
+            continue  # a label may be a word, of an image classification
         for row in rows:
             pair = path.parent / str(row.get(image)), path.parent / str(row.get(mask))
             missing = [str(file) for file in pair if not file.is_file()]
