@@ -87,8 +87,9 @@ def say_guesses(found: Recognised) -> None:
     if found.format != "masks":
         say(f"format      {found.format}")
     if found.unlabelled is not None:
-        say(f"unlabelled  pixels without an object are {found.unlabelled!r}, a guess; where they may be anything, give "
-            "unlabelled: void")  # fmt: skip
+        say(
+            f"unlabelled  pixels without an object are {found.unlabelled!r}, a guess; choose void where they may be anything"
+        )
 
 
 def recognise(root: Path, form: str = "auto") -> Recognised:
