@@ -164,6 +164,8 @@ def explain_colours(path: Path, table: LabelTable) -> str:
     shown = {tuple(color) for color in np.unique(read_image(path).reshape(-1, 3), axis=0).tolist()}
     known = {tuple(row["color"]) for row in table.rows}
     remedy = "give images with one class id per pixel (Cityscapes: *_labelIds.png, KITTI: semantic/)"
+    if shown <= known and len(known) == len(table.rows):
+        return f"{path} shows the classes' colours: dataset=folder reads them with dataset.format=colors, or {remedy}"
     if shown <= known:
         return f"{path} shows the classes' colours, which are not unique: {remedy}"
     if len(shown) > 256:

@@ -87,9 +87,8 @@ def say_guesses(found: Recognised) -> None:
     if found.format != "masks":
         say(f"format      {found.format}")
     if found.unlabelled is not None:
-        say(
-            f"unlabelled  pixels without an object are {found.unlabelled!r}, a guess; choose void where they may be anything"
-        )
+        text = "pixels without an object are"
+        say(f"unlabelled  {text} {found.unlabelled!r}, a guess; choose void where they may be anything")
 
 
 def recognise(root: Path, form: str = "auto") -> Recognised:
