@@ -199,7 +199,7 @@ ADDED = {
     "dataset": ["value_range: null", "format: masks", "order: last", "unlabelled: null", "columns: null"],
     "trainer": ["auto_fit: false"],
 }
-OF_A_COMMAND = ("taxonomy: none", "taxonomy_rest: void")  # evaluate, submit, predict
+OF_A_COMMAND = ("taxonomy: none", "taxonomy_rest: void", "engine: null")  # of evaluate, submit, predict
 OF_ONE_DATASET = dict.fromkeys(ADDED["dataset"], "  name: folder\n")
 
 

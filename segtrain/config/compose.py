@@ -26,7 +26,7 @@ from segtrain.config.options import as_written
 from segtrain.config.overrides import as_override, literal, one_length, refuse_additions, run_name, shorten_warm_up
 from segtrain.config.plugin_files import load_plugin, loaded_parts, own_parts
 from segtrain.config.recipes import PREFIX, foreign_options, recipe_without
-from segtrain.config.results import EvaluateConfig, PredictConfig, SubmitConfig
+from segtrain.config.results import EvaluateConfig, ExportConfig, PredictConfig, SubmitConfig
 from segtrain.config.user_files import read_yaml
 from segtrain.console import warn
 from segtrain.errors import DataError, UsageError
@@ -142,12 +142,20 @@ def to_options(request: Request, composed: Any) -> CommandConfig:
         options.mean_is_given = any(word.startswith(("model.mean=", "model.std=")) for word in request.words)
         options.name = options.name or run_name(options, request.words)
         shorten_warm_up(options, request.words)
-    if isinstance(options, EvaluateConfig | PredictConfig) or (
-        isinstance(options, SubmitConfig) and options.predictions is None
-    ):
-        options.checkpoint = str(checkpoint_path(options.checkpoint, options.run))
+    if needs_checkpoint(options):
+        named: Any = options
+        named.checkpoint = str(checkpoint_path(named.checkpoint, named.run))
     options.check()
     return options
+
+
+def needs_checkpoint(options: CommandConfig) -> bool:
+    """Whether the command asks a network that checkpoint= or run= must name."""
+    if isinstance(options, EvaluateConfig):
+        return options.engine is None or options.checkpoint is not None or options.run is not None
+    if isinstance(options, SubmitConfig):
+        return options.predictions is None
+    return isinstance(options, PredictConfig | ExportConfig)
 
 
 def chosen_recipe(request: Request) -> str | None:
@@ -242,7 +250,7 @@ def prepare(request: Request) -> None:
             place = Path("experiment", name)
             store.store(name=place.name, group=place.parent.as_posix(), node=node, package="_global_")
     names = {item.name for item in fields(request.schema)}
-    if {"checkpoint", "inference"} <= names:
+    if "checkpoint" in names and names & {"dataset", "inference"}:
         store_checkpoint(store, request, names)
 
 
@@ -352,8 +360,11 @@ def store_checkpoint(store: Any, request: Request, names: set[str]) -> None:
     from omegaconf import OmegaConf
 
     stored: dict[str, Any] = {}
-    if request.chosen("predictions") is None:  # else no network is asked
-        named = given(request.words, "checkpoint", "run")
+    named = given(request.words, "checkpoint", "run")
+    alone = request.chosen("engine") is not None and not named
+    if alone and request.chosen("dataset") is None:
+        raise UsageError("engine=FILE alone: give dataset=NAME, or checkpoint=FILE, whose dataset is then taken")
+    if request.chosen("predictions") is None and not alone:  # else no network is asked
         path = checkpoint_path(named.get("checkpoint"), named.get("run"))
         assert request.stored_options is not None
         stored = request.stored_options(path)
