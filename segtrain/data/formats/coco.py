@@ -82,12 +82,13 @@ def paint_annotations(annotations: list[Any], names: dict[Any, str], where: str,
         elif isinstance(shape, dict):
             rle = Fields(shape, fields.where)
             counts = rle.get("counts", (list, str), "run lengths")
-            mask = decode_coco_rle(counts, rle.items("size"), fields.where)
-            if mask.shape != canvas.size:
+            size = rle.items("size")
+            if size != list(canvas.size):
                 raise DataError(
-                    f"{fields.where}: the mask is {mask.shape[1]}x{mask.shape[0]}, the image "
-                    f"{canvas.size[1]}x{canvas.size[0]} (width x height)"
+                    f"{fields.where}: the size of the mask is {str(size)[:40]}, that of the image {list(canvas.size)} "
+                    "[height, width]"
                 )
+            mask = decode_coco_rle(counts, size, fields.where)
             canvas.bitmap(names[label], mask, fields.where, crowd=crowd)
         elif isinstance(shape, list):
             rings = [pairs_of(ring, fields.where) for ring in shape]

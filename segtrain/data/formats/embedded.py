@@ -10,6 +10,8 @@ import numpy as np
 from segtrain.data.images import opened
 from segtrain.errors import DataError
 
+LARGEST = 1 << 28  # bytes of a PNG
+
 
 def base64_bytes(text: str, where: str) -> bytes:
     """DataError for what is no base64."""
@@ -21,10 +23,16 @@ def base64_bytes(text: str, where: str) -> bytes:
 
 def inflated(content: bytes, where: str) -> bytes:
     """What zlib has compressed. DataError for anything else."""
+    reader = zlib.decompressobj()
     try:
-        return zlib.decompress(content)
+        result = reader.decompress(content, LARGEST)
     except zlib.error as error:
         raise DataError(f"{where}: expected a PNG compressed by zlib ({error})") from error
+    if not reader.eof:
+        raise DataError(
+            f"{where}: expected a PNG compressed by zlib, which is cut short or larger than {LARGEST} bytes"
+        )
+    return result
 
 
 def png_mask(text: str, where: str) -> np.ndarray:
