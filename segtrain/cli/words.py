@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from segtrain.cli.commands import Command
+from segtrain.config.options import is_list
 from segtrain.config.overrides import as_override
 from segtrain.errors import UsageError
 
@@ -46,10 +47,23 @@ def parse(verb: str, command: Command, words: list[str]) -> Arguments:
             result.overrides.append(override(verb, command, word))
             if result.overrides[-1].startswith(f"{command.bare}=") and not word.startswith(f"{command.bare}="):
                 bare.append(word)
-    if bare and sum(word.startswith(f"{command.bare}=") for word in result.overrides) > 1:
+    if several := bare_list(command, result.overrides):
+        result.overrides = several
+    elif bare and sum(word.startswith(f"{command.bare}=") for word in result.overrides) > 1:
         network = "; the network is checkpoint=FILE or run=FOLDER" if verb == "predict" else ""
         raise UsageError(f"{bare[0]}: a word alone stands for {command.bare}=, which is given twice{network}")
     return result
+
+
+def bare_list(command: Command, overrides: list[str]) -> list[str]:
+    """The overrides with all bare paths in one list, where the option that they stand for is a list; else []."""
+    item = next((item for item in fields(command.schema) if item.name == command.bare), None)
+    if item is None or not is_list(item):
+        return []
+    start = f"{command.bare}=["
+    paths = [word[len(start) : -1] for word in overrides if word.startswith(start)]
+    others = [word for word in overrides if not word.startswith(start)]
+    return [*others, f"{start}{','.join(paths)}]"] if paths else others
 
 
 def override(verb: str, command: Command, word: str) -> str:

@@ -1,5 +1,6 @@
 """`segtrain predict`: label images of photographs, in several forms, also those of the official script."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,9 @@ import numpy as np
 from segtrain.config import PredictConfig, checkpoint_line
 from segtrain.console import Progress, say
 from segtrain.data.folders import files_below
-from segtrain.data.images import SUFFIXES, read_image
+from segtrain.data.images import SUFFIXES, orientation_of, read_bytes, read_image
 from segtrain.data.labels import LabelTable
+from segtrain.data.orientation import AS_STORED, describe_tags
 from segtrain.device import describe_device
 from segtrain.engine.planning.automatic import advising
 from segtrain.errors import DataError, UsageError
@@ -34,10 +36,13 @@ def predict(config: PredictConfig) -> Path:
     say(f"predicting  {len(files)} images, inference {config.inference.name}, on {describe_device(predictor.device)}")
     output = Path(config.output or "segtrain-out/predict")
     errors = []
+    tags: Counter[int] = Counter()
     progress = Progress("predicting", len(files))
     for number, (file, name) in enumerate(zip(files, names, strict=True), 1):
         try:
-            image = read_image(file, predictor.value_range)
+            image = read_image(file, predictor.value_range, exif="apply")
+            tag = orientation_of(read_bytes(file), file)
+            tags.update([tag] if tag != AS_STORED else [])
         except DataError as error:
             errors.append(str(error))
             continue
@@ -50,6 +55,8 @@ def predict(config: PredictConfig) -> Path:
         progress.show(number)
     classes = predictor.table.source
     held = [f"{kind}/ holds {text.format(classes)}" for kind, text in HOLDS.items() if kind in config.outputs]
+    if tags:
+        say(f"exif        {describe_tags(tags)}: turned, the answers fit the images as a viewer shows them")
     say("; ".join([f"{len(files) - len(errors)} images", *held]))
     say(str(output))
     if errors:

@@ -115,7 +115,10 @@ def shorten_warm_up(options: TrainConfig, words: list[str]) -> None:
 def run_name(options: TrainConfig, words: list[str]) -> str:
     """The recipe and the overrides that change the run, so that the same command finds its run again."""
     base = options.experiment or f"{options.dataset.name}_{options.model.backbone}"
-    chosen = [word for word in words if not is_safe(word.lstrip("+").partition("=")[0])]
+    keys = [word.lstrip("+").partition("=")[0] for word in words]
+    chosen = [
+        word for key, word in zip(keys, words, strict=True) if not is_safe(key) or key.startswith("inference.")
+    ]  # by inference.* runs were named when it could not change
     if options.experiment is None:
         named = (f"dataset={options.dataset.name}", f"model={options.model.backbone}")
         chosen = [word for word in chosen if word not in named]

@@ -89,7 +89,7 @@ def fused(
     plain = len(views) == 1 and mapping is None
     best = torch.empty(size, dtype=torch.uint8, device=views[0].device)
     certain = torch.empty(size, device=views[0].device) if probability else None
-    rows = max(1, STRIP // (len(views[0]) * size[1]))
+    rows = strip_rows(views[0], size[1])
     for top in range(0, size[0], rows):
         bottom = min(top + rows, size[0])
         scores = enlarged(views[0], size, top, bottom)
@@ -105,6 +105,11 @@ def fused(
     if mapping is not None and mapping.has_void:
         best[best == len(mapping.sources)] = IGNORE_INDEX
     return best, certain
+
+
+def strip_rows(logits: Tensor, width: int) -> int:
+    """Rows of an image of that width whose enlarged logits (C, ...) are in memory at a time."""
+    return max(1, STRIP // (len(logits) * width))
 
 
 def added_up(probabilities: Tensor, mapping: ClassMapping) -> Tensor:

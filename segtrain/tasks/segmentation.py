@@ -25,17 +25,20 @@ from segtrain.console import say
 from segtrain.data.augment import Augmentation
 from segtrain.data.cache import Decoded
 from segtrain.data.class_mapping import ClassMapping, class_mapping, require_same_labels
+from segtrain.data.class_weights import automatic_weights, describe_weights
 from segtrain.data.labels import LabelTable
 from segtrain.data.loader import EvaluationItem, TrainingData, evaluation_samples, read_pixels
 from segtrain.data.registry import dataset_spec, identities, label_table, split_samples, training_mixture
 from segtrain.data.sample import Sample
 from segtrain.data.sampling import class_index
-from segtrain.data.verify.files import FileFacts, check_samples
+from segtrain.data.verify.file_facts import FileFacts
+from segtrain.data.verify.files import check_samples
 from segtrain.errors import DataError, UsageError
 from segtrain.losses import Loss, build_loss
 from segtrain.models import Segmenter
 from segtrain.scoring import figures
 from segtrain.scoring.extra_metrics import metric_scalars
+from segtrain.scoring.image_counts import ImageCounts
 from segtrain.scoring.position_prior import PositionPrior
 from segtrain.scoring.predictor import LoadedNetwork, Predictor, naming_image
 from segtrain.scoring.report import CONFUSION, Evaluation, protocol, seen_images, seen_in_training, summarise
@@ -77,6 +80,13 @@ class Segmentation(Task):
     @property
     def classes(self) -> dict[str, Any]:
         return self.table.as_dict()
+
+    def count_classes(self) -> None:
+        options, cache = self.config.loss, self.config.dataset.cache_folder()
+        if options.class_weights == "auto":
+            options.class_weights = automatic_weights(self.mixture, self.table, cache)
+            listed = describe_weights(options.class_weights, self.table.names)
+            say(f"weights    of the classes, inverse to their pixels in {self.num_train} labels: {listed}")
 
     def loss(self) -> Loss:
         return build_loss(self.config.loss, self.num_classes, self.mixture.groups)
@@ -152,21 +162,24 @@ class LabelledImage(NamedTuple):
 
 
 class SegmentationCounts(NamedTuple):
-    """The pixels of a network's predictions, and of the position prior's."""
+    """The pixels of a network's predictions, over all images and of each, and of the position prior's."""
 
     table: LabelTable
     network: Scores
     prior: PositionPrior | None
     of_prior: Scores | None
+    images: ImageCounts
 
     def add_answer(self, answer: LabelledImage) -> None:
         item = answer.item
-        self.network.add(item.ids, self.table.decode(answer.prediction), item.instances)
+        pixels = self.network.add(item.ids, self.table.decode(answer.prediction), item.instances)
+        self.images.add(item.sample.name, item.ids.shape, pixels, self.network.class_of)
         if self.prior is not None and self.of_prior is not None:
             self.of_prior.add(item.ids, self.table.decode(self.prior.predict(item.target.shape)))
 
     def all_reduce(self) -> None:
         self.network.all_reduce()
+        self.images.all_gather()
         if self.of_prior is not None:
             self.of_prior.all_reduce()
 
@@ -240,7 +253,8 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         if self.mapping is not None and self.mapping.has_void:
             rules = rules._replace(ignored_prediction="miss")  # dropping them would score only what is not void
         scores = Scores(self.table, rules, self.boundary)
-        return SegmentationCounts(self.table, scores, self.prior, None if self.prior is None else Scores(self.table))
+        of_prior = None if self.prior is None else Scores(self.table)
+        return SegmentationCounts(self.table, scores, self.prior, of_prior, ImageCounts(self.table.num_classes))
 
     def draw_answer(self, answer: LabelledImage, place: int) -> np.ndarray:
         return figures.triple(answer.item.image, answer.item.target, answer.prediction, self.table)
@@ -270,4 +284,8 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         examples = figures.sheet(panels, self.table) if panels else None
         if examples is not None:
             drawn[EXAMPLES] = examples
-        return Evaluation(result, scalars | metric_scalars(result), drawn, confusion, examples)
+        images = counts.images.in_order(
+            (sample.name for sample in self.samples), identities(self.data, self.samples), self.table.names,
+            counts.network.rules, {"dataset": self.dataset, "split": self.split},
+        )  # fmt: skip
+        return Evaluation(result, scalars | metric_scalars(result), drawn, confusion, examples, images)

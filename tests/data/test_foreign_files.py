@@ -13,7 +13,7 @@ from segtrain.data.folders import files_below, matching
 from segtrain.data.images import read_image
 from segtrain.data.label_files import read_instances, read_label
 from segtrain.data.sets.folder import match_patterns
-from segtrain.data.verify.files import examine_file, examine_image
+from segtrain.data.verify.file_facts import examine_file, examine_image
 from segtrain.errors import DataError, UsageError
 
 
@@ -159,7 +159,7 @@ def test_values_that_do_not_fill_their_type_are_refused_with_the_remedy(tmp_path
         examine_image(path, None)
     assert str(path) in str(caught.value) and str(caught.value).endswith(remedy)
     low, high = map(float, remedy.partition("[")[2].rstrip("]").split(","))
-    assert examine_image(path, (low, high)) == [4, 6]
+    assert examine_image(path, (low, high)) == [4, 6, 1]
     found = read_image(path, (low, high))[..., 0].astype(int)
     assert found.min() == 0 and found.max() == 255
     exact = 255 * (values.astype(np.float64) - low) / (high - low)

@@ -121,7 +121,8 @@ def test_lists_of_pairs(tmp_path):
     picture(tmp_path / "l/z.png")
     (tmp_path / "list.txt").write_text("# image, label\ni/x y.png, l/z.png\n\n")
     config = FolderConfig(name="folder", root=str(tmp_path), splits={"train": {"pairs": "list.txt"}})
-    assert split_samples(config, "train") == [Sample("i/x y", tmp_path / "i/x y.png", tmp_path / "l/z.png")]
+    paths = tmp_path / "i/x y.png", tmp_path / "l/z.png"
+    assert split_samples(config, "train") == [Sample("i/x y", *paths, exif="auto")]
     for text, words in (
         ("i/x.png\n", "line 1: expected 'image,label'"),
         ("i/no.png,l/z.png\n", r"line 1: no such file .*no\.png"),

@@ -6,8 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
+from segtrain.config import FolderConfig
 from segtrain.data.label_files import read_label
+from segtrain.data.loader import read_pixels
+from segtrain.data.registry import split_samples
 from tests.helpers.annotations import (
     COLORS,
     coco,
@@ -173,6 +177,35 @@ def test_colours_without_a_table_get_a_class_each(segtrain):
     assert segtrain("check", "dataset=mine.yaml").status == 0
 
 
+def lay_on_its_side(path):
+    """Store an image on its left side, with the EXIF tag by which a viewer turns it back."""
+    tags = Image.Exif()
+    tags[274] = 6
+    with Image.open(path) as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(path, exif=tags)
+
+
+def test_labels_drawn_on_an_image_as_a_viewer_shows_it(segtrain):
+    """The size that LabelMe states tells it; YOLO states none."""
+    labelme(Path("data"), {"train": {"a": truth(0), "b": truth(1)}, "val": {"c": truth(2)}})
+    lay_on_its_side(Path("data/train/a.png"))
+    guessed(segtrain)
+    answer = segtrain("check", "dataset=mine.yaml")
+    assert answer.status == 0, answer.out
+    samples = split_samples(FolderConfig(**yaml.safe_load(Path("mine.yaml").read_text())), "train")
+    for sample, number in zip(samples, (0, 1), strict=True):
+        image, label = read_pixels(sample)
+        assert image.shape[:2] == label.shape == (40, 48)
+        np.testing.assert_array_equal(label, truth(number))
+    refused(segtrain("check", "dataset=mine.yaml", "dataset.exif=ignore"), "one of the two was rotated", status=1)
+
+    yolo(Path("lines"), {"train": {"a": truth(0), "b": truth(1)}, "val": {"c": truth(2)}})
+    lay_on_its_side(Path("lines/images/train/a.png"))
+    guessed(segtrain, "lines")
+    refused(segtrain("check", "dataset=mine.yaml"), "dataset.exif=apply for labels that fit", status=1)
+    assert segtrain("check", "dataset=mine.yaml", "dataset.exif=apply").status == 0
+
+
 def test_what_is_no_label_of_a_tool_is_guessed_as_before(segtrain):
     """A CSV of an image classification, JSON files of other programs, two versions of binary masks."""
     for number in range(3):
@@ -180,8 +213,6 @@ def test_what_is_no_label_of_a_tool_is_guessed_as_before(segtrain):
         for kind in ("masks", "masks_eroded"):
             Path("data", kind).mkdir(exist_ok=True)
             photograph(Path("x.png"), number)
-    from PIL import Image
-
     for number in range(3):
         mask = (truth(number) > 0).astype(np.uint8) * 255
         Image.fromarray(mask).save(f"data/masks/{number}.png")

@@ -44,7 +44,9 @@ def read_class_masks(source: Source) -> Iterator[Item]:
 
 
 def masked_image(name: str, image: Path, masks: list[tuple[str, Path]]) -> Record:
-    return Record(name, image, str(image), file_key(path for _, path in masks), partial(paint_masks, masks))
+    first = masks[0][1] if masks else None
+    key = file_key(path for _, path in masks)
+    return Record(name, image, str(first or image), key, partial(paint_masks, masks), mask=first)
 
 
 def paint_masks(masks: list[tuple[str, Path]], canvas: Canvas) -> None:

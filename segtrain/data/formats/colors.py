@@ -29,7 +29,7 @@ def read_colors(source: Source) -> Iterator[Item]:
 
 
 def color_image(name: str, image: Path, path: Path, lookup: np.ndarray) -> Record:
-    return Record(name, image, str(path), file_key([path]), partial(paint_colors, path, lookup))
+    return Record(name, image, str(path), file_key([path]), partial(paint_colors, path, lookup), mask=path)
 
 
 def paint_colors(path: Path, lookup: np.ndarray, canvas: Canvas) -> None:

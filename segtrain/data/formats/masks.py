@@ -23,7 +23,7 @@ def read_masks(source: Source) -> Iterator[Item]:
 
 
 def masked(name: str, image: Path, path: Path) -> Record:
-    return Record(name, image, str(path), file_key([path]), partial(paint_values, path))
+    return Record(name, image, str(path), file_key([path]), partial(paint_values, path), mask=path)
 
 
 def paint_values(path: Path, canvas: Canvas) -> None:

@@ -15,7 +15,8 @@ from PIL import Image, PngImagePlugin
 from segtrain.console import Progress
 from segtrain.data.formats.rasterise import Canvas, Classes
 from segtrain.data.formats.records import Item, Record, content_key, file_key
-from segtrain.data.images import opened, read_header
+from segtrain.data.images import opened, orientation_of, read_bytes, read_header
+from segtrain.data.orientation import AS_STORED, tag_to_apply, turned_size
 from segtrain.errors import DataError
 from segtrain.files import write_atomically
 from segtrain.threads import threaded_map
@@ -27,11 +28,13 @@ LISTED = 3
 
 
 class Painting(NamedTuple):
-    """How images are painted. unlabelled: the name in the table for pixels without an object, None: there are none."""
+    """How images are painted. unlabelled: the name in the table for pixels without an object, None: there are none.
+    exif: as dataset.exif, whether coordinates are those of the image as stored or as a viewer shows it."""
 
     classes: Classes
     order: str
     unlabelled: str | None
+    exif: str = "auto"
 
 
 @dataclass
@@ -110,17 +113,12 @@ def paint_one(record: Record, folder: Path, painting: Painting) -> dict[str, Any
     try:
         ids = sorted(painting.classes.ids.items())
         image = file_key([record.image])
-        key = content_key([VERSION, record.key, record.size, image, painting.order, painting.unlabelled, ids])
+        key = content_key([VERSION, record.key, record.size, image, *painting[1:], ids])
         before = saved_facts(path)
         if before is not None and before["key"] == key:
             return before
-        height, width, _ = read_header(record.image)
-        if record.size not in (None, (height, width)):
-            assert record.size is not None
-            turned = "; it is turned by its EXIF tag, or was rotated later" if record.size == (width, height) else ""
-            raise DataError(f"{record.where}: the labels are for {record.size[1]}x{record.size[0]}, but {record.image} "
-                            f"is {width}x{height} (width x height){turned}")  # fmt: skip
-        canvas = Canvas((height, width), painting.classes, painting.order)
+        size = size_of_labels(record, painting.exif)
+        canvas = Canvas(size, painting.classes, painting.order)
         record.paint(canvas)
         unlabelled = None if painting.unlabelled is None else painting.classes.id_of(painting.unlabelled, "unlabelled")
         values = canvas.finish(unlabelled)
@@ -131,6 +129,22 @@ def paint_one(record: Record, folder: Path, painting: Painting) -> dict[str, Any
         return facts
     except DataError as error:
         return error
+
+
+def size_of_labels(record: Record, exif: str) -> tuple[int, int]:
+    """(height, width) of the image, turned if its labels are. DataError if theirs differs, or if that is not known."""
+    stated = record.size if record.mask is None else read_header(record.mask)[:2]
+    stored = read_header(record.image)[:2]
+    tag = AS_STORED if exif == "ignore" else orientation_of(read_bytes(record.image), record.image)
+    height, width = turned_size(stored, tag_to_apply(tag, exif, stored, stated, record.image))
+    if stated not in (None, (height, width)):
+        assert stated is not None
+        swapped = (
+            "; height and width are swapped, as if one of the two was rotated" if stated == (width, height) else ""
+        )
+        raise DataError(f"{record.where}: the labels are for {stated[1]}x{stated[0]}, but {record.image} is {width}x"
+                        f"{height} (width x height){swapped}")  # fmt: skip
+    return height, width
 
 
 def label_png(values: np.ndarray, facts: dict[str, Any]) -> bytes:

@@ -16,7 +16,7 @@ LARGEST_JSON = 4 << 30  # bytes
 
 class Record(NamedTuple):
     """name: of the sample. where: file and record, for messages. key: a text that changes with what is painted.
-    size: height and width as the labels state them, None if they do not."""
+    size: height and width as the labels state them, None if they do not; mask: an image that has this size."""
 
     name: str
     image: Path
@@ -24,6 +24,7 @@ class Record(NamedTuple):
     key: str
     paint: Callable[[Canvas], None]
     size: tuple[int, int] | None = None
+    mask: Path | None = None
 
 
 class Source(NamedTuple):

@@ -31,7 +31,7 @@ FILES_OF_LABELS = ("colors",)  # every image must have a label; other formats sa
 ERRORS_SHOWN = 5
 
 
-def painting_of(table: LabelTable, order: str, unlabelled: str | None) -> Painting:
+def painting_of(table: LabelTable, order: str, unlabelled: str | None, exif: str = "auto") -> Painting:
     """How images are painted with the classes of a table. UsageError for a name that it does not have."""
     names = [str(row["name"]) for row in table.rows]
     if unlabelled is not None and unlabelled not in names:
@@ -39,7 +39,7 @@ def painting_of(table: LabelTable, order: str, unlabelled: str | None) -> Painti
             f"dataset.unlabelled={unlabelled} is no name in {table.source}{meant(unlabelled, names)}; it has "
             f"{', '.join(names[:12])}"
         )
-    return Painting(Classes(table.rows, table.source), order, unlabelled)
+    return Painting(Classes(table.rows, table.source), order, unlabelled, exif)
 
 
 def source_of(
@@ -58,8 +58,8 @@ def painted_split(
 
     DataError with the first faults if labels cannot be used.
     """
-    painting = painting_of(table, config.order, config.unlabelled)
-    about = [str(source.root.absolute()), config.format, split, source.pattern, config.order, config.unlabelled]
+    painting = painting_of(table, config.order, config.unlabelled, config.exif)
+    about = [str(source.root.absolute()), config.format, split, source.pattern, *painting[1:]]
     identity = content_key(
         [*about, config.columns, sorted(painting.classes.ids.items()), sorted(source.colors.items())]
     )
