@@ -109,7 +109,7 @@ def kind_of_json(path: Path) -> str:
     return found
 
 
-def rows_of(names: Iterable[str], ids: Sequence[int] | None = None) -> tuple[list[ClassRow], str]:
+def rows_for(names: Iterable[str], ids: Sequence[int] | None = None) -> tuple[list[ClassRow], str]:
     """Rows for these classes, with background and void, and the guess which name pixels without an object have.
 
     ids: those of the tool, which are kept if 0 is free for the background. DataError for too many classes.
@@ -193,7 +193,7 @@ def recognise_coco(tree: Tree) -> Recognised | None:
     if not splits:
         return None
     ids = [label for label in names if isinstance(label, int)]
-    return Recognised("coco", splits, *rows_of(names.values(), ids))
+    return Recognised("coco", splits, *rows_for(names.values(), ids))
 
 
 def without_group(names: dict[Any, str], content: dict[str, Any]) -> dict[Any, str]:
@@ -223,7 +223,7 @@ def recognise_yolo(tree: Tree) -> Recognised | None:
                     "labels": path.relative_to(tree.root).as_posix(),
                 }  # fmt: skip
         if splits:
-            return Recognised("yolo", splits, *rows_of(yolo_names(path).values()))
+            return Recognised("yolo", splits, *rows_for(yolo_names(path).values()))
     return None
 
 
@@ -268,7 +268,7 @@ def recognise_labelme(tree: Tree) -> Recognised | None:
             "images": image_pattern(tree, references, paths[0].parent, split),
             "labels": pattern_below(tree.root, [path.parent for path in paths], "*.json"),
         }  # fmt: skip
-    return Recognised("labelme", splits, *rows_of(sorted(names))) if splits else None
+    return Recognised("labelme", splits, *rows_for(sorted(names))) if splits else None
 
 
 def recognise_label_studio(tree: Tree) -> Recognised | None:
@@ -290,7 +290,7 @@ def recognise_label_studio(tree: Tree) -> Recognised | None:
             "images": image_pattern(tree, references, path.parent, split),
             "labels": path.relative_to(tree.root).as_posix(),
         }  # fmt: skip
-    return Recognised("label_studio", splits, *rows_of(sorted(names))) if splits else None
+    return Recognised("label_studio", splits, *rows_for(sorted(names))) if splits else None
 
 
 def region_labels(region: dict[str, Any]) -> list[str]:
@@ -319,5 +319,5 @@ def recognise_supervisely(tree: Tree) -> Recognised | None:
             )  # fmt: skip
             splits[split] = {"images": f"{parent}img/*", "labels": f"{parent}ann/*.json"}
         if splits:
-            return Recognised("supervisely", splits, *rows_of(names))
+            return Recognised("supervisely", splits, *rows_for(names))
     return None

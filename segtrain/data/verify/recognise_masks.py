@@ -26,7 +26,7 @@ from segtrain.data.verify.guess import (
     pattern_of,
     split_of,
 )
-from segtrain.data.verify.recognise import ClassRow, Recognised, Tree, by_split, hexadecimal, rows_of, table_rows
+from segtrain.data.verify.recognise import ClassRow, Recognised, Tree, by_split, hexadecimal, rows_for, table_rows
 from segtrain.errors import DataError
 
 VOC_CLASSES = (
@@ -167,7 +167,7 @@ def recognise_class_masks(tree: Tree) -> Recognised | None:
             pattern = (folder / f"*{ending.replace(found[0], CLASS)}").as_posix()
         names |= dict.fromkeys(found)
         splits.setdefault(split_of(images[0]), {"images": pattern_of(images), "labels": pattern})
-    return Recognised("class_masks", splits, *rows_of(names)) if splits else None
+    return Recognised("class_masks", splits, *rows_for(names)) if splits else None
 
 
 def are_parts(root: Path, family: list[Group]) -> bool:
