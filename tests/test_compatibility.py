@@ -207,7 +207,9 @@ ADDED = {
     ],
     "trainer": ["auto_fit: false", "memory_budget: null", "cuda_graphs: false"],
 }
-OF_A_COMMAND = ("taxonomy: none", "taxonomy_rest: void", "engine: null", "fetch: null\noutput: null")
+OF_A_COMMAND = (
+    "taxonomy: none", "taxonomy_rest: void", "engine: null", "fetch: null\noutput: null", "overwrite: false",
+)  # fmt: skip
 OF_ONE_DATASET = dict.fromkeys(ADDED["dataset"], "  name: folder\n")
 
 

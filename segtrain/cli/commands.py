@@ -101,7 +101,7 @@ COMMANDS = {
     ),
     "report": Command(
         "results", "write one HTML file about a run: scores, curves, best and worst images", config.ReportConfig,
-        "segtrain.commands.report.write:report", "run",
+        "segtrain.commands.report.write:report_run", "run",
         ("segtrain report runs/toy",
          "segtrain report runs/toy output=toy.html pictures=8",
          "segtrain report run=runs/cityscapes_resnext101 root=/data/cityscapes device=cuda"),

@@ -258,11 +258,9 @@ class CompareConfig(CommandConfig):
 @dataclass
 class ReportConfig(CommandConfig):
     run: str | None = option(None, "run folder", path=True)
-    output: str | None = option(None, "HTML file to write (default: <run>/report.html)", path=True)
+    output: str | None = option(None, "file to write (default: <run>/report.html)", path=True)
     root: str | None = option(None, "folder of the data, if it has moved", path=True)
-    pictures: int = option(
-        4, "number of best, of worst and of confused images shown; 0: none is predicted again", low=0, high=24
-    )
+    pictures: int = option(4, "number of best, of worst and of confused images shown; 0: none", low=0, high=24)
     plugins: list[str] = plugins_option()
     device: str = device_option()
 
