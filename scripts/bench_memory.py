@@ -163,24 +163,26 @@ BARS = {"kept": COLORS["kept maps"], "peak": COLORS["working set"]}
 def picture(results: dict[str, dict[str, Figures]]) -> np.ndarray:
     """Kept bytes and peak of every form over standard, a panel for each network: RGB uint8 (H, W, 3).
 
-    The peak of a compiled network is Inductor's plan where it is known.
+    results: network -> form -> figures, none where the network has no such form. The peak of a compiled network is
+    Inductor's plan where it is known.
     """
-    names = [form.name for form in FORMS if any(form.name in rows for rows in results.values())]
+    names = [form.name for form in FORMS if any(rows.get(form.name) for rows in results.values())]
     image = Image.new("RGB", (LEFT + PANEL * len(results), TOP + ROW * len(names) + 8), (255, 255, 255))
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(12)
     for number, (key, color) in enumerate(BARS.items()):
         draw.rectangle((10, 8 + 16 * number, 20, 18 + 16 * number), fill=color)
         draw.text((26, 5 + 16 * number), f"{key}, of standard", INK, font)
     for column, (network, rows) in enumerate(results.items()):
-        x, first = LEFT + PANEL * column, next(iter(rows.values()))
+        x, first = LEFT + PANEL * column, rows[FORMS[0].name]
         draw.text((x, 5), network, INK, ImageFont.load_default(14))
         second = rows.get(FORMS[1].name, first)
         for line, name in enumerate(names):
             y = TOP + ROW * line
             if column == 0:
                 draw.text((10, y + 4), name, INK, font)
-            if (row := rows.get(name)) is None:
-                draw.text((x, y + 4), "not possible", COLORS["optimizer"], font)
+            row = rows.get(name)
+            if not row:
+                draw.text((x, y + 4), "not counted" if row is None else "not possible", COLORS["optimizer"], font)
                 continue
             shares = (row["kept"] / first["kept"], row.get("plan", row["peak"]) / first["peak"])
             for bar, (share, color) in enumerate(zip(shares, BARS.values(), strict=True)):
@@ -248,11 +250,7 @@ def main() -> None:
             path.write_text(json.dumps(content, indent=1))
         shown = {form.name: rows[form.name] for form in FORMS if rows.get(form.name)}
         print("\n".join(["", *table(network, shown)]), flush=True)
-    results = {
-        network: {form.name: rows[form.name] for form in FORMS if rows.get(form.name)}
-        for network, rows in content[size].items()
-    }
-    Image.fromarray(picture(results)).save(options.output / "memory.png", optimize=True)
+    Image.fromarray(picture(content[size])).save(options.output / "memory.png", optimize=True)
     print(options.output / "memory.png")
 
 
