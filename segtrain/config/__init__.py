@@ -38,7 +38,7 @@ from segtrain.config.dataset import (
     classifies,
 )
 from segtrain.config.inference import InferenceConfig
-from segtrain.config.keys import LENGTHS, is_safe, shared_values
+from segtrain.config.keys import LENGTHS, flatten, is_safe, shared_values
 from segtrain.config.loader import LoaderConfig
 from segtrain.config.logging import LoggingConfig
 from segtrain.config.loss import LossConfig
@@ -60,8 +60,8 @@ __all__ = [
     "MixtureConfig", "ModelConfig", "OptimizerConfig", "PlanCommandConfig", "PlanConfig", "PredictConfig",
     "ReplayConfig", "RunsConfig", "SamplingConfig", "ScheduleConfig", "ScoreConfig", "StreetsCommandConfig",
     "StreetsConfig", "SubmitConfig", "TrainConfig", "TrainerConfig", "VerifyConfig", "VistasConfig", "WeightsConfig",
-    "checkpoint_line", "checkpoint_path", "classifies", "dataset_schema", "is_safe", "names_pictures", "option",
-    "option_of", "refuse_other_task", "refuse_pictures", "require", "run_folder", "shared_values", "trained",
+    "checkpoint_line", "checkpoint_path", "classifies", "dataset_schema", "flatten", "is_safe", "names_pictures",
+    "option", "option_of", "refuse_other_task", "refuse_pictures", "require", "run_folder", "shared_values", "trained",
     "with_defaults",
 ]
 # fmt: on

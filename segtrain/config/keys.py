@@ -86,4 +86,12 @@ def is_safe(key: str) -> bool:
     return resume_rule(key) is True
 
 
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"trainer.seed": 0, ...}"""
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        result |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result
+
+
 LENGTHS = tuple(key for key in known_options(TrainConfig) if resume_rule(key) == "longer")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from segtrain.config import LENGTHS, TrainConfig, is_safe, run_folder, with_defaults
+from segtrain.config import LENGTHS, TrainConfig, flatten, is_safe, run_folder, with_defaults
 from segtrain.console import duration, say
 from segtrain.distributed.group import World
 from segtrain.engine.normalisation import keep_normalisation
@@ -280,14 +280,6 @@ def modified(path: Path) -> int | None:
 
 
 # ------------------------------------------------------------------------------------------------ configurations
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"trainer.seed": 0, ...}"""
-    result: dict[str, Any] = {}
-    for key, value in config.items():
-        result |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return result
 
 
 def adopt_chosen(config: TrainConfig, stored: dict[str, Any]) -> None:
