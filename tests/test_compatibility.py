@@ -194,7 +194,8 @@ def test_plugins_as_users_have_written_them(home, ponds, plugin, words):
 
 
 # Options that came later, each with the value that behaves as before.
-ADDED = {"model": ["keep: exact"], "dataset": ["value_range: null"], "trainer": ["auto_fit: false"]}
+ADDED = {"model": ["keep: exact"], "dataset": ["value_range: null"], "trainer": ["auto_fit: false"],
+         "logging": ["train_sample: 64"]}  # fmt: skip
 OF_A_COMMAND = (
     "taxonomy: none", "taxonomy_rest: void",  # evaluate, submit, predict
     "sort: written\nseeds: grouped\noutput: null",  # runs

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from segtrain.config import (
+    IGNORE_INDEX,
     DatasetConfig,
     EvaluateConfig,
     InferenceConfig,
@@ -27,8 +28,8 @@ from segtrain.data.cache import Decoded
 from segtrain.data.class_mapping import ClassMapping, class_mapping, require_same_labels
 from segtrain.data.labels import LabelTable
 from segtrain.data.loader import EvaluationItem, TrainingData, evaluation_samples, read_pixels
-from segtrain.data.registry import dataset_spec, identities, label_table, split_samples, training_mixture
-from segtrain.data.sample import Sample
+from segtrain.data.registry import dataset_spec, identities, label_table, parts_of, split_samples, training_mixture
+from segtrain.data.sample import Sample, spread
 from segtrain.data.sampling import class_index
 from segtrain.data.verify.files import FileFacts, check_samples
 from segtrain.errors import DataError, UsageError
@@ -36,6 +37,7 @@ from segtrain.losses import Loss, build_loss
 from segtrain.models import Segmenter
 from segtrain.scoring import figures
 from segtrain.scoring.extra_metrics import metric_scalars
+from segtrain.scoring.mean_loss import MeanLoss, loss_entry
 from segtrain.scoring.position_prior import PositionPrior
 from segtrain.scoring.predictor import LoadedNetwork, Predictor, naming_image
 from segtrain.scoring.report import CONFUSION, Evaluation, protocol, seen_images, seen_in_training, summarise
@@ -130,6 +132,17 @@ class Segmentation(Task):
         made.num_shared = self.num_shared if samples is self.val_samples else 0
         return made
 
+    def training_sample(self, most: int) -> "SegmentationEvaluator | None":
+        """Of a mixture those of its target: the others' labels have other ids."""
+        config, parts = self.config, parts_of(self.config.dataset)
+        own = [part.config for part in parts if part.is_target]
+        mixed = (sample for data, some in self.mixture.parts if data in own for sample in some)
+        samples = spread(list(mixed) if parts else self.samples, min(most, self.num_val))
+        if not samples or config.trainer.overfit is not None:
+            return None
+        split = config.dataset.train_split
+        return SegmentationEvaluator(config.dataset, split, samples, self.table, config.model, config.inference, None)
+
     def draw(self, image: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, str]:
         """image | labels | both, and the classes and the fraction of ignored pixels in words."""
         ignored = 100 * float((target >= self.num_classes).mean())
@@ -145,30 +158,36 @@ class Segmentation(Task):
 
 
 class LabelledImage(NamedTuple):
-    """An image with its label, and the network's prediction: train ids uint8 (H, W)."""
+    """An image with its label, and the network's prediction: train ids uint8 (H, W). loss: its sum over the pixels."""
 
     item: EvaluationItem
     prediction: np.ndarray
+    loss: float | None = None
 
 
 class SegmentationCounts(NamedTuple):
-    """The pixels of a network's predictions, and of the position prior's."""
+    """The pixels of a network's predictions, and of the position prior's; the network's cross-entropy."""
 
     table: LabelTable
     network: Scores
     prior: PositionPrior | None
     of_prior: Scores | None
+    loss: MeanLoss | None = None
 
     def add_answer(self, answer: LabelledImage) -> None:
         item = answer.item
         self.network.add(item.ids, self.table.decode(answer.prediction), item.instances)
         if self.prior is not None and self.of_prior is not None:
             self.of_prior.add(item.ids, self.table.decode(self.prior.predict(item.target.shape)))
+        if self.loss is not None and answer.loss is not None:
+            self.loss.add(answer.loss, int((item.target != IGNORE_INDEX).sum()))
 
     def all_reduce(self) -> None:
         self.network.all_reduce()
         if self.of_prior is not None:
             self.of_prior.all_reduce()
+        if self.loss is not None:
+            self.loss.all_reduce()
 
 
 class SegmentationEvaluator(Evaluator[LabelledImage]):
@@ -232,15 +251,21 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         with closing(evaluation_samples(samples, self.table, workers, stopped)) as items:
             for item in items:
                 with naming_image(str(item.sample.image), item.image):
-                    prediction = predictor.predict(item.image, self.inference)
-                yield LabelledImage(item, prediction)
+                    target = item.target if self.with_loss else None
+                    found = predictor.segment(item.image, self.inference, target=target)
+                yield LabelledImage(item, found.train_ids, found.loss)
 
     def counts(self) -> SegmentationCounts:
         rules = dataset_spec(self.data).rules
         if self.mapping is not None and self.mapping.has_void:
             rules = rules._replace(ignored_prediction="miss")  # dropping them would score only what is not void
         scores = Scores(self.table, rules, self.boundary)
-        return SegmentationCounts(self.table, scores, self.prior, None if self.prior is None else Scores(self.table))
+        loss = MeanLoss() if self.with_loss else None
+        of_prior = None if self.prior is None else Scores(self.table)
+        return SegmentationCounts(self.table, scores, self.prior, of_prior, loss)
+
+    def main_scores(self, counts: SegmentationCounts) -> dict[str, float | None]:
+        return {"miou": counts.network.result()["miou"], **loss_entry(counts)}
 
     def draw_answer(self, answer: LabelledImage, place: int) -> np.ndarray:
         return figures.triple(answer.item.image, answer.item.target, answer.prediction, self.table)
@@ -265,6 +290,7 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         result = summarise(counts.network, counts.of_prior) | described | {"protocol": protocol}
         per_class = {f"val_iou/{name}": value for name, value in result["per_class"].items()}
         scalars = {"val/miou": result["miou"], "val/pixel_accuracy": result["pixel_accuracy"], **per_class}
+        scalars |= {f"val/{name}": value for name, value in loss_entry(counts).items()}
         confusion = counts.network.evaluated()
         drawn = {CONFUSION: figures.confusion(confusion, self.table)}
         examples = figures.sheet(panels, self.table) if panels else None
