@@ -32,7 +32,8 @@ class Run:
     summary.txt, state.json, environment.json, blackbox/, pictures/, tensorboard/.
 
     Only the first process writes. For the checkpoints it knows the classes, the fingerprints of the training images
-    (trained_on), the host and versions of this session, and what the weights come from (provenance).
+    (trained_on) and of what is in their files (contents), the host and versions of this session, and what the weights
+    come from (provenance).
     """
 
     def __init__(self, config: TrainConfig, dist: World) -> None:
@@ -49,6 +50,7 @@ class Run:
         self.heartbeat = 0.0
         self.classes: dict[str, Any] = {}
         self.trained_on = torch.empty(0, dtype=torch.int64)
+        self.contents: torch.Tensor | None = None
         self.session: dict[str, Any] = {}
         self.provenance: dict[str, Any] = {}
 
@@ -60,7 +62,7 @@ class Run:
             "trained_on": self.trained_on,
             "environment": self.session,
             "provenance": self.provenance,
-        }
+        } | ({} if self.contents is None else {"contents": self.contents})
 
     @property
     def evaluation(self) -> dict[str, Any] | None:
@@ -135,6 +137,15 @@ class Run:
             raise DataError(
                 f"{self.folder} was trained on {len(before)} images, and these are {len(trained_on)} others: the run "
                 "cannot go on with them. Give dataset.root of the same data, or name=ANOTHER_NAME for a run of its own"
+            )
+
+    def set_contents(self, contents: list[int] | None, saved: dict[str, Any] | None) -> None:
+        """Note what was in the files of the training images, in this session and before; None: not known."""
+        before = (saved or {}).get("contents")
+        new = [] if contents is None else contents
+        if contents is not None or before is not None:
+            self.contents = torch.tensor(
+                sorted({*new, *([] if before is None else before.tolist())}), dtype=torch.int64
             )
 
     # ------------------------------------------------------------------------------------ while it trains

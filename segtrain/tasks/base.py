@@ -170,6 +170,7 @@ class Task(ABC):
     num_train: int  # images
     num_val: int
     num_shared: int  # images of the validation that are trained on
+    contents: list[int] | None = None  # `content_hashes` of the training images, once they are checked
     image_ids: list[str]  # the training images, under names that are the same whatever split they were read from
 
     @abstractmethod

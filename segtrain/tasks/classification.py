@@ -32,8 +32,9 @@ from segtrain.scoring.predictor import LoadedNetwork
 from segtrain.scoring.report import (
     Evaluation,
     code_version,
+    count_seen,
     names_hash,
-    seen_in_training,
+    seen_images,
 )
 from segtrain.tasks.base import Evaluator, Task
 
@@ -202,7 +203,7 @@ class ClassificationEvaluator(Evaluator[TopK]):
         return figures.captioned(crop_views(image, self.inference)[0], text)
 
     def warnings(self, trained_on: Tensor | None) -> list[str]:
-        return seen_in_training(trained_on, self.spec.identity(self.samples))
+        return seen_images(count_seen(trained_on, self.spec.identity(self.samples)), len(self.samples))
 
     def published(self, loaded: LoadedNetwork) -> dict[str, Any]:
         accuracy = None

@@ -31,7 +31,7 @@ from segtrain.data.loader import EvaluationItem, TrainingData, evaluation_sample
 from segtrain.data.registry import dataset_spec, identities, label_table, parts_of, split_samples, training_mixture
 from segtrain.data.sample import Sample, spread
 from segtrain.data.sampling import class_index
-from segtrain.data.verify.files import FileFacts, check_samples
+from segtrain.data.verify.files import FileFacts, check_samples, content_hashes
 from segtrain.errors import DataError, UsageError
 from segtrain.losses import Loss, build_loss
 from segtrain.models import Segmenter
@@ -40,7 +40,7 @@ from segtrain.scoring.extra_metrics import metric_scalars
 from segtrain.scoring.mean_loss import MeanLoss, loss_entry
 from segtrain.scoring.position_prior import PositionPrior
 from segtrain.scoring.predictor import LoadedNetwork, Predictor, naming_image
-from segtrain.scoring.report import CONFUSION, Evaluation, protocol, seen_images, seen_in_training, summarise
+from segtrain.scoring.report import CONFUSION, Evaluation, count_seen, protocol, seen_images, summarise
 from segtrain.scoring.scores import Scores
 from segtrain.tasks.base import Evaluator, Task
 from segtrain.weights.network_file import published_figure
@@ -100,6 +100,7 @@ class Segmentation(Task):
         ]
         largest = max(height for height, _ in sizes), max(width for _, width in sizes)
         check_samples(self.val_samples, self.table, cache, say, dataset_spec(config.dataset).expected, training=False)
+        self.compare_contents()
         enlarged = [math.ceil(extent * config.augmentation.scale[1]) for extent in largest]
         crop = config.augmentation.crop_size
         if crop[0] > enlarged[0] or crop[1] > enlarged[1]:
@@ -107,6 +108,14 @@ class Segmentation(Task):
                 f"augmentation.crop_size={crop} is not possible: the largest image is {list(largest)} [height,width] "
                 f"and is enlarged at most {config.augmentation.scale[1]} times, so at most {enlarged} can be filled"
             )
+
+    def compare_contents(self) -> None:
+        """Note what is in the training images, and how many of the validation images are among them."""
+        cache = self.config.dataset.cache_folder()
+        parts = [some for _, some in self.mixture.parts] if self.config.trainer.overfit is None else [self.samples]
+        self.contents = [one for some in parts for one in content_hashes(some, cache)]
+        known = set(self.contents)
+        self.num_shared = sum(one in known for one in content_hashes(self.val_samples, cache))
 
     def data(self) -> TrainingData:
         config, samples = self.config, self.samples
@@ -208,7 +217,7 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         self.samples = list(samples)
         self.table = table
         self.prior_samples = prior_samples
-        self.num_shared = 0  # images that were trained on, where their names do not tell
+        self.num_shared = 0  # images that were trained on, by their content or path
         self.boundary = boundary
         self.mapping: ClassMapping | None = None  # of a network that has other classes
 
@@ -229,6 +238,9 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         stored = loaded.metadata["config"]["dataset"]
         if [stored.get(key) for key in ("name", "root", "train_split")] == [data.name, data.root, split]:
             made.num_shared = len(samples)
+        elif (contents := loaded.metadata.get("contents")) is not None:
+            known = set(contents.tolist())
+            made.num_shared = sum(one in known for one in content_hashes(samples, data.cache_folder()))
         for text in made.warnings(loaded.metadata.get("trained_on")):
             say(f"warning     {text}")
         if config.position_prior:
@@ -271,9 +283,10 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         return figures.triple(answer.item.image, answer.item.target, answer.prediction, self.table)
 
     def warnings(self, trained_on: Tensor | None) -> list[str]:
-        if not dataset_spec(self.data).family:  # the names say nothing
-            return seen_images(0 if trained_on is None else self.num_shared, len(self.samples))
-        return seen_in_training(trained_on, identities(self.data, self.samples))
+        seen = 0 if trained_on is None else self.num_shared
+        if dataset_spec(self.data).family:  # else the names say nothing
+            seen = max(seen, count_seen(trained_on, identities(self.data, self.samples)))
+        return seen_images(seen, len(self.samples))
 
     def published(self, loaded: LoadedNetwork) -> dict[str, Any]:
         figure = published_figure(loaded.metadata)

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,7 @@ class FileFacts:
         key = hashlib.sha256(os.fsencode("\n".join(str(s.image.absolute()) for s in samples))).hexdigest()[:16]
         self.path = folder / f"checked-{key}.json"
         self.facts: dict[str, dict[str, Any]] = {}
+        self.has_new = False  # whether a file was read that is not among the saved ones
         with contextlib.suppress(OSError):
             self.facts = read_side_json(self.path, dict) or {}
         every = (facts for facts in self.facts.values() if isinstance(facts, dict))
@@ -114,6 +115,7 @@ class FileFacts:
             before = self.by_content.get(content, {})  # copied, or touched: what is in it is known
             facts = self.facts[str(path.absolute())] = before | {"stamp": stamp, "content": content}
             self.by_content[content] = facts
+            self.has_new = True
         return facts
 
     def fact(self, path: Path, name: str, find: Callable[[Path], Any], sound: Callable[[Any], bool]) -> Any:
@@ -156,6 +158,19 @@ class FileFacts:
             write_atomically(self.path, json.dumps(self.facts).encode())
         except OSError as error:
             print(f"the results of the check cannot be saved in {self.path.parent}: {error}", file=sys.stderr)
+
+
+def content_hashes(samples: Sequence[Sample], folder: Path) -> list[int]:
+    """The first 64 bits, as a signed number, of the hash of each image file: the same for a copy under another name.
+
+    What was hashed before, as by `check_samples`, is taken from the cache `folder`. DataError for a file that cannot be
+    read.
+    """
+    seen = FileFacts(folder, list(samples))
+    digits = [str(facts["content"]) for facts in threaded_map(seen.entry, (sample.image for sample in samples))]
+    if seen.has_new:
+        seen.save()
+    return [int.from_bytes(bytes.fromhex(one)[:8], "big", signed=True) for one in digits]
 
 
 def are_pair(value: Any) -> bool:
