@@ -40,9 +40,7 @@ def launcher_note() -> str:
     """What torchrun, if it has started this process, is about to print about an exit status that is not 0; else ""."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ""
-    return (
-        "\n(torchrun itself ends with status 1; the traceback that follows is its report of that, no error of its own)"
-    )
+    return "\n(torchrun itself ends with status 1; the traceback that follows is its report of that, no other error)"
 
 
 def as_utf8(text: str) -> str:

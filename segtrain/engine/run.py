@@ -133,26 +133,26 @@ class Run:
         """Note the training images. DataError if the saved run began with others: order and crops would change."""
         self.trained_on = trained_on = fingerprints(image_ids)
         before = None if saved is None else saved.get("trained_on")
+        self.contents = (saved or {}).get("contents")
         if before is not None and not torch.equal(before, trained_on):
             raise DataError(
                 f"{self.folder} was trained on {len(before)} images, and these are {len(trained_on)} others: the run "
                 "cannot go on with them. Give dataset.root of the same data, or name=ANOTHER_NAME for a run of its own"
             )
 
-    def set_contents(self, contents: list[int] | None, saved: dict[str, Any] | None) -> None:
-        """Note what was in the files of the training images, in this session and before; None: not known."""
-        before = (saved or {}).get("contents")
-        new = [] if contents is None else contents
-        if contents is not None or before is not None:
-            self.contents = torch.tensor(
-                sorted({*new, *([] if before is None else before.tolist())}), dtype=torch.int64
-            )
-
     # ------------------------------------------------------------------------------------ while it trains
 
-    def begin(self, state: TrainState, classes: dict[str, Any], session: dict[str, Any]) -> None:
-        """Claim the folder and make it ready. Scores of a shorter training are removed: they are outdated."""
+    def begin(
+        self, state: TrainState, classes: dict[str, Any], session: dict[str, Any], contents: list[int] | None = None
+    ) -> None:
+        """Claim the folder and make it ready. Scores of a shorter training are removed: they are outdated.
+
+        contents: hashes of the files of the training images, which are added to those of earlier sessions.
+        """
         self.state, self.classes, self.session = state, classes, session
+        if contents is not None:
+            before = [] if self.contents is None else self.contents.tolist()
+            self.contents = torch.tensor(sorted({*contents, *before}), dtype=torch.int64)
         if not self.dist.main:
             return
         self.claim()
