@@ -48,7 +48,7 @@ def screen_options(runs: Sequence[RunSummary], keys: list[str]) -> tuple[list[st
 
     Of what a recipe, or a choice of a group, brings along, only the recipe or the choice has a column.
     """
-    shown_keys, left_out = [], []
+    shown_keys, left_out = list[str](), list[str]()
     names = [key for key in keys if key == "experiment" or key.endswith(".name")]
     for key in keys:
         if key in ELSEWHERE or (key != "experiment" and not matters(key)):

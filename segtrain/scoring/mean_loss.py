@@ -30,7 +30,8 @@ class MeanLoss:
 
 
 class WithLoss(Protocol):
-    loss: MeanLoss | None
+    @property
+    def loss(self) -> MeanLoss | None: ...
 
 
 def loss_entry(counts: WithLoss) -> dict[str, float | None]:
