@@ -199,7 +199,8 @@ def contact(files: SplitFiles, table: LabelTable, most: int) -> list[np.ndarray]
             image, stored = read_image(sample.image, sample.value_range), read_label(sample.label)
             if stored.shape == image.shape[:2]:
                 target = table.encode_values(stored)
-                panels.append(figures.beside(image, table.colorize(target), figures.overlay(image, target, table)))
+                panel = figures.beside(image, table.colorize(target), figures.overlay(image, target, table))
+                panels.append(figures.captioned(panel, sample.image.name))
         except DataError:
             continue  # it is among the findings
     return panels

@@ -17,6 +17,7 @@ from segtrain.console import duration, say
 from segtrain.distributed.group import World
 from segtrain.engine.normalisation import keep_normalisation
 from segtrain.engine.preemption import Preempted
+from segtrain.engine.prior_hint import prior_hint
 from segtrain.engine.run_folder import repair, require_own
 from segtrain.engine.state import TrainState
 from segtrain.errors import REQUEUE, DataError
@@ -245,6 +246,7 @@ class Run:
         split = self.config.dataset.val_split
         lines = [
             *lines,
+            *prior_hint(self.config, self.evaluation or {}),
             f"training      {state.step} steps in {duration(state.elapsed)}, seed {self.config.trainer.seed}",
             f"checkpoints   {self.last} and best.pt (selected on {split}, {state.best_score()})",
             *(

@@ -280,7 +280,10 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         return {"miou": counts.network.result()["miou"], **loss_entry(counts)}
 
     def draw_answer(self, answer: LabelledImage, place: int) -> np.ndarray:
-        return figures.triple(answer.item.image, answer.item.target, answer.prediction, self.table)
+        """With the file's name below."""
+        item = answer.item
+        panel = figures.triple(item.image, item.target, answer.prediction, self.table)
+        return figures.captioned(panel, item.sample.image.name)
 
     def warnings(self, trained_on: Tensor | None) -> list[str]:
         seen = 0 if trained_on is None else self.num_shared

@@ -17,6 +17,7 @@ from segtrain.data.folders import files_below
 from segtrain.data.images import SUFFIXES, opened
 from segtrain.data.label_files import read_label
 from segtrain.data.sets.folder import match_patterns
+from segtrain.data.verify.suggest import suggestion
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
 
@@ -75,7 +76,8 @@ def write_guess(data: DatasetConfig, path: Path) -> None:
         say(f"{split:<11} " + (f"{entry['images']}  with  {entry['labels']}" if "images" in entry else entry["pairs"]))
     say(f"classes     {len(classes)} ids found in {min(len(labels), LABELS_READ)} label images: name them in {table}")
     say(f"then        segtrain check dataset={path}")
-    say(f"and         segtrain train dataset={path} augmentation.crop_size=[256,256] trainer.epochs=60")
+    for line in suggestion(path, [image for image, _ in pairs["train"]]):
+        say(line)
     say(str(path))
 
 
