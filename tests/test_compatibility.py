@@ -197,7 +197,7 @@ def test_plugins_as_users_have_written_them(home, ponds, plugin, words):
 ADDED = {"model": ["keep: exact"], "dataset": ["value_range: null"], "trainer": ["auto_fit: false"],
          "logging": ["train_sample: 64"]}  # fmt: skip
 OF_A_COMMAND = (
-    "taxonomy: none", "taxonomy_rest: void",  # evaluate, submit, predict
+    "taxonomy: none", "taxonomy_rest: void", "engine: null",  # evaluate, submit, predict
     "sort: written\nseeds: grouped\noutput: null",  # runs
 )  # fmt: skip
 OF_ONE_DATASET = {"value_range: null": "  name: folder\n"}

@@ -168,7 +168,7 @@ def test_every_variable_of_the_environment_is_read(name):
 def test_every_extra_exists():
     text = (ROOT / "pyproject.toml").read_text()
     named_extras = {extra for name in NAMES for extra in re.findall(r"pip install '\.\[(\w+)\]'", PAGES[name])}
-    assert named_extras == {"cuda12", "cuda13"}
+    assert named_extras == {"cuda12", "cuda13", "export"}
     for extra in named_extras:
         assert re.search(rf"^{extra} = \[", text, re.M)
 

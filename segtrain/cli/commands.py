@@ -31,6 +31,13 @@ COMMANDS = {
          "segtrain check dataset=kitti split=val output=checked",
          "segtrain check dataset=folder dataset.root=/data/mine write_config=mine.yaml"),
     ),
+    "show": Command(
+        "data", "draw training samples as the network sees them", config.ShowConfig,
+        "segtrain.commands.show:show", None,
+        ("segtrain show dataset=streets",
+         "segtrain show dataset=mine.yaml augmentation=colour 'augmentation.crop_size=[256,320]' count=12",
+         "segtrain show dataset=cityscapes sampling=class_uniform output=seen"),
+    ),
     "train": Command(
         "train", "train a network, or resume an interrupted run", config.TrainConfig,
         "segtrain.engine.train:train", None,
@@ -93,6 +100,13 @@ COMMANDS = {
          "segtrain predict run=runs/toy input=photos output=answers",
          "segtrain predict checkpoint=wide_resnet38_deeplab_vistas.pth.tar input=photos inference=vistas_official "
          "outputs=[palette,prob]"),
+    ),
+    "export": Command(
+        "use", "write a network for other programs: ONNX, torch.export or plain tensors", config.ExportConfig,
+        "segtrain.commands.export:export", "checkpoint",
+        ("segtrain export runs/toy/last.pt output=toy.onnx",
+         "segtrain export run=runs/toy format=torch_export output=toy.pt2 'size=[256,512]'",
+         "segtrain export runs/toy/best.pt format=state_dict output=toy.safetensors 'include=[normalise]'"),
     ),
     "convert": Command(
         "use", "convert weights: rename keys, change container, make a checkpoint", config.ConvertConfig,

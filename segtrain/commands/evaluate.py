@@ -3,21 +3,27 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from segtrain.config import EvaluateConfig, checkpoint_line, classifies, refuse_other_task, shared_values
 from segtrain.console import say
 from segtrain.device import describe_device, resolve_device
 from segtrain.distributed.group import init_distributed
 from segtrain.engine.planning.automatic import advising
 from segtrain.files import as_component
+from segtrain.scoring.engine import read_engine
 from segtrain.scoring.predictor import LoadedNetwork, load_network
 from segtrain.scoring.report import file_hash, print_table
 from segtrain.tasks.base import Evaluator, NetworkFacts
 from segtrain.tasks.classification import ClassificationEvaluator
+from segtrain.tasks.exported import EngineEvaluator
 from segtrain.tasks.segmentation import SegmentationEvaluator
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Score a checkpoint, print the table and write evaluation.json. Returns its content, fractions."""
+    if config.engine is not None:
+        return evaluate_engine(config, Path(config.engine))
     with init_distributed(shared_values(config)) as dist:
         device, data = resolve_device(config.device), config.dataset
         path, split = Path(config.checkpoint or ""), config.split or data.val_split
@@ -47,6 +53,44 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             print_table(evaluation.result)
             say(str(evaluation.write(result_folder(config, path, loaded, split), examples=True)))
         return evaluation.result
+
+
+def evaluate_engine(config: EvaluateConfig, path: Path) -> dict[str, Any]:
+    """Score a file of `segtrain export`, beside its checkpoint if that is given; else as `evaluate`."""
+    with init_distributed(shared_values(config)) as dist:
+        device, data, engine = torch.device("cpu"), config.dataset, read_engine(path)
+        loaded = None
+        if config.checkpoint is not None:
+            loaded = load_network(Path(config.checkpoint), device, config.checkpoint_weights)
+        evaluator = EngineEvaluator.of_engine(config, engine, loaded)
+        say(f"engine      {path}, of {engine.metadata['checkpoint']}, step {engine.metadata['step']}")
+        say(f"beside      {config.checkpoint or 'nothing: checkpoint=FILE compares its pixels'}")
+        how = f"inference {config.inference.name}, on {describe_device(device)}"
+        say(f"evaluating  {data.name} {evaluator.split}, {how}")
+        trained_on = None if loaded is None else loaded.metadata.get("trained_on")
+        facts = NetworkFacts(
+            str(path), engine.metadata["step"], trained_on, {"processes": dist.size, "engine_sha256": file_hash(path)}
+        )
+        network = torch.nn.Identity() if loaded is None else loaded.network
+        evaluation = evaluator.run(network, device, dist, config.loader.count(), figures=config.pictures, facts=facts)
+        if dist.main:
+            print_table(evaluation.result)
+            say(engine_line(evaluation.result["engine"]))
+            name = as_component("-".join([data.name, evaluator.split, config.inference.name]))
+            folder = Path(config.output or Path("segtrain-out/evaluate") / path.name / name)
+            say(str(evaluation.write(folder, examples=True)))
+        return evaluation.result
+
+
+def engine_line(found: dict[str, Any]) -> str:
+    """'engine      0 of 1000 pixels changed from the checkpoint, whose mIoU is 37.10 %; ...'"""
+    batched = f"{found['changed_by_batch']} of {found['batched_pixels']} by a batch of two"
+    if "pixels" not in found:
+        return f"engine      pixels changed: {batched}"
+    return (
+        f"engine      {found['changed_pixels']} of {found['pixels']} pixels changed from the checkpoint, whose mIoU is "
+        f"{100 * found['miou_of_checkpoint']:.2f} %; {batched}"
+    )
 
 
 def result_folder(config: EvaluateConfig, path: Path, loaded: LoadedNetwork, split: str) -> Path:

@@ -14,6 +14,7 @@ from segtrain.config.commands import (
     PlanCommandConfig,
     ReplayConfig,
     RunsConfig,
+    ShowConfig,
     StreetsCommandConfig,
     TrainConfig,
     VerifyConfig,
@@ -46,7 +47,7 @@ from segtrain.config.model import ModelConfig
 from segtrain.config.optimizer import OptimizerConfig
 from segtrain.config.options import option, option_of, require
 from segtrain.config.plan import PlanConfig
-from segtrain.config.results import EvaluateConfig, PredictConfig, ScoreConfig, SubmitConfig
+from segtrain.config.results import ENGINES, EvaluateConfig, ExportConfig, PredictConfig, ScoreConfig, SubmitConfig
 from segtrain.config.sampling import SamplingConfig
 from segtrain.config.schedule import ScheduleConfig
 from segtrain.config.stored import dataset_schema, trained, with_defaults
@@ -55,11 +56,12 @@ from segtrain.config.trainer import TrainerConfig
 # fmt: off
 __all__ = [
     "AugmentationConfig", "CheckConfig", "CityscapesConfig", "CocoStuffConfig", "CommandConfig", "ConvertConfig",
-    "DATASET_CONFIGS", "DatasetConfig", "EvaluateConfig", "FolderConfig", "IGNORE_INDEX", "ImageNetConfig",
-    "InferenceConfig", "InfoConfig", "KittiConfig", "LENGTHS", "LoaderConfig", "LoggingConfig", "LossConfig",
-    "MixtureConfig", "ModelConfig", "OptimizerConfig", "PlanCommandConfig", "PlanConfig", "PredictConfig",
-    "ReplayConfig", "RunsConfig", "SamplingConfig", "ScheduleConfig", "ScoreConfig", "StreetsCommandConfig",
-    "StreetsConfig", "SubmitConfig", "TrainConfig", "TrainerConfig", "VerifyConfig", "VistasConfig", "WeightsConfig",
+    "DATASET_CONFIGS", "DatasetConfig", "ENGINES", "EvaluateConfig", "ExportConfig", "FolderConfig", "IGNORE_INDEX",
+    "ImageNetConfig", "InferenceConfig", "InfoConfig", "KittiConfig", "LENGTHS", "LoaderConfig", "LoggingConfig",
+    "LossConfig", "MixtureConfig", "ModelConfig", "OptimizerConfig", "PlanCommandConfig", "PlanConfig", "PredictConfig",
+    "ReplayConfig", "RunsConfig", "SamplingConfig", "ScheduleConfig", "ScoreConfig", "ShowConfig",
+    "StreetsCommandConfig", "StreetsConfig", "SubmitConfig", "TrainConfig", "TrainerConfig", "VerifyConfig",
+    "VistasConfig", "WeightsConfig",
     "checkpoint_line", "checkpoint_path", "classifies", "dataset_schema", "flatten", "is_safe", "names_pictures",
     "option", "option_of", "refuse_other_task", "refuse_pictures", "require", "run_folder", "shared_values", "trained",
     "with_defaults",

@@ -19,6 +19,8 @@ from segtrain.config.schedule import ScheduleConfig
 from segtrain.config.trainer import TrainerConfig
 from segtrain.errors import UsageError
 
+MOST_SHOWN = 1000  # samples on one sheet
+
 
 @dataclass
 class CommandConfig(Group):
@@ -181,6 +183,22 @@ class ReplayConfig(CommandConfig):
 
     def check(self) -> Any:
         require(self.run is not None, "run", "null", "give the folder of a run")
+        return super().check()
+
+
+@dataclass
+class ShowConfig(CommandConfig):
+    split: str | None = option(None, "split whose images are shown, augmented (default: dataset.train_split)")
+    count: int = option(24, "number of samples", low=1, limit=MOST_SHOWN)
+    seed: int = option(0, "seed of order and augmentation, as trainer.seed", low=0, limit=LARGEST_SEED)
+    output: str | None = option(None, "folder for samples.png (default: segtrain-out/show)", path=True)
+    plugins: list[str] = plugins_option()
+    dataset: DatasetConfig = group(DatasetConfig)
+    augmentation: AugmentationConfig = group(AugmentationConfig)
+    sampling: SamplingConfig = group(SamplingConfig)
+
+    def check(self) -> Any:
+        refuse_pictures(self.dataset)
         return super().check()
 
 

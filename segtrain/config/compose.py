@@ -19,22 +19,14 @@ from segtrain.config.chosen_checkpoint import checkpoint_path
 from segtrain.config.commands import CommandConfig, TrainConfig, refuse_other_task
 from segtrain.config.dataset import DATASET_CONFIGS, DatasetConfig
 from segtrain.config.inference import InferenceConfig
-from segtrain.config.keys import LENGTHS, group_names, known_options
+from segtrain.config.keys import LENGTHS, group_names, known_options, swept_keys
 from segtrain.config.locations import CONFIGS, group_choices
 from segtrain.config.messages import explain, mismatch, unknown_choice
 from segtrain.config.options import as_written
-from segtrain.config.overrides import (
-    as_override,
-    changing_keys,
-    literal,
-    one_length,
-    refuse_additions,
-    run_name,
-    shorten_warm_up,
-)
+from segtrain.config.overrides import as_override, literal, name_run, one_length, refuse_additions, shorten_warm_up
 from segtrain.config.plugin_files import load_plugin, loaded_parts, own_parts
 from segtrain.config.recipes import PREFIX, foreign_options, recipe_without
-from segtrain.config.results import EvaluateConfig, PredictConfig, SubmitConfig
+from segtrain.config.results import EvaluateConfig, ExportConfig, PredictConfig, SubmitConfig
 from segtrain.config.user_files import read_yaml
 from segtrain.console import warn
 from segtrain.errors import DataError, UsageError
@@ -149,15 +141,22 @@ def to_options(request: Request, composed: Any) -> CommandConfig:
             why = "the file of the dataset comes first" if its == options.dataset.name else f"it is for dataset={its}"
             warn(f"experiment={options.experiment}: its {listed} left out, as {why}")
         options.mean_is_given = any(word.startswith(("model.mean=", "model.std=")) for word in request.words)
-        options.varied = request.swept or changing_keys(request.words)
-        options.name = options.name or run_name(options, request.words, request.swept)
+        name_run(options, request.words, request.swept)
         shorten_warm_up(options, request.words)
-    if isinstance(options, EvaluateConfig | PredictConfig) or (
-        isinstance(options, SubmitConfig) and options.predictions is None
-    ):
-        options.checkpoint = str(checkpoint_path(options.checkpoint, options.run))
+    if needs_checkpoint(options):
+        named: Any = options
+        named.checkpoint = str(checkpoint_path(named.checkpoint, named.run))
     options.check()
     return options
+
+
+def needs_checkpoint(options: CommandConfig) -> bool:
+    """Whether the command asks a network that checkpoint= or run= must name."""
+    if isinstance(options, EvaluateConfig):
+        return options.engine is None or options.checkpoint is not None or options.run is not None
+    if isinstance(options, SubmitConfig):
+        return options.predictions is None
+    return isinstance(options, PredictConfig | ExportConfig)
 
 
 def chosen_recipe(request: Request) -> str | None:
@@ -174,11 +173,7 @@ def combinations(request: Request) -> list[Request]:
     with explained(request):
         overrides = OverridesParser.create().parse_overrides(request.words)
         jobs = BasicSweeper.split_arguments(overrides, None)[0]
-    values: dict[str, set[str]] = {}
-    for key, _, value in (word.partition("=") for words in jobs for word in words):
-        values.setdefault(key, set()).add(value)
-    swept = tuple(key for key, found in values.items() if len(found) > 1)
-    return [replace(request, words=words, swept=swept) for words in jobs]
+    return [replace(request, words=words, swept=swept_keys(jobs)) for words in jobs]
 
 
 def launch_by_hydra(request: Request, run: Callable[[CommandConfig], None]) -> None:
@@ -189,7 +184,7 @@ def launch_by_hydra(request: Request, run: Callable[[CommandConfig], None]) -> N
     def job(composed: Any) -> None:
         added = [f"{key}=null" for key in LENGTHS]
         words = [typed.get(word, word) for word in HydraConfig.get().overrides.task if word not in added]
-        run(to_options(replace(request, words=words, swept=swept), composed))
+        run(to_options(replace(request, words=words, swept=jobs[0].swept), composed))
 
     typed: dict[str, str] = {}  # what Hydra gets for the files of datasets -> what was typed
     sent = []
@@ -205,9 +200,7 @@ def launch_by_hydra(request: Request, run: Callable[[CommandConfig], None]) -> N
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
     sys.argv = ["segtrain", "-m", *path, *sent, *quiet]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints what is raised, and ends the process with 1
-    jobs = combinations(request)
-    swept = jobs[0].swept
-    for job_request in jobs:
+    for job_request in (jobs := combinations(request)):
         prepare(job_request)
     with explained(request):
         hydra.main(version_base="1.3", config_path=str(CONFIGS.absolute()), config_name=request.verb)(job)()
@@ -258,7 +251,7 @@ def prepare(request: Request) -> None:
             place = Path("experiment", name)
             store.store(name=place.name, group=place.parent.as_posix(), node=node, package="_global_")
     names = {item.name for item in fields(request.schema)}
-    if {"checkpoint", "inference"} <= names:
+    if "checkpoint" in names and names & {"dataset", "inference"}:
         store_checkpoint(store, request, names)
 
 
@@ -368,8 +361,11 @@ def store_checkpoint(store: Any, request: Request, names: set[str]) -> None:
     from omegaconf import OmegaConf
 
     stored: dict[str, Any] = {}
-    if request.chosen("predictions") is None:  # else no network is asked
-        named = given(request.words, "checkpoint", "run")
+    named = given(request.words, "checkpoint", "run")
+    alone = request.chosen("engine") is not None and not named
+    if alone and request.chosen("dataset") is None:
+        raise UsageError("engine=FILE alone: give dataset=NAME, or checkpoint=FILE, whose dataset is then taken")
+    if request.chosen("predictions") is None and not alone:  # else no network is asked
         path = checkpoint_path(named.get("checkpoint"), named.get("run"))
         assert request.stored_options is not None
         stored = request.stored_options(path)

@@ -113,10 +113,11 @@ def shorten_warm_up(options: TrainConfig, words: list[str]) -> None:
         schedule.warmup_factor = ScheduleConfig.warmup_factor
 
 
-def changing_keys(words: list[str]) -> tuple[str, ...]:
-    """The keys of the overrides that change what a run computes."""
-    keys = (word.lstrip("+").partition("=")[0] for word in words)
-    return tuple(key for key in keys if not is_safe(key))
+def name_run(options: TrainConfig, words: list[str], swept: tuple[str, ...]) -> None:
+    """Note what is varied, and give the run its name unless it has one."""
+    typed = (word.lstrip("+").partition("=")[0] for word in words)
+    options.varied = swept or tuple(key for key in typed if not is_safe(key))
+    options.name = options.name or run_name(options, words, swept)
 
 
 def run_name(options: TrainConfig, words: list[str], swept: tuple[str, ...] = ()) -> str:

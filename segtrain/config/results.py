@@ -1,15 +1,17 @@
 """Options of the commands that use a checkpoint or predictions: evaluate, score, submit, predict."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from segtrain.config.commands import CommandConfig, check_views, device_option, plugins_option, refuse_pictures
-from segtrain.config.dataset import DatasetConfig, classifies
+from segtrain.config.dataset import SIZE, DatasetConfig, classifies
 from segtrain.config.inference import InferenceConfig
 from segtrain.config.loader import LoaderConfig
 from segtrain.config.model import ACTIVATIONS
-from segtrain.config.options import MOST_PICTURES, group, option, require
+from segtrain.config.options import LARGEST_SIZE, MOST_PICTURES, group, option, require
 
+ENGINES = {"onnx": ".onnx", "torch_export": ".pt2", "state_dict": ".safetensors"}  # format -> suffix of its file
 OUTPUTS = ("labels", "color", "overlay", "palette", "raw", "prob")
 BOUNDARY = "Boundary IoU too: classes within 2 % of the diagonal from their edges"
 
@@ -65,6 +67,9 @@ def check_taxonomy(taxonomy: str, rest: str) -> None:
 class EvaluateConfig(CommandConfig):
     checkpoint: str | None = checkpoint_option()
     run: str | None = run_option()
+    engine: str | None = option(
+        None, "file of `segtrain export` to score; beside checkpoint=, if both are given", path=True
+    )
     checkpoint_weights: str = checkpoint_weights_option()
     taxonomy: str = taxonomy_option()
     taxonomy_rest: str = taxonomy_rest_option()
@@ -87,12 +92,25 @@ class EvaluateConfig(CommandConfig):
     def check(self) -> Any:
         check_views(self.inference, self.dataset)
         check_taxonomy(self.taxonomy, self.taxonomy_rest)
+        if self.engine is not None:
+            check_engine(self)
         if classifies(self.dataset):
             require(
                 self.taxonomy == "none", "taxonomy", self.taxonomy, f"dataset={self.dataset.name} has no pixel labels"
             )
             require(not self.boundary, "boundary", "true", f"dataset={self.dataset.name} has no labels of pixels")
         return super().check()
+
+
+def check_engine(options: EvaluateConfig) -> None:
+    """Raise UsageError for what an engine cannot do, whose network is fixed and on the CPU."""
+    refuse_pictures(options.dataset)
+    for key, value, unread in (
+        ("taxonomy", options.taxonomy, "none"), ("activation", options.activation, None),
+        ("boundary", options.boundary, False),
+    ):  # fmt: skip
+        require(value == unread, key, value, "engine=FILE is scored as it is; leave this out")
+    require(options.device != "cuda", "device", options.device, "engines run on the CPU; leave this out")
 
 
 @dataclass
@@ -157,4 +175,30 @@ class PredictConfig(CommandConfig):
         check_taxonomy(self.taxonomy, self.taxonomy_rest)
         text = f"give one or more of {', '.join(OUTPUTS)}, as [palette,prob]"
         require(len(self.outputs) >= 1, "outputs", self.outputs, text)
+        return super().check()
+
+
+@dataclass
+class ExportConfig(CommandConfig):
+    checkpoint: str | None = checkpoint_option()
+    run: str | None = run_option()
+    checkpoint_weights: str = checkpoint_weights_option()
+    format: str = option("onnx", "kind of file; state_dict: tensors, and a Python file", choices=tuple(ENGINES))
+    output: str | None = option(None, "file to write (default: in segtrain-out/export)", path=True)
+    size: list[int] | None = option(
+        None, "height and width of all images [pixels]; null: any", items=SIZE, low=1, limit=LARGEST_SIZE
+    )
+    include: list[str] = option(
+        ["normalise", "argmax"], "what is inside: uint8 images in, labels out", choices=("normalise", "argmax")
+    )
+    plugins: list[str] = plugins_option()
+    dataset: DatasetConfig = group(DatasetConfig)
+
+    def check(self) -> Any:
+        refuse_pictures(self.dataset)
+        if self.output is not None:
+            wanted = ENGINES[self.format]
+            require(
+                Path(self.output).suffix == wanted, "output", self.output, f"format={self.format}: end it in {wanted}"
+            )
         return super().check()

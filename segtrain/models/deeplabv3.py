@@ -57,10 +57,31 @@ class DeepLabV3(nn.Module):
         """(N, C, 1, 1), or (N, C, h, w) where eval mode pools over a window."""
         if self.training or self.pooling_size is None:
             return x.mean((2, 3), keepdim=True)
+        if torch.compiler.is_exporting():
+            return window_means(x, self.pooling_size)
         height, width = (min(size, extent) for size, extent in zip(self.pooling_size, x.shape[2:], strict=True))
         pooled = F.avg_pool2d(x, (height, width), stride=1)
         left, top = (width - 1) // 2, (height - 1) // 2
         return F.pad(pooled, (left, width - 1 - left, top, height - 1 - top), mode="replicate")
+
+
+def window_means(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """What `DeepLabV3.pool` computes in eval mode, to rounding, as two matrix products that fit maps of any size.
+
+    An average over a window has a fixed size in an exported graph, but here a window never exceeds the map.
+    """
+    rows, columns = (weights_of(extent, count, x) for extent, count in zip(x.shape[2:], size, strict=True))
+    return rows @ x @ columns.t()
+
+
+def weights_of(extent: int, size: int, like: Tensor) -> Tensor:
+    """(extent, extent): each row averages the window of at most `size` cells around its own, inside the map."""
+    cells = torch.arange(extent, device=like.device)
+    count = cells[-1:] + 1  # a tensor, so that an exported graph computes it anew for every map
+    length = count.clamp(max=size)
+    before = torch.div(length - 1, 2, rounding_mode="floor")
+    first = torch.minimum((cells - before).clamp(min=0), count - length)[:, None]
+    return ((cells >= first) & (cells < first + length)).to(like.dtype) / length
 
 
 class TorchvisionDeepLabV3(DeepLabV3):

@@ -69,15 +69,15 @@ def sheet(rows: list[np.ndarray], table: LabelTable) -> np.ndarray:
     return np.concatenate(padded)
 
 
-def legend(table: LabelTable, width: int) -> np.ndarray:
-    """Colour patches with the classes' names, `width` pixels wide."""
-    cell, height = 150, 22
+def legend(table: LabelTable, width: int, texts: list[str] | None = None) -> np.ndarray:
+    """Colour patches with the classes' names, or other texts, `width` pixels wide."""
+    cell, height = 150 if texts is None else 200, 22
     columns = max(1, width // cell)
     canvas = np.full((height * math.ceil(table.num_classes / columns), width, 3), 255, np.uint8)
-    for i, (name, color) in enumerate(zip(table.names, table.colors, strict=True)):
+    for i, (name, color) in enumerate(zip(texts or table.names, table.colors, strict=True)):
         top, left = height * (i // columns), cell * (i % columns)
         canvas[top + 3 : top + height - 3, left + 3 : left + 21] = color
-        write(canvas, name[:18], (left + 26, top + 16))
+        write(canvas, name[: cell // 8], (left + 26, top + 16))
     return canvas
 
 

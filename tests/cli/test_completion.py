@@ -23,7 +23,7 @@ def offered(*words):
     ("words", "wanted"),
     [
         (["tra"], ["train"]),
-        (["s"], ["streets", "score", "submit"]),
+        (["s"], ["streets", "show", "score", "submit"]),
         (["--c"], ["--completion"]),
         (["--completion", ""], ["bash", "zsh", "fish"]),
         (["nonsense", "x"], []),

@@ -82,6 +82,7 @@ class Files:
         return {
             "streets": ["scenes=1", "val_scenes=1", "night_scenes=0", "workers=1"],
             "check": given,
+            "show": [*given, "count=2", "augmentation.crop_size=[32,32]"],
             "train": self.training(dataset or "streets"),
             "replay": [f"run={run}", *plain],
             "verify-resume": self.training(dataset or "streets"),
@@ -91,6 +92,7 @@ class Files:
             "score": [f"predictions={self.root / 'predictions'}", *(given or self.given("cityscapes"))],
             "submit": [f"predictions={self.root / 'predictions'}", "split=val", *(given or self.given("cityscapes"))],
             "predict": [f"input={self.root / 'photo.png'}", *network],
+            "export": [f"run={run}", *plain, "output=out.onnx", *given],
             "convert": [f"input={self.root / 'weights.pth'}", "output=out.safetensors"],
             "weights": [],
             "info": [],

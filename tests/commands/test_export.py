@@ -1,0 +1,164 @@
+"""`segtrain export` and `segtrain evaluate engine=`: the exported network predicts what the checkpoint does."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from segtrain import load
+from segtrain.abn.convert import fold
+from segtrain.commands import export
+from segtrain.config import InferenceConfig
+from segtrain.models import build_model
+from segtrain.models.deeplabv3 import DeepLabV3, window_means
+from segtrain.models.deployed import Deployed, trace
+from segtrain.scoring.engine import read_engine
+from tests.helpers import pages
+from tests.helpers.checkout import TINY
+from tests.helpers.networks import lived_in
+from tests.helpers.runs import refused
+
+SIZES = (48, 64), (17, 33), (95, 130)
+
+
+@pytest.fixture
+def trained(segtrain, folder_data):
+    """The words that name a finished run of two steps; its pooling window is smaller than its images."""
+    answer = segtrain(
+        "train", *folder_data[1], f"plugins=[{TINY}]", "model.backbone=tiny", "run=run", "model.pooling_size=[32,32]"
+    )
+    assert answer.status == 0, answer
+    return ["run=run", f"plugins=[{TINY}]"]
+
+
+def pixels(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.integers(1, 12))
+def test_window_means_are_those_of_the_pooling(height, width, rows, columns):
+    head = DeepLabV3.__new__(DeepLabV3)
+    torch.nn.Module.__init__(head)
+    head.pooling_size = rows, columns
+    x = torch.randn(2, 3, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(height))
+    torch.testing.assert_close(window_means(x, (rows, columns)), head.eval().pool(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head"),
+    [("resnet18", "deeplabv3_torchvision"), ("resnext50", "deeplabv3"), ("wider_resnet38", "deeplabv3plus")],
+)
+def test_every_kind_of_network_can_be_traced(backbone, head):
+    """The trace for any size gives the logits of the network itself, at sizes that it has not seen."""
+    torch.manual_seed(0)
+    network = lived_in(build_model(backbone, head, 3, head_channels=8, pooling_size=(3, 5))).float().eval()
+    folded = fold(network, torch.rand(1, 3, 65, 97)).model
+    program = trace(Deployed(folded, [0.5] * 3, [0.2] * 3, False, False), 3, None, 8).module()
+    for size in SIZES:
+        x = torch.rand(3, 3, *size)
+        with torch.no_grad():
+            expected = network(x, upsample=False)
+            torch.testing.assert_close(program(x), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch_export", "state_dict"])
+def test_each_format_predicts_what_the_checkpoint_does(segtrain, trained, format):
+    output = {"onnx": "a.onnx", "torch_export": "a.pt2", "state_dict": "a.safetensors"}[format]
+    answer = segtrain("export", *trained, f"format={format}", f"output={output}")
+    assert (answer.status, answer.out.splitlines()[-1]) == (0, output), answer
+    assert "of folder val" in answer.out and "0 of 6144 pixels changed, 0 by a batch of two" in answer.out
+    engine, predictor = read_engine(export.Path(output)), load("run", device="cpu")
+    for size in SIZES:
+        image = pixels(*size, 3)
+        assert (engine.segment(image, InferenceConfig()).train_ids == predictor.predict(image)).mean() > 0.999
+    assert engine.table.names == predictor.table.names
+    assert engine.metadata["mean"] == predictor.options.mean
+    assert not list(export.Path().glob(".export-*"))
+    scored = segtrain("evaluate", f"engine={output}", "checkpoint=run/last.pt", trained[1])
+    assert scored.status == 0, scored
+    assert "engine      0 of 6144 pixels changed from the checkpoint" in scored.out
+    theirs = json.loads(export.Path("run/evaluation.json").read_text())
+    ours = json.loads(export.Path(scored.out.splitlines()[-1]).read_text())
+    assert ours["miou"] == theirs["miou"] == ours["engine"]["miou_of_checkpoint"]
+    assert ours["protocol"]["engine"]["format"] == format
+
+
+def test_logits_take_tiles_and_a_fixed_size_takes_no_other(segtrain, trained):
+    words = [*trained, "format=torch_export"]
+    assert segtrain("export", *words, "output=logits.pt2", "include=[normalise]").status == 0
+    image, tiled = pixels(70, 100, 3), InferenceConfig(name="tiled", tile=[64, 64])
+    predictor = load("run", device="cpu")
+    found = read_engine(export.Path("logits.pt2")).segment(image, tiled).train_ids
+    assert (found == predictor.predict(image, tiled)).mean() > 0.999
+    answer = segtrain("export", *words, "output=fixed.pt2", "size=[48,64]", "include=[]")
+    assert answer.status == 0 and "of 48x64 pixels" in answer.out, answer
+    fixed = read_engine(export.Path("fixed.pt2"))
+    assert fixed.segment(image[:48, :64], InferenceConfig()).train_ids.shape == (48, 64)
+    with pytest.raises(ValueError, match=r"takes images of 48x64 .* got 70x100"):
+        fixed.segment(image, InferenceConfig())
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(segtrain, trained):
+    refused(segtrain("export", *trained, "output=a.pt"), "output=a.pt", ".onnx")
+    refused(segtrain("export", *trained, "include=[softmax]"), "include", "normalise, argmax")
+    refused(segtrain("export", "output=a.onnx"), "checkpoint=FILE", "run=FOLDER")
+    refused(segtrain("evaluate", "engine=a.onnx"), "engine=FILE alone", "dataset=")
+    export.Path("a.py").write_text("# mine\n")
+    refused(segtrain("export", *trained, "format=state_dict", "output=a.safetensors"), "a.py", "not of an export")
+    assert export.Path("a.py").read_text() == "# mine\n" and not export.Path("a.safetensors").exists()
+
+
+def test_an_engine_that_predicts_otherwise_is_refused(segtrain, trained, monkeypatch):
+    assert segtrain("export", *trained, "format=state_dict", "output=a.safetensors").status == 0
+    with safe_open("a.safetensors", "pt") as file:
+        tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    tensors["network.cls.weight"].neg_()
+    tensors["network.cls.bias"].neg_()
+    save_file(tensors, "a.safetensors", about)
+    answer = segtrain("evaluate", "engine=a.safetensors", "checkpoint=run/last.pt", trained[1])
+    refused(answer, "otherwise than the checkpoint", "not scored", status=1)
+    assert not export.Path("segtrain-out").exists()
+    export.Path("a.py").write_text(export.Path("a.py").read_text() + "# of another\n")
+    refused(segtrain("evaluate", "engine=a.safetensors", "checkpoint=run/last.pt", trained[1]), "a.py", status=1)
+    broken = type("Broken", (torch.nn.Conv2d,), {"forward": lambda self, x, upsample: x[:, :2, ::16, ::16]})(3, 2, 1)
+    monkeypatch.setattr(export, "folded", lambda predictor: broken)
+    answer = segtrain("export", *trained, "format=torch_export", "output=b.pt2")
+    refused(answer, "predicts otherwise", "nothing is written", status=1)
+    assert not list(export.Path().glob("b.*")) and not list(export.Path().glob(".export-*"))
+
+
+def test_what_is_no_engine_gets_one_sentence(segtrain, folder_data):
+    export.Path("a.onnx").write_bytes(b"no model")
+    export.Path("a.pt2").write_bytes(b"no archive")
+    export.Path("a.safetensors").write_bytes(b"no tensors")
+    words = [word for word in folder_data[1] if word.startswith("dataset")]
+    for name in ("a.onnx", "a.pt2", "a.safetensors"):
+        refused(segtrain("evaluate", f"engine={name}", *words), name, "segtrain export", status=1)
+    refused(segtrain("evaluate", "engine=missing.onnx", *words), "no such file", "segtrain export")
+    refused(segtrain("evaluate", "engine=a.txt", *words), ".onnx, .pt2, .safetensors")
+
+
+def test_the_examples_run_without_segtrain(segtrain, trained):
+    """The three programs of the page draw what the checkpoint predicts, in a process that cannot import segtrain."""
+    Image.fromarray(pixels(50, 70, 3)).save("photo.png")
+    predictor = load("run", device="cpu")
+    expected = predictor.table.colorize(predictor.predict("photo.png"))
+    blocks = [block for block in pages.blocks("configs/README.md", "python") if "toy" in block and "photo.png" in block]
+    assert len(blocks) == 3
+    for format, suffix in (("onnx", ".onnx"), ("torch_export", ".pt2"), ("state_dict", ".safetensors")):
+        answer = segtrain("export", *trained, f"format={format}", f"output=toy{suffix}")
+        assert answer.status == 0, answer
+    program = "\n".join(["import sys", "sys.modules['segtrain'] = None", "sys.path.insert(0, '.')", *blocks])
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
+    for name in ("onnx", "torch_export", "state_dict"):
+        drawn = np.asarray(Image.open(f"{name}.png"))
+        assert (drawn == expected).all(-1).mean() > 0.999, name
