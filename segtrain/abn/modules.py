@@ -159,7 +159,7 @@ class BatchNormAct(ABN):
 
 def is_exported(layer: nn.Module) -> bool:
     """Whether torch.export, torch.onnx or torch.jit records a layer for inference: into operations that it knows."""
-    return not layer.training and bool(torch.jit.is_tracing() or torch.compiler.is_exporting())
+    return not layer.training and (torch._C._get_tracing_state() is not None or torch.compiler.is_exporting())
 
 
 class ScaledABN(ABN):

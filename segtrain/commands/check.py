@@ -128,7 +128,7 @@ def check_classes(data: DatasetConfig, split: str | None, output: Path) -> dict[
             text = f"{name}: {len(bad)} of {len(some)} images cannot be read: {'; '.join(bad[:LISTED])}"
             findings.append(Finding("error", "unreadable", text))
         splits[name] = {"images": len(some), "labels": None, "instances": None, "published": published, "sizes": [],
-                        "classes": len(some.classes), "bad_files": bad[:20]}  # fmt: skip
+                        "classes": len(some.classes), "bad_files": bad}  # fmt: skip
     classes = first.classes if first else []
     about = {"dataset": data.name, "root": str(data.folder()), "licence": dataset.licence, "classes": classes}
     return write_report(output, about, splits, findings)

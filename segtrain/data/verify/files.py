@@ -83,7 +83,8 @@ def check_samples(
     if mistakes and mistakes[0].kind != "unknown ids":
         raise DataError(mistakes[0].text)
     if errors:
-        more = f"\n... and {len(errors) - ERRORS_SHOWN} more" if len(errors) > ERRORS_SHOWN else ""
+        left = len(errors) - ERRORS_SHOWN
+        more = f"\n... and {left} more: segtrain check lists them in report.json" if left > 0 else ""
         heading = "" if len(errors) == 1 else f"{len(errors)} of {len(samples)} samples cannot be used:\n"
         raise DataError(heading + "\n".join(errors[:ERRORS_SHOWN]) + more)
     return max(h for h, _ in sizes), max(w for _, w in sizes)
