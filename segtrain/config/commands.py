@@ -214,6 +214,12 @@ class RunsConfig(CommandConfig):
     seeds: str = option("grouped", "runs that differ in trainer.seed only", choices=("grouped", "each"))
     output: str | None = option(None, "CSV file to write too: every run with all options that differ", path=True)
 
+    def check(self) -> Any:
+        for key, default in (("sort", "written"), ("seeds", "grouped"), ("output", None)):
+            value = getattr(self, key)
+            require(self.table is None or value == default, key, value, f"table={self.table} is not the list of runs")
+        return super().check()
+
 
 @dataclass
 class StreetsCommandConfig(CommandConfig):

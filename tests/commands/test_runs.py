@@ -194,6 +194,11 @@ def test_a_file_has_every_run_and_every_option_that_differs(segtrain, tmp_path):
     assert rows[-1]["note"].endswith("x" * 200) and rows[-1]["loader.workers"] == ""
 
 
+def test_the_papers_table_takes_no_options_of_the_list(segtrain):
+    for word in ("sort=miou", "seeds=each", "output=a.csv"):
+        refused(segtrain("runs", "table=paper", word), word, "table=paper is not the list of runs")
+
+
 def test_what_a_recipe_or_a_choice_brings_along_has_no_column(segtrain, tmp_path):
     root = tmp_path / "runs"
     for number in range(4):
