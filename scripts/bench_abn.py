@@ -2,6 +2,7 @@
 """Time and memory of In-Place ABN, as ratios to torch's BatchNorm2d + LeakyReLU(0.01, inplace=True).
 
     python scripts/bench_abn.py              the layer: every back end, three shapes, both memory layouts
+    python scripts/bench_abn.py --host       the host's own time for a call, with launches on a device left out
     python scripts/bench_abn.py --figure4    norm + activation + convolution in the paper's five forms, with kept bytes
     python scripts/bench_abn.py --step       a whole training step of ResNet-50 + DeepLabV3
     python scripts/bench_abn.py --peak       peak memory and time of such a step, each in its own process
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 
 from segtrain import abn
 from segtrain.abn import ABN, BatchNormAct, InPlaceABN, RecomputedABN, ScaledABN, recomputed_outputs
-from segtrain.abn.benchmark import Clock, Standard, layer_table, medians
+from segtrain.abn.benchmark import Clock, Standard, host_table, layer_table, medians
 from segtrain.errors import UsageError
 from segtrain.losses import CrossEntropy
 from segtrain.models.blocks import Norm
@@ -272,7 +273,7 @@ def errors(device: str, dtype: torch.dtype, scale: float, correlated: bool, kind
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("figure4", "step", "peak", "kept", "precision"):
+    for name in ("host", "figure4", "step", "peak", "kept", "precision"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--one-peak", choices=list(STEPS), help=argparse.SUPPRESS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -292,7 +293,10 @@ def main() -> None:
         return
     what = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{what}, torch {torch.__version__}, page faults {options.page_faults}, {abn.describe_backend(device)}")
-    if options.figure4:
+    if options.host:
+        for line in host_table(options.rounds or 100):
+            print(line, flush=True)
+    elif options.figure4:
         figure4(device, options.rounds or 20, options.batch)
     elif options.step:
         step_table(device, options.rounds or 10, options.size)

@@ -28,7 +28,7 @@ from segtrain.data.label_files import read_label
 from segtrain.data.labels import published_table
 from segtrain.data.loader import read_pixels
 from segtrain.data.sample import Sample
-from segtrain.data.verify.files import FileFacts
+from segtrain.data.verify.file_facts import FileFacts
 
 CROP, SCALE = [768, 768], [0.5, 2.0]
 TABLE = published_table("cityscapes")

@@ -135,29 +135,35 @@ def resident(field: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def one_step(name: str) -> None:
-    """Print as JSON: peak bytes of one step above what is there before it, without gradients."""
-    config = step_config(name)
-    _, images, side = STEPS[name]
-    learner = Learner(
-        from_config(config.model, 19), loss_of(config, 19), config, World(), torch.device("cpu")
-    )  # fmt: skip
+class RandomStep:
+    """One training step after another, of a configured network with 19 classes on the CPU, on random images."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        network = from_config(config.model, 19)
+        self.learner = Learner(network, loss_of(config, 19), config, World(), torch.device("cpu"))
+
+    def __call__(self, images: int, side: int) -> None:
+        pixels = torch.randint(0, 256, (images, 3, side, side), dtype=torch.uint8)
+        target = torch.randint(0, 19, (images, side, side), dtype=torch.uint8)
+        self.learner.step([Batch(pixels, target, [], [], [])], float(images * side**2), 0, 0.0)
+        self.learner.optimizer.zero_grad(set_to_none=True)
+
+
+def peak_of_step(config: TrainConfig, images: int, side: int, warm: tuple[int, int] = (2, 64)) -> int:
+    """Peak bytes of one step above what is there before it, without gradients. For a process of its own.
+
+    warm: images and side of the steps before it, which make the momentum and what else is made once, such as code.
+    """
     libc = ctypes.CDLL(None)
     libc.mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: what is freed goes back to the system at once
-
-    def step(count: int, extent: int) -> None:
-        pixels = torch.randint(0, 256, (count, 3, extent, extent), dtype=torch.uint8)
-        target = torch.randint(0, 19, (count, extent, extent), dtype=torch.uint8)
-        learner.step([Batch(pixels, target, [], [], [])], float(count * extent**2), 0, 0.0)
-        learner.optimizer.zero_grad(set_to_none=True)
-
-    step(2, 64)  # makes the momentum, and what else is made once
-    step(2, 64)
+    step = RandomStep(config)
+    step(*warm)
+    step(*warm)
     libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak resident size
     before = resident("VmRSS")
     step(images, side)
-    print(json.dumps(resident("VmHWM") - before))
+    return resident("VmHWM") - before
 
 
 def reality_table() -> None:
@@ -181,7 +187,8 @@ def main() -> None:
     parser.add_argument("--one-step", choices=list(STEPS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one_step:
-        one_step(options.one_step)
+        _, images, side = STEPS[options.one_step]
+        print(json.dumps(peak_of_step(step_config(options.one_step), images, side)))
     if options.paper:
         paper_table()
     if options.reality:

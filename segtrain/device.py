@@ -4,9 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from segtrain.errors import UsageError
 
@@ -14,6 +16,8 @@ CUDA13_DRIVER = 580  # first driver series for CUDA 13, which plain pip's torch 
 NEW_ENOUGH = f"r{CUDA13_DRIVER} or newer for CUDA 13, where nvidia-smi shows CUDA 13.0 or newer"
 CUDA13_CAPABILITY = (7, 5)  # Turing; CUDA 13 dropped older ones
 CUDA126_DRIVER = 525
+MOST_CONSTANTS = 256
+constants: dict[Hashable, Tensor] = {}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -132,3 +136,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     texts = ("can't allocate memory", "not enough memory", "out of memory")
     kinds = (torch.OutOfMemoryError, MemoryError)
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
+
+
+def constant(device: torch.device, make: Callable[[], Tensor], *what: Hashable) -> Tensor:
+    """make() on that device, never to be written to. Made once for each `what`, which says all that make() depends on.
+
+    To copy numbers to a GPU anew in each step would make the host wait for it. Made anew where something traces or
+    watches what torch does.
+    """
+    if torch._C._len_torch_dispatch_stack() or torch.compiler.is_compiling():
+        return make().to(device)
+    key = device, torch.get_default_dtype(), what
+    found = constants.get(key)
+    if found is None:
+        if len(constants) >= MOST_CONSTANTS:
+            constants.clear()
+        with torch.inference_mode(False):  # whatever needs it first
+            found = constants[key] = make().to(device)
+    return found

@@ -1,5 +1,8 @@
-"""Threads that do a few things at a time, in order; processes that end with the one that started them."""
+"""Threads that do a few things at a time, in order; processes that end with the one that started them; garbage."""
 
+import contextlib
+import gc
+import itertools
 import multiprocessing
 import os
 import threading
@@ -29,19 +32,46 @@ def describe_load() -> str | None:
     return f"load {load:.1f} on {cores} cores: other programs compute too, which slows all" if load > cores else None
 
 
-def threaded_map(function: Callable[[T], R], items: Iterable[T], ahead: int = 4) -> Iterator[R]:
-    """function(item) for each item, in order; at most `ahead` results a thread wait to be taken."""
-    waiting: deque[Future[R]] = deque()
+def threaded_map(
+    function: Callable[[T], R], items: Iterable[T], ahead: int = 4, at_once: int = 1
+) -> Iterator[R]:  # fmt: skip
+    """function(item) for each item, in order; at most `ahead` results a thread wait to be taken.
+
+    at_once: items that a thread gets at a time, each of which counts as one for `ahead`.
+    """
+    waiting: deque[Future[list[R]]] = deque()
+    remaining = iter(items)
+
+    def several(some: list[T]) -> list[R]:
+        return [function(item) for item in some]
+
     with ThreadPoolExecutor(cpus()) as pool:
         try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
+            while some := list(itertools.islice(remaining, at_once)):
+                waiting.append(pool.submit(several, some))
                 if len(waiting) >= ahead * cpus():
-                    yield waiting.popleft().result()
+                    yield from waiting.popleft().result()
             while waiting:
-                yield waiting.popleft().result()
+                yield from waiting.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def portion(items: int) -> int:
+    """How many of so many items a thread gets at a time: several where waiting takes longer than a look at one."""
+    return max(1, min(256, items // (16 * cpus())))
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside, Python's garbage collector rests, which would walk a growing list of files again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def child_processes() -> set[BaseProcess]:

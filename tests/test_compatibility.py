@@ -200,17 +200,26 @@ def test_plugins_as_users_have_written_them(home, ponds, plugin, words):
 
 
 # Options that came later, each with the value that behaves as before.
-ADDED = {"model": ["keep: exact"], "dataset": ["value_range: null"], "trainer": ["auto_fit: false"],
-         "logging": ["train_sample: 64"]}  # fmt: skip
+ADDED = {
+    "model": ["keep: exact", "frozen: []", "frozen_norm: false"],
+    "dataset": ["value_range: null", "exif: auto", "ignore_values: []"],
+    "trainer": ["auto_fit: false", "memory_budget: null", "cuda_graphs: false"],
+    "logging": ["train_sample: 64"],
+}
 OF_A_COMMAND = (
-    "taxonomy: none", "taxonomy_rest: void", "engine: null",  # evaluate, submit, predict
+    "taxonomy: none", "taxonomy_rest: void", "engine: null", "fetch: null\noutput: null", "overwrite: false",
     "sort: written\nseeds: grouped\noutput: null",  # runs
 )  # fmt: skip
-OF_ONE_DATASET = {"value_range: null": "  name: folder\n"}
+OF_ONE_DATASET = {
+    "value_range: null": "  name: folder\n",
+    "exif: auto": "  name: folder\n",
+    "ignore_values: []": "  name: folder\n",
+}
 
 
 def without_added(composed: str) -> str:
     """What is composed, as it was before the options of ADDED: each line of them is removed once."""
+    composed = composed.replace("\n  exif: ignore\n", "\n  exif: auto\n")  # of a checkpoint from before the option
     for group, lines in ADDED.items():
         for line in lines:
             head, found, rest = composed.partition(f"\n{group}:\n")

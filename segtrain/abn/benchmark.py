@@ -8,9 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from segtrain.abn import operators
+from segtrain.abn.backends import cupy
 from segtrain.abn.modules import InPlaceABN
 from segtrain.abn.operators import resolve, use_backend
 
+HOST_SHAPE, CALLS = (2, 64, 4, 4), 20  # calls of a round
 SHAPES = ((8, 64, 128, 128), (2, 256, 96, 96), (2, 1024, 48, 48))
 
 
@@ -64,6 +67,50 @@ def medians(candidates: Mapping[str, Callable[[], tuple[float, ...]]], rounds: i
         for name, run in candidates.items():
             found[name].append(run())
     return {name: [statistics.median(column) for column in zip(*rows[2:], strict=True)] for name, rows in found.items()}
+
+
+def host_table(rounds: int = 200) -> Iterator[str]:
+    """Lines of text: microseconds of the host for a call of the layer, by every back end, over torch's pair of layers.
+
+    On a tensor so small that the CPU computes next to nothing. cupy: with launches that do nothing, whose real cost
+    needs a device, and counted. Sets the back end to "auto".
+    """
+    x = torch.randn(HOST_SHAPE)
+    dz, launch = torch.randn_like(x), cupy.launch
+    launches: list[str] = []
+
+    def passes(backend: str, layer: nn.Module) -> tuple[float, ...]:
+        operators.use_backend(backend if backend == "native" else "aten")
+        if backend == "cupy":
+            operators.resolved["cpu"], cupy.launch = cupy, lambda kernel, *_: launches.append(kernel.function)
+        found = []
+        try:
+            for _ in range(CALLS):
+                source = x.detach().requires_grad_() + 0
+                with Clock("cpu") as forward:
+                    z = layer(source)
+                with Clock("cpu") as backward:
+                    z.backward(dz)
+                found.append((forward.seconds, backward.seconds))
+        finally:
+            cupy.launch = launch
+        return tuple(statistics.median(column) for column in zip(*found, strict=True))
+
+    candidates: dict[str, nn.Module] = {"torch": Standard(x.shape[1]), "cupy": InPlaceABN(x.shape[1])}
+    if reason := operators.BACKENDS["native"].available():
+        yield f"native cannot run here: {reason}"
+    for name in ("aten",) if reason else ("native", "aten"):
+        candidates[name] = InPlaceABN(x.shape[1])
+    try:
+        found = medians({name: partial(passes, name, layer) for name, layer in candidates.items()}, rounds)
+    finally:
+        use_backend("auto")
+    yield f"host time of one call on {' x '.join(map(str, x.shape))}, over BatchNorm2d + LeakyReLU in place"
+    base = sum(found["torch"])
+    for name, (forward, backward) in found.items():
+        line = f"{name:7s} forward {1e6 * forward:5.1f} us, backward {1e6 * backward:5.1f} us, together "
+        yield line + f"{(forward + backward) / base:.2f}"
+    yield f"cupy launches a call: {len(launches) / ((rounds + 2) * CALLS):g} ({', '.join(dict.fromkeys(launches))})"
 
 
 def layer_table(device: str, rounds: int = 20) -> Iterator[str]:

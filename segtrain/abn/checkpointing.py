@@ -25,10 +25,10 @@ from segtrain.abn.autograd import (
 from segtrain.abn.backends.aten import CODES, Activation
 from segtrain.abn.checks import check_input, check_overwritten, check_tensors
 from segtrain.abn.functional import without_values
+from segtrain.abn.operators import primitives
 from segtrain.abn.recipes import watching
 
 KEEP = ("input", "normalised")
-ops = torch.ops.segtrain_abn
 
 
 class Normalisation(NamedTuple):
@@ -40,7 +40,7 @@ class Normalisation(NamedTuple):
     activation: tuple[int, float]  # the activation's code and parameter
 
     def output(self) -> Tensor:
-        z: Tensor = ops.normalise(self.kept, self.scale, self.shift, *self.activation, None)
+        z: Tensor = primitives(self.kept).normalise(self.kept, self.scale, self.shift, *self.activation, None)
         return z
 
 
@@ -67,7 +67,7 @@ class RecomputedABNFunction(torch.autograd.Function):
             scale, shift = gamma, beta
             if options.overwrite:
                 ctx.mark_dirty(x)
-        z = ops.normalise(kept, scale, shift, *activation, None)
+        z = primitives(kept).normalise(kept, scale, shift, *activation, None)
         total = count if isinstance(count, Tensor) else None
         ctx.save_for_backward(kept, weight, bias, gamma, beta, rstd, center, inverse, scale, shift, total)
         ctx.count = 0.0 if isinstance(count, Tensor) else count
@@ -90,7 +90,7 @@ class RecomputedABNFunction(torch.autograd.Function):
         count = ctx.count if total is None else total
         needed = (*ctx.needs_input_grad[:3], False)
         passes = kept_passes(kept, dz, center, inverse, options.activation, None, (scale, shift))
-        dx, dgamma, dbeta, _ = gradients(passes, dz, None, gamma, beta, rstd, count, options, needed)
+        dx, dgamma, dbeta, _ = gradients(passes, dz, None, gamma, beta, gamma * rstd, count, options, needed)
         dweight = None if weight is None else weight_gradient(dgamma, weight, options.scale)
         dbias = None if bias is None else as_type(dbeta, bias.dtype)
         return dx, dweight, dbias, None, None, None, None

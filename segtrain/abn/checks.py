@@ -148,7 +148,7 @@ def contiguous_vectors(x: Tensor, *vectors: Tensor | None, rows: int | None = No
                 raise ValueError(f"expected per-channel values {shape} for {tuple(x.shape)}, found {tuple(v.shape)}")
             if v.dtype != dtype or v.device != device:
                 raise ValueError(f"expected per-channel values in {dtype} on {device}, found {v.dtype} on {v.device}")
-            v = v.contiguous()
+            v = (v.resolve_neg() if v.is_neg() else v).contiguous()
         found.append(v)
     return found
 

@@ -24,10 +24,8 @@ from segtrain.abn.autograd import (
 )
 from segtrain.abn.backends.aten import CODES, Activation, is_dense
 from segtrain.abn.backends.codes import BITS, Coded
+from segtrain.abn.operators import primitives
 from segtrain.abn.recipes import Latest, Recipes, intercepting
-
-ops = torch.ops.segtrain_abn
-assert coded_operators.library.ns == "segtrain_abn"  # the import above defines them
 
 
 class CodedOutput(NamedTuple):
@@ -39,7 +37,7 @@ class CodedOutput(NamedTuple):
 
     def output(self) -> Tensor:
         activation = CODES.index(self.activation.name), self.activation.param
-        z: Tensor = ops.decode(*self.coded, self.dtype, *activation)
+        z: Tensor = primitives(self.coded.codes).decode(*self.coded, self.dtype, *activation)
         return z
 
 
@@ -61,7 +59,7 @@ class CodedABNFunction(torch.autograd.Function):
         coded_shortcut: CodedOutput | None,
     ) -> Tensor:  # fmt: skip
         gamma, beta = affine(x, weight, bias, options.eps, options.scale)
-        bits = BITS[options.keep]
+        bits, ops = BITS[options.keep], primitives(x)
         own = extremes = None
         if options.training and shortcut is None and coded_operators.finds_extremes(x):
             own, extremes = ops.statistics_extremes(x, bits)
@@ -104,7 +102,8 @@ class CodedABNFunction(torch.autograd.Function):
         )  # fmt: skip
         count = ctx.count if total is None else total
         needed = ctx.needs_input_grad
-        dx, dgamma, dbeta, dshortcut = gradients(passes, dz, shortcut, gamma, beta, rstd, count, options, needed)
+        factor = gamma * rstd
+        dx, dgamma, dbeta, dshortcut = gradients(passes, dz, shortcut, gamma, beta, factor, count, options, needed)
         dweight = None if weight is None else weight_gradient(dgamma, weight, options.scale)
         dbias = None if bias is None else as_type(dbeta, bias.dtype)
         return dx, dweight, dbias, dshortcut, *(None,) * 6
@@ -125,6 +124,7 @@ def coded_passes(
     coded: Coded, dz: Tensor, center: Tensor, inverse: Tensor, activation: Activation, *shortcut: Any
 ) -> Passes:
     """As kept_passes, over a coded output. shortcut: as the operators take it."""
+    ops = primitives(dz)
     arguments = *coded, dz, center, inverse, CODES.index(activation.name), activation.param, *shortcut
     return passes_of(dz.numel(), ops.coded_backward, ops.coded_sums, ops.coded_gradient, *arguments)
 

@@ -22,7 +22,10 @@ from segtrain.abn.checks import (
     one_of,
 )
 from segtrain.abn.coded import coded_abn, coding
+from segtrain.abn.operators import direct, primitives
 from segtrain.abn.rebuilding import sourced
+from segtrain.abn.recipes import intercepting
+from segtrain.abn.straight import needs_no_conversion, noted, signature
 
 
 def inplace_abn(
@@ -60,10 +63,8 @@ def inplace_abn(
     Raises ValueError for what cannot be normalised or inverted, RuntimeError if x is still needed.
     """
     return call(
-        x, weight, bias, running_mean, running_var, shortcut, None,
-        Options(
-            training, momentum, eps, invertible(activation, activation_param), overwrite, variant, scale, keep=keep
-        ),
+        x, weight, bias, running_mean, running_var, shortcut, None, momentum,
+        (training, eps, activation, activation_param, overwrite, variant, scale, keep),
     )  # fmt: skip
 
 
@@ -94,34 +95,36 @@ def inplace_abn_sync(
     gradient. Raises RuntimeError on every process if some of them will run backward and others will not.
     """
     return call(
-        x, weight, bias, running_mean, running_var, shortcut, sync.group_or_none(group) if training else None,
-        Options(
-            training, momentum, eps, invertible(activation, activation_param), overwrite, variant, scale, keep=keep
-        ),
+        x, weight, bias, running_mean, running_var, shortcut, sync.group_or_none(group) if training else None, momentum,
+        (training, eps, activation, activation_param, overwrite, variant, scale, keep),
     )  # fmt: skip
 
 
 def call(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
-    shortcut: Tensor | None, group: Any, options: Options,
+    shortcut: Tensor | None, group: Any, momentum: float, chosen: tuple[Any, ...],
 ) -> Tensor:  # fmt: skip
-    check_tensors(x, weight, bias, running_mean, running_var, shortcut, options.training, options.overwrite)
-    check_input(x, options.training, group is not None)
-    one_of("variant", options.variant, VARIANTS)
-    one_of("scale", options.scale, SCALES)
-    one_of("keep", options.keep, KEEPS)
-    if shortcut is not None and shortcut.dtype != x.dtype:
-        raise ValueError(
-            f"the shortcut, {shortcut.dtype}, must match the input, {x.dtype}, in dtype: convert one of them"
-        )
+    """chosen: training, eps, activation, its parameter, overwrite, variant, scale, keep."""
+    tensors = x, weight, bias, running_mean, running_var, shortcut
+    eager = primitives(x) is direct
+    if eager:
+        key = chosen, group is None, shortcut is x, signature(*tensors)
+        options = examined_calls.get(key)
+        if options is None:
+            options = noted(examined_calls, key, examined(*tensors, group is not None, momentum, *chosen))
+        if options.momentum != momentum:
+            options = options._replace(momentum=momentum)
+    else:
+        options = examined(*tensors, group is not None, momentum, *chosen)
     if options.overwrite:
         check_overwritten(x)
-    if not x.numel() and not options.training:
-        return without_values(x, weight, bias, running_mean, running_var, shortcut, options)
-    follows = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, shortcut))
+    if not options.training and not x.numel():
+        return without_values(*tensors, options)
+    follows = torch.is_grad_enabled() and gradients_wanted(x, weight, bias, shortcut)
     if group is not None:
         options = options._replace(group=group, backward_follows=follows)
-    if torch.compiler.is_compiling() and not follows:  # dynamo inlines this, and does not support mark_dirty
+    compiling = not eager and torch.compiler.is_compiling()
+    if compiling and not follows:  # dynamo inlines this, and does not support mark_dirty
         gamma, beta = affine(x, weight, bias, options.eps, options.scale)
         return normalise(x, gamma, beta, running_mean, running_var, shortcut, options)[0]
     try:
@@ -130,9 +133,40 @@ def call(
         if options.overwrite and "being modified inplace" in str(error):
             raise RuntimeError(OVERWRITES.format("a view made by another autograd function")) from error
         raise
-    if follows and not torch.compiler.is_compiling():
+    if follows and not compiling:
         z._segtrain_kept = True  # type: ignore[attr-defined]
     return z
+
+
+def gradients_wanted(*tensors: Tensor | None) -> bool:
+    return any(t is not None and t.requires_grad for t in tensors)
+
+
+examined_calls: dict[Any, Options] = {}  # what `examined` found, by all that it depends on
+
+
+def examined(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    shortcut: Tensor | None, synchronised: bool, momentum: float, training: bool, eps: float, name: str, param: float,
+    overwrite: bool, variant: str, scale: str, keep: str,
+) -> Options:  # fmt: skip
+    """The options of a call. ValueError for tensors and options that do not fit each other.
+
+    Depends on the options, on what `signature` shows of the tensors, and on whether the shortcut is x.
+    """
+    activation = invertible(name, param)
+    check_tensors(x, weight, bias, running_mean, running_var, shortcut, training, overwrite)
+    check_input(x, training, synchronised)
+    one_of("variant", variant, VARIANTS)
+    one_of("scale", scale, SCALES)
+    one_of("keep", keep, KEEPS)
+    if shortcut is not None and shortcut.dtype != x.dtype:
+        raise ValueError(
+            f"the shortcut, {shortcut.dtype}, must match the input, {x.dtype}, in dtype: convert one of them"
+        )
+    alone = training and not synchronised and variant == "one" and not torch.compiler.is_compiling()
+    straight = alone and needs_no_conversion(x, (weight, bias, running_mean, running_var), (shortcut,))
+    return Options(training, momentum, eps, activation, overwrite, variant, scale, keep=keep, straight=straight)
 
 
 def applied(
@@ -140,12 +174,14 @@ def applied(
     shortcut: Tensor | None, options: Options, follows: bool,
 ) -> Tensor:  # fmt: skip
     """By the autograd function that keeps least: that of an input which can be had again, of codes, or of z."""
-    rebuilt = sourced(x, shortcut, options) if follows else None
+    watched = follows and intercepting() is not None
+    rebuilt = sourced(x, shortcut, options) if watched else None
     if rebuilt is not None:
         function, *rest = rebuilt
+        options = options._replace(straight=False)  # they keep other vectors
         z: Tensor = function.apply(x, weight, bias, running_mean, running_var, options, *rest)
         return z
-    recipes = coding(x, options) if follows else None
+    recipes = coding(x, options) if watched else None
     if recipes is not None:
         return coded_abn(x, weight, bias, shortcut, running_mean, running_var, options, recipes)
     kept: Tensor = InPlaceABNFunction.apply(x, weight, bias, shortcut, running_mean, running_var, options)

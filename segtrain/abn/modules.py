@@ -28,6 +28,11 @@ from segtrain.abn.functional import abn, activate, inplace_abn, inplace_abn_sync
 from segtrain.abn.sync import group_or_none
 
 
+def own(tensors: dict[str, Any], name: str, module: nn.Module) -> Any:
+    """The module's attribute of this name; found several times faster among `tensors`, its parameters or buffers."""
+    return tensors[name] if name in tensors else getattr(module, name)
+
+
 class ABN(nn.Module):
     """torch's BatchNorm, with a weight of either sign, and an activation: act(weight * xhat + bias), as published.
 
@@ -101,18 +106,21 @@ class ABN(nn.Module):
         """(momentum, use the batch's statistics?) for one call of forward, which is counted if it updates them."""
         use_batch = self.training or self.running_mean is None
         momentum = 0.0 if self.momentum is None else self.momentum
-        counts = self.training and self.track_running_stats and self.num_batches_tracked is not None
-        if counts and not recomputing():  # the first forward has been counted already
-            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        tracked = (
+            own(self._buffers, "num_batches_tracked", self) if self.training and self.track_running_stats else None
+        )
+        if tracked is not None and not recomputing():  # the first forward has been counted already
+            tracked.add_(1)
             if self.momentum is None:
-                momentum = 1.0 / float(self.num_batches_tracked)  # type: ignore[arg-type]
+                momentum = 1.0 / float(tracked)
         return momentum, use_batch
 
     def _get_running_stats(self) -> tuple[Tensor | None, Tensor | None]:
         """(running mean, running variance) that one call of forward uses, or in training updates."""
         if self.training and not self.track_running_stats:
             return None, None
-        mean, var = self.running_mean, self.running_var
+        buffers = self._buffers
+        mean, var = own(buffers, "running_mean", self), own(buffers, "running_var", self)
         if self.training and recomputing():  # the first forward has updated them already
             return None if mean is None else mean.clone(), None if var is None else var.clone()
         return mean, var
@@ -214,10 +222,11 @@ class InPlaceABN(ScaledABN):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         if is_exported(self):
             return super().forward(x, shortcut)
+        parameters = self._parameters
         return inplace_abn(
-            x, self.weight, self.bias, *self.statistics(), self.eps, self.activation, self.activation_param,
-            shortcut=shortcut, overwrite=self.overwrite, variant=self.variant, scale=self.scale,
-            keep=self.keep,
+            x, own(parameters, "weight", self), own(parameters, "bias", self), *self.statistics(), self.eps,
+            self.activation, self.activation_param, shortcut=shortcut, overwrite=self.overwrite, variant=self.variant,
+            scale=self.scale, keep=self.keep,
         )  # fmt: skip
 
 

@@ -2,12 +2,13 @@
 
 Operators are what torch.compile, fake tensors and torch.library.opcheck see. Each brings its tensors into one dense
 memory layout and passes them to the back end chosen for their device; backends/aten.py describes every argument.
-They define no gradients: the autograd functions do.
+They define no gradients: the autograd functions do. In ordinary eager calls, `primitives` leaves torch's dispatcher
+out, which costs more time than the functions themselves do on the host.
 """
 
 import os
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -71,7 +72,8 @@ def backend_for(x: Tensor) -> ModuleType:
 
 
 def dense(x: Tensor) -> Tensor:
-    """x itself if its memory is NC... or channels last without gaps, else a contiguous copy."""
+    """x itself if its memory is NC... or channels last without gaps, and holds its values, else a contiguous copy."""
+    x = x.resolve_neg() if x.is_neg() else x  # an imaginary part may be stored with the other sign
     return x if is_dense(x) else x.contiguous()
 
 
@@ -82,6 +84,7 @@ def as_laid_out(x: Tensor, model: Tensor) -> Tensor:
             f"expected a tensor like the input, {tuple(model.shape)} {model.dtype} on {model.device}, found "
             f"{tuple(x.shape)} {x.dtype} on {x.device}"
         )
+    x = x.resolve_neg() if x.is_neg() else x
     if x.is_contiguous() and model.is_contiguous():
         return x
     channels_last = LAYOUTS.get(model.dim())
@@ -97,6 +100,11 @@ def affine_pair(scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Ten
 # ------------------------------------------------------------------------------------------------------ operators
 
 library = torch.library.Library("segtrain_abn", "DEF")
+PLAIN = (Tensor, torch.nn.Parameter)
+direct = SimpleNamespace()  # the same functions by name, without torch's dispatcher
+
+
+FAKES: dict[Any, Callable[..., Any]] = {}  # operator -> the function that gives the shapes of its results
 
 
 def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -107,9 +115,28 @@ def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
         library.define(schema, tags=torch.Tag.pt2_compliant_tag)
         library.impl(name, function, "CompositeExplicitAutograd")
         torch.library.register_fake(f"segtrain_abn::{name}", fake, lib=library)
+        FAKES[getattr(torch.ops.segtrain_abn, name).default] = fake
+        setattr(direct, name, function)
         return function
 
     return register
+
+
+def primitives(x: Tensor) -> Any:
+    """What has the operators as functions: torch's own where something traces x or watches its dispatch, else `direct`.
+
+    Traced: torch.compile, torch.export, torch.jit.trace, tensors of subclasses (fake, functional) or without memory,
+    dispatch modes.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or type(x) not in PLAIN
+        or x.is_meta
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+    ):
+        return torch.ops.segtrain_abn
+    return direct
 
 
 def vector(x: Tensor, rows: int | None = None) -> Tensor:

@@ -27,9 +27,9 @@ from segtrain.abn.autograd import (
     weight_gradient,
 )
 from segtrain.abn.backends.aten import CODES, is_dense
+from segtrain.abn.operators import primitives
 from segtrain.abn.recipes import Ready, Recipe, Recipes, intercepting, unpack
 
-ops = torch.ops.segtrain_abn
 NARROW = (torch.float16, torch.bfloat16)
 
 # -------------------------------------------------------------------------------------------------------- recipes
@@ -105,8 +105,8 @@ class Normalised(NamedTuple):
         x = self.source.output()
         arguments = self.scale, self.shift, *self.activation, None
         if isinstance(self.source, Ready):
-            return as_type(ops.normalise(x, *arguments), self.dtype)
-        ops.normalise_(x, *arguments)  # x was made for this
+            return as_type(primitives(x).normalise(x, *arguments), self.dtype)
+        primitives(x).normalise_(x, *arguments)  # x was made for this
         return as_type(x, self.dtype)
 
 
@@ -159,7 +159,7 @@ class RebuiltABNFunction(torch.autograd.Function):
         running_var: Tensor | None, options: Options, source: Recipe, recipes: Recipes,
     ) -> Tensor:  # fmt: skip
         found = Statistics.of(x, weight, bias, running_mean, running_var, options)
-        ops.normalise_(x, found.scale, found.shift, *found.activation, None)
+        primitives(x).normalise_(x, found.scale, found.shift, *found.activation, None)
         ctx.mark_dirty(x)
         recipes.add(x, Normalised(source, found.scale, found.shift, found.activation, x.dtype), writes=1)
         ctx.save_for_backward(x, weight, bias, None, found.gamma, found.rstd, found.total)
@@ -190,7 +190,7 @@ class SourcedABNFunction(torch.autograd.Function):
         running_var: Tensor | None, options: Options, source: Recipe, recipes: Recipes,
     ) -> Tensor:  # fmt: skip
         found = Statistics.of(x, weight, bias, running_mean, running_var, options)
-        z = as_type(ops.normalise(x, found.scale, found.shift, *found.activation, None), autocast_dtype(x))
+        z = as_type(primitives(x).normalise(x, found.scale, found.shift, *found.activation, None), autocast_dtype(x))
         recipes.add(z, Normalised(source, found.scale, found.shift, found.activation, z.dtype))
         ctx.save_for_backward(x, weight, bias, *found[:6], found.total)
         ctx.count = found.number
@@ -206,7 +206,7 @@ class SourcedABNFunction(torch.autograd.Function):
         count = ctx.count if total is None else total
         passes = kept_passes(x, dz, mean, rstd, ctx.options.activation, None, (scale, shift))
         needed = (*ctx.needs_input_grad[:3], False)
-        dx, dgamma, dbeta, _ = gradients(passes, dz, None, gamma, beta, rstd, count, ctx.options, needed)
+        dx, dgamma, dbeta, _ = gradients(passes, dz, None, gamma, beta, gamma * rstd, count, ctx.options, needed)
         dweight = None if weight is None else weight_gradient(dgamma, weight, ctx.options.scale)
         dbias = None if bias is None else as_type(dbeta, bias.dtype)
         if ctx.link is not None:

@@ -86,6 +86,20 @@ COMMANDS = {
          "segtrain score predictions=results dataset=kitti split=val predictions_encoding=train_ids",
          "segtrain score predictions=results dataset=cocostuff dataset.classes=stuff91 output=scores"),
     ),
+    "compare": Command(
+        "results", "compare evaluations: differences with 95 % intervals, spread of seeds", config.CompareConfig,
+        "segtrain.commands.compare:compare", "inputs",
+        ("segtrain compare runs/a runs/b",
+         "segtrain compare runs/a/evaluations/kitti-val-whole runs/b/evaluations/kitti-val-multiscale",
+         "segtrain compare runs/a_seed0 runs/a_seed1 runs/b_seed0 runs/b_seed1 output=compared"),
+    ),
+    "report": Command(
+        "results", "write one HTML file about a run: scores, curves, best and worst images", config.ReportConfig,
+        "segtrain.commands.report.write:report_run", "run",
+        ("segtrain report runs/toy",
+         "segtrain report runs/toy output=toy.html pictures=8",
+         "segtrain report run=runs/cityscapes_resnext101 root=/data/cityscapes device=cuda"),
+    ),
     "submit": Command(
         "results", "write and verify the archive for a benchmark's server", config.SubmitConfig,
         "segtrain.commands.submit:submit", "checkpoint",
@@ -119,7 +133,7 @@ COMMANDS = {
         "use", "list published weights: source, md5, licence, accuracy", config.WeightsConfig,
         "segtrain.commands.weights:weights", "verify",
         ("segtrain weights", "segtrain weights verify=wide_resnet38_ipabn_lr_256.pth.tar",
-         "segtrain weights resnext101_ipabn_lr_512.pth.tar"),
+         "segtrain weights fetch=torchvision:resnet50"),
     ),
     "info": Command(
         "use", "show driver, torch and kernels of this machine, or a checkpoint's contents", config.InfoConfig,

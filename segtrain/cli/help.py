@@ -75,6 +75,7 @@ def option_text(key: str, item: Field[Any], defaults: dict[str, Any], dataset: s
     option = option_of(item)
     readers = f"{', '.join(option.only)}: " if option.only else ""
     choices = [as_written(choice) for choice in option.choices]
+    choices += [f"{option.prefix}NAME"] if option.prefix else []
     choices += [option.other] if option.other else ["a plugin's"] if key in PARTS else []
     listed = f" {{{' | '.join(choices)}}}" if choices else ""
     value = defaults.get(key, defaults.get(f"{key.partition('.')[0]}.", default_of(item)))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from segtrain.cli.commands import Command
+from segtrain.config.options import is_list
 from segtrain.config.overrides import as_override
 from segtrain.errors import UsageError
 
@@ -46,10 +47,29 @@ def parse(verb: str, command: Command, words: list[str]) -> Arguments:
             result.overrides.append(override(verb, command, word))
             if result.overrides[-1].startswith(f"{command.bare}=") and not word.startswith(f"{command.bare}="):
                 bare.append(word)
-    if bare and sum(word.startswith(f"{command.bare}=") for word in result.overrides) > 1:
+    result.overrides = with_bare(verb, command, result.overrides, bare)
+    return result
+
+
+def with_bare(verb: str, command: Command, overrides: list[str], bare: list[str]) -> list[str]:
+    """The overrides, with all bare paths in one list if their option is a list. UsageError for two of any other."""
+    if several := bare_list(command, overrides):
+        return several
+    if bare and sum(word.startswith(f"{command.bare}=") for word in overrides) > 1:
         network = "; the network is checkpoint=FILE or run=FOLDER" if verb == "predict" else ""
         raise UsageError(f"{bare[0]}: a word alone stands for {command.bare}=, which is given twice{network}")
-    return result
+    return overrides
+
+
+def bare_list(command: Command, overrides: list[str]) -> list[str]:
+    """The overrides with all bare paths in one list, where the option that they stand for is a list; else []."""
+    item = next((item for item in fields(command.schema) if item.name == command.bare), None)
+    if item is None or not is_list(item):
+        return []
+    start = f"{command.bare}=["
+    paths = [word[len(start) : -1] for word in overrides if word.startswith(start)]
+    others = [word for word in overrides if not word.startswith(start)]
+    return [*others, f"{start}{','.join(paths)}]"] if paths else others
 
 
 def override(verb: str, command: Command, word: str) -> str:

@@ -21,7 +21,7 @@ from segtrain.data.registry import (
     parts_of,
     split_files,
 )
-from segtrain.data.sample import DatasetSpec, SplitFiles
+from segtrain.data.sample import DatasetSpec, SplitFiles, read_sample_image
 from segtrain.data.scenes.layouts import MANIFEST
 from segtrain.data.verify.guess import write_guess
 from segtrain.data.verify.label_mistakes import Finding
@@ -196,7 +196,8 @@ def contact(files: SplitFiles, table: LabelTable, most: int) -> list[np.ndarray]
     for sample in labelled[:: max(1, -(-len(labelled) // most))][:most]:
         try:
             assert sample.label is not None
-            image, stored = read_image(sample.image, sample.value_range), read_label(sample.label)
+            stored = read_label(sample.label, sample.replaced)
+            image = read_sample_image(sample, stored.shape)
             if stored.shape == image.shape[:2]:
                 target = table.encode_values(stored)
                 panel = figures.beside(image, table.colorize(target), figures.overlay(image, target, table))

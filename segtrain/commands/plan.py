@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from segtrain.commands.plan_picture import peak_bars
-from segtrain.config import PlanCommandConfig
+from segtrain.config import PlanCommandConfig, TrainConfig
 from segtrain.config.plan import as_gigabytes, parse_bytes
 from segtrain.console import say
 from segtrain.engine.planning.advice import Advice, advise, image_size_of, number_of_classes
@@ -32,18 +32,22 @@ def plan(config: PlanCommandConfig) -> dict[str, Any]:
     possible, refused = ways(config)
     own = name_of(config)
     possible.setdefault(own, config)
-    answers = solve_all(Question(name, way, classes, devices, budget) for name, way in possible.items())
-    precise = precisions(config, classes)
+    precise = other_precision(config)
+    answers = solve_all(
+        Question(name, way, classes, devices, budget, details=name == own)
+        for name, way in [*possible.items(), *precise.items()]
+    )
+    precision = {name: answers.pop(name) for name in precise}
     size = image_size_of(config, options.image_size)
     there = sum(answers[own].now.static.values())
     validation = [] if size is None else validation_ways(config, classes, size, budget - there)
     advice = advise(config, possible, answers, own, devices, budget)
     print_configured(answers[own], budget, devices)
     print_ways(answers, own, config)
-    print_precisions(precise, config)
+    print_precisions(precision, config)
     print_validation(validation, size, budget - there)
     print_advice(advice, answers[own].now.peak <= budget)
-    result = as_result(config, classes, answers, own, refused, precise, validation, there, advice)
+    result = as_result(config, classes, answers, own, refused, precision, validation, there, advice)
     write_atomically(output / "plan.json", json.dumps(result, indent=2).encode() + b"\n")
     write_png(output / "plan.png", peak_bars(answers, own, options.memory, budget))
     say(str(output / "plan.json"))
@@ -57,11 +61,10 @@ def plan(config: PlanCommandConfig) -> dict[str, Any]:
     return result
 
 
-def precisions(config: PlanCommandConfig, classes: int) -> dict[str, Answer]:
+def other_precision(config: PlanCommandConfig) -> dict[str, TrainConfig]:
     """The configured way in the other precision: half precision halves the maps, not the weights."""
     other = "bf16" if config.trainer.precision == "fp32" else "fp32"
-    changed = replace(config, trainer=replace(config.trainer, precision=other))
-    return solve_all([Question(other, changed, classes, config.plan.devices, config.plan.budget)])
+    return {other: replace(config, trainer=replace(config.trainer, precision=other))}
 
 
 # ------------------------------------------------------------------------------------------------ what is printed

@@ -11,14 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segtrain.config import IGNORE_INDEX, ScoreConfig
+from segtrain.config import IGNORE_INDEX, DatasetConfig, ScoreConfig
 from segtrain.console import Progress, say
+from segtrain.data.images import orientation_of, read_bytes, read_header
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable
-from segtrain.data.registry import dataset_spec, is_mixture, label_table, labelled_samples
+from segtrain.data.orientation import AS_STORED, tag_to_apply
+from segtrain.data.registry import dataset_spec, identities, is_mixture, label_table, labelled_samples
 from segtrain.data.sample import DatasetSpec, Sample, read_labels
 from segtrain.errors import DataError, UsageError
 from segtrain.scoring import figures
+from segtrain.scoring.image_counts import ImageCounts
 from segtrain.scoring.report import CONFUSION, Evaluation, print_table, protocol, summarise
 from segtrain.scoring.scores import Scores
 from segtrain.threads import threaded_map
@@ -35,21 +38,22 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     split = config.split or dataset.scored
     samples = labelled_samples(data, split)
     answers = find_answers(Path(config.predictions), [dataset.answer(sample.name) for sample in samples])
+    warnings = orientation_warnings(data, samples)
     encoding = config.predictions_encoding or dataset.encoding
     say(f"scoring     {len(samples)} predictions ({encoding}) in {config.predictions}")
     say(f"against     {data.name} {split}, by the rules of {dataset.rules.source}")
     encodings = known_encodings(table, dataset)
     expect_encoding(encoding, encodings, data.name)
-    counted = Scores(table, dataset.rules, config.boundary)
+    counted, images = Scores(table, dataset.rules, config.boundary), ImageCounts(table.num_classes)
     pairs = list(zip(samples, answers, strict=True))
     progress = Progress("scoring", len(pairs))
     for number, (ids, predicted, instances) in enumerate(threaded_map(partial(read_pair, table), pairs), 1):
-        counted.add(ids, predicted, instances, encodings[encoding].to_id)
+        own = counted.add(ids, predicted, instances, encodings[encoding].to_id)
+        images.add(samples[number - 1].name, ids.shape, own, counted.class_of)
         progress.show(number)
     found = np.flatnonzero(counted.pixels.sum(0)).tolist()
     refuse_wrong_encoding(counted, encodings, encoding, found)
     strange = [value for value in found if value not in encodings[encoding].values]
-    warnings = []
     if strange:
         pixels = int(counted.pixels[:, strange].sum())
         warnings.append(f"{pixels} pixels were predicted as {strange[:8]}, which are no {encoding} of {data.name}; "
@@ -60,7 +64,11 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     result["protocol"] = protocol(counted, data, split, samples, warnings, how)
     print_table(result)
     confusion = counted.evaluated()
-    evaluation = Evaluation(result, {}, {CONFUSION: figures.confusion(confusion, table)}, confusion)
+    by_image = images.in_order(
+        (sample.name for sample in samples), identities(data, samples), table.names, dataset.rules,
+        {"dataset": data.name, "split": split},
+    )  # fmt: skip
+    evaluation = Evaluation(result, {}, {CONFUSION: figures.confusion(confusion, table)}, confusion, images=by_image)
     say(str(evaluation.write(Path(config.output or "segtrain-out/score"))))
     return result
 
@@ -107,6 +115,28 @@ def find_answers(folder: Path, patterns: list[str]) -> list[Path]:
             f"{', ...' if len(missing) > 3 else ''}; {len(files)} files are there"
         )
     return found
+
+
+def orientation_warnings(data: DatasetConfig, samples: list[Sample]) -> list[str]:
+    """What to know of images with an EXIF orientation that their labels do not follow. DataError by dataset.exif."""
+    if not hasattr(data, "exif"):
+        return []
+    left = 0
+    for sample in samples:
+        if sample.image == sample.label or sample.label is None or not sample.image.is_file():
+            continue
+        tag = orientation_of(read_bytes(sample.image), sample.image)
+        if tag != AS_STORED:
+            sizes = read_header(sample.image)[:2], read_header(sample.label)[:2]
+            left += tag_to_apply(tag, sample.exif, *sizes, sample.image) == AS_STORED
+    if not left:
+        return []
+    text = (
+        f"{left} images have an EXIF orientation that their labels do not follow (dataset.exif={samples[0].exif}), but "
+        "the answers of segtrain predict do: the predictions must lie as the labels do"
+    )
+    say(f"warning     {text}")
+    return [text]
 
 
 def read_pair(table: LabelTable, pair: tuple[Sample, Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

@@ -19,7 +19,7 @@ from segtrain.data.images import read_header, read_image
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable
 from segtrain.data.registry import dataset_spec, label_table, pixel_labelled, split_files, submission
-from segtrain.data.sample import Submission
+from segtrain.data.sample import SplitFiles, Submission
 from segtrain.device import describe_device
 from segtrain.errors import DataError, UsageError
 from segtrain.files import as_component, temporary_beside
@@ -40,7 +40,8 @@ def submit(config: SubmitConfig) -> Path:
         raise UsageError(f"dataset={data.name} has no server to submit to: choose {', '.join(names)}")
     table = label_table(data)
     split = config.split or "test"
-    images = dict(sorted(split_files(data, split).images.items()))
+    files = split_files(data, split)
+    images = dict(sorted(files.images.items()))
     if not images:
         raise DataError(
             f"no images of the split {split!r} in {data.folder()}: the server expects one prediction for each"
@@ -51,7 +52,7 @@ def submit(config: SubmitConfig) -> Path:
         answers = dict(zip(images, found, strict=True))
         to_id = check_predictions(answers, table, config)
     else:
-        answers = predict_labels(config, images, table, output)
+        answers = predict_labels(config, files._replace(images=images), table, output)
         to_id = np.arange(256, dtype=np.uint8)
     archive = output / f"{as_component(data.name)}-{as_component(split)}.zip"
     archive.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +73,7 @@ def submit(config: SubmitConfig) -> Path:
     return archive
 
 
-def predict_labels(config: SubmitConfig, images: dict[str, Path], table: LabelTable, output: Path) -> dict[str, Path]:
+def predict_labels(config: SubmitConfig, files: SplitFiles, table: LabelTable, output: Path) -> dict[str, Path]:
     """Write label images by the network in the checkpoint; the files of an interrupted call are used again."""
     path = Path(config.checkpoint or "")
     predictor = load_predictor(
@@ -85,13 +86,14 @@ def predict_labels(config: SubmitConfig, images: dict[str, Path], table: LabelTa
     recipe = f"{as_component(config.inference.name)}-{hashlib.sha256(options.encode()).hexdigest()[:8]}"
     folder = output / f"labels-{file_hash(path)[:12]}-{recipe}"
     say(f"checkpoint  {checkpoint_line(path, config.run, predictor.metadata)}")
+    images = files.images
     say(f"predicting  {len(images)} images, inference {config.inference.name}, on {describe_device(predictor.device)}")
     progress = Progress("predicting", len(images))
     answers = {name: folder / f"{name}.png" for name in images}
     for number, (name, image) in enumerate(images.items(), 1):
         if not answers[name].is_file():
-            labels = table.decode(predictor.predict(read_image(image), config.inference))
-            figures.write_png(answers[name], labels)
+            pixels = read_image(image, files.value_range, files.exif)
+            figures.write_png(answers[name], table.decode(predictor.predict(pixels, config.inference)))
         progress.show(number)
     return answers
 

@@ -1,10 +1,11 @@
-"""`segtrain weights`: list the published files of weights, or identify one."""
+"""`segtrain weights`: list the published files of weights, identify one, or download one."""
 
 from pathlib import Path
 
 from segtrain.config import WeightsConfig
 from segtrain.console import say
 from segtrain.errors import DataError
+from segtrain.weights.download import describe_download, fetched, known_by_word
 from segtrain.weights.files import existing, read_weights
 from segtrain.weights.identify import backbone_of
 from segtrain.weights.layouts import LAYOUTS
@@ -13,10 +14,18 @@ from segtrain.weights.published import describe_known, has_hash, known_by_name, 
 
 
 def weights(config: WeightsConfig) -> None:
-    """List the published files, or print which of them a file is.
+    """List the published files, print which of them a file is, or download one.
 
-    DataError if the file has the name of a published one but not its hash.
+    DataError if the file has the name of a published one but not its hash, or cannot be downloaded.
     """
+    if config.fetch is not None:
+        known = known_by_word(config.fetch)
+        path = fetched(known, None if config.output is None else Path(config.output))
+        say(describe_download(known, path))
+        if known["noncommercial"]:
+            say(f"WARNING    not for commercial use: {known['licence']}")
+        say(str(path))
+        return
     if config.verify is None:
         for known in known_files():
             say(describe_known(known))

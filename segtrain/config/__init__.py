@@ -9,10 +9,12 @@ from segtrain.config.chosen_checkpoint import checkpoint_line, checkpoint_path
 from segtrain.config.commands import (
     CheckConfig,
     CommandConfig,
+    CompareConfig,
     ConvertConfig,
     InfoConfig,
     PlanCommandConfig,
     ReplayConfig,
+    ReportConfig,
     RunsConfig,
     ShowConfig,
     StreetsCommandConfig,
@@ -50,20 +52,19 @@ from segtrain.config.plan import PlanConfig
 from segtrain.config.results import ENGINES, EvaluateConfig, ExportConfig, PredictConfig, ScoreConfig, SubmitConfig
 from segtrain.config.sampling import SamplingConfig
 from segtrain.config.schedule import ScheduleConfig
-from segtrain.config.stored import dataset_schema, trained, with_defaults
+from segtrain.config.stored import adopt_earlier, dataset_schema, trained, with_defaults
 from segtrain.config.trainer import TrainerConfig
 
 # fmt: off
 __all__ = [
-    "AugmentationConfig", "CheckConfig", "CityscapesConfig", "CocoStuffConfig", "CommandConfig", "ConvertConfig",
-    "DATASET_CONFIGS", "DatasetConfig", "ENGINES", "EvaluateConfig", "ExportConfig", "FolderConfig", "IGNORE_INDEX",
-    "ImageNetConfig", "InferenceConfig", "InfoConfig", "KittiConfig", "LENGTHS", "LoaderConfig", "LoggingConfig",
-    "LossConfig", "MixtureConfig", "ModelConfig", "OptimizerConfig", "PlanCommandConfig", "PlanConfig", "PredictConfig",
-    "ReplayConfig", "RunsConfig", "SamplingConfig", "ScheduleConfig", "ScoreConfig", "ShowConfig",
-    "StreetsCommandConfig", "StreetsConfig", "SubmitConfig", "TrainConfig", "TrainerConfig", "VerifyConfig",
-    "VistasConfig", "WeightsConfig",
-    "checkpoint_line", "checkpoint_path", "classifies", "dataset_schema", "flatten", "is_safe", "names_pictures",
-    "option", "option_of", "refuse_other_task", "refuse_pictures", "require", "run_folder", "shared_values", "trained",
-    "with_defaults",
+    "AugmentationConfig", "CheckConfig", "CityscapesConfig", "CocoStuffConfig", "CommandConfig", "CompareConfig",
+    "ConvertConfig", "DATASET_CONFIGS", "DatasetConfig", "ENGINES", "EvaluateConfig", "ExportConfig", "FolderConfig",
+    "IGNORE_INDEX", "ImageNetConfig", "InferenceConfig", "InfoConfig", "KittiConfig", "LENGTHS", "LoaderConfig",
+    "LoggingConfig", "LossConfig", "MixtureConfig", "ModelConfig", "OptimizerConfig", "PlanCommandConfig",
+    "PlanConfig", "PredictConfig", "ReplayConfig", "ReportConfig", "RunsConfig", "SamplingConfig", "ScheduleConfig",
+    "ScoreConfig", "ShowConfig", "StreetsCommandConfig", "StreetsConfig", "SubmitConfig", "TrainConfig",
+    "TrainerConfig", "VerifyConfig", "VistasConfig", "WeightsConfig", "adopt_earlier", "checkpoint_line",
+    "checkpoint_path", "classifies", "dataset_schema", "flatten", "is_safe", "names_pictures", "option", "option_of",
+    "refuse_other_task", "refuse_pictures", "require", "run_folder", "shared_values", "trained", "with_defaults",
 ]
 # fmt: on

@@ -89,7 +89,7 @@ class TrainConfig(CommandConfig):
     sampling: SamplingConfig = group(SamplingConfig)
     loader: LoaderConfig = group(LoaderConfig, resume=True)
     trainer: TrainerConfig = group(TrainerConfig)
-    inference: InferenceConfig = group(InferenceConfig)
+    inference: InferenceConfig = group(InferenceConfig, resume=True)
     logging: LoggingConfig = group(LoggingConfig, resume=True)
     # Composing sets these, which are no options.
     mean_is_given = False  # whether model.mean or model.std was typed
@@ -104,6 +104,13 @@ class TrainConfig(CommandConfig):
             not (self.optimizer.fused and self.trainer.precision == "fp16"), "optimizer.fused", "true",
             "torch's fused updates go wrong after a step that trainer.precision=fp16 skips; choose null, or bf16",
         )  # fmt: skip
+        require(
+            self.trainer.memory_budget is None or self.model.norm in ("batch_norm", "abn"), "trainer.memory_budget",
+            self.trainer.memory_budget,
+            f"the compiler computes outputs of model.norm=batch_norm and abn again, not of {self.model.norm}: choose "
+            "one of them, or null",
+        )  # fmt: skip
+        check_untested(self.model, self.trainer)
         if classifies(self.dataset):
             for key, value, wanted in (
                 ("model.head", self.model.head, "classifier"), ("loss.name", self.loss.name, "cross_entropy"),
@@ -130,6 +137,21 @@ class TrainConfig(CommandConfig):
                 )
         check_views(self.inference, self.dataset)
         return super().check()
+
+
+def check_untested(model: ModelConfig, trainer: TrainerConfig) -> None:
+    """Raise UsageError for frozen parts and timm's encoders together with what they are not tested with."""
+    for key, value, instead in (
+        ("trainer.compile", trainer.compile, "false"), ("trainer.parallel", trainer.parallel == "fsdp", "ddp"),
+    ):  # fmt: skip
+        require(
+            not (model.frozen and value), "model.frozen", model.frozen,
+            f"parts are not frozen in graphs or shards; choose {key}={instead}, or leave it out",
+        )  # fmt: skip
+        require(
+            not (model.is_timm() and value), "model.backbone", model.backbone,
+            f"encoders of timm are not tested in graphs or shards; choose {key}={instead}",
+        )  # fmt: skip
 
 
 def check_views(inference: InferenceConfig, dataset: DatasetConfig) -> None:
@@ -222,6 +244,33 @@ class RunsConfig(CommandConfig):
 
 
 @dataclass
+class CompareConfig(CommandConfig):
+    inputs: list[str] = option([], "two or more runs, evaluation folders or evaluation.json files", path=True)
+    output: str | None = option(None, "folder for compare.json, .md, .png (default: segtrain-out/compare)", path=True)
+
+    def check(self) -> Any:
+        require(
+            len(self.inputs) >= 2, "inputs", f"[{','.join(self.inputs)}]",
+            "give two or more runs or evaluations, as `segtrain compare runs/a runs/b`",
+        )  # fmt: skip
+        return super().check()
+
+
+@dataclass
+class ReportConfig(CommandConfig):
+    run: str | None = option(None, "run folder", path=True)
+    output: str | None = option(None, "file to write (default: <run>/report.html)", path=True)
+    root: str | None = option(None, "folder of the data, if it has moved", path=True)
+    pictures: int = option(4, "number of best, of worst and of confused images shown; 0: none", low=0, high=24)
+    plugins: list[str] = plugins_option()
+    device: str = device_option()
+
+    def check(self) -> Any:
+        require(self.run is not None, "run", "null", "give the folder of a run")
+        return super().check()
+
+
+@dataclass
 class StreetsCommandConfig(CommandConfig):
     output: str | None = option(None, "folder to write (default: segtrain-out/streets)", path=True)
     layout: str = option(
@@ -264,6 +313,15 @@ class InfoConfig(CommandConfig):
 @dataclass
 class WeightsConfig(CommandConfig):
     verify: str | None = option(None, "file to identify among the published ones, by hash and tensors", path=True)
+    fetch: str | None = option(None, "published file to download: its name, or torchvision:NAME", quote=True)
+    output: str | None = option(None, "file to write with fetch=NAME (default: in the cache)", path=True)
+
+    def check(self) -> Any:
+        require(
+            self.verify is None or self.fetch is None, "verify", self.verify, "fetch= downloads another file; give one"
+        )
+        require(self.output is None or self.fetch is not None, "output", self.output, "it is for fetch=NAME")
+        return super().check()
 
 
 @dataclass

@@ -27,6 +27,7 @@ from segtrain.config.overrides import as_override, literal, name_run, one_length
 from segtrain.config.plugin_files import load_plugin, loaded_parts, own_parts
 from segtrain.config.recipes import PREFIX, foreign_options, recipe_without
 from segtrain.config.results import EvaluateConfig, ExportConfig, PredictConfig, SubmitConfig
+from segtrain.config.stored import earlier_values
 from segtrain.config.user_files import read_yaml
 from segtrain.console import warn
 from segtrain.errors import DataError, UsageError
@@ -381,7 +382,10 @@ def store_checkpoint(store: Any, request: Request, names: set[str]) -> None:
             )
         schemas["dataset"] = DATASET_CONFIGS[known]
     for group in sorted(names & schemas.keys()):
-        node = OmegaConf.merge(OmegaConf.structured(schemas[group]), literal(stored.get(group, {})))
+        values = stored.get(group, {})
+        if group == "dataset":
+            values = earlier_values(schemas[group], values) | values
+        node = OmegaConf.merge(OmegaConf.structured(schemas[group]), literal(values))
         store.store(name="from_checkpoint", group=group, node=node)
 
 

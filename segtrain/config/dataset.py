@@ -11,6 +11,7 @@ IGNORE_INDEX = 255  # train id of pixels that count nowhere: not in the loss, no
 SIZE = ("height", "width")
 MANY = 10**6  # scenes, at most
 MOST_VALUE = 2.0**31  # of a channel
+EXIF_RULES = ("auto", "apply", "ignore", "refuse")
 SCENE_SIZE = "height and width of a scene, width = 2 x height [pixels]"
 
 
@@ -107,6 +108,13 @@ class FolderConfig(DatasetConfig):
         None, "values of black and white in images of more than 8 bits (default: of the type)",
         items=("black", "white"), limit=MOST_VALUE,
     )  # fmt: skip
+    exif: str = option(
+        "auto", "EXIF orientation of the images; auto: applied where the label's size asks for it",
+        choices=EXIF_RULES, before="ignore",
+    )  # fmt: skip
+    ignore_values: list[int] = option(
+        [], "values in the label images that are ignored, negative and large ones too", limit=MOST_VALUE
+    )
 
     def levels(self) -> tuple[float, float] | None:
         """value_range as (black, white)."""

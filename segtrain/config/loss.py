@@ -36,9 +36,10 @@ class LossConfig(Group):
     gamma: float = option(
         2.0, "exponent of 1 - probability, which weighs easy pixels down", low=0, below=inf, limit=1000, only=("focal",)
     )
-    class_weights: list[float] | None = option(
-        None, "weight of each class in the mean over the pixels; null: equal weights", low=0, below=inf, limit=1e9,
-        only=("cross_entropy", "focal"),
+    class_weights: Any = option(
+        None, "weight of each class; auto: inverse to its pixels; null: equal weights", choices=("auto",),
+        other="[NUMBER,...]", low=0, below=inf, limit=1e9,
+        only=("cross_entropy", "focal", "bootstrapped", "max_pooling"),
     )  # fmt: skip
     label_smoothing: float = option(
         0.0, "fraction of the target spread evenly over all classes", low=0, below=1,
@@ -52,5 +53,10 @@ class LossConfig(Group):
             self.select == "image" or self.normalisation == "chosen", "loss.select", self.select,
             "loss.normalisation=seamseg is a mean per image; choose image",
         )  # fmt: skip
-        if self.class_weights is not None:
-            require(any(self.class_weights), "loss.class_weights", self.class_weights, "give at least one above 0")
+        weights = self.class_weights
+        require(
+            weights is None or weights == "auto" or isinstance(weights, list), "loss.class_weights", weights,
+            "give auto, null, or a list of one number for each class",
+        )  # fmt: skip
+        if isinstance(weights, list):
+            require(any(weights), "loss.class_weights", self.class_weights, "give at least one above 0")

@@ -17,13 +17,14 @@ ACTIVATIONS = ("leaky_relu", "relu", "elu", "identity")
 SCALES = ("abs", "signed")
 REBUILDING = ("grouped", "identity_input", "both")
 RGB = ("red", "green", "blue")
+TIMM = "timm:"  # with a name of that package behind it, a backbone
 
 
 @dataclass
 class ModelConfig(Group):
     PREFIX: ClassVar[str] = "model."
 
-    backbone: str = option("resnet18", "backbone network", choices=BACKBONES)
+    backbone: str = option("resnet18", "backbone network", choices=BACKBONES, prefix=TIMM)
     backbone_options: dict[str, Any] = option(
         {}, "arguments of the backbone: first_dilation of resnets, drops of wider_resnet38"
     )
@@ -53,7 +54,11 @@ class ModelConfig(Group):
         "exact", "form in which In-Place ABN keeps its outputs for backward", choices=("exact", "8bit", "4bit")
     )
     weights: str = option(
-        "none", "initial weights: checkpoint of a run, or published file", choices=("none",), other="FILE", path=True
+        "none",
+        "initial weights: checkpoint of a run, or published file",
+        choices=("none", "timm"),
+        other="FILE | torchvision:NAME",
+        path=True,
     )
     weights_match: float = option(1.0, "minimum fraction of tensors that must match", above=0, high=1)
     weights_taxonomy: str | None = option(
@@ -74,8 +79,38 @@ class ModelConfig(Group):
         [0.229, 0.224, 0.225], "RGB standard deviation of the input [0 to 1]", items=RGB, above=0, limit=1000
     )
 
+    frozen: list[str] = option([], "parts whose parameters do not train, such as backbone, stem, layer1")
+    frozen_norm: bool = option(False, "running statistics of model.frozen stay as they are too")
+
+    def is_timm(self) -> bool:
+        """Whether the backbone is an encoder of the package timm."""
+        return self.backbone.startswith(TIMM)
+
+    def check_timm(self) -> None:
+        """Raise UsageError for what encoders of timm do not have, and for their weights without them."""
+        require(
+            self.weights != "timm" or self.is_timm(), "model.weights", "timm",
+            f"they are those of a timm encoder; choose model.backbone={TIMM}NAME, or model=timm",
+        )  # fmt: skip
+        for key, value, wanted in (
+            ("recompute", self.recompute, "none"), ("keep", self.keep, "exact"), ("scale", self.scale, "signed"),
+        ):  # fmt: skip
+            require(
+                not self.is_timm() or value == wanted, f"model.{key}", value,
+                f"an encoder of timm needs model.{key}={wanted}; model=timm sets what it needs",
+            )  # fmt: skip
+        require(
+            not self.is_timm() or self.head != "classifier", "model.head", self.head,
+            f"encoders of timm have segmentation heads here; choose one of {', '.join(HEADS)}",
+        )  # fmt: skip
+
     def check(self) -> None:
         super().check()
+        self.check_timm()
+        require(
+            bool(self.frozen) or not self.frozen_norm, "model.frozen_norm", "true",
+            "no part is frozen; name some: model.frozen=[backbone], or leave this out",
+        )  # fmt: skip
         in_place = self.norm.startswith("inplace_abn")
         require(
             self.norm_variant == "one" or in_place, "model.norm_variant", self.norm_variant,
@@ -105,7 +140,8 @@ class ModelConfig(Group):
             "without model.weights=FILE there is nothing to map; give it, or leave this out",
         )  # fmt: skip
         require(
-            self.scale == "abs" or self.norm in ("abn", "inplace_abn", "inplace_abn_sync"), "model.scale", self.scale,
+            self.scale == "abs" or self.norm in ("abn", "inplace_abn", "inplace_abn_sync") or self.is_timm(),
+            "model.scale", self.scale,
             f"model.norm={self.norm} multiplies with the weight itself anyway; leave it out",
         )  # fmt: skip
         require(

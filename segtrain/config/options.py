@@ -31,6 +31,7 @@ class Option:
     help: str = ""
     choices: tuple[Any, ...] = ()
     other: str = ""
+    prefix: str = ""
     low: float | None = None
     above: float | None = None
     high: float | None = None
@@ -44,6 +45,7 @@ class Option:
     quote: bool = False
     resume: bool | str | tuple[str, ...] = False
     only: tuple[str, ...] | None = None
+    before: Any = None
 
 
 def option(default: Any, help: str, **description: Any) -> Any:
@@ -51,7 +53,8 @@ def option(default: Any, help: str, **description: Any) -> Any:
 
     help: a noun phrase of at most 80 characters, the unit in brackets. The choices are not part of it.
     choices: the values that are allowed, for a list those of its items. other: what else is allowed, in words, which
-    the dataclass checks itself. Plugins add to the choices of the options in plugin_files.PARTS.
+    the dataclass checks itself. prefix: values that begin so are allowed too, and checked where they are used. Plugins
+    add to the choices of the options in plugin_files.PARTS.
     low, above: the least value, inclusive or exclusive; high, below: the greatest one. For a list they hold for each
     item. below=math.inf: finite. limit: the greatest magnitude that makes sense, named only where it is exceeded;
     math.inf: none, infinity too. Without a bound every number is allowed. why: reason of the bounds, for the message.
@@ -63,6 +66,7 @@ def option(default: Any, help: str, **description: Any) -> Any:
     resume: the option may change when a run is resumed; "longer": a number that may grow; for a mapping, the keys
     inside it that may change.
     only: the values of the group's `name` whose parts read the option; (): those of plugins.
+    before: what runs that began before the option existed do, if that is not the default.
     """
     metadata = {"option": Option(help, **description)}
     if isinstance(default, list | dict):
@@ -150,7 +154,7 @@ def check_value(key: str, value: Any, item: Field[Any]) -> None:
     if isinstance(value, dict):
         return
     if option.choices and not option.other:
-        wrong = [one for one in values if one not in known_choices(key, option)]
+        wrong = [one for one in values if not (one in known_choices(key, option) or begins_so(one, option))]
         if wrong:
             allowed, meant = choices_text(key, item), hint(key, option, wrong[0])
             raise UsageError(f"{key} must be {allowed}, got {as_written(value)}{meant}")
@@ -183,9 +187,14 @@ def known_choices(key: str, option: Option) -> list[Any]:
     return [*option.choices, *(name for name in plugin_files.loaded_parts(key) if name not in option.choices)]
 
 
+def begins_so(value: Any, option: Option) -> bool:
+    return bool(option.prefix) and isinstance(value, str) and value.startswith(option.prefix)
+
+
 def choices_text(key: str, item: Field[Any]) -> str:
     """'one of auto, cuda, cpu', 'paper or null'."""
     known = [as_written(choice) for choice in known_choices(key, option_of(item))]
+    known += [f"{option_of(item).prefix}NAME"] if option_of(item).prefix else []
     listed = f"one {'or more ' if is_list(item) else ''}of {', '.join(known)}" if len(known) > 1 else known[0]
     return f"{listed}{' or null' if can_be_null(item) else ''}"
 

@@ -13,12 +13,15 @@ from segtrain.console import warn
 from segtrain.errors import UsageError
 
 LONG_NAME = 100  # characters
+PATTERNS = ("images", "labels", "pairs")  # of a split, taken as typed
 BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")  # as YAML; other numbers are no answer
 
 
 def as_override(schema: type, key: str, value: str) -> str:
     """One override of a command's options. Values of paths and names are quoted, so that they arrive as typed."""
     if mapping := enclosing_mapping(schema, key):
+        if key.startswith("dataset.splits."):
+            return mapping_override(key, with_quoted_patterns(value), PATTERNS)
         return mapping_override(key, value, mapping[1].path)
     found = list(described(schema, key)) or list(described(TrainConfig, key))
     if any(is_mapping(item) for item, _ in found):
@@ -43,6 +46,16 @@ def mapping_override(key: str, value: str, paths: bool | tuple[str, ...]) -> str
     """An override inside a mapping. paths: the keys whose values are paths."""
     is_path = isinstance(paths, tuple) and key.rpartition(".")[2] in paths
     return f"++{key}={quoted(value) if is_path and value != 'null' else value}"
+
+
+def with_quoted_patterns(value: str) -> str:
+    """{images:PATTERN,labels:PATTERN} with quotes around what Hydra's grammar does not read, such as umlauts."""
+    starts = f"(?:{'|'.join(PATTERNS)}):"
+    entries = re.split(rf",(?= *{starts})", value[1:-1]) if re.fullmatch(rf"\{{{starts}.*\}}", value, re.S) else []
+    if not re.search(r"[^\w./*?~@%+:\n -]", "\n".join(entries), re.ASCII) or re.search("['\"]", value):
+        return value
+    pairs = (entry.partition(":") for entry in entries)
+    return "{" + ",".join(f"{key}:{quoted(text)}" for key, _, text in pairs) + "}"
 
 
 def listed(value: str) -> str:
@@ -126,7 +139,10 @@ def run_name(options: TrainConfig, words: list[str], swept: tuple[str, ...] = ()
     swept: the keys that a sweep varies. Where the name becomes long, they stay in it, and the others are cut.
     """
     base = options.experiment or f"{options.dataset.name}_{options.model.backbone}"
-    chosen = [word for word in words if not is_safe(word.lstrip("+").partition("=")[0])]
+    keys = [word.lstrip("+").partition("=")[0] for word in words]
+    chosen = [
+        word for key, word in zip(keys, words, strict=True) if not is_safe(key) or key.startswith("inference.")
+    ]  # by inference.* runs were named when it could not change
     if options.experiment is None:
         named = (f"dataset={options.dataset.name}", f"model={options.model.backbone}")
         chosen = [word for word in chosen if word not in named]

@@ -156,7 +156,7 @@ class SubmitConfig(CommandConfig):
 
 @dataclass
 class PredictConfig(CommandConfig):
-    input: str | None = option(None, "image, or folder of images, searched at any depth", path=True)
+    input: str | None = option(None, "image, folder, list of paths (.txt), pattern with * or video", path=True)
     checkpoint: str | None = checkpoint_option()
     run: str | None = run_option()
     checkpoint_weights: str = checkpoint_weights_option()
@@ -167,6 +167,7 @@ class PredictConfig(CommandConfig):
         ["labels", "color", "overlay"], "kinds of PNG; labels: ids, raw: train ids, palette: both, prob: 255 x p",
         choices=OUTPUTS,
     )  # fmt: skip
+    overwrite: bool = option(False, "predict again what is finished in the output folder")
     plugins: list[str] = plugins_option()
     device: str = device_option()
     inference: InferenceConfig = group(InferenceConfig)

@@ -6,7 +6,7 @@ from typing import Any, get_args, get_origin
 
 from segtrain.config.commands import TrainConfig
 from segtrain.config.dataset import DATASET_CONFIGS, DatasetConfig
-from segtrain.config.options import option_of, within
+from segtrain.config.options import default_of, option_of, within
 
 
 def trained(old: dict[str, Any]) -> TrainConfig:
@@ -71,9 +71,27 @@ def dataset_schema(options: dict[str, Any]) -> type[DatasetConfig]:
 
 
 def with_defaults(old: dict[str, Any]) -> dict[str, Any]:
-    """A training's configuration from a checkpoint, with defaults for options that its version did not have."""
-    today = asdict(TrainConfig(dataset=dataset_schema(old.get("dataset", {}))()))
+    """A training's configuration from a checkpoint, with the options that its version did not have as it behaved."""
+    schema = dataset_schema(old.get("dataset", {}))
+    today = asdict(TrainConfig(dataset=schema()))
+    today["dataset"] |= earlier_values(schema, old.get("dataset", {}))
     return {
         name: value | old.get(name, {}) if isinstance(value, dict) else old.get(name, value)
         for name, value in today.items()
     }
+
+
+def earlier_values(schema: type[DatasetConfig], old: dict[str, Any]) -> dict[str, Any]:
+    """Of the options that a stored dataset does not have, those whose default does not behave as its version did."""
+    added = (item for item in fields(schema) if item.name not in old)
+    return {item.name: option_of(item).before for item in added if option_of(item).before is not None}
+
+
+def adopt_earlier(dataset: DatasetConfig, old: dict[str, Any]) -> dict[str, Any]:
+    """Set options that a run's version did not have, unless they were given, as it behaved. Returns what was set."""
+    values = earlier_values(type(dataset), old)
+    defaults = {item.name: default_of(item) for item in fields(dataset)}
+    taken = {name: value for name, value in values.items() if getattr(dataset, name) == defaults[name]}
+    for name, value in taken.items():
+        setattr(dataset, name, value)
+    return taken

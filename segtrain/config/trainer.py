@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import ClassVar
 
-from segtrain.config.options import LARGEST_SEED, MOST_STEPS, Group, option, require
+from segtrain.config.options import LARGEST_SEED, MOST_STEPS, Group, as_written, option, require
 
 
 @dataclass
@@ -40,6 +40,10 @@ class TrainerConfig(Group):
         "fp32", "precision of the network; weights and loss stay float32", choices=("fp32", "bf16", "fp16")
     )
     compile: bool = option(False, "compilation of the network with torch.compile")
+    memory_budget: float | None = option(
+        None, "fraction of the activations that the compiled step keeps; null: as torch chooses", low=0, high=1
+    )
+    cuda_graphs: bool = option(False, "capture of forward and backward in a CUDA graph for each shape", resume=True)
     deterministic: bool = option(False, "deterministic algorithms only, even where they are slower")
     ema_decay: float | None = option(
         None, "decay of averaged weights, which are then validated and used; null: none", above=0, below=1
@@ -85,11 +89,16 @@ class TrainerConfig(Group):
             self.spike_factor == 0 or self.spike_factor > 1, "trainer.spike_factor", self.spike_factor,
             "give more than 1, or 0 for never",
         )  # fmt: skip
+        require(
+            self.memory_budget is None or self.compile, "trainer.memory_budget", self.memory_budget,
+            "it is the compiler's; add trainer.compile=true, or choose null",
+        )  # fmt: skip
         fp16 = self.precision == "fp16"
         for key, on in (("ema_decay", self.ema_decay is not None), ("compile", self.compile), ("precision", fp16)):
+            why = ": FSDP gathers weights between the blocks, outside of a graph" if key == "compile" else ""
             require(
-                not (on and self.parallel == "fsdp"), f"trainer.{key}", getattr(self, key),
-                "trainer.parallel=fsdp does not support it; choose trainer.parallel=ddp",
+                not (on and self.parallel == "fsdp"), f"trainer.{key}", as_written(getattr(self, key)),
+                f"trainer.parallel=fsdp does not support it{why}; choose trainer.parallel=ddp",
             )  # fmt: skip
 
     @property

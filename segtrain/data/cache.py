@@ -18,13 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from segtrain.console import Progress, say
-from segtrain.data.images import read_image
 from segtrain.data.label_files import read_label
-from segtrain.data.sample import Sample
-from segtrain.data.verify.files import FileFacts
+from segtrain.data.sample import Sample, read_sample_image
+from segtrain.data.verify.file_facts import FileFacts
 from segtrain.errors import DataError, UsageError
 from segtrain.files import side_file, write_atomically
-from segtrain.threads import threaded_map
+from segtrain.threads import portion, threaded_map
 
 SPARE = 1 << 30  # bytes to leave free on the disk
 A_DAY = 24 * 3600  # seconds
@@ -38,23 +37,20 @@ class Decoded:
 
     def __call__(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         assert sample.label is not None
-        read = partial(read_image, value_range=sample.value_range)
-        image = self.read(sample.image, read, 3, sample.value_range)
-        return image, self.read(sample.label, read_label, 2)
+        labels = self.read(sample.label, partial(read_label, replaced=sample.replaced), 2, label_read_as(sample))
+        read = partial(read_sample_image, sample, labels.shape)
+        return self.read(sample.image, lambda path: read(), 3, read_as(sample, labels.shape)), labels
 
-    def place(self, path: Path, value_range: tuple[float, float] | None = None) -> Path:
+    def place(self, path: Path, how: str = "") -> Path:
+        """The file in the cache. how: as of `read_as`."""
         stat = path.stat()
-        key = f"{path.absolute()}\n{stat.st_size}\n{stat.st_mtime_ns}"
-        key += "" if value_range is None else f"\n{value_range}"
+        key = f"{path.absolute()}\n{stat.st_size}\n{stat.st_mtime_ns}{how}"
         return self.folder / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.npy"
 
-    def read(
-        self, path: Path, decode: Callable[[Path], np.ndarray], axes: int,
-        value_range: tuple[float, float] | None = None,
-    ) -> np.ndarray:  # fmt: skip
+    def read(self, path: Path, decode: Callable[[Path], np.ndarray], axes: int, how: str = "") -> np.ndarray:
         """The pixels; decoded and saved if they are missing or damaged. A full disk costs the time only."""
         try:
-            place = self.place(path, value_range)
+            place = self.place(path, how)
         except OSError:
             return decode(path)  # reports what is wrong
         if place.is_file():
@@ -75,15 +71,16 @@ class Decoded:
         def missing(sample: Sample) -> int:
             """Bytes that this sample needs."""
             height, width = seen.image_size(sample)
-            parts = ((sample.image, 3, sample.value_range), (sample.label, 1, None))
-            absent = [depth for path, depth, levels in parts if path and not self.place(path, levels).is_file()]
+            label = (height, width) if sample.label is None or sample.exif != "auto" else seen.size(sample.label)
+            parts = ((sample.image, 3, read_as(sample, label)), (sample.label, 1, label_read_as(sample)))
+            absent = [depth for path, depth, how in parts if path and not self.place(path, how).is_file()]
             return height * width * sum(absent)
 
         for torn in self.folder.glob(".*.tmp"):  # of a process that was killed; a younger one may be under way
             with contextlib.suppress(OSError):
                 if time.time() - torn.stat().st_mtime > A_DAY:
                     torn.unlink()
-        sizes = list(threaded_map(missing, samples))
+        sizes = list(threaded_map(missing, samples, at_once=portion(len(samples))))
         total = sum(sizes)
         if not total:
             say(f"cache      {self.folder}: all images are decoded already")
@@ -110,6 +107,18 @@ class Decoded:
             if error is not None:
                 raise error
             progress.show(done)
+
+
+def read_as(sample: Sample, label: tuple[int, ...]) -> str:
+    """What the pixels of an image depend on beside its file, as part of a key. label: the shape of its label."""
+    levels = "" if sample.value_range is None else f"\n{sample.value_range}"
+    shape = f" {label[0]} {label[1]}" if sample.exif == "auto" else ""
+    return levels + ("" if sample.exif == "ignore" else f"\nexif {sample.exif}{shape}")
+
+
+def label_read_as(sample: Sample) -> str:
+    """What the values of a label depend on beside its file, as part of a key."""
+    return f"\n{sorted(sample.replaced.items())}" if sample.replaced else ""
 
 
 def decoded_pixels(place: Path, axes: int) -> np.ndarray | None:

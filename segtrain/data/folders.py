@@ -3,29 +3,39 @@
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from operator import attrgetter
+from pathlib import Path, PurePath
 
+OF_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore")  # which nobody means by a pattern
 WILDCARDS = re.compile(r"(\*\*/|\*|\?)")
 Above = tuple[tuple[int, int], ...]  # device and inode of the folders that lead to one
 
 
-def entries(folder: Path) -> list[os.DirEntry[str]]:
+def entries(folder: str) -> list[os.DirEntry[str]]:
     """What a folder holds, by name, without the files that macOS puts beside others (._NAME)."""
     with os.scandir(folder) as found:
-        return sorted((entry for entry in found if not entry.name.startswith("._")), key=lambda entry: entry.name)
+        return sorted((entry for entry in found if not entry.name.startswith("._")), key=attrgetter("name"))
 
 
-def files_below(root: Path, above: Above = ()) -> Iterator[Path]:
+def files_below(root: Path) -> Iterator[Path]:
     """All files below a folder, by name. A folder that a link leads back to is not entered again."""
-    stat = root.stat()
-    here = (*above, (stat.st_dev, stat.st_ino))
-    if here[-1] in above:
-        return
-    for entry in entries(root):
+    yield from map(Path, paths_below(str(root), ()))
+
+
+def paths_below(folder: str, above: Above) -> Iterator[str]:
+    here = with_folder(folder, above)
+    for entry in entries(folder) if here else ():
         if entry.is_dir():
-            yield from files_below(root / entry.name, here)
+            yield from paths_below(entry.path, here)
         elif entry.is_file():
-            yield root / entry.name
+            yield entry.path
+
+
+def with_folder(folder: str, above: Above) -> Above:
+    """The folders that lead to one, and itself; () if it is among them, by a link."""
+    stat = os.stat(folder)  # noqa: PTH116  # of a text: an object for each file takes most of the time
+    here = (stat.st_dev, stat.st_ino)
+    return () if here in above else (*above, here)
 
 
 def matching(root: Path, pattern: str) -> Iterator[tuple[str, Path]]:
@@ -41,39 +51,40 @@ def matching(root: Path, pattern: str) -> Iterator[tuple[str, Path]]:
         raise ValueError("** stands for whole folders: write it between slashes")
     if parts[-1] == "**":
         raise ValueError("end it with the names of files, such as **/*.png")
-    yield from matches_below(root, [part for part in parts if part not in ("", ".")], (), ())
+    return matches_below(str(root), [part for part in parts if part not in ("", ".")], "", ())
 
 
-def matches_below(folder: Path, parts: list[str], texts: tuple[str, ...], above: Above) -> Iterator[tuple[str, Path]]:
-    if parts[0] == "**":
-        yield from at_any_depth(folder, parts, texts, above)
+def matches_below(folder: str, parts: list[str], text: str, above: Above) -> Iterator[tuple[str, Path]]:
+    """text: of the wildcards that lead to the folder, each with a '/' after it."""
+    part, is_last = parts[0], len(parts) == 1
+    if part == "**":
+        yield from at_any_depth(folder, parts, text, above)
         return
-    for entry, found in of_one_part(folder, parts[0]):
-        if len(parts) > 1 and entry.is_dir():
-            yield from matches_below(entry, parts[1:], (*texts, *found), above)
-        elif len(parts) == 1 and entry.is_file():
-            yield "/".join((*texts, *found)) or entry.stem, entry
-
-
-def at_any_depth(folder: Path, parts: list[str], texts: tuple[str, ...], above: Above) -> Iterator[tuple[str, Path]]:
-    stat = folder.stat()
-    here = (*above, (stat.st_dev, stat.st_ino))
-    if here[-1] in above:
-        return
-    yield from matches_below(folder, parts[1:], texts, ())
-    for entry in entries(folder):
-        if entry.is_dir():
-            yield from at_any_depth(folder / entry.name, parts, (*texts, entry.name), here)
-
-
-def of_one_part(folder: Path, part: str) -> Iterator[tuple[Path, list[str]]]:
-    """What a folder holds that fits one part of a pattern, with the text of its wildcards."""
     pieces = WILDCARDS.split(part)
     if len(pieces) == 1:
-        yield folder / part, []
+        path = os.path.join(folder, part)  # noqa: PTH118
+        if not is_last and os.path.isdir(path):  # noqa: PTH112
+            yield from matches_below(path, parts[1:], text, above)
+        elif is_last and os.path.isfile(path):  # noqa: PTH113
+            yield text[:-1] or PurePath(path).stem, Path(path)
         return
     expression = re.compile("".join({"*": "(.*)", "?": "(.)"}.get(piece) or re.escape(piece) for piece in pieces), re.S)
     for entry in entries(folder):
         match = expression.fullmatch(entry.name)
-        if match is not None:
-            yield folder / entry.name, [text for text in match.groups() if text]
+        if match is None or entry.name in OF_SYSTEMS:
+            continue
+        found = "/".join(filter(None, match.groups()))
+        if is_last and entry.is_file():
+            yield text + found if found else text[:-1] or PurePath(entry.name).stem, Path(entry.path)
+        elif not is_last and entry.is_dir():
+            yield from matches_below(entry.path, parts[1:], f"{text}{found}/" if found else text, above)
+
+
+def at_any_depth(folder: str, parts: list[str], text: str, above: Above) -> Iterator[tuple[str, Path]]:
+    here = with_folder(folder, above)
+    if not here:
+        return
+    yield from matches_below(folder, parts[1:], text, ())
+    for entry in entries(folder):
+        if entry.is_dir():
+            yield from at_any_depth(entry.path, parts, f"{text}{entry.name}/", here)

@@ -1,4 +1,4 @@
-"""Read images: RGB as stored, whatever the file format."""
+"""Read images: RGB, whatever the file format, as stored or turned by their EXIF orientation."""
 
 import contextlib
 import io
@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
+from segtrain.data.orientation import AS_STORED, INVERSE, TAG, tag_to_apply, turned, turned_size
 from segtrain.errors import DataError
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's limit, of 179 megapixels, is below an aerial photograph; ours:
@@ -22,21 +23,35 @@ DEFLATED = 8 * 1032  # pixels, of a bit at least, in a byte of a PNG: deflate co
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
 
 
-def read_image(path: Path, value_range: tuple[float, float] | None = None) -> np.ndarray:
-    """RGB uint8 (H, W, 3) as stored: grey and palette images converted, EXIF orientation not applied.
+def read_image(
+    path: Path, value_range: tuple[float, float] | None = None, exif: str = "ignore",
+    label: tuple[int, int] | None = None,
+) -> np.ndarray:  # fmt: skip
+    """RGB uint8 (H, W, 3): grey and palette images converted, and turned by the EXIF orientation as `exif` says.
 
     value_range: which values of an image with more than 8 bits a channel become 0 and 255, values beyond them too;
-    None: those of its type, 0 to 65535 or 0 to 1. Label images match the stored pixels, so a rotation would misalign
-    them. DataError names a file that cannot be read, that does not fill its type's range, or with other bands than
-    grey, RGB and transparency.
+    None: those of its type, 0 to 65535 or 0 to 1. exif: ignore, which leaves the pixels as stored, apply, refuse, or
+    auto, which needs the (height, width) of the label; see `orientation.tag_to_apply`. DataError names a file that
+    cannot be read, that does not fill its type's range, or with other bands than grey, RGB and transparency.
     """
     data = read_bytes(path)
+    pixels = stored_pixels(data, path, value_range)
+    if exif == "ignore":
+        return pixels
+    height, width = pixels.shape[:2]
+    return turned(pixels, tag_to_apply(orientation_of(data, path), exif, (height, width), label, path))
+
+
+def stored_pixels(data: bytes, path: Path, value_range: tuple[float, float] | None) -> np.ndarray:
+    """RGB uint8 (H, W, 3) as stored; otherwise as `read_image`."""
     cut_short = is_cut_short(data)
     kind = header_of(data, path)
+    undone = INVERSE.get(tag := valid_tag(kind.tags.get(TAG)), tag)  # of a TIFF file both decoders apply it
     if data and not cut_short and EXTRA not in kind.tags:  # OpenCV multiplies a TIFF's colours by its transparency
         pixels = decoded(data, cv2.IMREAD_UNCHANGED if kind.is_deep else cv2.IMREAD_COLOR_RGB)
         if pixels is not None:
-            return three_channels(to_bytes(pixels, value_range, path)) if kind.is_deep else np.asarray(pixels)
+            pixels = np.asarray(turned(pixels, undone))
+            return three_channels(to_bytes(pixels, value_range, path)) if kind.is_deep else pixels
     with opened(path, data) as image:  # Pillow reads more formats, and reports what is wrong
         if image.mode.startswith(("I", "F")):
             rgb = three_channels(to_bytes(np.asarray(image), value_range, path))
@@ -44,7 +59,25 @@ def read_image(path: Path, value_range: tuple[float, float] | None = None) -> np
             rgb = np.asarray(image.convert("RGB"))
         if cut_short:
             raise ValueError("the end of the JPEG data is missing")
-        return rgb
+        return turned(rgb, undone)
+
+
+def orientation_of(data: bytes, path: Path) -> int:
+    """The EXIF orientation of an image file, 1 to 8; 1 where it has none or an impossible one."""
+    if not any(mark in data for mark in MARKS) and not data.startswith((b"II", b"MM")):
+        return AS_STORED
+    try:
+        with opened(path, data) as image:
+            return valid_tag(image.getexif().get(TAG))
+    except DataError:  # of a TIFF file that OpenCV reads
+        return valid_tag(tiff_tags(data).get(TAG))
+
+
+MARKS = (b"Exif", b"EXIF", b"eXIf", b"tiff:Orientation", b"Raw profile type")  # of files that may have a tag
+
+
+def valid_tag(value: Any) -> int:
+    return value if isinstance(value, int) and 1 <= value <= 8 else AS_STORED
 
 
 class Header(NamedTuple):
@@ -180,13 +213,18 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_header(path: Path) -> tuple[int, int, str]:
-    """Height, width and Pillow's name of the pixel format. DataError for what is no image."""
+    """Height and width as stored, and Pillow's name of the pixel format. DataError for what is no image."""
     data = read_bytes(path)
     kind = header_of(data, path)
     if kind.is_deep and kind.tags:  # also of those that Pillow does not read
         return int(kind.tags[LENGTH]), int(kind.tags[WIDTH]), f"{max(kind.tags.get(BITS, (1,)))} bits"
     with opened(path, data) as image:
-        return image.height, image.width, str(image.mode)
+        return *stored_size(image, kind), str(image.mode)
+
+
+def stored_size(image: Image.Image, kind: Header) -> tuple[int, int]:
+    """(height, width) as stored; of a TIFF file, Pillow has already applied the orientation."""
+    return turned_size((image.height, image.width), valid_tag(kind.tags.get(TAG)))
 
 
 def is_cut_short(data: bytes) -> bool:

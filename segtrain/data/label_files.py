@@ -1,6 +1,7 @@
 """Read label images and instance maps: one number per pixel, never a colour."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,26 +16,36 @@ from segtrain.data.images import (
     read_bytes,
     tiff_tags,
     unreadable,
+    valid_tag,
 )
+from segtrain.data.orientation import INVERSE, TAG, turned
 from segtrain.errors import DataError
 
+EIGHT_BITS = "ids have 8 bits, from 0 to 255, for at most 253 classes: number them anew"
 
-def read_label(path: Path) -> np.ndarray:
+
+def read_label(path: Path, replaced: Mapping[int, int] | None = None) -> np.ndarray:
     """The values of a label image, uint8 (H, W): of a greyscale or palette image (palette: the index), or the matrix S
-    of a MATLAB file. DataError for anything else."""
+    of a MATLAB file. DataError for anything else.
+
+    replaced: values of the file, of any size, that become others.
+    """
     if path.suffix == ".mat":
         return read_matlab_label(path)
     values, _ = read_values(path)
+    for value, other in (replaced or {}).items():
+        values = np.where(values == value, other, values)
     low, high = (values.min(), values.max()) if values.size else (0, 0)
     if low < 0 or high > 255:
         if low >= 0 and values.dtype.itemsize > 1 and high <= 65535:
             raise DataError(
-                f"{path} is a 16-bit image with values up to {high}: this looks like an instance map; "
-                "give images with one class id (0 to 255) per pixel"
+                f"{path} is a 16-bit image with values up to {high}: this looks like an instance map; give images with "
+                f"one class id per pixel ({EIGHT_BITS}; dataset=folder: dataset.ignore_values=[{high}] for no class)"
             )
+        odd = low if low < 0 else high
         raise DataError(
-            f"{path} holds values from {low} to {high}: give images with one class id (0 to 255) per pixel, and the "
-            "pixels without a class an id that the table ignores"
+            f"{path} holds values from {low} to {high}: give images with one class id per pixel ({EIGHT_BITS}), and "
+            f"dataset.ignore_values=[{odd}] of dataset=folder if that means no class"
         )
     return values.astype(np.uint8)
 
@@ -70,7 +81,8 @@ def read_values(path: Path) -> tuple[np.ndarray, str]:
             values = values.view(np.int8)
         elif mode in ("1", "L") and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # which Pillow turns round
             values = ~values if mode == "1" else 2**bits - 1 - values
-        return values, mode
+        tag = valid_tag(tags.get(TAG))
+        return turned(values, INVERSE.get(tag, tag)), mode  # as stored: of a TIFF file Pillow applies it
 
 
 OTHER_MODES = {

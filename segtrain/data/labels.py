@@ -186,6 +186,7 @@ def read_user_table(path: Path) -> LabelTable:
             raise DataError(f"{path}: {what} {', '.join(twice)} occurs twice; each {what} may occur once only")
     if not 2 <= len(names) < UNKNOWN:
         raise DataError(f"{path}: found {len(names)} classes that are not ignored; between 2 and {UNKNOWN - 1} work"
+                        ", as ids have 8 bits"
                         + (", the background among them" if len(names) < 2 else ""))  # fmt: skip
     return LabelTable(rows, str(path))
 

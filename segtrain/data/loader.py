@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from segtrain.data.augment import Augmentation
-from segtrain.data.images import read_image
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable
 from segtrain.data.order import MicroBatches, sample_number
-from segtrain.data.sample import Sample, different_sizes, read_labels
+from segtrain.data.sample import Sample, different_sizes, read_labels, read_sample_image
 from segtrain.data.sampling import ClassIndex, random_pixel
 from segtrain.data.workers import StopAsked, errors_as_values, items_of, never, quiet_worker, to_shared_memory
 from segtrain.errors import DataError, SegtrainError
@@ -48,9 +47,10 @@ TrainingItem = tuple[np.ndarray, np.ndarray, str, int, list[int]]
 
 
 def read_pixels(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 (H, W, 3) and labels uint8 (H, W) as stored. DataError for what cannot be read."""
+    """Image uint8 (H, W, 3) and labels uint8 (H, W), whose values are as stored. DataError for what cannot be read."""
     assert sample.label is not None
-    return read_image(sample.image, sample.value_range), read_label(sample.label)
+    labels = read_label(sample.label, sample.replaced)
+    return read_sample_image(sample, labels.shape), labels
 
 
 class TrainingData(Dataset["TrainingItem | SegtrainError"]):
@@ -107,8 +107,8 @@ class EvaluationData(Dataset["EvaluationItem | SegtrainError"]):
     @errors_as_values
     def __getitem__(self, index: int) -> "EvaluationItem | SegtrainError":
         sample = self.samples[index]
-        image = read_image(sample.image, sample.value_range)
         target, ids, instances = read_labels(sample, self.table)
+        image = read_sample_image(sample, target.shape)
         if target.shape != image.shape[:2]:
             return different_sizes(sample, image.shape[:2], target.shape)
         return EvaluationItem(sample, image, target, ids, instances)

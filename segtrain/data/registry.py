@@ -9,6 +9,7 @@ from segtrain.data.sample import DatasetSpec, Sample, SplitFiles, Submission
 from segtrain.data.sets import cityscapes, cocostuff, folder, imagenet, kitti, mixture, streets, vistas
 from segtrain.data.sets.mixture import Mixture, Part
 from segtrain.errors import DataError
+from segtrain.threads import uncollected
 
 DATASETS: dict[str, DatasetSpec | ClassificationSpec] = {
     "streets": streets.DATASET,
@@ -99,7 +100,8 @@ def split_files(config: DatasetConfig, split: str) -> SplitFiles:
     dataset = dataset_spec(config)
     split = dataset.splits.get(split, split)
     names = split.split("+")
-    several = [dataset.files(config, name) for name in names]
+    with uncollected():
+        several = [dataset.files(config, name) for name in names]
     if len(several) == 1:
         return several[0]
     joined: list[dict[str, Path]] = [{}, {}, {}]
@@ -112,12 +114,15 @@ def split_files(config: DatasetConfig, split: str) -> SplitFiles:
                 raise DataError(f"{split}: {len(twice)} images are in more than one of these splits ({twice[0]}, ...)")
             mine |= theirs or {}
     images, labels, instances = joined
-    return SplitFiles(images, labels, instances, several[0].value_range)
+    return several[0]._replace(images=images, labels=labels, instances=instances)
 
 
 def split_samples(config: DatasetConfig, split: str) -> list[Sample]:
     """The samples of a split, at least one; DataError otherwise."""
-    return not_empty(split_files(config, split).samples(), config, split)
+    files = split_files(config, split)
+    with uncollected():
+        samples = files.samples()
+    return not_empty(samples, config, split)
 
 
 def labelled_samples(config: DatasetConfig, split: str) -> list[Sample]:

@@ -1,6 +1,7 @@
 """A sample is an image and, where there is one, its label image. `SplitFiles` lists the files of a split."""
 
 import glob
+import re
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from segtrain.config import DatasetConfig
+from segtrain.data.folders import matching
+from segtrain.data.images import read_image
 from segtrain.data.label_files import read_instances, read_label
 from segtrain.data.labels import LabelTable
+from segtrain.data.orientation import AS_STORED, turned_size
 from segtrain.data.rules import Rules
 from segtrain.data.verify.label_mistakes import Expected
 from segtrain.errors import DataError
@@ -20,7 +24,8 @@ T = TypeVar("T")
 
 class Sample(NamedTuple):
     """name is unique within its split and becomes the name of the prediction. instances: values as the rules say.
-    table: what its label means, if that differs from the dataset's table. value_range: of `images.read_image`."""
+    table: what its label means, if that differs from the dataset's table. value_range, exif: of `images.read_image`.
+    replaced: of `label_files.read_label`."""
 
     name: str
     image: Path
@@ -28,30 +33,39 @@ class Sample(NamedTuple):
     instances: Path | None = None
     table: LabelTable | None = None
     value_range: tuple[float, float] | None = None
+    exif: str = "ignore"
+    replaced: Mapping[int, int] | None = None
 
 
 class SplitFiles(NamedTuple):
-    """The files of a split by sample name; labels is None for a split that has none. value_range: of `read_image`."""
+    """The files of a split by sample name; labels is None for a split that has none.
+
+    value_range, exif: of `images.read_image`. replaced: of `label_files.read_label`.
+    """
 
     images: Mapping[str, Path]
     labels: Mapping[str, Path] | None
     instances: Mapping[str, Path] = {}
     value_range: tuple[float, float] | None = None
+    exif: str = "ignore"
+    replaced: Mapping[int, int] | None = None
 
     def samples(self) -> list[Sample]:
         """Sorted by name. DataError unless every image has a label and the reverse."""
-        if self.labels is None:
-            samples = [Sample(name, self.images[name], None) for name in sorted(self.images)]
-        else:
-            samples = pair_samples(self.images, self.labels, self.instances)
-        return [sample._replace(value_range=self.value_range) for sample in samples]
+        if self.labels is not None:
+            refuse_unpaired(self.images, self.labels)
+        return self.with_images()
+
+    def with_images(self) -> list[Sample]:
+        """The samples that have an image, with their labels where there are any, sorted by name."""
+        labels, rest = self.labels or {}, (None, self.value_range, self.exif, self.replaced)
+        return [Sample(n, self.images[n], labels.get(n), self.instances.get(n), *rest) for n in sorted(self.images)]
 
     def labelled(self) -> list[Sample]:
         """The labelled samples, which can be scored without images: the label stands in for a missing image."""
-        labels = self.labels or {}
+        labels, rest = self.labels or {}, (None, self.value_range, self.exif, self.replaced)
         return [
-            Sample(n, self.images.get(n, labels[n]), labels[n], self.instances.get(n), value_range=self.value_range)
-            for n in sorted(labels)
+            Sample(n, self.images.get(n, labels[n]), labels[n], self.instances.get(n), *rest) for n in sorted(labels)
         ]
 
 
@@ -108,27 +122,27 @@ class DatasetSpec(NamedTuple):
     image_size: tuple[int, int] | None = None
 
 
-def pair_samples(
-    images: Mapping[str, Path], labels: Mapping[str, Path], instances: Mapping[str, Path] | None = None
-) -> list[Sample]:
-    """Samples sorted by name, where every image has a label and the reverse; DataError lists the others."""
-    for what, other, keys in (
-        ("image", "label", set(images) - set(labels)),
-        ("label", "image", set(labels) - set(images)),
-    ):
+def refuse_unpaired(images: Mapping[str, Path], labels: Mapping[str, Path]) -> None:
+    """DataError, listing a few of them, if there are images without labels or the reverse."""
+    for what, other, files, others in (("image", "label", images, labels), ("label", "image", labels, images)):
+        keys = sorted(key for key in files if key not in others)
         if keys:
-            files = images if what == "image" else labels
-            some = ", ".join(str(files[key]) for key in sorted(keys)[:3])
+            some = ", ".join(str(files[key]) for key in keys[:3])
             raise DataError(
                 f"{len(keys)} of {len(files)} {what}s have no {other}: {some}"
                 f"{', ...' if len(keys) > 3 else ''}; add the missing files or remove these"
             )
-    return [Sample(name, images[name], labels[name], (instances or {}).get(name)) for name in sorted(images)]
 
 
 def by_stem(folder: Path, pattern: str, ending: str = "") -> dict[str, Path]:
-    """Files of a folder that match, by their names without `ending` (default: their suffix)."""
-    paths = folder.glob(pattern)
+    """Files of a folder that match, by their names without `ending` (default: their suffix).
+
+    pattern: as of `matching`, or with [...] or ** as of `Path.glob`.
+    """
+    if not folder.is_dir():
+        return {}
+    is_plain = not re.search(r"\[|\*\*", pattern)
+    paths = (path for _, path in matching(folder, pattern)) if is_plain else folder.glob(pattern)
     return {path.name.removesuffix(ending) if ending else path.stem: path for path in paths}
 
 
@@ -151,11 +165,17 @@ def expect_split(split: str, known: Collection[str], root: Path) -> None:
         )
 
 
+def read_sample_image(sample: Sample, label: tuple[int, ...] | None) -> np.ndarray:
+    """RGB uint8 (H, W, 3), turned as the sample's `exif` says. label: the shape of its label."""
+    size = None if label is None else (label[0], label[1])
+    return read_image(sample.image, sample.value_range, sample.exif, size)
+
+
 def read_labels(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Train ids and label ids uint8 (H, W), and the instances if there are any. DataError if sizes differ."""
     assert sample.label is not None
     table = sample.table or table
-    stored = read_label(sample.label)
+    stored = read_label(sample.label, sample.replaced)
     target, instances = table.encode(stored, sample.label), None
     if sample.instances is not None:
         instances = read_instances(sample.instances)
@@ -170,10 +190,17 @@ def spread(items: Sequence[T], most: int) -> list[T]:
     return [items[round(i * (len(items) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
-def different_sizes(sample: Sample, image: tuple[int, ...], label: tuple[int, ...]) -> DataError:
+def different_sizes(
+    sample: Sample, image: tuple[int, ...], label: tuple[int, ...], tag: int = AS_STORED
+) -> DataError:  # fmt: skip
+    """tag: the EXIF orientation of the image, if it is known."""
+    remedy = "use the label made for this image"
+    if tag != AS_STORED and turned_size((image[0], image[1]), tag) == tuple(label):
+        remedy = f"the image has the EXIF orientation {tag}, which dataset.exif={sample.exif} "
+        remedy += "has applied: ignore does not" if sample.exif == "apply" else "does not apply: auto does"
     return DataError(
         f"{sample.image} is {image[1]}x{image[0]} but its label {sample.label} is {label[1]}x{label[0]} "
-        "(width x height): they must match pixel by pixel; use the label made for this image"
+        f"(width x height): they must match pixel by pixel; {remedy}"
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from segtrain.console import Progress
 from segtrain.data.labels import LabelTable
 from segtrain.data.sample import Sample
-from segtrain.data.verify.files import FileFacts
+from segtrain.data.verify.file_facts import FileFacts
 from segtrain.data.verify.label_mistakes import counts_by_class
 from segtrain.errors import UsageError
 from segtrain.threads import threaded_map
@@ -35,7 +35,7 @@ def class_index(samples: list[Sample], table: LabelTable, seen: FileFacts) -> Cl
 
     def present(sample: Sample) -> np.ndarray:
         assert sample.label is not None
-        return counts_by_class(seen.histogram(sample.label), sample.table or table) > 0
+        return counts_by_class(seen.histogram(sample.label, sample.replaced), sample.table or table) > 0
 
     rows = []
     for row in threaded_map(present, samples):

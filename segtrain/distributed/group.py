@@ -204,6 +204,17 @@ def all_reduce_arrays(*arrays: np.ndarray) -> None:
             distributed.all_reduce(torch.from_numpy(array))
 
 
+def all_gather_values(value: Any) -> list[Any]:
+    """The value of each process of this command, by rank, in every one of them."""
+    if process_count() == 1:
+        return [value]
+    from torch import distributed
+
+    everyone: list[Any] = [None] * process_count()
+    distributed.all_gather_object(everyone, value)
+    return everyone
+
+
 def chunks(batch_size: int, parts: int) -> list[range]:
     """The samples 0 .. batch_size - 1 of a batch in `parts` consecutive ranges of as equal size as possible."""
     edges = [batch_size * part // parts for part in range(parts + 1)]

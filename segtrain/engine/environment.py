@@ -19,6 +19,7 @@ from segtrain.config import TrainConfig
 from segtrain.console import say
 from segtrain.device import resolve_device
 from segtrain.distributed.group import World
+from segtrain.engine.graphs import not_capturable
 from segtrain.errors import UsageError
 from segtrain.models import not_compilable
 from segtrain.threads import cpus
@@ -28,11 +29,13 @@ from segtrain.threads import cpus
 def training_device(config: TrainConfig, dist: World) -> Iterator[torch.device]:
     """The device of this process, with deterministic algorithms while inside if trainer.deterministic asks for them.
 
-    UsageError if there are more processes than GPUs, or if trainer.compile cannot work here.
+    UsageError if there are more processes than GPUs, or if trainer.compile or trainer.cuda_graphs cannot work here.
     """
     device, threads = resolve_device(config.device), torch.get_num_threads()
     if config.trainer.compile and (reason := not_compilable(config.model, device)):
         raise UsageError(f"trainer.compile=true is not possible: {reason}")
+    if config.trainer.cuda_graphs and (reason := not_capturable(config, dist, device)):
+        raise UsageError(f"trainer.cuda_graphs=true is not possible: {reason}")
     if device.type == "cuda":
         device = own_gpu(config, dist)
     if config.trainer.deterministic:

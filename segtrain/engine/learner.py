@@ -16,11 +16,12 @@ from segtrain.config import TrainConfig
 from segtrain.data.loader import Batch
 from segtrain.distributed.group import World
 from segtrain.engine import parallel
+from segtrain.engine.graphs import DeviceCapture, StepGraphs, not_capturable
 from segtrain.engine.guard import Guard
 from segtrain.engine.optim import build_optimizer, learning_rate
 from segtrain.engine.parallel import Network
 from segtrain.engine.step_result import StepResult
-from segtrain.errors import SegtrainError
+from segtrain.errors import SegtrainError, UsageError
 from segtrain.losses import Loss
 from segtrain.models import Segmenter
 from segtrain.models.preprocess import normalise_images
@@ -52,6 +53,11 @@ class Learner:
         self.optimizer = build_optimizer(network, optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
         self.guard = Guard(config, dist, self.scaler.is_enabled())
+        self.graphs: StepGraphs | None = None
+        if options.cuda_graphs:
+            if reason := not_capturable(config, dist, device):
+                raise UsageError(f"trainer.cuda_graphs=true is not possible: {reason}")
+            self.graphs = StepGraphs(self.add_gradient, list(network.parameters()), DeviceCapture(), device)
         self.average: AveragedModel | None = None
         if options.ema_decay is not None:
             self.average = AveragedModel(
@@ -108,14 +114,24 @@ class Learner:
 
     def forward_backward(self, batch: Batch, divisor: float) -> Tensor:
         """Add the gradient of one micro-batch. Returns each image's sum of the loss, (N,) float."""
-        mean, std = self.config.model.mean, self.config.model.std
-        images = normalise_images(batch.images.to(self.device, non_blocking=True), mean, std)
-        target = batch.targets.to(self.device, non_blocking=True).long()
+        # Data-parallel gradients are means over the processes; the loss is a sum over them.
+        factor = self.dist.size / divisor
+        if self.graphs is not None:
+            return self.graphs(batch.images, batch.targets, factor)
+        images, target = (t.to(self.device, non_blocking=True) for t in (batch.images, batch.targets))
+        with self.loss.counted(batch.targets):
+            return self.add_gradient(images, target, factor)
+
+    def add_gradient(self, images: Tensor, target: Tensor, factor: float | Tensor) -> Tensor:
+        """As forward_backward, of uint8 images and targets on the device; the loss is multiplied with factor."""
+        images = normalise_images(images, self.config.model.mean, self.config.model.std)
+        target = target.long()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.model(images, **self.forward_options)
         sums = self.loss(logits, target)
-        # Data-parallel gradients are means over the processes; the loss is a sum over them.
-        total = self.scaler.scale(sums.sum() * (self.dist.size / divisor))
+        if isinstance(factor, Tensor):
+            factor = factor.to(sums.dtype)
+        total = self.scaler.scale(sums.sum() * factor)
         try:
             total.backward()
         except RuntimeError as error:

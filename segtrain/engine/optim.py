@@ -14,15 +14,15 @@ Groups = list[dict[str, Any]]  # "params", "lr", "lr_factor", "weight_decay"
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer that the options name, over all parameters. Every group has "lr_factor", which learning_rate() is
-    multiplied by for it.
+    """The optimizer that the options name, over all parameters that are trained. Every group has "lr_factor", which
+    learning_rate() is multiplied by for it.
 
     UsageError for a name that OPTIMIZERS lacks, for a backbone factor where the model has no `body`, and for fused=true
     where there is no such kernel.
     """
     require(config.name in OPTIMIZERS, "optimizer.name", config.name, f"choose {', '.join(OPTIMIZERS)}")
     # Decided here: torch's SGD looks at its first parameter only, and not before its first step.
-    possible = all(p.is_floating_point() and p.device.type in FUSED_DEVICES for p in model.parameters())
+    possible = all(p.is_floating_point() and p.device.type in FUSED_DEVICES for p in trained_parameters(model))
     require(
         possible or config.fused is not True, "optimizer.fused", config.fused,
         f"it needs floating-point parameters on {' or '.join(FUSED_DEVICES)}; give null or false",
@@ -44,8 +44,13 @@ FUSED_DEVICES = ("cuda", "cpu")
 OPTIMIZERS: dict[str, Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]] = {"sgd": sgd, "adamw": adamw}
 
 
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Those that are not frozen, in the model's order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> Groups:
-    """Every parameter once, in the model's order; one group if the options treat all alike."""
+    """Every parameter that is trained once, in the model's order; one group if the options treat all alike."""
     body = getattr(model, "body", None)
     require(
         body is not None or config.backbone_lr_factor == 1, "optimizer.backbone_lr_factor", config.backbone_lr_factor,
@@ -53,7 +58,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> Groups:
     )  # fmt: skip
     backbone = set() if body is None else {id(parameter) for parameter in body.parameters()}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for parameter in model.parameters():
+    for parameter in trained_parameters(model):
         factor = config.backbone_lr_factor if id(parameter) in backbone else 1.0
         vector = parameter.dim() <= 1  # norm weights and all biases
         decay = 0.0 if vector and not config.decay_norm_and_bias else config.weight_decay

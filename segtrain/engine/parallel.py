@@ -28,7 +28,7 @@ def is_sharded(config: TrainConfig, dist: World) -> bool:
 
 
 def parallel_model(network: Network, config: TrainConfig, dist: World, device: torch.device) -> Callable[..., Tensor]:
-    """What to call instead of the network in training: DDP around it, itself after sharding in place, or compiled.
+    """What to call instead of the network in training: itself after sharding in place, or compiled and with DDP around.
 
     Synchronised norms get the process group of trainer.sync_group.
     """
@@ -37,13 +37,16 @@ def parallel_model(network: Network, config: TrainConfig, dist: World, device: t
     if is_sharded(config, dist):
         sharded(network.to(memory_format=torch.contiguous_format))  # FSDP2 cannot cut channels-last weights
         return network
+    model: nn.Module = network
+    if config.trainer.compile:
+        model = compiled(network, config.model, device, config.trainer.memory_budget)
     if dist.size > 1:
         # Running statistics are those of the first process; the others get them when they are used.
         known = inspect.signature(DistributedDataParallel).parameters  # torch 2.14 has a new name for it
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options: dict[str, Any] = {buffers: False, "gradient_as_bucket_view": True}
-        return DistributedDataParallel(network, **options)
-    return compiled(network, config.model, device) if config.trainer.compile else network
+        return DistributedDataParallel(model, **options)
+    return model
 
 
 def gradient_sync(model: Callable[..., Tensor], last: bool) -> AbstractContextManager[Any]:

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 import yaml
 
-from segtrain.config import LENGTHS, TrainConfig, flatten, is_safe, run_folder, with_defaults
+from segtrain.config import LENGTHS, TrainConfig, adopt_earlier, flatten, is_safe, run_folder, with_defaults
+from segtrain.config.options import as_written
 from segtrain.console import duration, say
 from segtrain.distributed.group import World
 from segtrain.engine.normalisation import keep_normalisation
 from segtrain.engine.preemption import Preempted
 from segtrain.engine.prior_hint import prior_hint
 from segtrain.engine.run_folder import repair, require_own
+from segtrain.engine.run_reader import OTHER_INFERENCE
 from segtrain.engine.state import TrainState
 from segtrain.errors import REQUEUE, DataError
 from segtrain.files import read_side_json, side_file, write_atomically
@@ -49,6 +51,7 @@ class Run:
         self.source = self.last  # the checkpoint that the run goes on from
         self.state: TrainState | None = None  # how far it is, for state.json
         self.heartbeat = 0.0
+        self.validated_before: int | None = None  # last step that was validated with another inference
         self.classes: dict[str, Any] = {}
         self.trained_on = torch.empty(0, dtype=torch.int64)
         self.contents: torch.Tensor | None = None
@@ -91,6 +94,8 @@ class Run:
             return None
         self.source, saved = found
         adopt_chosen(self.config, saved["config"])
+        for key, value in adopt_earlier(self.config.dataset, saved["config"].get("dataset", {})).items():
+            say(f"dataset.{key}={value}, as the run began before there was this option")
         keep_normalisation(self.config, saved["config"])
         changes = config_changes(with_defaults(saved["config"]), asdict(self.config))
         if changes:
@@ -101,6 +106,7 @@ class Run:
                 "weights), or restart=true to move the old one aside"
             )
         before, now = flatten(saved["config"]), flatten(asdict(self.config))
+        self.note_inference(saved, flatten(with_defaults(saved["config"])), now)
         for key in LENGTHS:
             if before.get(key) != now[key]:
                 patience, best = self.config.trainer.patience, saved.get("best", {})
@@ -109,6 +115,19 @@ class Run:
                 longer = "from here on the learning rate is that of the longer run"
                 say(f"{key}={now[key]} instead of {before.get(key)}: {longer}")
         return saved
+
+    def note_inference(self, saved: dict[str, Any], before: dict[str, Any], now: dict[str, Any]) -> None:
+        """Where inference.* is another than before, begin the best score anew: best.pt must not mix two of them."""
+        changed = [key for key in now if key.startswith("inference.") and now[key] != before.get(key)]
+        if not changed:
+            return
+        listed = ", ".join(f"{key}={as_written(now[key])} instead of {as_written(before.get(key))}" for key in changed)
+        best, patience = saved.get("best", {}), self.config.trainer.patience
+        since = best.get("since", 0)
+        ended = patience is not None and since >= patience  # then there is no further validation
+        saved["best"] = {"since": since if ended else 0}
+        self.validated_before = saved.get("validated", 0)
+        say(f"{listed}: scores differ from those before; best.pt is chosen among the validations from here on")
 
     def move_aside(self) -> None:
         if not self.folder.exists():
@@ -150,6 +169,8 @@ class Run:
 
         contents: hashes of the files of the training images, which are added to those of earlier sessions.
         """
+        if self.validated_before is not None:
+            session = session | {OTHER_INFERENCE: self.validated_before}
         self.state, self.classes, self.session = state, classes, session
         if contents is not None:
             before = [] if self.contents is None else self.contents.tolist()
@@ -160,7 +181,7 @@ class Run:
         self.write_config()
         self.report("running")  # from here on the folder is known as a run's
         self.tidy(state)
-        for name in ("evaluation.json", "summary.txt", "confusion.png", "requeue"):
+        for name in ("evaluation.json", "images.npz", "summary.txt", "confusion.png", "requeue"):
             (self.folder / name).unlink(missing_ok=True)
         path = self.folder / "environment.json"
         sessions = [item for item in read_side_json(path, list) or [] if isinstance(item, dict)]
@@ -296,9 +317,11 @@ def modified(path: Path) -> int | None:
 
 
 def adopt_chosen(config: TrainConfig, stored: dict[str, Any]) -> None:
-    """Take over what the run has chosen by the memory of its device: a resume never chooses again."""
+    """Take over what the run has chosen by the memory of its device, or counted: a resume never chooses again."""
     if config.trainer.batch_size == "auto":
         config.trainer.batch_size = stored["trainer"]["batch_size"]
+    if config.loss.class_weights == "auto" and isinstance(stored["loss"].get("class_weights"), list):
+        config.loss.class_weights = stored["loss"]["class_weights"]
     if config.trainer.auto_fit and stored["trainer"].get("auto_fit"):
         config.model.recompute, config.model.keep = stored["model"]["recompute"], stored["model"]["keep"]
         config.trainer.accumulation = stored["trainer"]["accumulation"]

@@ -17,7 +17,8 @@ from segtrain.weights import checkpoint
 CHECKPOINT = re.compile(r"last\.pt|step_\d+\.pt")
 # What is in the folder of a run that was killed before it was marked by config.yaml and state.json.
 BEGUN = {".lock", "config.yaml", "environment.json", "metrics.jsonl", "blackbox", "pictures", "tensorboard", "best.pt",
-         "wandb_run", "mlflow_run", "wandb", "evaluation.json", "summary.txt", "confusion.png"}  # fmt: skip
+         "wandb_run", "mlflow_run", "wandb", "evaluation.json", "images.npz", "summary.txt",
+         "confusion.png"}  # fmt: skip
 IN_PASSING = re.compile(r"requeue|\..*\.tmp")
 
 

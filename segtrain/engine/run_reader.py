@@ -11,6 +11,7 @@ from segtrain.errors import DataError
 
 FILES = ("config.yaml", "metrics.jsonl", "evaluation.json", "state.json", "last.pt")
 SILENT = 120  # seconds without a heartbeat after which a run counts as stopped
+OTHER_INFERENCE = "other_inference_until"  # in environment.json: up to this step another inference was validated with
 RECENT = 600  # the same since the last written file, for runs of versions without a heartbeat
 
 
@@ -45,7 +46,8 @@ def read_run(folder: Path) -> RunSummary | None:
     max_steps = status.get("max_steps") or ((config or {}).get("trainer") or {}).get("max_steps")
     if max_steps is None and evaluation:
         max_steps = evaluation.get("step")  # finished; its length was given in epochs
-    best = max(scores, key=lambda score: score[1], default=None)
+    comparable = [score for score in scores if score[0] > other_inference(folder / "environment.json")]
+    best = max(comparable, key=lambda score: score[1], default=None)
     if status.get("reason"):
         notes.append(str(status["reason"]))
     return RunSummary(
@@ -54,6 +56,16 @@ def read_run(folder: Path) -> RunSummary | None:
         best[1] if best else None, best[0] if best else None, written, "; ".join(notes),
         flatten(config or {}),
     )  # fmt: skip
+
+
+def other_inference(path: Path) -> int:
+    """The last step that was validated with other options than the run has now; 0 if there is none."""
+    try:
+        sessions = read_json(path) if path.exists() else []
+    except DataError:
+        return 0
+    found = [item.get(OTHER_INFERENCE) for item in sessions if isinstance(item, dict)]
+    return max(map(int_or_zero, found), default=0)
 
 
 def state_of(status: dict[str, Any], evaluated: bool, written: float) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Generator
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +9,10 @@ from torch.utils.data import Dataset
 
 from segtrain.abn import describe_backend
 from segtrain.abn.coded_operators import describe_coder
-from segtrain.config import TrainConfig, classifies, option_of, require
+from segtrain.config import ModelConfig, TrainConfig, TrainerConfig, classifies, option_of, require
 from segtrain.config.options import Group, as_written, default_of
 from segtrain.console import say
+from segtrain.data.labels import LabelTable
 from segtrain.data.loader import Batch, training_batches
 from segtrain.data.order import MicroBatches
 from segtrain.device import describe_device
@@ -24,13 +24,17 @@ from segtrain.engine.run import Run
 from segtrain.engine.state import TrainState
 from segtrain.errors import UsageError
 from segtrain.losses import Loss
-from segtrain.models import from_config
+from segtrain.models import Classifier, Segmenter, from_config
+from segtrain.models.frozen import describe_frozen
+from segtrain.models.timm_encoder import TimmEncoder
 from segtrain.tasks.base import Task
 from segtrain.tasks.classification import Classification
 from segtrain.tasks.segmentation import Segmentation
 from segtrain.threads import describe_load
-from segtrain.weights.files import existing
+from segtrain.weights.download import weights_file
+from segtrain.weights.matching import Report
 from segtrain.weights.provenance import data_names, provenance
+from segtrain.weights.timm_weights import TimmReport, is_of_timm, load_timm
 from segtrain.weights.transfer import load_weights
 
 
@@ -53,9 +57,11 @@ def prepare_task(config: TrainConfig, saved: dict[str, Any] | None) -> Task:
 
     UsageError if the file of initial weights is missing: it is checked before the data, which take longer.
     """
-    if saved is None and config.model.weights != "none":
-        existing(Path(config.model.weights))
+    if saved is None and config.model.weights not in ("none", "timm"):
+        weights_file(config.model.weights)
     task = task_of(config)(config)
+    if saved is None:
+        task.count_classes()
     if isinstance(config.trainer.batch_size, int):  # else it is known later
         require_warm_up(config, task.num_train)
     return task
@@ -103,10 +109,13 @@ def build_learner(
     """
     torch.manual_seed(config.trainer.seed)
     network = from_config(config.model, task.num_classes).to(device)
-    transfer = None
+    transfer: Report | TimmReport | None = None
+    body = getattr(network, "body", None)
+    if isinstance(body, TimmEncoder) and (saved is not None or config.model.weights == "none"):
+        say(f"encoder    {body.certificate}")
     if saved is None and config.model.weights != "none":
         model = config.model
-        transfer = load_weights(Path(model.weights), network, task.table, model.weights_match, model.weights_taxonomy)
+        transfer = initial_weights(model, network, task.table)
         say(str(transfer))
         if take_normalisation(config, transfer.normalised):
             run.write_config()
@@ -117,6 +126,17 @@ def build_learner(
         run.provenance = saved.get("provenance", run.provenance)
         warn_of_other_statistics(saved.get("environment", {}), run.session, config)
     return learner
+
+
+def initial_weights(options: ModelConfig, network: Segmenter | Classifier, table: LabelTable | None) -> Any:
+    """Load what model.weights names into the network, and return the report."""
+    if options.weights == "timm":
+        assert isinstance(network, Segmenter)
+        return load_timm(options, network)
+    path = weights_file(options.weights)
+    if options.is_timm() and isinstance(network, Segmenter) and is_of_timm(path):
+        return load_timm(options, network, path)
+    return load_weights(path, network, table, options.weights_match, options.weights_taxonomy)
 
 
 def step_batches(
@@ -157,14 +177,21 @@ def chosen_options(options: Group, *always: str) -> str:
     return ", ".join([name, *([" ".join(shown)] if shown else [])])
 
 
+def describe_compiled(options: TrainerConfig) -> str:
+    budget = options.memory_budget
+    return "compiled" if budget is None else f"compiled with a memory budget of {budget:g}"
+
+
 def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, state: TrainState) -> None:
     """Print what was chosen: run, device, model, data, length."""
     options, trainer, dist, device = config.model, config.trainer, learner.dist, learner.device
     parameters = sum(parameter.numel() for parameter in learner.network.parameters()) / 1e6
     backend = f" (kernels: {describe_backend(device.type)})" if options.norm.startswith("inplace_abn") else ""
-    chosen = [
-        name for name, is_on in (("compiled", trainer.compile), ("deterministic", trainer.deterministic)) if is_on
-    ]
+    named = {
+        describe_compiled(trainer): trainer.compile, "CUDA graphs": trainer.cuda_graphs,
+        "deterministic": trainer.deterministic,
+    }  # fmt: skip
+    chosen = [name for name, is_on in named.items() if is_on]
     chosen += [f"averaged weights {trainer.ema_decay}"] if trainer.ema_decay is not None else []
     say(f"run        {run.folder}" + (f", going on at step {state.step}" if state.step else ""))
     say(f"device     {describe_device(device)}, {', '.join([trainer.precision.replace('fp32', 'float32'), *chosen])}")
@@ -182,6 +209,10 @@ def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, sta
         say(f"processes  {dist.size}, {trainer.parallel}, {statistics}")
     say(f"model      {options.backbone} + {options.head}, stride {options.output_stride}, {options.norm}{backend}, "
         f"{parameters:.1f} M parameters, initial weights {options.weights.replace('none', 'random')}")  # fmt: skip
+    if options.frozen:
+        say(f"frozen     {describe_frozen(learner.network)}")
+        if options.weights == "none":
+            say("WARNING    the frozen parts have random weights: model.weights=none")
     say(f"data       {config.dataset.name}: {task.num_train} {config.dataset.train_split} and "
         f"{task.num_val} {config.dataset.val_split} images, {task.num_classes} classes")  # fmt: skip
     if task.num_shared:

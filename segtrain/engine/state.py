@@ -76,6 +76,8 @@ class TrainState:
 
     def best_score(self) -> str:
         """ "46.9 % (step 300)"."""
+        if self.best[self.metric] < 0:
+            return "not known yet"
         return f"{100 * self.best[self.metric]:.1f} % (step {self.best['step']})"
 
     def add_validation(self, score: float) -> bool:

@@ -1,7 +1,8 @@
 """What every loss is to a training step: a sum for each image and a count."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import Tensor
 
@@ -18,6 +19,7 @@ class Loss(ABC):
     """
 
     per_batch = False  # depends on the whole batch at once: several processes or gradient accumulation would change it
+    host_counts: list[int] | None = None  # labelled pixels of each image of the batch at hand, inside `counted`
     marginal = False  # accepts targets C + g, which mean that the pixel is one of the classes groups[g]
 
     def count(self, target: Tensor) -> float:
@@ -26,6 +28,14 @@ class Loss(ABC):
         target: uint8 or int64 (N, H, W), IGNORE_INDEX where there is no label.
         """
         return int((target != IGNORE_INDEX).sum())
+
+    @contextmanager
+    def counted(self, target: Tensor) -> Iterator[None]:
+        """Inside, the loss is called with this target, which is here on the host; the call's may be on a device.
+
+        So a loss need not wait for the device to count pixels.
+        """
+        yield
 
     @abstractmethod
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -16,14 +16,15 @@ def cross_entropy(config: LossConfig, num_classes: int, groups: Groups) -> Loss:
 
 
 def bootstrapped(config: LossConfig, num_classes: int, groups: Groups) -> Loss:
-    if config.hardest == 1 and config.normalisation == "chosen":
+    weights = config.class_weights
+    if config.hardest == 1 and config.normalisation == "chosen" and weights is None:
         return CrossEntropy(groups, None, config.label_smoothing)  # equal, and upsamples the image only once
     per_batch = config.select == "batch"
-    return Bootstrapped(config.hardest, config.normalisation, per_batch, groups, config.label_smoothing)
+    return Bootstrapped(config.hardest, config.normalisation, per_batch, groups, config.label_smoothing, weights)
 
 
 def max_pooling(config: LossConfig, num_classes: int, groups: Groups) -> Loss:
-    return MaxPooling(config.hardest, config.p, groups, config.label_smoothing)
+    return MaxPooling(config.hardest, config.p, groups, config.label_smoothing, config.class_weights)
 
 
 def focal(config: LossConfig, num_classes: int, groups: Groups) -> Loss:
@@ -65,6 +66,7 @@ def build_loss(config: LossConfig, num_classes: int, groups: Groups = ()) -> Los
         text = f"loss.name={config.name} takes {', '.join(known) or 'none'} ({error})"
         raise UsageError(f"loss.options={config.options} is not possible: {text}") from error
     weights = config.class_weights
+    require(weights != "auto", "loss.class_weights", weights, "it is not known before the labels are counted")
     require(
         weights is None or len(weights) == num_classes, "loss.class_weights", weights,
         f"give {num_classes} numbers, one for each class, or null",

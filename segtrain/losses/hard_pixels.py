@@ -2,6 +2,8 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -12,21 +14,36 @@ from segtrain.losses.tiles import RowTiles, labelled_pixels
 
 
 class HardPixelLoss(CrossEntropy):
-    """Weights an image's pixels by their losses; upsamples the image twice, for the losses and for the gradient."""
+    """Weights an image's pixels by their losses; upsamples the image twice, for the losses and for the gradient.
+
+    class_weights: factors of the pixels' losses, by which the hardest are chosen too. The divisor does not know them.
+    """
 
     def sums(self, batch: list[RowTiles], wanted: bool) -> list[Tensor]:
         every = [[self.pixels(tiles, log_p, r) for r, log_p in tiles.log_probabilities()] for tiles in batch]
         losses = torch.stack([torch.cat(tiles) for tiles in every])
-        weights = self.weights(losses, torch.stack([tiles.valid for tiles in batch]))
+        labelled = sum(tiles.labelled for tiles in batch)
+        weights = self.weights(losses, torch.stack([tiles.valid for tiles in batch]), labelled)
         if wanted:
             for tiles, weight in zip(batch, weights, strict=True):
                 for r, log_p in tiles.log_probabilities():
                     tiles.add(self.gradient(tiles, log_p, weight[r], r), r)
         return list((losses * weights).flatten(1).sum(1))
 
+    @contextmanager
+    def counted(self, target: Tensor) -> Iterator[None]:
+        self.host_counts = labelled_pixels(target)
+        try:
+            yield
+        finally:
+            self.host_counts = None
+
     @abstractmethod
-    def weights(self, losses: Tensor, valid: Tensor) -> Tensor:
-        """Weight of each pixel (N, H, W), 0 for ignored pixels, from losses (N, H, W) and valid, bool (N, H, W)."""
+    def weights(self, losses: Tensor, valid: Tensor, labelled: int) -> Tensor:
+        """Weight of each pixel (N, H, W), 0 for ignored pixels, from losses (N, H, W) and valid, bool (N, H, W).
+
+        labelled: how many pixels are valid.
+        """
 
 
 class Bootstrapped(HardPixelLoss):
@@ -40,9 +57,9 @@ class Bootstrapped(HardPixelLoss):
 
     def __init__(
         self, hardest: float, normalisation: str = "chosen", per_batch: bool = False, groups: Groups = (),
-        label_smoothing: float = 0.0,
+        label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(groups, label_smoothing=label_smoothing)
+        super().__init__(groups, class_weights, label_smoothing)
         self.hardest = hardest
         self.normalisation = normalisation
         self.per_batch = per_batch
@@ -53,11 +70,11 @@ class Bootstrapped(HardPixelLoss):
         batch = target.flatten()[None] if self.per_batch else target
         return sum(math.ceil(count * self.hardest) for count in labelled_pixels(batch))
 
-    def weights(self, losses: Tensor, valid: Tensor) -> Tensor:
+    def weights(self, losses: Tensor, valid: Tensor, labelled: int) -> Tensor:
         if self.normalisation == "seamseg":
             share = math.ceil(losses.numel() * self.hardest)
             return hardest_of(losses, share) * valid / share
-        return hardest_of(losses.masked_fill(~valid, -1), math.ceil(int(valid.sum()) * self.hardest))
+        return hardest_of(losses.masked_fill(~valid, -1), math.ceil(labelled * self.hardest))
 
 
 def hardest_of(losses: Tensor, count: int) -> Tensor:
@@ -77,16 +94,19 @@ class MaxPooling(HardPixelLoss):
     the weights are exact, by sorting.
     """
 
-    def __init__(self, hardest: float, p: float, groups: Groups = (), label_smoothing: float = 0.0) -> None:
-        super().__init__(groups, label_smoothing=label_smoothing)
+    def __init__(
+        self, hardest: float, p: float, groups: Groups = (), label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(groups, class_weights, label_smoothing)
         self.hardest = hardest
         self.p = p
 
     def count(self, target: Tensor) -> float:
         return sum(count > 0 for count in labelled_pixels(target))
 
-    def weights(self, losses: Tensor, valid: Tensor) -> Tensor:
-        n = int(valid.sum())
+    def weights(self, losses: Tensor, valid: Tensor, labelled: int) -> Tensor:
+        n = labelled
         m = math.ceil(n * self.hardest)
         if n == 0 or self.p == math.inf:
             return valid.to(losses.dtype) / max(n, 1)
@@ -95,6 +115,11 @@ class MaxPooling(HardPixelLoss):
         order = losses.masked_fill(~valid, -1).flatten().argsort(descending=True, stable=True)[:n]
         best = highest_weights(losses.flatten()[order].double(), m, self.p).to(losses.dtype)
         return torch.zeros_like(losses).flatten().index_copy_(0, order, best).view_as(losses)
+
+
+def at(values: Tensor, k: Tensor) -> Tensor:
+    """values[k] for a k on the device, without waiting for it."""
+    return values.index_select(0, k[None]).squeeze(0)
 
 
 def highest_weights(losses: Tensor, m: int, p: float) -> Tensor:
@@ -111,6 +136,6 @@ def highest_weights(losses: Tensor, m: int, p: float) -> Tensor:
     left = torch.arange(m, 0, -1, dtype=losses.dtype, device=losses.device).log()  # log(m - k)
     above = left[:-1] + q * log[: m - 1] > rest[: m - 1]  # true, and from some k on false
     k = above.sum()
-    share = ((left[k] - rest[k]) / p + (q - 1) * log).clamp(max=0).exp()
+    share = ((at(left, k) - at(rest, k)) / p + (q - 1) * log).clamp(max=0).exp()
     share = torch.where(torch.arange(n, device=losses.device) < k, 1, share)
     return tau * share.nan_to_num(0)  # 0 / 0 where no loss is left: what it weighs is 0

@@ -1,11 +1,13 @@
 """Losses that are a sum over pixels: cross-entropy and focal."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from segtrain.config import IGNORE_INDEX
+from segtrain.device import constant
 from segtrain.losses.base import Groups
 from segtrain.losses.tiles import RowTiles, TiledLoss
 
@@ -77,7 +79,8 @@ class CrossEntropy(TiledLoss):
 
     def weights_of(self, tiles: RowTiles, like: Tensor, r: slice) -> tuple[Tensor, Tensor]:
         """The weights of the classes (C,), and of each pixel's class (rows, W)."""
-        weights = like.new_tensor(self.class_weights or [1.0] * tiles.classes)
+        values = tuple(self.class_weights or [1.0] * tiles.classes)
+        weights = constant(like.device, partial(torch.tensor, values, dtype=like.dtype), "weights", values, like.dtype)
         return weights, weights[tiles.index[r].squeeze(1)]
 
 

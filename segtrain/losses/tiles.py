@@ -4,12 +4,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from segtrain.config import IGNORE_INDEX
+from segtrain.device import constant
 from segtrain.losses.base import Groups, Loss
 
 # Elements of a tile (rows, classes, columns), by device: what fits a core's cache, and what keeps a GPU busy.
@@ -62,11 +64,16 @@ class GradientInForward(torch.autograd.Function):
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             gradient = torch.zeros(logits.shape, dtype=logits.dtype, device=logits.device) if wanted else None
             rows = bilinear(target.shape[1], logits)
-            members = [torch.tensor(group, device=logits.device) for group in loss.groups]
+            members = [
+                constant(logits.device, partial(torch.tensor, group), "classes", tuple(group)) for group in loss.groups
+            ]
+            counts = loss.host_counts
             every = list(range(len(target)))
             sums: list[Tensor] = []
             for part in [every] if loss.per_batch else [[n] for n in every]:
-                batch = [RowTiles(logits[n], target[n], rows, members) for n in part]
+                batch = [
+                    RowTiles(logits[n], target[n], rows, members, None if counts is None else counts[n]) for n in part
+                ]
                 sums += loss.sums(batch, wanted)
                 for n in reversed(part):  # free each image before the next one is upsampled
                     tiles = batch.pop()
@@ -87,10 +94,14 @@ class RowTiles:
     """One image, upsampled a tile of rows at a time.
 
     Rows come first in memory, so that a tile is one matrix product. logits: float32 or float64 (C, h, w). target:
-    int64 (H, W). rows: (H, h) from `bilinear`. groups: class indices of each group, see Loss.marginal.
+    int64 (H, W). rows: (H, h) from `bilinear`. groups: class indices of each group, see Loss.marginal. count: number of
+    labelled pixels, if the host knows it.
     """
 
-    def __init__(self, logits: Tensor, target: Tensor, rows: Tensor, groups: list[Tensor]) -> None:
+    def __init__(
+        self, logits: Tensor, target: Tensor, rows: Tensor, groups: list[Tensor], count: int | None = None
+    ) -> None:
+        self.count = count
         self.rows = rows  # (H, h)
         self.columns = bilinear(target.shape[1], logits)  # (W, w)
         self.classes = logits.shape[0]
@@ -113,6 +124,11 @@ class RowTiles:
             used = self.window(r)
             enlarged = self.rows[r, used] @ self.wide[used].flatten(1)
             yield r, enlarged.view(-1, self.classes, width).log_softmax(1)
+
+    @property
+    def labelled(self) -> int:
+        """Number of labelled pixels. The host waits for the device where it does not know it."""
+        return int(self.valid.sum()) if self.count is None else self.count
 
     def window(self, r: slice) -> slice:
         """The rows of the logits that rows r of the target are interpolated from, and perhaps one more."""
@@ -140,9 +156,13 @@ def bilinear(size: int, like: Tensor) -> Tensor:
     dtype and device.
     """
     own = like.shape[2]
+    return constant(like.device, partial(weights_between, size, own, like.dtype), "bilinear", size, own, like.dtype)
+
+
+def weights_between(size: int, own: int, dtype: torch.dtype) -> Tensor:
     position = (torch.arange(size, dtype=torch.float64) + 0.5) * (own / size) - 0.5
     distance = position.clamp(0, own - 1)[:, None] - torch.arange(own)
-    return (1 - distance.abs()).clamp(min=0).to(like)
+    return (1 - distance.abs()).clamp(min=0).to(dtype)
 
 
 def labelled_pixels(target: Tensor) -> list[int]:

@@ -12,8 +12,10 @@ from segtrain.config import ModelConfig
 from segtrain.errors import UsageError, with_available
 from segtrain.models.blocks import NORMS, Backbone, Norm
 from segtrain.models.classifier import Classifier
+from segtrain.models.frozen import freeze
 from segtrain.models.registry import BACKBONES, HEADS
 from segtrain.models.segmenter import Segmenter
+from segtrain.models.timm_encoder import PREFIX, TimmEncoder, build_timm
 
 
 def from_config(config: ModelConfig, num_classes: int) -> Segmenter | Classifier:
@@ -48,6 +50,8 @@ def from_config(config: ModelConfig, num_classes: int) -> Segmenter | Classifier
         model = build_classifier(**both)
     else:
         model = build_model(head=config.head, head_channels=config.head_channels, pooling_size=cells, **both)
+    if config.frozen:
+        freeze(model, config.frozen, config.frozen_norm)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -115,6 +119,8 @@ def build_classifier(
 
 def build_backbone(backbone: str, norm: Norm, output_stride: int, options: Mapping[str, Any]) -> nn.Module:
     """Raises UsageError (a ValueError) for a name, an output stride or an option that does not exist."""
+    if backbone.startswith(PREFIX):
+        return build_timm(backbone, norm, output_stride, options)
     refuse_unknown("backbone", backbone, BACKBONES)
     refuse_unknown("output_stride", output_stride, (8, 16, 32))
     check_options(backbone, options)
@@ -147,7 +153,7 @@ def early_map(body: nn.Module, backbone: str, head: str) -> int:
 
     Returns the number of channels of the early map. Raises UsageError if the backbone has none.
     """
-    if not isinstance(body, Backbone) or body.low_level is None:
+    if not isinstance(body, Backbone | TimmEncoder) or body.low_level is None:
         raise UsageError(
             f"model.head={head} is not possible with {backbone}, which has no early map for its decoder (densenet264: "
             "a later layer overwrites it): choose a resnet, resnext or wider_resnet38, or model.head=deeplabv3"
@@ -160,9 +166,13 @@ def early_map(body: nn.Module, backbone: str, head: str) -> int:
 
 def initialise(model: nn.Module, negative_slope: float) -> None:
     """Initialise as published: convolutions Xavier normal with the activation's gain, linear layers Xavier uniform with
-    gain 0.1, norm layers 1 and 0, biases 0."""
+    gain 0.1, norm layers 1 and 0, biases 0. A body with `initialised = True` keeps its weights."""
     gain = nn.init.calculate_gain("leaky_relu", negative_slope)
+    body = getattr(model, "body", None)
+    foreign = set(body.modules()) if body is not None and getattr(body, "initialised", False) else set()
     for module in model.modules():
+        if module in foreign:
+            continue
         if isinstance(module, nn.Conv2d):
             nn.init.xavier_normal_(module.weight, gain)
             if module.bias is not None:

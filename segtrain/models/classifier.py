@@ -5,6 +5,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from segtrain.models.blocks import interception
+from segtrain.models.frozen import Freezable
 from segtrain.models.rebuilding import rebuilding_of
 from segtrain.models.segmenter import recompute_blocks
 
@@ -16,7 +17,7 @@ class GlobalAvgPool2d(nn.Module):
         return x.mean((2, 3))
 
 
-class Classifier(nn.Sequential):
+class Classifier(Freezable, nn.Sequential):
     """(N, 3, H, W) normalised RGB -> (N, num_classes) logits.
 
     The backbone's modules are direct children, next to `classifier.fc`: these are the keys of the published files,

@@ -12,17 +12,19 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from segtrain.abn.operators import FAKES
+
 GRANULE = 512  # bytes to which CUDA's caching allocator rounds up
 OUTSIDE = "outside"  # of every module: losses, the optimizer
 
 
 class Block(NamedTuple):
-    """One allocation. module: the one that ran when it was made; kind: what it holds, known at its end."""
+    """One allocation. module: the one that ran when it was made; shape: of the tensor that it was made for."""
 
     size: int
     module: str
     dtype: str
-    dims: int
+    shape: tuple[int, ...]
 
 
 def rounded(size: int, granule: int = GRANULE) -> int:
@@ -40,12 +42,14 @@ class Ledger(TorchDispatchMode):
 
     A tensor's memory counts once, from the operation that makes it until the last tensor on it is gone. granule: bytes
     that every allocation is rounded up to. Works on fake tensors: numbers read out of them are upper bounds of counts,
-    else 0 or 1.0. there: tensors that exist already and are not followed.
+    else 0 or 1.0. there: tensors that exist already and are not followed. reorders: count the copies that oneDNN makes
+    for a convolution on the CPU.
     """
 
-    def __init__(self, granule: int = GRANULE, there: Iterable[Tensor] = ()) -> None:
+    def __init__(self, granule: int = GRANULE, there: Iterable[Tensor] = (), reorders: bool = False) -> None:
         super().__init__()
         self.granule = granule
+        self.reorders = reorders
         self.there = {t.untyped_storage()._cdata for t in there}
         self.blocks: list[Block] = []
         self.events: list[int] = []  # n: block n is made; -n - 1: it is freed
@@ -62,11 +66,14 @@ class Ledger(TorchDispatchMode):
         if func.__name__.startswith("_fused_"):  # optimizers: they write in place, and have no fake form
             return None
         result = data_dependent(func, args)
-        if result is None:
+        if func in FAKES:  # as the dispatcher would, but without it, which takes longer than all else
+            result = FAKES[func](*args)
+        elif result is None:
             result = func(*args, **(kwargs or {}))
         for t in result if isinstance(result, tuple | list) else (result,):
             if isinstance(t, Tensor):
                 self.add(t)
+        self.use(reordered(func, args, result) if self.reorders else 0)
         if func is torch.ops.aten.sum.default and args[0].dtype == torch.bool:
             result.most = args[0].numel()  # of a mask, at most all is set
         return result
@@ -76,9 +83,15 @@ class Ledger(TorchDispatchMode):
         address = storage._cdata
         if address not in self.known and address not in self.there:
             number, size = len(self.blocks), rounded(storage.nbytes(), self.granule)
-            self.blocks.append(Block(size, self.modules[-1], str(t.dtype)[6:], t.dim()))
+            self.blocks.append(Block(size, self.modules[-1], str(t.dtype)[6:], t.shape))
             self.events.append(number)
             self.known[address] = number, weakref.ref(storage, lambda _: self.free(address))
+
+    def use(self, size: int) -> None:
+        """Memory that the last operation took, and gave back before it ended."""
+        if size:
+            self.blocks.append(Block(size, self.modules[-1], "uint8", (size,)))
+            self.events += [len(self.blocks) - 1, -len(self.blocks)]
 
     def free(self, address: int) -> None:
         self.events.append(-self.known.pop(address)[0] - 1)
@@ -125,6 +138,17 @@ class Ledger(TorchDispatchMode):
 
     def size(self, numbers: Iterable[int]) -> int:
         return sum(self.blocks[number].size for number in numbers)
+
+    def maps(self, numbers: Iterable[int], images: int) -> set[int]:
+        """Those of these blocks that hold maps of so many images, or codes of maps, whose rows are planes."""
+
+        def is_map(block: Block) -> bool:
+            shape = block.shape
+            return (len(shape) == 4 and shape[0] == images) or (
+                len(shape) == 2 and block.dtype == "uint8" and shape[0] % images == 0
+            )
+
+        return {number for number in numbers if is_map(self.blocks[number])}
 
     # ------------------------------------------------------------------------------------------------ whose it is
 
@@ -176,9 +200,28 @@ def data_dependent(func: Any, args: Any) -> Any:
     return None
 
 
+def reordered(func: Any, args: Any, result: Any) -> int:
+    """Bytes that oneDNN takes for a convolution beside its results, where the kernel has more than one pixel.
+
+    It copies input and weight to its own layout, computes there, and copies the result back, into memory that no one
+    has touched before. The first two copies are gone by then. Of a backward pass, it computes the input's gradient
+    first. So measured; 1 x 1 convolutions are computed as they are.
+    """
+    if func is torch.ops.aten.convolution.default and args[1].shape[2:].numel() > 1:
+        x, weight, out = (t.nbytes for t in (args[0], args[1], result))
+        return max(x + weight, out)
+    if func is not torch.ops.aten.convolution_backward.default or args[2].shape[2:].numel() == 1:
+        return 0
+    dout, x, weight = (t.nbytes for t in args[:3])
+    dx, dweight = (0 if t is None else t.nbytes for t in result[:2])
+    first = weight + dout + dx if dx else 0
+    second = dx + max(2 * dweight, x + dout + dweight) if dweight else 0
+    return max(first, second) - dx - dweight
+
+
 def content(block: Block) -> str:
     """What a kept block holds, in a word."""
-    if block.dims <= 1:
+    if len(block.shape) <= 1:
         return "vectors"
     return {"uint8": "codes", "int32": "indices", "int64": "indices", "bool": "mask"}.get(block.dtype, "output")
 

@@ -1,10 +1,13 @@
 """Count the bytes that a training step keeps for backward, on fake tensors: needs no memory and no GPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
@@ -13,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from segtrain.models.build import build_model
+from segtrain.models.execution import inductor, run_as_graph, within_budget
 from segtrain.models.pooling import MaxPool2d
 
 
@@ -64,7 +68,10 @@ class Allocations(TorchDispatchMode):
 
 
 class Saving(NamedTuple):
-    """One way to hold a training step: norm, `keep`, `recompute`, and whether pooling and loss are ours or torch's."""
+    """One way to hold a training step: norm, `keep`, `recompute`, and whether pooling and loss are ours or torch's.
+
+    budget: the memory budget of a compiled network; None: it is not compiled.
+    """
 
     name: str
     norm: str = "inplace_abn"
@@ -72,6 +79,7 @@ class Saving(NamedTuple):
     loss: bool = True
     keep: str = "exact"
     recompute: str = "none"
+    budget: float | None = None
 
 
 SAVINGS = (
@@ -102,25 +110,73 @@ class Costs(NamedTuple):
 
 def training_step_costs(
     saving: Saving, backbone: str, loss: Callable[[Tensor, Tensor], Tensor], batch: int, crop: tuple[int, int],
-    dtype: torch.dtype = torch.float32, output_stride: int = 8,
+    dtype: torch.dtype = torch.float32, output_stride: int = 8, make_code: Callable[..., Any] = run_as_graph,
 ) -> Costs:  # fmt: skip
     """What forward, loss and backward of DeepLabV3 on `backbone` cost, on fake tensors; FLOPs as torch counts them.
 
-    loss, crop: as in `training_step_bytes`. dtype: bfloat16 and float16 by autocast.
+    loss, crop: as in `training_step_bytes`. dtype: bfloat16 and float16 by autocast. Of a compiled network, the graphs
+    are counted in their order, each operation with a result of its own: Inductor fuses many, and its peak is lower.
+    make_code: called with each of these graphs, and with around=, as `run_as_graph`.
     """
     with FakeTensorMode():
         model = build_model(
             backbone, output_stride=output_stride, norm=saving.norm, keep=saving.keep, recompute=saving.recompute
         )
-        with Allocations() as allocations, FlopCounterMode(display=False) as counter:
-            images, target = torch.randn(batch, 3, *crop), torch.zeros(batch, *crop, dtype=torch.int64)
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                logits = model(images, upsample=False)
-            out = loss(logits, target).sum()
-            del logits
-            kept, allocations.peak = allocations.alive(), 0
+        if not saving.pooling:
+            use_torchs_pooling(model)
+        counter = Counter()
+        call: Callable[..., Tensor] = model
+        if saving.budget is not None:
+            backend = within_budget(partial(graphs_of, make_code=partial(make_code, around=counter)), saving.budget)
+            call = torch.compile(model, fullgraph=True, dynamic=False, backend=backend)
+
+        def forward() -> Tensor:
+            with counter():
+                images, target = torch.randn(batch, 3, *crop), torch.zeros(batch, *crop, dtype=torch.int64)
+            around = counter() if saving.budget is None else nullcontext()  # else the graph counts
+            with around, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                logits = call(images, upsample=not saving.loss)
+            with counter():
+                return loss(logits, target).sum() if saving.loss else F.cross_entropy(logits, target, ignore_index=255)
+
+        if saving.budget is not None:  # torch.compile does not look into what is counted
+            forward().backward()
+            model.zero_grad(set_to_none=True)
+        counter.enabled = True
+        out = forward()
+        kept, counter.allocations.peak = counter.allocations.alive(), 0
+        with counter():
             out.backward()
-        return Costs(kept, allocations.peak, counter.get_total_flops())
+        return Costs(kept, counter.allocations.peak, counter.flops)
+
+
+class Counter:
+    """`with counter():` counts allocations and FLOPs of what runs inside, once `enabled` is True."""
+
+    def __init__(self) -> None:
+        self.allocations = Allocations()
+        self.flops = 0
+        self.enabled = self.inside = False
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        if self.inside or not self.enabled:
+            yield
+            return
+        flops = FlopCounterMode(display=False)
+        self.inside = True
+        try:
+            with self.allocations, flops:
+                yield
+        finally:
+            self.inside = False
+        self.flops += flops.get_total_flops()
+
+
+def graphs_of(graph: Any, inputs: Any, make_code: Callable[..., Any] = run_as_graph) -> Any:
+    """A back end of torch.compile that runs the graphs an operation at a time: `inductor` without its code."""
+    with functorch.patch(enable_autograd_cache=False):  # what it would store is code
+        return inductor(graph, inputs, make_code)
 
 
 def training_step_bytes(

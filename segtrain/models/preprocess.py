@@ -1,11 +1,21 @@
 """From image bytes to what a network takes."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
+
+from segtrain.device import constant
+
+
+def in_bytes(values: list[float]) -> Tensor:
+    """(3, 1, 1): one value per channel, times 255."""
+    return torch.tensor(values).view(3, 1, 1) * 255
 
 
 def normalise_images(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
     """uint8 (N, 3, H, W) RGB -> float32 (value / 255 - mean) / std, per channel, channels last in memory."""
-    shift = torch.tensor(mean, device=images.device).view(3, 1, 1) * 255
-    scale = torch.tensor(std, device=images.device).view(3, 1, 1) * 255
+    shift, scale = (
+        constant(images.device, partial(in_bytes, values), "in bytes", tuple(values)) for values in (mean, std)
+    )
     return ((images.float() - shift) / scale).contiguous(memory_format=torch.channels_last)

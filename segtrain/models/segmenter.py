@@ -5,10 +5,11 @@ from torch.nn import functional as F
 
 from segtrain.models.blocks import Stage, interception
 from segtrain.models.densenet import DenseModule
+from segtrain.models.frozen import Freezable
 from segtrain.models.rebuilding import rebuilding_of
 
 
-class Segmenter(nn.Module):
+class Segmenter(Freezable):
     """(N, 3, H, W) normalised RGB -> (N, num_classes, H, W) logits, upsampled bilinearly from the output stride.
 
     `upsample=False` returns the logits at that stride. The submodules are named body, head and cls, as in the released

@@ -97,7 +97,7 @@ def fused(
     plain = len(views) == 1 and mapping is None
     best = torch.empty(size, dtype=torch.uint8, device=views[0].device)
     certain = torch.empty(size, device=views[0].device) if probability else None
-    rows = max(1, STRIP // (len(views[0]) * size[1]))
+    rows = strip_rows(views[0], size[1])
     for top in range(0, size[0], rows):
         bottom = min(top + rows, size[0])
         scores = enlarged(views[0], size, top, bottom)
@@ -120,7 +120,7 @@ def cross_entropy_sum(views: list[Tensor], target: Tensor) -> float:
     if len(views) == 1:
         return float(CrossEntropy()(views[0][None], target[None]))
     size, total = (target.shape[0], target.shape[1]), 0.0
-    rows = max(1, STRIP // (len(views[0]) * size[1]))
+    rows = strip_rows(views[0], size[1])
     for top in range(0, size[0], rows):
         bottom = min(top + rows, size[0])
         logs = [enlarged(one, size, top, bottom).log_softmax(0) for one in views]
@@ -128,6 +128,11 @@ def cross_entropy_sum(views: list[Tensor], target: Tensor) -> float:
         part = F.nll_loss(mean[None], target[None, top:bottom], ignore_index=IGNORE_INDEX, reduction="sum")
         total += float(part)
     return total
+
+
+def strip_rows(logits: Tensor, width: int) -> int:
+    """Rows of an image of that width whose enlarged logits (C, ...) are in memory at a time."""
+    return max(1, STRIP // (len(logits) * width))
 
 
 def added_up(probabilities: Tensor, mapping: ClassMapping) -> Tensor:

@@ -27,7 +27,7 @@ class PositionPrior:
         prior = cls(table.num_classes)
         for sample in samples[:: max(1, -(-len(samples) // LABELS))]:
             if sample.label is not None:
-                prior.add((sample.table or table).encode(read_label(sample.label), sample.label))
+                prior.add((sample.table or table).encode(read_label(sample.label, sample.replaced), sample.label))
         return prior
 
     def cells(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

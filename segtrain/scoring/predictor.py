@@ -42,7 +42,8 @@ class Predictor(NamedTuple):
     def predict(self, image: ImageLike, inference: InferenceConfig | None = None) -> np.ndarray:
         """Predict the class of each pixel: train ids uint8 (H, W), which index table.names; 255 for a taxonomy's void.
 
-        image: a path, a PIL image, RGB uint8 (H, W, 3), or a tensor uint8 (3, H, W); as stored, without EXIF rotation.
+        image: a path, a PIL image, RGB uint8 (H, W, 3), or a tensor uint8 (3, H, W). The EXIF orientation of a file is
+        applied, so that the answer is that of the image as a viewer shows it; a PIL image is taken as it is.
         inference: scales, flip and tiles; default: the whole image once. UsageError for another type or shape.
 
         >>> network = segtrain.load("runs/toy")
@@ -99,7 +100,7 @@ def naming_image(name: str, image: np.ndarray) -> Iterator[None]:
 def as_rgb(image: ImageLike, value_range: tuple[float, float] | None = None) -> np.ndarray:
     """An image in any form that `Predictor.predict` takes -> RGB uint8 (H, W, 3). value_range: as of `read_image`."""
     if isinstance(image, str | Path):
-        return read_image(Path(image), value_range)
+        return read_image(Path(image), value_range, exif="apply")
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
     is_tensor = isinstance(image, torch.Tensor)
@@ -183,7 +184,7 @@ def load_network(
     if activation is not None and activation != options.activation:
         replace_activation(options, activation)
     for part, name, known in (("backbone", options.backbone, BACKBONES), ("head", options.head, HEADS)):
-        if name not in known and name != "classifier":
+        if name not in known and name != "classifier" and not (part == "backbone" and options.is_timm()):
             raise UsageError(
                 f"{path} was trained with model.{part}={name}, which is not known here: "
                 "give plugins=[FILE] with the file that defines it"

@@ -20,6 +20,7 @@ from segtrain.errors import DataError
 from segtrain.files import write_atomically
 from segtrain.scoring import figures
 from segtrain.scoring.extra_metrics import apply_metrics, metric_lines
+from segtrain.scoring.image_counts import ImageConfusions
 from segtrain.scoring.scores import Scores
 
 ABSENT = {
@@ -38,6 +39,7 @@ class Evaluation(NamedTuple):
 
     result: content of evaluation.json, fractions. scalars, figures: for the log, by name; figures are RGB uint8
     (H, W, 3). confusion: int64 (C, C + 1), None for image classification. examples: the figure of example predictions.
+    images: the same counts image by image.
     """
 
     result: dict[str, Any]
@@ -45,18 +47,21 @@ class Evaluation(NamedTuple):
     figures: dict[str, np.ndarray] = {}
     confusion: np.ndarray | None = None
     examples: np.ndarray | None = None
+    images: ImageConfusions | None = None
 
     def lines(self) -> list[str]:
         """The printed table."""
         return table_lines(self.result)
 
     def write(self, folder: Path, examples: bool = False) -> Path:
-        """Write evaluation.json, confusion.png if there is a confusion matrix, and, if asked for and there are any,
-        predictions.png. Returns the path of evaluation.json."""
+        """Write evaluation.json, confusion.png and images.npz if there is a confusion matrix, and, if asked for and
+        there are any, predictions.png. Returns the path of evaluation.json."""
         if examples and self.examples is not None:
             figures.write_png(folder / "predictions.png", self.examples)
         if CONFUSION in self.figures:
             figures.write_png(folder / "confusion.png", self.figures[CONFUSION])
+        if self.images is not None:
+            self.images.write(folder)
         matrix = {} if self.confusion is None else {"confusion_matrix": self.confusion.tolist()}
         text = json.dumps(self.result | matrix, indent=2)
         if matrix:  # a row a line

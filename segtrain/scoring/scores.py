@@ -43,12 +43,15 @@ class Scores:
     def add(
         self, ids: np.ndarray, predicted: np.ndarray, instances: np.ndarray | None = None,
         to_id: np.ndarray | None = None,
-    ) -> None:  # fmt: skip
+    ) -> np.ndarray:  # fmt: skip
         """Count one image: uint8 (H, W) label ids and predicted ids, and integer (H, W) instance values if known.
 
-        to_id: uint8 (256,), predicted value -> id, where they differ; call `translate` after the last image.
+        to_id: uint8 (256,), predicted value -> id, where they differ; call `translate` after the last image. Returns
+        the pixels of this image, int64 (256, 256), label id x predicted id.
         """
-        joint_histogram(ids, predicted, self.pixels)
+        pixels = np.zeros((256, 256), np.int64)
+        joint_histogram(ids, predicted, pixels)
+        self.pixels += pixels
         self.images += 1
         if instances is not None and self.rules.divisor is not None:
             self.images_with_instances += 1
@@ -61,6 +64,7 @@ class Scores:
                 self.class_of[ids], self.class_of[predicted if to_id is None else to_id[predicted]],
                 self.table.num_classes,
             )  # fmt: skip
+        return pixels if to_id is None else translated(pixels, to_id)
 
     def add_objects(self, instances: np.ndarray, predicted: np.ndarray) -> None:
         divisor, single = self.rules.divisor, self.rules.single
@@ -84,10 +88,7 @@ class Scores:
     def translate(self, to_id: np.ndarray) -> None:
         """Map the columns, predicted values, to ids. to_id: uint8 (256,)."""
         for name in ("pixels", "weighted"):
-            columns = getattr(self, name)
-            moved = np.zeros_like(columns)
-            np.add.at(moved.T, to_id, columns.T)
-            setattr(self, name, moved)
+            setattr(self, name, translated(getattr(self, name), to_id))
 
     def all_reduce(self) -> None:
         """Add up the counts of all processes of this command. A collective call."""
@@ -227,6 +228,13 @@ class Scores:
             "absent counts 0 (HRNet; torchmetrics none().mean())": mean(np.nan_to_num(union, nan=0.0)),
             "absent counts 1 (segmentation_models_pytorch)": mean(np.nan_to_num(union, nan=1.0)),
         }  # fmt: skip
+
+
+def translated(counts: np.ndarray, to_id: np.ndarray) -> np.ndarray:
+    """Counts (256, 256) with the columns, predicted values, mapped to ids. to_id: uint8 (256,)."""
+    moved = np.zeros_like(counts)
+    np.add.at(moved.T, to_id, counts.T)
+    return moved
 
 
 def iou_of(matrix: np.ndarray, absent: str) -> np.ndarray:

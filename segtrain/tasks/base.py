@@ -186,6 +186,9 @@ class Task(ABC):
     def classes(self) -> dict[str, Any]:
         """The classes as a checkpoint stores them."""
 
+    def count_classes(self) -> None:  # noqa: B027 - not every task has them
+        """Put weights in the place of loss.class_weights=auto; a resumed run has them already."""
+
     @abstractmethod
     def loss(self) -> Loss: ...
 

@@ -26,17 +26,20 @@ from segtrain.console import say
 from segtrain.data.augment import Augmentation
 from segtrain.data.cache import Decoded
 from segtrain.data.class_mapping import ClassMapping, class_mapping, require_same_labels
+from segtrain.data.class_weights import automatic_weights, describe_weights
 from segtrain.data.labels import LabelTable
 from segtrain.data.loader import EvaluationItem, TrainingData, evaluation_samples, read_pixels
 from segtrain.data.registry import dataset_spec, identities, label_table, parts_of, split_samples, training_mixture
 from segtrain.data.sample import Sample, spread
 from segtrain.data.sampling import class_index
-from segtrain.data.verify.files import FileFacts, check_samples, content_hashes
+from segtrain.data.verify.file_facts import FileFacts
+from segtrain.data.verify.files import check_samples, content_hashes
 from segtrain.errors import DataError, UsageError
 from segtrain.losses import Loss, build_loss
 from segtrain.models import Segmenter
 from segtrain.scoring import figures
 from segtrain.scoring.extra_metrics import metric_scalars
+from segtrain.scoring.image_counts import ImageCounts
 from segtrain.scoring.mean_loss import MeanLoss, loss_entry
 from segtrain.scoring.position_prior import PositionPrior
 from segtrain.scoring.predictor import LoadedNetwork, Predictor, naming_image
@@ -79,6 +82,13 @@ class Segmentation(Task):
     @property
     def classes(self) -> dict[str, Any]:
         return self.table.as_dict()
+
+    def count_classes(self) -> None:
+        options, cache = self.config.loss, self.config.dataset.cache_folder()
+        if options.class_weights == "auto":
+            options.class_weights = automatic_weights(self.mixture, self.table, cache)
+            listed = describe_weights(options.class_weights, self.table.names)
+            say(f"weights    of the classes, inverse to their pixels in {self.num_train} labels: {listed}")
 
     def loss(self) -> Loss:
         return build_loss(self.config.loss, self.num_classes, self.mixture.groups)
@@ -175,17 +185,19 @@ class LabelledImage(NamedTuple):
 
 
 class SegmentationCounts(NamedTuple):
-    """The pixels of a network's predictions, and of the position prior's; the network's cross-entropy."""
+    """The pixels of a network's predictions, over all images and of each, and of the position prior's; its loss."""
 
     table: LabelTable
     network: Scores
     prior: PositionPrior | None
     of_prior: Scores | None
+    images: ImageCounts
     loss: MeanLoss | None = None
 
     def add_answer(self, answer: LabelledImage) -> None:
         item = answer.item
-        self.network.add(item.ids, self.table.decode(answer.prediction), item.instances)
+        pixels = self.network.add(item.ids, self.table.decode(answer.prediction), item.instances)
+        self.images.add(item.sample.name, item.ids.shape, pixels, self.network.class_of)
         if self.prior is not None and self.of_prior is not None:
             self.of_prior.add(item.ids, self.table.decode(self.prior.predict(item.target.shape)))
         if self.loss is not None and answer.loss is not None:
@@ -193,6 +205,7 @@ class SegmentationCounts(NamedTuple):
 
     def all_reduce(self) -> None:
         self.network.all_reduce()
+        self.images.all_gather()
         if self.of_prior is not None:
             self.of_prior.all_reduce()
         if self.loss is not None:
@@ -273,8 +286,8 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
             rules = rules._replace(ignored_prediction="miss")  # dropping them would score only what is not void
         scores = Scores(self.table, rules, self.boundary)
         loss = MeanLoss() if self.with_loss else None
-        of_prior = None if self.prior is None else Scores(self.table)
-        return SegmentationCounts(self.table, scores, self.prior, of_prior, loss)
+        of_prior, images = None if self.prior is None else Scores(self.table), ImageCounts(self.table.num_classes)
+        return SegmentationCounts(self.table, scores, self.prior, of_prior, images, loss)
 
     def main_scores(self, counts: SegmentationCounts) -> dict[str, float | None]:
         return {"miou": counts.network.result()["miou"], **loss_entry(counts)}
@@ -312,4 +325,8 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         examples = figures.sheet(panels, self.table) if panels else None
         if examples is not None:
             drawn[EXAMPLES] = examples
-        return Evaluation(result, scalars | metric_scalars(result), drawn, confusion, examples)
+        images = counts.images.in_order(
+            (sample.name for sample in self.samples), identities(self.data, self.samples), self.table.names,
+            counts.network.rules, {"dataset": self.dataset, "split": self.split},
+        )  # fmt: skip
+        return Evaluation(result, scalars | metric_scalars(result), drawn, confusion, examples, images)

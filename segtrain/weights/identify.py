@@ -29,6 +29,8 @@ def layout_of(tensors: Mapping[str, Tensor], path: Path) -> str:
     for name, layout in LAYOUTS.items():
         if layout.mark in tensors:
             return name
+    if "cls.weight" in tensors and any(key.startswith("body.") for key in tensors):
+        return "segmenter"  # with the backbone of a plugin or of timm
     some = ", ".join(list(tensors)[:4]) or "no tensors at all"
     known = "; ".join(f"{layout.title} ({layout.mark})" for layout in LAYOUTS.values())
     raise DataError(f"{path}: its tensors have the names of no known layout ({some}, ...). Known are: {known}")

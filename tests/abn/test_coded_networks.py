@@ -253,6 +253,28 @@ def test_frozen_layers_keep_no_codes(backend):
     assert recipes.latest.count == 0 and gradient.abs().sum() > 0
 
 
+@pytest.mark.parametrize(("used", "frozen", "rebuilt"), [(3, (), 1), (1, (0,), 0), (2, (0, 1), 0), (3, (0, 2), 1)])
+def test_frozen_convolutions_do_not_rebuild_their_input(backend, used, frozen, rebuilt):
+    """Their gradient needs only its layout. Another convolution that reads the same map rebuilds it, once."""
+    torch.manual_seed(0)
+    first, norm = nn.Conv2d(3, 8, 3), InPlaceABN(8, keep="8bit")
+    convs = [nn.Conv2d(8, 4, 3, padding=1) for _ in range(used)]
+    trained = [first.weight, norm.weight, norm.bias, *(conv.bias for conv in convs)]
+    x = torch.randn(2, 3, 16, 18).contiguous(memory_format=torch.channels_last)
+    for half in (False, True):
+        gradients = []
+        for without in ((), frozen):
+            for number, conv in enumerate(convs):
+                conv.weight.requires_grad_(number not in without)
+            with recomputed_outputs() as recipes, torch.autocast("cpu", torch.bfloat16, enabled=half):
+                z = norm(first(x))
+                out = sum(conv(z).float().pow(2).sum() for conv in convs)
+                del z
+            gradients.append(torch.autograd.grad(out, [*trained, *(c.weight for c in convs if c.weight.requires_grad)]))
+        assert recipes.latest.count == rebuilt
+        assert all(torch.equal(a, b) for a, b in zip(*(found[: len(trained)] for found in gradients), strict=True))
+
+
 def run_last(model):
     with recomputed_outputs() as recipes:
         out = model(torch.randn(2, 3, 24, 24))

@@ -202,7 +202,8 @@ def test_warm_up_runs_every_kernel(name, emulated):
     assert ran == {*cupy_kernels.instances("__half", act), *cupy_kernels.instances("__half", None)}
 
 
-def test_device_launch(launcher, monkeypatch):
+@pytest.mark.parametrize("current", [True, False])
+def test_device_launch(current, launcher, monkeypatch):
     """The launch for devices, with the calls of CuPy 14 and the emulator behind them."""
     log: list[object] = []
 
@@ -241,8 +242,9 @@ def test_device_launch(launcher, monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "cupy", fake)
     monkeypatch.setattr(cupy_kernels, "BLOCK", 64)
-    monkeypatch.setattr(torch.cuda, "device_of", lambda t: torch.no_grad())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda index: types.SimpleNamespace(cuda_stream=7))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None if current else 1)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: log.append(f"changed to {index}") or torch.no_grad())
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 7, raising=False)
     for cached in (cupy_launch.raw_module, cupy_launch.loaded_kernel, cupy_launch.stream):
         cached.cache_clear()
     try:
@@ -251,7 +253,7 @@ def test_device_launch(launcher, monkeypatch):
     finally:
         for cached in (cupy_launch.raw_module, cupy_launch.loaded_kernel, cupy_launch.stream):
             cached.cache_clear()
-    assert log == ["device None", 7, "left"] * 2
+    assert log == [*([] if current else ["changed to None"]), "device None", 7, "left"] * 2
 
 
 def test_available(monkeypatch):

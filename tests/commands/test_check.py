@@ -197,8 +197,9 @@ def test_counts_are_compared_with_the_published_ones(copy, check):
 def test_a_second_check_reads_no_label(copy, check, monkeypatch):
     root = copy("cocostuff")
     check("cocostuff", root)
-    monkeypatch.setattr("segtrain.data.verify.files.read_label", lambda path: pytest.fail(f"{path} was read again"))
-    monkeypatch.setattr("segtrain.data.verify.files.examine_file", lambda path: pytest.fail(f"{path} was read again"))
+    for read in ("read_label", "read_bytes"):
+        name = f"segtrain.data.verify.file_facts.{read}"
+        monkeypatch.setattr(name, lambda path: pytest.fail(f"{path} was read again"))
     answer, _ = check("cocostuff", root)
     assert answer.status == 0
 

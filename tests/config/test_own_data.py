@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 import segtrain
+from segtrain.config.overrides import with_quoted_patterns
 from segtrain.config.recipes import foreign_options, recipe_files
 from tests.helpers.runs import refused
 
@@ -137,3 +138,21 @@ def test_wrong_kinds_in_a_recipe_are_named_in_plain_words(tmp_path, segtrain, te
 )  # fmt: skip
 def test_suggestions_are_near(segtrain, word, hint):
     refused(segtrain("train", word), f"there is no option {hint}")
+
+
+@pytest.mark.parametrize("folder", ["Größe", "a b", "x(1)", "q&r", "k=v", "n#1", "c,d", "plain-1", "it's", "${x}"])
+def test_patterns_are_taken_as_typed(folder):
+    images, labels = f"{folder}/i/*.png", f"{folder}/l/*.png"
+    if "'" in folder:  # a quote means that the user has quoted
+        words = [f'dataset.splits.train={{images:"{images}",labels:"{labels}"}}']
+    else:
+        words = [f"dataset.splits.train={{images:{images},labels:{labels}}}"]
+    for given in (words, [f"dataset.splits.train.images={images}", f"dataset.splits.train.labels={labels}"]):
+        config = segtrain.compose("dataset=folder", "dataset.root=data", *given)
+        assert config.dataset.splits == {"train": {"images": images, "labels": labels}}
+
+
+def test_patterns_that_worked_are_passed_on_unchanged():
+    for value in ("{images:train/*.jpg,labels:labels/*.png}", "{pairs:train.txt}", "{images:'a b/*',labels:\"c\"}",
+                  "{images:a b/**/*.png}", "null", "5", "{other:ü}"):  # fmt: skip
+        assert with_quoted_patterns(value) == value

@@ -13,8 +13,8 @@ from segtrain.data import images
 from segtrain.data.images import read_header, read_image
 from segtrain.data.label_files import read_label
 from segtrain.data.sample import Sample
-from segtrain.data.verify import files as verify_files
-from segtrain.data.verify.files import FileFacts, examine_file
+from segtrain.data.verify import file_facts
+from segtrain.data.verify.file_facts import FileFacts, examine_file
 from segtrain.errors import DataError
 from tests.helpers.runs import refused
 
@@ -71,7 +71,7 @@ def test_a_photograph_with_a_film_behind_it_is_read(tmp_path, progressive):
     photo = buffer.getvalue()
     (tmp_path / "plain.jpg").write_bytes(photo)
     (tmp_path / "motion.jpg").write_bytes(photo + b"\x00\x00\x00\x18ftypmp42" + bytes(5000))
-    assert examine_file(tmp_path / "motion.jpg") == (64, 96)
+    assert examine_file(tmp_path / "motion.jpg") == (64, 96, 1)
     np.testing.assert_array_equal(read_image(tmp_path / "motion.jpg"), read_image(tmp_path / "plain.jpg"))
     for name, half in (("half.jpg", photo[: len(photo) // 2]), ("film.jpg", photo[: len(photo) // 2] + bytes(5000))):
         (tmp_path / name).write_bytes(half)
@@ -103,26 +103,38 @@ def test_what_a_file_claims_to_be_is_not_believed(tmp_path):
 
 
 def test_a_file_with_known_content_is_not_decoded_again(tmp_path, monkeypatch):
+    """The content is known of what `segtrain check` has hashed; without that a touched file is decoded again."""
     path, other = tmp_path / "a.png", tmp_path / "b.png"
     path.write_bytes(encoded(noise(), "PNG"))
     samples, calls = [Sample("a", path, None)], []
-    examine = verify_files.examine_file
-    monkeypatch.setattr(verify_files, "examine_file", lambda path: calls.append(path.name) or examine(path))
+    examine, hashed = file_facts.examine_bytes, file_facts.hashed
+    monkeypatch.setattr(file_facts, "examine_bytes", lambda data, path: calls.append(path.name) or examine(data, path))
+    monkeypatch.setattr(file_facts, "hashed", lambda path: calls.append("hash") or hashed(path))
 
-    def checked(samples):
+    def checked(samples, hashing=False):
         calls.clear()
         facts = FileFacts(tmp_path / "cache", samples)
         assert [facts.size(sample.image) for sample in samples] == [(64, 96)] * len(samples)
+        if hashing:
+            assert len({facts.content(sample.image) for sample in samples}) == 1
         facts.save()
         return list(calls)
 
     assert checked(samples) == ["a.png"]
-    os.utime(path, (1, 1))
     assert checked(samples) == []
-    path.write_bytes(encoded(noise() // 2, "PNG"))
+    os.utime(path, (1, 1))
     assert checked(samples) == ["a.png"]
+    assert checked(samples, hashing=True) == ["hash"]
+    assert checked(samples, hashing=True) == []
+    os.utime(path, (2, 2))
+    assert checked(samples) == ["hash"]
+    path.write_bytes(encoded(noise() // 2, "PNG"))
+    assert checked(samples, hashing=True) == ["hash", "a.png", "hash"]
     other.write_bytes(path.read_bytes())
-    assert checked([*samples, Sample("b", other, None)]) == ["a.png"]  # another list, another file of results
+    assert checked([*samples, Sample("b", other, None)]) == ["hash"]
+    path.unlink()
+    other.rename(path)  # another inode, whatever its time and size
+    assert checked(samples) == ["hash"]
 
 
 def test_what_pillow_raises_is_known(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from segtrain.data.cache import Decoded
 from segtrain.data.labels import published_table
 from segtrain.data.loader import TrainingData, read_pixels
 from segtrain.data.sampling import class_index
-from segtrain.data.verify.files import FileFacts
+from segtrain.data.verify.file_facts import HEAD, FileFacts
 from segtrain.errors import UsageError
 from tests.helpers.samples import augmentation, picture, rare, steps, training_data
 
@@ -111,15 +111,34 @@ def test_a_cache_on_a_full_disk_costs_the_time_only(tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize(
-    "content", ["", "garbage", "[1]", "5", '{"%s": 5}', '{"%s": {"stamp": 1}}', "[" * 100000,
-                '{"%s": {"stamp": STAMP, "size": "big", "histogram": [[300, 1]]}}',
-                '{"%s": {"stamp": STAMP, "size": [1], "histogram": {"a": 1}}}'],
+    "content", ["", "garbage", "HEAD", "HEAD\n\t\n", "HEADx\tNAME\n", "HEADSTAMP \tNAME\n", "HEADSTAMP 5\tNAME\n",
+                "HEADSTAMP " + "[" * 100000 + "\tNAME\n", "HEADSTAMP {}\tNAME", "HEAD\udcff\udcff\tNAME\n",
+                'HEADSTAMP {"decoded": "big", "histogram": [[300, 1]]}\tNAME\n',
+                'HEADSTAMP {"decoded": [1,2,9], "histogram": {"a": 1}}\tNAME\n'],
 )  # fmt: skip
 def test_damaged_facts_about_files_are_found_again(tmp_path, content):
     samples = rare(tmp_path)
     known = FileFacts(tmp_path, samples)
     expected = known.sample(samples[0])
-    stamp = str(known.entry(samples[0].label)["stamp"])
-    known.path.write_text(content.replace("STAMP", stamp).replace("%s", str(samples[0].label.absolute())))
+    name, stamp, _ = known.entry(samples[0].label)
+    content = content.replace("HEAD", HEAD).replace("STAMP", stamp).replace("NAME", name)
+    known.path.write_bytes(os.fsencode(content))
     size, histogram = FileFacts(tmp_path, samples).sample(samples[0])
     assert size == expected[0] and (histogram == expected[1]).all()
+
+
+def test_facts_about_files_of_other_samples_stay(tmp_path):
+    """Two splits in one folder share a file of facts; a further image costs no other one's decoding."""
+    samples = rare(tmp_path)
+    first, second = FileFacts(tmp_path, samples[:2]), FileFacts(tmp_path, samples)
+    assert first.path == second.path
+    for facts, some in ((first, samples[:2]), (second, samples[1:])):
+        for sample in some:
+            facts.sample(sample)
+        facts.save()
+    again = FileFacts(tmp_path, samples)
+    assert all(again.known.values())
+    before = again.path.stat().st_ino
+    again.sample(samples[0])
+    again.save()  # nothing new: it is not written again
+    assert again.path.stat().st_ino == before

@@ -13,7 +13,8 @@ from segtrain.data.folders import files_below, matching
 from segtrain.data.images import read_image
 from segtrain.data.label_files import read_instances, read_label
 from segtrain.data.sets.folder import match_patterns
-from segtrain.data.verify.files import examine_file, examine_image
+from segtrain.data.verify.file_facts import examine_file, examine_image
+from segtrain.data.verify.guess import guess_splits
 from segtrain.errors import DataError, UsageError
 
 
@@ -159,7 +160,7 @@ def test_values_that_do_not_fill_their_type_are_refused_with_the_remedy(tmp_path
         examine_image(path, None)
     assert str(path) in str(caught.value) and str(caught.value).endswith(remedy)
     low, high = map(float, remedy.partition("[")[2].rstrip("]").split(","))
-    assert examine_image(path, (low, high)) == [4, 6]
+    assert examine_image(path, (low, high)) == [4, 6, 1]
     found = read_image(path, (low, high))[..., 0].astype(int)
     assert found.min() == 0 and found.max() == 255
     exact = 255 * (values.astype(np.float64) - low) / (high - low)
@@ -301,3 +302,22 @@ def test_an_image_that_pillow_alone_reads_keeps_its_depth(tmp_path, monkeypatch)
     monkeypatch.setattr(cv2, "imdecode", lambda *_: None)
     values = full(np.uint16)
     assert (read_image(tiff(tmp_path / "a.tif", values))[..., 0] == values >> 8).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [("photo", "6 photographs and 0 images with one of few values per pixel, of which both are needed"),
+     ("colours", "3 photographs and 0 .*, but 3 with few colours, which have to become class ids first"),
+     ("named otherwise", "3 photographs and 3 .*, but they do not have the same names")],
+)  # fmt: skip
+def test_why_a_folder_cannot_be_guessed_is_true(tmp_path, labels, why):
+    rng, mask = np.random.default_rng(0), np.tile(np.arange(3, dtype=np.uint8), (30, 10))
+    for i in range(3):
+        for folder in ("images", "labels"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (30, 30, 3), np.uint8)).save(tmp_path / "images" / f"{i}.jpg")
+        name = f"other{i + 5}.png" if labels == "named otherwise" else f"{i}.jpg" if labels == "photo" else f"{i}.png"
+        pixels = 80 * np.repeat(mask[..., None], 3, 2) if labels == "colours" else mask
+        Image.fromarray(pixels).save(tmp_path / "labels" / name)
+    with pytest.raises(DataError, match=why):
+        guess_splits(tmp_path)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from segtrain.data.sample import Sample
-from segtrain.data.verify import files
+from segtrain.data.verify import file_facts
 from segtrain.data.verify.files import content_hashes
 from segtrain.data.verify.leakage import find_leakage
 from segtrain.weights import checkpoint
@@ -148,5 +148,5 @@ def test_hashes_of_contents_are_kept_and_follow_the_file(folder_data, tmp_path, 
     assert first[0] == int.from_bytes(digest[:8], "big", signed=True)
     shutil.copy(samples[1].image, samples[0].image)
     assert content_hashes(samples, tmp_path / "cache") == [first[1], *first[1:]]
-    monkeypatch.setattr(files, "read_bytes", lambda path: 1 / 0)  # not read again
+    monkeypatch.setattr(file_facts, "read_bytes", lambda path: 1 / 0)  # not read again
     assert content_hashes(samples, tmp_path / "cache") == [first[1], *first[1:]]

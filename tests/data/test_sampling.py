@@ -6,7 +6,7 @@ import pytest
 from segtrain.data.labels import published_table
 from segtrain.data.loader import TrainingData
 from segtrain.data.sampling import class_index, random_pixel
-from segtrain.data.verify.files import FileFacts
+from segtrain.data.verify.file_facts import FileFacts
 from tests.helpers.samples import augmentation, rare
 
 
@@ -28,7 +28,7 @@ def test_classes_are_drawn_uniformly_and_shown(tmp_path):
 def test_the_index_is_kept_and_read_by_nobody_twice(tmp_path, monkeypatch):
     samples, table = rare(tmp_path), published_table("cityscapes")
     class_index(samples, table, FileFacts(tmp_path / "cache", samples))
-    monkeypatch.setattr("segtrain.data.verify.files.read_label", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr("segtrain.data.verify.file_facts.read_label", lambda path: pytest.fail("read again"))
     class_index(samples, table, FileFacts(tmp_path / "cache", samples))
 
 

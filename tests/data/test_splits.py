@@ -8,6 +8,7 @@ from segtrain.data.labels import read_json_table
 from segtrain.data.registry import label_table, split_samples
 from segtrain.data.sample import Sample
 from segtrain.data.scenes.layouts import write_scenes
+from segtrain.data.sets.folder import match_patterns
 from segtrain.errors import DataError, UsageError
 from tests.helpers.samples import picture, read_sample
 
@@ -121,7 +122,8 @@ def test_lists_of_pairs(tmp_path):
     picture(tmp_path / "l/z.png")
     (tmp_path / "list.txt").write_text("# image, label\ni/x y.png, l/z.png\n\n")
     config = FolderConfig(name="folder", root=str(tmp_path), splits={"train": {"pairs": "list.txt"}})
-    assert split_samples(config, "train") == [Sample("i/x y", tmp_path / "i/x y.png", tmp_path / "l/z.png")]
+    paths = tmp_path / "i/x y.png", tmp_path / "l/z.png"
+    assert split_samples(config, "train") == [Sample("i/x y", *paths, exif="auto")]
     for text, words in (
         ("i/x.png\n", "line 1: expected 'image,label'"),
         ("i/no.png,l/z.png\n", r"line 1: no such file .*no\.png"),
@@ -137,3 +139,29 @@ def test_folder_needs_its_options(tmp_path):
         split_samples(FolderConfig(name="folder"), "train")
     with pytest.raises(UsageError, match=r"dataset\.classes is not set"):
         label_table(FolderConfig(name="folder", root=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "i/x.png,l/x.png", "/i/x.png /l/x.png", "i/x.png\tl/x.png # a note", '"i/x.png","l/x.png"', "i/x.png;l/x.png",
+        "i/a #3, b.png,l/a #3, b.png", '"i/a #3, b.png", "l/a #3, b.png"', "i/a #3, b.png\tl/a #3, b.png",
+        "# i/y.png,l/y.png\ni/x.png,l/x.png", "image,label\ni/x.png,l/x.png", "\ufeffi/x.png,l/x.png\r\n",
+    ],
+)  # fmt: skip
+def test_lines_of_a_list_of_pairs(tmp_path, line):
+    for name in ("i/x.png", "l/x.png", "i/a #3, b.png", "l/a #3, b.png"):
+        picture(tmp_path / name)
+    (tmp_path / "list.txt").write_text(line)
+    config = FolderConfig(name="folder", root=str(tmp_path), splits={"train": {"pairs": "list.txt"}})
+    (sample,) = split_samples(config, "train")
+    name = "a #3, b.png" if "#3" in line else "x.png"
+    assert (sample.image, sample.label) == (tmp_path / "i" / name, tmp_path / "l" / name)
+
+
+def test_files_of_file_managers_are_no_images(tmp_path):
+    for name in ("i/x.png", "i/y.JPG", "l/x.png", "l/y.png", "i/.DS_Store", "i/Thumbs.db", "i/._x.png", "l/._x.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = match_patterns(tmp_path, "i/*", "l/*.png", "dataset.splits.train")
+    assert sorted(sample.image.name for sample in found.samples()) == ["x.png", "y.JPG"]

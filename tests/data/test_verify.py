@@ -83,8 +83,8 @@ def test_a_second_check_reads_no_file(pairs, tmp_path, monkeypatch):
     def no_reading(path):
         raise AssertionError(f"{path} was read again")
 
-    monkeypatch.setattr("segtrain.data.verify.files.examine_file", no_reading)
-    monkeypatch.setattr("segtrain.data.verify.files.read_label", no_reading)
+    monkeypatch.setattr("segtrain.data.verify.file_facts.read_bytes", no_reading)
+    monkeypatch.setattr("segtrain.data.verify.file_facts.read_label", no_reading)
     assert check(pairs, tmp_path) == (6, 4)
 
 

@@ -12,11 +12,11 @@ from segtrain.data.loader import Batch
 from segtrain.distributed.group import World
 from segtrain.engine.learner import Learner
 from segtrain.engine.planning import automatic
-from segtrain.engine.planning.solve import Line, Question, largest, micro_batch, name_of, solve_all, ways
+from segtrain.engine.planning.solve import Line, Needs, Question, largest, micro_batch, name_of, solve_all, ways
 from segtrain.engine.planning.trace import PHASES, Phases, StepTracer, loss_of
 from segtrain.errors import SegtrainError
 from segtrain.models import from_config
-from segtrain.models.ledger import Ledger
+from segtrain.models.ledger import Ledger, reordered
 from tests.helpers.checkout import TINY
 
 SMALL = ("experiment=toy", f"plugins=[{TINY}]", "model.backbone=tiny", "augmentation.crop_size=[64,96]")
@@ -56,6 +56,7 @@ def test_a_planned_step_is_the_real_one(words):
             for t in result if isinstance(result, tuple | list) else (result,):
                 if isinstance(t, torch.Tensor):
                     self.add(t)
+            self.use(reordered(func, args, result))
             return result
 
     with Real(1, there) as ledger:
@@ -88,6 +89,25 @@ def test_in_place_keeps_less_and_buckets_are_there_from_the_start():
     assert sum(beside.kept_by.values()) == beside.kept and list(beside.peaks) == list(PHASES)
 
 
+@pytest.mark.parametrize("words", [("model.norm=batch_norm",), (), ("model.keep=8bit",), ("trainer.precision=bf16",)])
+def test_what_grows_bounds_the_next_step(words):
+    """Without a trace of it: an image more, and a larger crop, need at least this."""
+    tracer = StepTracer(small(*words), 19)
+    now = tracer.trace(4, (128, 192))
+    assert now.peak + now.growing / 4 <= tracer.trace(5, (128, 192)).peak * 1.001
+    assert now.peak + now.growing * 0.5625 <= tracer.trace(4, (160, 240)).peak * 1.001
+    assert now.growing > 0
+
+
+def test_a_synchronised_norm_is_solved_once():
+    ways = {norm: small(f"model.norm={norm}") for norm in ("inplace_abn", "inplace_abn_sync", "batch_norm_sync")}
+    answers = solve_all(Question(name, way, 19, 1, 10**9) for name, way in ways.items())
+    plain, ours, others = (answers[name] for name in ways)
+    assert plain == ours._replace(name="inplace_abn", traces=0) and others.batch < ours.batch
+    alone = StepTracer(ways["inplace_abn"], 19).trace(2, (64, 96))
+    assert StepTracer(ways["inplace_abn_sync"], 19).trace(2, (64, 96)) == alone
+
+
 def test_every_loss_can_be_planned():
     for name in ("cross_entropy", "bootstrapped", "max_pooling", "focal", "dice", "lovasz"):
         assert StepTracer(small(f"loss={name}"), 19).trace(2, (64, 96)).peaks["loss"] > 0
@@ -99,9 +119,16 @@ def test_every_loss_can_be_planned():
 @pytest.mark.parametrize("curve", [lambda n: 7 + 3 * n, lambda n: max(50, 7 + 3 * n), lambda n: 5 + n * n / 9])
 @pytest.mark.parametrize("guess", [Line(0, 1), Line(0, 30), Line(-50, 0.01)])
 @pytest.mark.parametrize("memory", [6, 12, 13, 40, 57, 60, 10**4])
-def test_the_largest_that_fits_is_brute_forces(curve, memory, guess):
+@pytest.mark.parametrize("bounded", [False, True])
+def test_the_largest_that_fits_is_brute_forces(curve, memory, guess, bounded):
+    """bounded: with what grows at each number, and a step that was traced before."""
     asked = []
-    found, _ = largest(lambda n: asked.append(n) or curve(n), lambda n: n, memory, (2, 99), guess)
+
+    def needs(n):
+        asked.append(n)
+        return Needs(curve(n), n * (curve(n + 1) - curve(n)) if bounded else 0)
+
+    found, _ = largest(needs, lambda n: n, memory, (2, 99), guess, (90, curve(90)) if bounded else None)
     fitting = [n for n in range(2, 100) if curve(n) <= memory]
     assert found == (max(fitting) if fitting else 0)
     assert not found or found in asked  # no answer is extrapolated

@@ -74,7 +74,7 @@ def test_torchrun_hands_a_signal_on(words):
     until(process, "step 2/")
     process.send_signal(signal.SIGUSR1)
     _, err = ended(process, 1)
-    before, found, after = err.partition("(torchrun itself ends with status 1; the traceback that follows are its")
+    before, found, after = err.partition("(torchrun itself ends with status 1; the traceback that follows")
     assert "the same command goes on" in before and found and "Traceback" not in before
     assert "SignalException" in after
     assert len(messages(err)) == 1

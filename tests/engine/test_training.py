@@ -8,14 +8,16 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from segtrain.scoring.image_counts import read_image_counts
 from tests.helpers.runs import Ranks, refused, small_run
 
 # ------------------------------------------------------------------------------------------------ a run
 
 
 RUN_FILES = {
-    "best.pt", "blackbox", "config.yaml", "confusion.png", "environment.json", "evaluation.json", "last.pt", ".lock",
-    "metrics.jsonl", "pictures", "state.json", "step_0000002.pt", "step_0000004.pt", "summary.txt", "tensorboard",
+    "best.pt", "blackbox", "config.yaml", "confusion.png", "environment.json", "evaluation.json", "images.npz",
+    "last.pt", ".lock", "metrics.jsonl", "pictures", "state.json", "step_0000002.pt", "step_0000004.pt", "summary.txt",
+    "tensorboard",
 }  # fmt: skip
 
 
@@ -123,6 +125,8 @@ def test_two_processes_count_what_one_does(finished, tmp_path):
     assert one["protocol"].pop("processes") == 1
     assert two["confusion_matrix"] == one["confusion_matrix"]
     assert two["protocol"] == one["protocol"]
+    assert Path("two/images.npz").read_bytes() == Path("one/images.npz").read_bytes()
+    assert read_image_counts(Path("two/images.npz")).evaluated().confusion().tolist() == one["confusion_matrix"]
     for key in ("miou", "iiou", "category_miou", "category_iiou", "boundary_miou", "position_prior_miou"):
         assert two[key] == pytest.approx(one[key], rel=1e-12)  # objects' weights are added up in another order
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,8 @@ class Files:
             "runs": [f"root={self.root}"],
             "evaluate": [*network, "loader.workers=0", "pictures=1", *given],
             "score": [f"predictions={self.root / 'predictions'}", *(given or self.given("cityscapes"))],
+            "compare": [f"inputs=[{run},{self.root / 'second'}]"],
+            "report": [f"run={run}", "device=cpu", "pictures=1", *plain],
             "submit": [f"predictions={self.root / 'predictions'}", "split=val", *(given or self.given("cityscapes"))],
             "predict": [f"input={self.root / 'photo.png'}", *network],
             "export": [f"run={run}", *plain, "output=out.onnx", *given],
@@ -109,6 +112,7 @@ class Files:
         made = self.root / "run" / "last.pt"
         if not made.is_file():
             raise SystemExit("the run that the cases use was not made")
+        shutil.copytree(self.root / "run", self.root / "second")
         import torch
 
         from segtrain.models import from_config

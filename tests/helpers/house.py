@@ -49,6 +49,8 @@ INTERFACES = {
         "encode",
         "forward",
         "gradient",
+        "layer_backward",
+        "layer_forward",
         "normalise",
         "statistics",
         "statistics_extremes",

@@ -38,10 +38,10 @@ def enlarged(logits, target):
     return F.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)
 
 
-def plain(logits, target, hardest=1.0):
+def plain(logits, target, hardest=1.0, weight=None):
     """The usual way in torch: upsample everything, then compute the loss of every pixel."""
     every = F.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)
-    loss = F.cross_entropy(every, target, ignore_index=IGNORE_INDEX, reduction="none").flatten(1)
+    loss = F.cross_entropy(every, target, weight, ignore_index=IGNORE_INDEX, reduction="none").flatten(1)
     shares = [math.ceil(n * hardest) for n in (target != IGNORE_INDEX).flatten(1).sum(1).tolist()]
     return sum(row.topk(share).values.sum() for row, share in zip(loss, shares, strict=True)) / max(sum(shares), 1)
 

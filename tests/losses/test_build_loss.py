@@ -17,7 +17,7 @@ from tests.helpers.losses import WEIGHTS, C, drawn, enlarged, gradient, off, ste
     ("config", "words"),
     [
         (LossConfig(hardest=0.5), ["loss.hardest=0.5", "bootstrapped or max_pooling", "loss=cross_entropy"]),
-        (LossConfig("bootstrapped", class_weights=[1.0]), ["loss.class_weights=[1.0]", "leave it at null"]),
+        (LossConfig("dice", class_weights=[1.0]), ["loss.class_weights=[1.0]", "leave it at null"]),
         (LossConfig("lovasz", label_smoothing=0.1), ["loss.label_smoothing=0.1", "lovasz does not read it"]),
         (LossConfig("focal", label_smoothing=0.1), ["loss.label_smoothing"]),
         (LossConfig("dice", gamma=1), ["loss.gamma=1", "loss=focal"]),
@@ -30,9 +30,13 @@ from tests.helpers.losses import WEIGHTS, C, drawn, enlarged, gradient, off, ste
         (LossConfig("focal", gamma=-1), ["loss.gamma must be at least 0, got -1"]),
         (LossConfig(label_smoothing=1), ["loss.label_smoothing must be at least 0 and less than 1, got 1"]),
         (LossConfig(class_weights=[0.0, 0.0]), ["loss.class_weights=[0.0, 0.0]"]),
+        (LossConfig(class_weights="inverse"), ["loss.class_weights must be auto or", "got inverse"]),
+        (LossConfig(class_weights=2.0), ["loss.class_weights=2.0", "one number for each class"]),
+        (LossConfig(class_weights=["a"]), ["loss.class_weights must be auto or", "got ['a']"]),
+        (LossConfig("lovasz", class_weights="auto"), ["loss.class_weights=auto", "focal or bootstrapped"]),
         (
             LossConfig(class_weights=[1.0, -1.0]),
-            ["loss.class_weights must", "at least 0, or null, got [1.0, -1.0]"],
+            ["loss.class_weights must", "at least 0", "got [1.0, -1.0]"],
         ),
     ],
 )
@@ -48,6 +52,7 @@ def test_impossible_options(config, words):
     [
         (LossConfig("dise"), [], ["loss.name=dise", "cross_entropy, bootstrapped, max_pooling, focal, dice, lovasz"]),
         (LossConfig(class_weights=[1.0, 2.0]), [], ["loss.class_weights=[1.0, 2.0]", "give 5 numbers"]),
+        (LossConfig(class_weights="auto"), [], ["loss.class_weights=auto"]),
         (LossConfig("dice"), [(1, 2)], ["loss.name=dice", "cross_entropy"]),
         (LossConfig("lovasz"), [(1, 2)], ["loss.name=lovasz"]),
         (LossConfig(class_weights=WEIGHTS), [(1, 2)], ["loss.class_weights"]),

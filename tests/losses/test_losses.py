@@ -50,9 +50,11 @@ def slow_focal(gamma, weights):
     return loss
 
 
-def slow_seamseg(share):
+def slow_seamseg(share, weight=None):
     def loss(logits, target):
-        every = F.cross_entropy(enlarged(logits, target), target, ignore_index=IGNORE_INDEX, reduction="none")
+        every = F.cross_entropy(
+            enlarged(logits, target), target, weight, ignore_index=IGNORE_INDEX, reduction="none"
+        )  # fmt: skip
         means = []
         for picture in every.flatten(1):
             highest = sorted(picture, key=Tensor.item, reverse=True)[: math.ceil(share * len(picture))]
@@ -72,9 +74,9 @@ def slow_batch(share):
     return loss
 
 
-def slow_max_pooling(share, p):
+def slow_max_pooling(share, p, weight=None):
     def of_picture(scores, labels):
-        losses = F.cross_entropy(scores, labels, reduction="none")
+        losses = F.cross_entropy(scores, labels, weight, reduction="none")
         m = math.ceil(share * len(losses))
         if p == 1:
             return losses.sort().values[-m:].mean()
@@ -112,6 +114,7 @@ def slow_lovasz(scores, labels):
     return sum(found) / len(found)
 
 
+WEIGHT = torch.tensor(WEIGHTS, dtype=torch.float64)
 CASES = {
     "cross_entropy": (LossConfig(), torchs()),
     "weights": (LossConfig(class_weights=WEIGHTS), torchs(weight=torch.tensor(WEIGHTS, dtype=torch.float64))),
@@ -131,6 +134,26 @@ CASES = {
     "max_pooling 1.7": (LossConfig("max_pooling", 0.3, p=1.7), slow_max_pooling(0.3, 1.7)),
     "max_pooling 6": (LossConfig("max_pooling", 0.1, p=6), slow_max_pooling(0.1, 6)),
     "max_pooling inf": (LossConfig("max_pooling", 0.3, p=math.inf), slow_max_pooling(0.3, math.inf)),
+    "bootstrapped, weights": (
+        LossConfig("bootstrapped", 0.25, class_weights=WEIGHTS),
+        lambda logits, target: plain(logits, target, 0.25, WEIGHT),
+    ),
+    "bootstrapped, all, weights": (
+        LossConfig("bootstrapped", class_weights=WEIGHTS),
+        lambda logits, target: plain(logits, target, 1.0, WEIGHT),
+    ),
+    "seamseg, weights": (
+        LossConfig("bootstrapped", 0.25, "seamseg", class_weights=WEIGHTS),
+        slow_seamseg(0.25, WEIGHT),
+    ),
+    "max_pooling 1, weights": (
+        LossConfig("max_pooling", 0.3, p=1, class_weights=WEIGHTS),
+        slow_max_pooling(0.3, 1, WEIGHT),
+    ),
+    "max_pooling 1.7, weights": (
+        LossConfig("max_pooling", 0.3, p=1.7, class_weights=WEIGHTS),
+        slow_max_pooling(0.3, 1.7, WEIGHT),
+    ),
     "dice": (LossConfig("dice"), pictures(slow_dice)),
     "lovasz": (LossConfig("lovasz"), pictures(slow_lovasz)),
 }

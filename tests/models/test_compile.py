@@ -7,12 +7,16 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from torch._functorch import config as partitioner
 
 from segtrain.config import ModelConfig
-from segtrain.errors import UsageError
-from segtrain.models import build_model, compiled, execution
+from segtrain.errors import SegtrainError, UsageError
+from segtrain.losses import CrossEntropy
+from segtrain.models import build_model, compiled, execution, not_compilable
 from segtrain.models.blocks import NORMS, IdentityResidualBlock, Norm, ResidualBlock, Stage, stage
-from segtrain.models.memory import kept_bytes
+from segtrain.models.execution import within_budget
+from segtrain.models.memory import Saving, graphs_of, kept_bytes, training_step_costs
+from tests.helpers import tiny  # noqa: F401 (a backbone)
 
 CPU = torch.device("cpu")
 
@@ -140,20 +144,62 @@ def test_the_compiled_code_gives_the_models_numbers(norm):
     assert ours <= 1.05 * plain
 
 
+# ------------------------------------------------------------------------------------------------ a memory budget
+
+
+@pytest.mark.parametrize("norm", ["batch_norm", "abn"])
+def test_a_budget_keeps_fewer_bytes_and_the_same_numbers(norm, monkeypatch):
+    """The graphs as torch divides them by the budget; running statistics move once, the masks of dropout are equal."""
+    monkeypatch.setattr(execution, "inductor", graphs_of)
+    torch.manual_seed(0)
+    model = blocks(norm)[:3].double().to(memory_format=torch.channels_last)
+    x = torch.randn(2, 4, 24, 32, dtype=torch.double)
+    ours, plain = check(model, lambda m: compiled(m, ModelConfig(norm=norm), CPU, 0.2), x, 1e-12, modes=(True, True))
+    assert ours <= 0.3 * plain  # the input is kept anyway
+
+
+def test_a_graph_that_draws_again_in_backward_is_refused(monkeypatch):
+    monkeypatch.setattr(execution, "inductor", graphs_of)
+    monkeypatch.setattr(execution.KeepRandom, "__call__", lambda self, graph: None)
+    model = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Dropout2d(0.5), nn.Conv2d(2, 2, 3))
+    with pytest.raises(SegtrainError, match="would draw random numbers of forward again in backward"):
+        compiled(model, ModelConfig(norm="abn"), CPU, 0.01)(torch.randn(2, 2, 8, 8)).sum().backward()
+
+
+def test_what_is_counted_of_a_compiled_step():
+    """Without a limit it computes and keeps what the network does; with one it computes more and keeps less."""
+    forms = [Saving("", "batch_norm"), *(Saving("", "batch_norm", budget=budget) for budget in (1.0, 0.3))]
+    plain, free, limited = (training_step_costs(form, "tiny", CrossEntropy(), 2, (64, 64)) for form in forms)
+    assert free.flops == plain.flops < limited.flops < 1.05 * plain.flops
+    assert free.kept == pytest.approx(plain.kept, rel=0.02)
+    assert limited.kept <= 0.6 * plain.kept  # the rest is of the loss, and its input
+    assert plain.kept < plain.peak and limited.peak < free.peak
+
+
+def test_a_budget_is_torchs_own_only_while_it_compiles():
+    seen = []
+    backend = within_budget(lambda graph, inputs: seen.append(partitioner.activation_memory_budget), 0.25)
+    assert backend(None, []) is None
+    assert seen == [0.25] and partitioner.activation_memory_budget == 1.0
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
 @pytest.mark.parametrize(
-    ("options", "device", "words"),
+    ("options", "words"),
     [
-        ({}, "cuda", "tested on the CPU only, not on cuda"),
-        ({"recompute": "blocks"}, "cpu", "model.recompute=blocks must be none"),
-        ({"recompute": "both"}, "cpu", "model.recompute=both must be none"),
+        ({"recompute": "blocks"}, "model.recompute=blocks must be none"),
+        ({"recompute": "both"}, "model.recompute=both must be none"),
+        ({"keep": "8bit"}, "choose model.keep=exact"),
     ],
 )
-def test_what_cannot_be_compiled_is_refused_with_the_reason(options, device, words):
+def test_what_cannot_be_compiled_is_refused_with_the_reason(options, words):
     with pytest.raises(UsageError, match=f"trainer.compile=true is not possible: .*{words}"):
-        compiled(nn.Conv2d(1, 1, 1), ModelConfig(**options), torch.device(device))
+        compiled(nn.Conv2d(1, 1, 1), ModelConfig(**options), CPU)
 
 
-def test_compilation_is_refused_without_a_compiler_its_headers_or_alone(monkeypatch, tmp_path):
+def test_compilation_is_refused_without_a_compiler_or_its_headers(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UsageError, match="no C\\+\\+ compiler 'no-such-compiler' .*apt install g"):
         compiled(nn.Conv2d(1, 1, 1), ModelConfig(), CPU)
@@ -161,6 +207,32 @@ def test_compilation_is_refused_without_a_compiler_its_headers_or_alone(monkeypa
     monkeypatch.setattr(execution.sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(UsageError, match="Python.h .*python3-dev"):
         compiled(nn.Conv2d(1, 1, 1), ModelConfig(), CPU)
+
+
+def test_only_norms_that_exchange_statistics_need_one_process(monkeypatch):
     monkeypatch.setattr(execution, "group_or_none", lambda group: object())
-    with pytest.raises(UsageError, match="works in one process"):
-        compiled(nn.Conv2d(1, 1, 1), ModelConfig(), CPU)
+    for norm in NORMS:
+        reason = not_compilable(ModelConfig(norm=norm), CPU)
+        if norm.endswith("_sync"):
+            assert f"model.norm={norm} exchanges" in reason and f"choose model.norm={norm[:-5]}, or" in reason
+        else:
+            assert not reason
+
+
+def test_what_a_gpu_needs(monkeypatch, tmp_path):
+    """Triton, a GPU that it knows, a C compiler and Python's headers; no C++ compiler."""
+    gpu, capability, found = torch.device("cuda"), [8, 0], {"gcc"}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: tuple(capability))
+    monkeypatch.setattr(execution.shutil, "which", lambda name: name if name in found else None)
+    monkeypatch.setattr(execution, "find_spec", lambda name: object())
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not_compilable(ModelConfig(norm="batch_norm"), gpu) == not_compilable(ModelConfig(), gpu) == ""
+    found.clear()
+    assert "no C compiler 'gcc' or 'clang'" in not_compilable(ModelConfig(), gpu)
+    monkeypatch.setenv("CC", "mine")
+    assert "no C compiler 'mine'" in not_compilable(ModelConfig(), gpu)
+    monkeypatch.setattr(execution, "find_spec", lambda name: None)
+    assert "needs Triton" in not_compilable(ModelConfig(), gpu)
+    capability[:] = [6, 1]
+    assert "7.0 and newer, and this GPU has 6.1" in not_compilable(ModelConfig(), gpu)

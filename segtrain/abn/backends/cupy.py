@@ -7,14 +7,14 @@ loads and launches. Every kernel goes through `launch`, which the tests replace 
 
 import functools
 import importlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from segtrain.abn.backends import cupy_kernels as kernels
 from segtrain.abn.backends.aten import CODES, Activation, layout, statistics_dtype
-from segtrain.abn.backends.cupy_kernels import ACCESS, TYPES, over_channels, over_tensors
+from segtrain.abn.backends.cupy_kernels import ACCESS, TYPES, Kernel, over_channels, over_tensors
 from segtrain.abn.backends.cupy_launch import Argument
 from segtrain.abn.backends.cupy_launch import available as available
 from segtrain.abn.backends.cupy_launch import launch as launch
@@ -26,6 +26,9 @@ DTYPES = frozenset(TYPES)
 BLOCKS = 16  # blocks per multiprocessor, two waves, if the tensor is large enough
 TURNS = 64  # most packs that a thread adds up, so that float32 sums stay exact to a few units in the last place
 HIGHEST_GRID = 65535  # most blocks in y
+MOST_PLANS = 1024  # geometries that are remembered; a network in training has a few for each of its layers
+plans: dict[Any, "Geometry"] = {}
+LOWEST = {dtype: torch.finfo(dtype).eps - 1 for dtype in TYPES}  # z / alpha of ELU that is inverted
 
 
 @functools.cache
@@ -35,13 +38,31 @@ def processors(device: torch.device) -> int:
 
 
 class Geometry(NamedTuple):
-    """How threads are distributed over a tensor (outer, channels, inner), see abn.cu."""
+    """How threads are distributed over a tensor (outer, channels, inner), see abn.cu: the plan of its launches."""
 
     vec: int  # elements a thread moves at once
     last: bool  # channels are last
     grid: tuple[int, int]  # channel groups, stripes
     shape: "tuple[np.generic, ...]"  # the kernels' last arguments: outer, channels, inner, shift_x
-    wide: bool = True  # vec elements by one access
+    wide: bool  # vec elements by one access
+    merge_grid: tuple[int, int]  # of the kernels over channels
+    merge_shape: "tuple[np.generic, ...]"  # their arguments: channels, stripes, values of a channel
+    made: dict[Any, Kernel]  # kernels that have been launched with this geometry
+
+    def kernel(self, function: str, dtype: torch.dtype, *arguments: Any) -> Kernel:
+        """An instance of a template over tensors."""
+        key = function, arguments
+        found = self.made.get(key)
+        if found is None:
+            found = self.made[key] = over_tensors(function, TYPES[dtype], self.vec, self.last, *arguments)
+        return found
+
+    def merge_kernel(self, function: str, dtype: torch.dtype) -> Kernel:
+        """An instance of a template over channels."""
+        found = self.made.get(function)
+        if found is None:
+            found = self.made[function] = over_channels(function, TYPES[dtype])
+        return found
 
 
 def geometry(*tensors: Tensor | None, narrow: int = 1, apart: int = 1) -> Geometry:
@@ -50,13 +71,29 @@ def geometry(*tensors: Tensor | None, narrow: int = 1, apart: int = 1) -> Geomet
     narrow: elements a thread takes where one access cannot move several. apart: parts of equal size that the tensors
     are divided into along `outer`, which have blocks of their own; `shape` is then that of a part.
     """
-    present = [t for t in tensors if t is not None]
-    x = present[0]
+    aligned, x = True, None
+    for t in tensors:
+        if t is not None:
+            x = t if x is None else x
+            if t.data_ptr() % ACCESS:
+                aligned = False
+    assert x is not None
+    key = x.shape, x.stride(), x.dtype, x.device, aligned, narrow, apart, kernels.BLOCK, BLOCKS
+    found = plans.get(key)
+    if found is None:
+        if len(plans) >= MOST_PLANS:
+            plans.clear()
+        found = plans[key] = worked_out(x, aligned, narrow, apart)
+    return found
+
+
+def worked_out(x: Tensor, aligned: bool, narrow: int, apart: int) -> Geometry:
+    """The geometry for tensors like x. aligned: whether all of them begin at multiples of ACCESS bytes."""
     outer, channels, inner = layout(x)
     last = inner == 1
     outer //= apart
     vec = ACCESS // x.element_size()
-    wide = (channels if last else inner) % vec == 0 and not any(t.data_ptr() % ACCESS for t in present)
+    wide = (channels if last else inner) % vec == 0 and aligned
     if not wide:
         vec = narrow
     shift = 0
@@ -71,7 +108,8 @@ def geometry(*tensors: Tensor | None, narrow: int = 1, apart: int = 1) -> Geomet
     stripes = max(-(-BLOCKS * processors(x.device) // groups), -(-turns // TURNS))
     stripes = min(stripes, turns, HIGHEST_GRID)
     shape = number("int64", outer), number("int64", channels), number("int64", inner), number("int32", shift)
-    return Geometry(vec, last, (groups, stripes), shape, wide)
+    merged = number("int64", channels), number("int32", stripes), number("float64", x.numel() // channels)
+    return Geometry(vec, last, (groups, stripes), shape, wide, blocks_of_warps(channels), merged, {})
 
 
 def blocks_of_warps(channels: int) -> tuple[int, int]:
@@ -79,6 +117,7 @@ def blocks_of_warps(channels: int) -> tuple[int, int]:
     return -(-channels * 32 // kernels.BLOCK), 1
 
 
+@functools.lru_cache(maxsize=MOST_PLANS)
 def number(kind: str, value: float) -> "np.generic":
     """A numpy scalar, which CuPy needs for numbers of a given width. Nothing else in the layer needs numpy."""
     made: np.generic = getattr(importlib.import_module("numpy"), kind)(value)
@@ -94,24 +133,19 @@ def launch_statistics(x: Tensor) -> tuple[Tensor, Geometry]:
     """(Moments of each stripe (C, stripes, 3), the geometry they were computed with)."""
     how = geometry(x)
     part = x.new_empty((x.shape[1], how.grid[1], 3), dtype=statistics_dtype(x))
-    launch(
-        over_tensors("statistics", TYPES[x.dtype], how.vec, how.last), how.grid, kernels.BLOCK, (x, part, *how.shape)
-    )
+    launch(how.kernel("statistics", x.dtype), how.grid, kernels.BLOCK, (x, part, *how.shape))
     return part, how
 
 
 def launch_merge_statistics(
-    x: Tensor, part: Tensor, eps: float, momentum: float, gamma: Tensor | None, mean: Tensor, var: Tensor | None,
-    rstd: Tensor | None, scale: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    x: Tensor, how: Geometry, part: Tensor, eps: float, momentum: float, gamma: Tensor | None, mean: Tensor,
+    var: Tensor | None, rstd: Tensor | None, scale: Tensor | None, running_mean: Tensor | None,
+    running_var: Tensor | None,
 ) -> None:  # fmt: skip
-    channels = x.shape[1]
+    numbers = *how.merge_shape, scalar(eps, part), scalar(momentum, part)
     launch(
-        over_channels("merge_statistics", TYPES[x.dtype]), blocks_of_warps(channels), kernels.BLOCK,
-        (
-            part, number("int64", channels), number("int32", part.shape[1]),
-            number("float64", x.numel() // channels), scalar(eps, part), scalar(momentum, part),
-            gamma, mean, var, rstd, scale, running_mean, running_var,
-        ),
+        how.merge_kernel("merge_statistics", x.dtype), how.merge_grid, kernels.BLOCK,
+        (part, *numbers, gamma, mean, var, rstd, scale, running_mean, running_var, number("int32", 0), None),
     )  # fmt: skip
 
 
@@ -121,8 +155,7 @@ def launch_normalise(
 ) -> None:  # fmt: skip
     how = geometry(x, out, shortcut)
     launch(
-        over_tensors("normalise", TYPES[x.dtype], how.vec, how.last, CODES.index(activation.name)),
-        how.grid, kernels.BLOCK,
+        how.kernel("normalise", x.dtype, CODES.index(activation.name)), how.grid, kernels.BLOCK,
         (x, out, shortcut, center, scale, shift, scalar(activation.param, scale), *how.shape),
     )  # fmt: skip
 
@@ -131,8 +164,8 @@ def statistics(x: Tensor) -> Tensor:
     found = x.new_empty((2, x.shape[1]), dtype=statistics_dtype(x))
     if x.numel() == 0:
         return found.zero_()
-    part, _ = launch_statistics(x)
-    launch_merge_statistics(x, part, 0, 0, None, found[0], found[1], None, None, None, None)
+    part, how = launch_statistics(x)
+    launch_merge_statistics(x, how, part, 0, 0, None, found[0], found[1], None, None, None, None)
     return found
 
 
@@ -148,15 +181,21 @@ def forward(
     momentum: float, eps: float, activation: Activation, shortcut: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As in aten.py. Subtracts the mean first, so that a large mean costs no digits."""
-    part, _ = launch_statistics(x)
+    part, how = launch_statistics(x)
     mean, rstd, scale = gamma.new_empty((3, x.shape[1])).unbind()
     running = [None if t is None else t.contiguous() for t in (running_mean, running_var)]
-    launch_merge_statistics(x, part, eps, momentum, gamma.contiguous(), mean, None, rstd, scale, *running)
+    launch_merge_statistics(x, how, part, eps, momentum, gamma.contiguous(), mean, None, rstd, scale, *running)
     for mine, theirs in zip(running, (running_mean, running_var), strict=True):
         if mine is not None and theirs is not None and mine is not theirs:
             theirs.copy_(mine)
     launch_normalise(x, out, mean, scale, beta.contiguous(), activation, shortcut)
     return mean, rstd
+
+
+def recovery(activation: Activation, dtype: torch.dtype, like: Tensor) -> "tuple[np.generic, ...]":
+    """The numbers by which an activation is inverted: its parameter, one over that, the lowest z / alpha of ELU."""
+    param = activation.param
+    return scalar(param, like), scalar(1 / param if param else 0, like), scalar(LOWEST[dtype], like)
 
 
 def kept_arguments(
@@ -165,9 +204,7 @@ def kept_arguments(
 ) -> tuple[Argument, ...]:  # fmt: skip
     """The first arguments of `sums` and `gradient`."""
     scale, shift = (None, None) if affine is None else (affine[0].contiguous(), affine[1].contiguous())
-    param = activation.param
-    least = torch.finfo(kept.dtype).eps - 1  # the lowest z / alpha of ELU that is inverted
-    numbers = (scalar(number, center) for number in (param, 1 / param if param else 0, least))
+    numbers = recovery(activation, kept.dtype, center)
     added = None if affine else shortcut
     return kept, dz, added, center.contiguous(), inverse.contiguous(), scale, shift, *numbers
 
@@ -177,22 +214,17 @@ def launch_sums(common: tuple[Argument, ...], activation: Activation, divided: b
     kept, dz, shortcut, center, _, scale = common[:6]
     assert isinstance(kept, Tensor) and isinstance(center, Tensor)
     how = geometry(kept, dz, shortcut)  # type: ignore[arg-type]
-    ctype, channels = TYPES[kept.dtype], kept.shape[1]
+    channels = kept.shape[1]
     part = center.new_empty((channels, how.grid[1], 2))
     form = "false" if scale is None else "true"
     launch(
-        over_tensors("sums", ctype, how.vec, how.last, CODES.index(activation.name), form), how.grid, kernels.BLOCK,
+        how.kernel("sums", kept.dtype, CODES.index(activation.name), form), how.grid, kernels.BLOCK,
         (*common, part, *how.shape),
     )  # fmt: skip
     found = center.new_empty((2, channels))
     means = torch.empty_like(found) if divided else None
-    launch(
-        over_channels("merge_sums", ctype), blocks_of_warps(channels), kernels.BLOCK,
-        (
-            part, number("int64", channels), number("int32", how.grid[1]),
-            number("float64", kept.numel() // channels), found, means,
-        ),
-    )  # fmt: skip
+    merge = how.merge_kernel("merge_sums", kept.dtype)
+    launch(merge, how.merge_grid, kernels.BLOCK, (part, *how.merge_shape, found, None, means, None))
     return found, means
 
 
@@ -205,8 +237,8 @@ def launch_gradient(
     how = geometry(kept, dz, shortcut, dx, dshortcut)  # type: ignore[arg-type]
     form = "false" if scale is None else "true"
     launch(
-        over_tensors("gradient", TYPES[kept.dtype], how.vec, how.last, CODES.index(activation.name), form),
-        how.grid, kernels.BLOCK, (*common, factor.contiguous(), means.contiguous(), dx, dshortcut, *how.shape),
+        how.kernel("gradient", kept.dtype, CODES.index(activation.name), form), how.grid, kernels.BLOCK,
+        (*common, factor.contiguous(), means.contiguous(), dx, dshortcut, *how.shape),
     )  # fmt: skip
     return dx
 

@@ -138,13 +138,8 @@ def launch_coded_sums(
             scalar(activation.param, ranges), part, number("int64", ranges.shape[1]), *how.shape,
         ),
     )  # fmt: skip
-    cupy.launch(
-        over_channels("merge_sums", TYPES[dz.dtype]), blocks_of_warps(channels), cupy_kernels.BLOCK,
-        (
-            part, number("int64", channels), number("int32", how.grid[1]), number("float64", dz.numel() // channels),
-            found, means,
-        ),
-    )  # fmt: skip
+    merge = how.merge_kernel("merge_sums", dz.dtype)
+    cupy.launch(merge, how.merge_grid, cupy_kernels.BLOCK, (part, *how.merge_shape, found, None, means, None))
     return found, means
 
 

@@ -85,11 +85,20 @@ def stream(pointer: int, device: int) -> Any:
 
 def launch(kernel: Kernel, grid: tuple[int, int], block: int, args: tuple[Argument, ...]) -> None:
     """Enqueue a kernel on torch's current stream of the tensors' device. grid: blocks in x and y. block: threads."""
-    first = next(a for a in args if isinstance(a, Tensor))
-    with torch.cuda.device_of(first):
-        device = first.device.index
-        # An autograd thread may not have used any device yet: this makes the context current for CuPy too.
-        import_cupy().cuda.runtime.setDevice(device)
-        cells = tuple(a.data_ptr() if isinstance(a, Tensor) else 0 if a is None else a for a in args)
-        with stream(torch.cuda.current_stream(device).cuda_stream, device):
-            loaded_kernel(kernel, device)(grid, (block,), cells)
+    device = next(a for a in args if isinstance(a, Tensor)).device.index
+    if device == torch.cuda.current_device():
+        launch_here(kernel, grid, block, args, device)
+    else:
+        with torch.cuda.device(device):
+            launch_here(kernel, grid, block, args, device)
+
+
+def launch_here(kernel: Kernel, grid: tuple[int, int], block: int, args: tuple[Argument, ...], device: int) -> None:
+    """As `launch`, on the current device, which has that number."""
+    cupy = sys.modules.get("cupy") or import_cupy()
+    # An autograd thread may not have used any device yet: this makes the context current for CuPy too.
+    cupy.cuda.runtime.setDevice(device)
+    cells = tuple([a.data_ptr() if isinstance(a, Tensor) else 0 if a is None else a for a in args])
+    # torch.cuda.current_stream would make an object for each launch.
+    with stream(torch._C._cuda_getCurrentRawStream(device), device):
+        loaded_kernel(kernel, device)(grid, (block,), cells)

@@ -9,7 +9,7 @@ import ctypes
 import functools
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ TYPES = {
     torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16", torch.float16: "_Float16",
 }  # fmt: skip
 DTYPES = frozenset(TYPES)
+LOWEST = {dtype: torch.finfo(dtype).eps - 1 for dtype in TYPES}  # z / alpha of ELU that is inverted
 
 
 @functools.cache
@@ -62,6 +63,8 @@ def load_library(dtype: torch.dtype) -> Any:
             "abn_sums": [p, p, p, n, n, n, p, p, p, p, *act, p, i],
             "abn_gradient": [p, p, p, p, p, n, n, n, p, p, p, p, p, p, *act, i],
             "abn_backward": [p, p, p, p, p, n, n, n, p, p, p, p, p, *act, p, i],
+            "abn_layer_forward": [p, p, p, n, n, n, p, p, p, p, d, d, i, p, p, *act, i],
+            "abn_layer_backward": [p, p, p, p, p, n, n, n, p, p, p, p, i, *act, p, p, i],
         },
     )
 
@@ -100,7 +103,31 @@ def address(t: Tensor | None) -> int | None:
 
 def acts(activation: Activation, dtype: torch.dtype) -> tuple[int, float, float]:
     """The library's arguments for an activation: code, parameter, lowest z / alpha that ELU inverts."""
-    return CODES.index(activation.name), activation.param, torch.finfo(dtype).eps - 1
+    return CODES.index(activation.name), activation.param, LOWEST[dtype]
+
+
+class Plan(NamedTuple):
+    """What a call on tensors of one shape, memory layout and dtype passes besides addresses."""
+
+    library: Any
+    shape: tuple[int, int, int]  # outer, channels, inner
+    acts: tuple[int, float, float]
+
+
+MOST_PLANS = 1024  # that are remembered; a network in training has one for each of its layers at most
+plans: dict[Any, Plan] = {}
+
+
+def plan_for(x: Tensor, activation: Activation) -> Plan:
+    """The plan for a dense x. Made once for each shape, memory layout, dtype and activation."""
+    key = x.shape, x.stride(), x.dtype, activation
+    found = plans.get(key)
+    if found is None:
+        if len(plans) >= MOST_PLANS:
+            plans.clear()
+        shape = tuple(layout(x))
+        found = plans[key] = Plan(load_library(x.dtype), shape, acts(activation, x.dtype))  # type: ignore[arg-type]
+    return found
 
 
 def statistics(x: Tensor) -> Tensor:
@@ -116,9 +143,10 @@ def statistics(x: Tensor) -> Tensor:
 def normalise(
     x: Tensor, out: Tensor, scale: Tensor, shift: Tensor, activation: Activation, shortcut: Tensor | None
 ) -> None:
-    load_library(x.dtype).abn_normalise(
-        address(x), address(shortcut), address(out), *layout(x), address(scale), address(shift),
-        *acts(activation, x.dtype), torch.get_num_threads(),
+    library, shape, act = plan_for(x, activation)
+    library.abn_normalise(
+        address(x), address(shortcut), address(out), *shape, address(scale), address(shift), *act,
+        torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -157,9 +185,10 @@ def forward(
     momentum: float, eps: float, activation: Activation, shortcut: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     mean, rstd = torch.empty_like(gamma), torch.empty_like(gamma)
-    load_library(x.dtype).abn_forward(
-        address(x), address(shortcut), address(out), *layout(x), address(gamma), address(beta), address(running_mean),
-        address(running_var), momentum, eps, address(mean), address(rstd), *acts(activation, x.dtype),
+    library, shape, act = plan_for(x, activation)
+    library.abn_forward(
+        address(x), address(shortcut), address(out), *shape, address(gamma), address(beta), address(running_mean),
+        address(running_var), momentum, eps, address(mean), address(rstd), *act,
         torch.get_num_threads(),
     )  # fmt: skip
     return mean, rstd
@@ -172,12 +201,43 @@ def backward(
     dx = torch.empty_like(kept)
     result = torch.empty(2, kept.shape[1], dtype=center.dtype)
     scale, shift = affine or (None, None)
-    load_library(kept.dtype).abn_backward(
-        address(kept), address(dz), address(shortcut), address(dx), address(dshortcut), *layout(kept),
-        address(center), address(inverse), address(scale), address(shift), address(factor),
-        *acts(activation, kept.dtype), address(result), torch.get_num_threads(),
+    library, shape, act = plan_for(kept, activation)
+    library.abn_backward(
+        address(kept), address(dz), address(shortcut), address(dx), address(dshortcut), *shape, address(center),
+        address(inverse), address(scale), address(shift), address(factor), *act, address(result),
+        torch.get_num_threads(),
     )  # fmt: skip
     return dx, result
+
+
+def layer_forward(
+    x: Tensor, out: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
+    running_var: Tensor | None, momentum: float, eps: float, scale: str, activation: Activation,
+    shortcut: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    library, shape, act = plan_for(x, activation)
+    inverse = torch.empty(shape[1], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    factor = torch.empty_like(inverse)
+    library.abn_layer_forward(
+        x.data_ptr(), address(shortcut), out.data_ptr(), *shape, address(weight), address(bias),
+        address(running_mean), address(running_var), momentum, eps, scale == "abs", inverse.data_ptr(),
+        factor.data_ptr(), *act, torch.get_num_threads(),
+    )  # fmt: skip
+    return inverse, factor
+
+
+def layer_backward(
+    kept: Tensor, dz: Tensor, weight: Tensor | None, bias: Tensor | None, inverse: Tensor, factor: Tensor, scale: str,
+    activation: Activation, shortcut: Tensor | None, dshortcut: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    library, shape, act = plan_for(kept, activation)
+    dx, dweight, dbias = torch.empty_like(kept), torch.empty_like(inverse), torch.empty_like(inverse)
+    library.abn_layer_backward(
+        kept.data_ptr(), dz.data_ptr(), address(shortcut), dx.data_ptr(), address(dshortcut), *shape, address(weight),
+        address(bias), inverse.data_ptr(), factor.data_ptr(), scale == "abs", *act, dweight.data_ptr(),
+        dbias.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return dx, dweight, dbias
 
 
 # -------------------------------------------------------------------------------------------- coded maps, see codes.py

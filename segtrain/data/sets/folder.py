@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from segtrain.config import FolderConfig
+from segtrain.config import IGNORE_INDEX, FolderConfig
 from segtrain.config.user_files import read_text
 from segtrain.data.folders import WILDCARDS, matching
 from segtrain.data.labels import LabelTable, read_user_table
@@ -19,7 +19,22 @@ def table(config: FolderConfig) -> LabelTable:
     if config.classes is None:
         raise UsageError("dataset.classes is not set: give a CSV or YAML file with the columns id, name, color, ignore")
     path = Path(config.classes).expanduser()
-    return read_user_table(next((p for p in (config.folder() / path, path) if p.is_file()), path))
+    known = read_user_table(next((p for p in (config.folder() / path, path) if p.is_file()), path))
+    return with_ignored(known, config.ignore_values) if config.ignore_values else known
+
+
+def with_ignored(table: LabelTable, values: list[int]) -> LabelTable:
+    """The table with further ignored ids: those of the values that have 8 bits, and one for the others to become."""
+    rows = {int(row["id"]): row for row in table.rows}
+    classes = [value for value in values if rows.get(value, {}).get("train_id", IGNORE_INDEX) != IGNORE_INDEX]
+    if classes:
+        raise UsageError(f"dataset.ignore_values={values} has {classes[0]}, which is a class in {table.source}")
+    small = [value for value in values if 0 <= value <= 255]
+    if not small and not table.ignored_ids:
+        small = [next(value for value in range(255, -1, -1) if value not in rows)]
+    for value in small:
+        rows.setdefault(value, {"id": value, "name": "ignored", "color": [0, 0, 0], "train_id": IGNORE_INDEX})
+    return LabelTable(rows.values(), table.source)
 
 
 def files(config: FolderConfig, split: str) -> SplitFiles:
@@ -33,7 +48,16 @@ def files(config: FolderConfig, split: str) -> SplitFiles:
         found = read_pairs(root, entry["pairs"])
     else:
         found = match_patterns(root, entry["images"], entry.get("labels"), f"dataset.splits.{split}")
-    return found._replace(value_range=config.levels())
+    return found._replace(value_range=config.levels(), exif=config.exif, replaced=replaced(config))
+
+
+def replaced(config: FolderConfig) -> dict[int, int] | None:
+    """dataset.ignore_values of more than 8 bits, and what they become."""
+    wide = [value for value in config.ignore_values if not 0 <= value <= 255]
+    if not wide:
+        return None
+    known = table(config)  # which has the stand-in as an ignored id
+    return dict.fromkeys(wide, known.void_id)
 
 
 def match_patterns(root: Path, images: str, labels: str | None, key: str) -> SplitFiles:
@@ -85,22 +109,45 @@ def read_pairs(root: Path, name: str) -> SplitFiles:
     images: dict[str, Path] = {}
     labels: dict[str, Path] = {}
     for number, line in enumerate(lines, 1):
-        line = line.split("#", 1)[0].strip()
-        if not line:
+        text = line.strip().removeprefix("\ufeff")
+        if not text or text.startswith("#") or (number == 1 and text.lower() in HEADERS):
             continue
-        separator = next((mark for mark in (",", "\t") if mark in line), None)
-        two = [root / part.strip() for part in line.split(separator) if part.strip()]
-        if len(two) != 2:
-            raise DataError(f"{path}, line {number}: expected 'image,label', found {line!r}")
-        missing = [str(file) for file in two if not file.is_file()]
-        if missing:
-            raise DataError(f"{path}, line {number}: no such file {', '.join(missing)}")
-        image = two[0]
+        image, label = pair_in_line(root, text, f"{path}, line {number}")
         key = (image.relative_to(root) if is_below(image, root) else Path(image.name)).with_suffix("").as_posix()
         if key in images:
             raise DataError(f"{path}, line {number}: {image} and {images[key]} have the same name {key!r}")
-        images[key], labels[key] = two
+        images[key], labels[key] = image, label
     return SplitFiles(images, labels)
+
+
+HEADERS = ("image,label", "image,mask", "images,labels", "images,masks")
+
+
+def pair_in_line(root: Path, text: str, where: str) -> tuple[Path, Path]:
+    """Image and label of a line, in which a file's name may have spaces, commas and #. DataError for anything else."""
+    plain = text.split("#", 1)[0].strip()
+    missing = []
+    for line in dict.fromkeys((text, plain)):  # a comment may follow
+        for mark in [mark for mark in ("\t", ",", ";", " ") if mark in line]:
+            places = [place for place, letter in enumerate(line) if letter == mark]
+            for place in places:
+                parts = [part.strip().strip('"') for part in (line[:place], line[place + 1 :])]
+                files = [below(root, part) for part in parts if part]
+                absent = [str(file) for file in files if not file.is_file()]
+                if len(files) == 2 and not absent:
+                    return files[0], files[1]
+                if len(files) == 2 and len(places) == 1 and line == plain:
+                    missing.append(absent)
+    if missing:
+        raise DataError(f"{where}: no such file {', '.join(missing[0])}")
+    raise DataError(f"{where}: expected 'image,label', found {plain!r}")
+
+
+def below(root: Path, part: str) -> Path:
+    """A path in a list: below root, or absolute; VOC's lists begin those below root with a slash too."""
+    path = root / part
+    inside = root / part.lstrip("/\\")
+    return inside if part.startswith("/") and not path.exists() and inside.exists() else path
 
 
 DATASET = DatasetSpec(table, files, PLAIN, options=FolderConfig, splits={})

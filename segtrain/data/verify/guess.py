@@ -138,13 +138,24 @@ def pair_groups(root: Path, groups: "list[Group]") -> "list[tuple[Group, Group]]
         if best is not None and len(images[2].keys() & best[2].keys()) > 0.5 * len(images[2]):
             pairs.append((images, best))
     if not pairs:
-        counts = [sum(len(group[2]) for group in groups) for groups in (photographs, maps)]
-        raise DataError(
-            f"{root} holds {counts[0]} photographs and {counts[1]} images with few values, but they do not have the "
-            "same names: label images must be greyscale or palette PNGs named as their photographs, with another "
-            "ending if need be"
-        )
+        raise no_pairs(root, photographs, maps, [group for group in groups if kinds[id(group)] == "other"])
     return pairs
+
+
+def no_pairs(root: Path, photographs: "list[Group]", maps: "list[Group]", others: "list[Group]") -> DataError:
+    """Why no photograph has a label image."""
+    images, labels, colours = (sum(len(group[2]) for group in some) for some in (photographs, maps, others))
+    found = f"{root} holds {images} photographs and {labels} images with one of few values per pixel"
+    if images and labels:
+        why = "but they do not have the same names"
+    elif images and colours:
+        why = f"but {colours} with few colours, which have to become class ids first"
+    else:
+        why = "of which both are needed"
+    return DataError(
+        f"{found}, {why}: label images must be greyscale or palette PNGs, no JPEGs, named as their photographs, with "
+        "another ending if need be"
+    )
 
 
 def pattern_of(group: "Group") -> str:

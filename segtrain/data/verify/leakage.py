@@ -10,15 +10,16 @@ from PIL import Image
 from segtrain.console import Progress
 from segtrain.data.images import opened
 from segtrain.data.sample import Sample
-from segtrain.data.verify.files import FileFacts
+from segtrain.data.verify.file_facts import FileFacts
 from segtrain.data.verify.label_mistakes import Finding
 from segtrain.errors import DataError
-from segtrain.threads import threaded_map
+from segtrain.threads import portion, threaded_map
 
 SIDE = 16  # cells of a thumbnail, in each direction
 NEAR = 2.5  # root mean square difference [grey levels] below which two thumbnails are of one image
 PLAIN = 6.0  # standard deviation [grey levels] below which a thumbnail says too little
 LISTED = 5
+BLOCK = 4096  # thumbnails that are compared at once
 
 
 def find_leakage(splits: Mapping[str, Mapping[str, Path]], cache: Path, progress: bool = True) -> list[Finding]:
@@ -68,14 +69,16 @@ def facts_of(
 
     def read(sample: Sample) -> tuple[str, np.ndarray | None] | None:
         try:
-            content = str(seen.entry(sample.image)["content"])
+            content = seen.content(sample.image)
             digits = seen.fact(sample.image, "thumbnail", thumbnail, is_thumbnail)
         except DataError:
             return None
         return content, np.frombuffer(bytes.fromhex(digits), np.uint8) if digits else None
 
     result = {}
-    for done, (sample, facts) in enumerate(zip(samples, threaded_map(read, samples), strict=True), 1):
+    for done, (sample, facts) in enumerate(
+        zip(samples, threaded_map(read, samples, at_once=portion(len(samples))), strict=True), 1
+    ):
         if facts is not None:
             result[sample.image] = facts
         if line is not None:
@@ -107,15 +110,16 @@ def near_pairs(
     there = [(path, small) for path, (_, small) in others.items() if small is not None]
     if not here or not there:
         return []
-    second = np.stack([small for _, small in there]).astype(np.float32)
-    squares = (second**2).sum(1)
-    pairs = []
-    for start in range(0, len(here), 256):
-        first = np.stack([small for _, small in here[start : start + 256]]).astype(np.float32)
-        distance = (first**2).sum(1)[:, None] + squares - 2 * first @ second.T
-        nearest = distance.argmin(1)
-        for row, column in enumerate(nearest):
-            exact = float(((first[row] - second[column]) ** 2).mean()) ** 0.5
-            if exact < NEAR:
-                pairs.append((here[start + row][0], there[column][0]))
-    return pairs
+    first = np.stack([small for _, small in here])
+    best, place = np.full(len(here), np.inf), np.zeros(len(here), np.int64)
+    for start in range(0, len(there), BLOCK):
+        second = np.stack([small for _, small in there[start : start + BLOCK]]).astype(np.float32)
+        squares = (second**2).sum(1)
+        for row in range(0, len(here), 256):
+            some = first[row : row + 256].astype(np.float32)
+            distance = (some**2).sum(1)[:, None] + squares - 2 * some @ second.T
+            nearest = distance.argmin(1)
+            exact = ((some - second[nearest]) ** 2).mean(1)
+            nearer = np.flatnonzero(exact < best[row : row + 256])
+            best[row + nearer], place[row + nearer] = exact[nearer], start + nearest[nearer]
+    return [(here[row][0], there[place[row]][0]) for row in np.flatnonzero(np.sqrt(best) < NEAR)]

@@ -12,11 +12,13 @@ from segtrain.console import Progress
 from segtrain.data.images import read_header, read_image
 from segtrain.data.label_files import read_instances, read_label
 from segtrain.data.labels import LabelTable
+from segtrain.data.orientation import OrientationError
 from segtrain.data.sample import DatasetSpec, Sample, SplitFiles
-from segtrain.data.verify.files import FileFacts
+from segtrain.data.verify.file_facts import FileFacts
+from segtrain.data.verify.files import describe_turns
 from segtrain.data.verify.label_mistakes import Finding, counts_by_class, find_mistakes, first_of
 from segtrain.errors import DataError
-from segtrain.threads import threaded_map
+from segtrain.threads import portion, threaded_map
 
 INSTANCES_READ = 200  # at most so many instance maps of a split are compared with the labels
 LISTED = 5
@@ -25,13 +27,14 @@ LISTED = 5
 class Scan(NamedTuple):
     """What reading all files of a split gives. sizes: number of images by (height, width). modes: by Pillow's mode.
     histogram: int64 (256,), label pixels by value. bad: kind of finding -> its texts, one a file. unknown: the message
-    about each label image with ids that are not in the table."""
+    about each label image with ids that are not in the table. tags: as of `FileFacts`."""
 
     sizes: Counter[tuple[int, int]]
     modes: Counter[str]
     histogram: np.ndarray
     bad: dict[str, list[str]]
     unknown: list[str]
+    tags: dict[Path, tuple[int, int]]
 
 
 def check_split(
@@ -46,10 +49,7 @@ def check_split(
     """Facts for the report, and findings. published: number of images as published, None: unknown. training: as of
     `find_mistakes`."""
     labels = files.labels if files.labels is not None else {}
-    samples = [
-        Sample(n, p, labels.get(n), files.instances.get(n), value_range=files.value_range)
-        for n, p in sorted(files.images.items())
-    ]
+    samples = files.with_images()
     scan = scan_files(name, samples, table, cache)
     findings = [*check_pairs(files), *check_count(name, files, dataset, published)]
     for kind, texts in scan.bad.items():
@@ -59,6 +59,8 @@ def check_split(
         scan.bad["unknown ids"] = scan.unknown
     findings += mistakes
     findings += check_instances(samples, table, dataset)
+    if scan.tags:
+        findings.append(Finding("note", "exif", describe_turns(scan.tags, samples)))
     strange = {mode: count for mode, count in scan.modes.items() if mode != "RGB"}
     if strange:
         listed = ", ".join(f"{count} of mode {mode}" for mode, count in strange.items())
@@ -109,7 +111,7 @@ def check_count(name: str, files: SplitFiles, dataset: DatasetSpec, published: i
 def scan_files(name: str, samples: list[Sample], table: LabelTable, cache: Path) -> Scan:
     """Read every file of the samples to its end; files that have not changed since the last time are not read again."""
     seen = FileFacts(cache, samples)
-    scan = Scan(Counter(), Counter(), np.zeros(256, np.int64), {}, [])
+    scan = Scan(Counter(), Counter(), np.zeros(256, np.int64), {}, [], seen.tags)
     progress = Progress(f"checking {name}", len(samples))
 
     def examine(sample: Sample) -> tuple[tuple[int, int], np.ndarray | None, str] | Finding:
@@ -118,7 +120,9 @@ def scan_files(name: str, samples: list[Sample], table: LabelTable, cache: Path)
         except DataError as error:
             return explain_error(sample, error, table, seen)
 
-    for done, (sample, result) in enumerate(zip(samples, threaded_map(examine, samples), strict=True), 1):
+    for done, (sample, result) in enumerate(
+        zip(samples, threaded_map(examine, samples, at_once=portion(len(samples))), strict=True), 1
+    ):
         if isinstance(result, Finding):
             scan.bad.setdefault(result.kind, []).append(result.text)
         else:
@@ -141,10 +145,12 @@ def mode_of(path: Path) -> str:
 
 def explain_error(sample: Sample, error: DataError, table: LabelTable, seen: FileFacts) -> Finding:
     """The finding about a faulty file, with the cause of the error where it can be recognised."""
+    if isinstance(error, OrientationError):
+        return Finding("error", "exif", str(error))
     try:
         assert sample.label is not None
         (height, width), label = seen.image_size(sample), seen.size(sample.label)
-        if label == (width, height) and height != width:
+        if label == (width, height) and height != width and sample.image not in seen.tags:
             return Finding("error", "swapped size", f"{error} (height and width are swapped: the label was written "
                                                     "transposed, or only one of the two was rotated)")  # fmt: skip
         if label == (height, width):
@@ -184,7 +190,10 @@ def check_instances(samples: list[Sample], table: LabelTable, dataset: DatasetSp
     for sample in with_both[:: max(1, -(-len(with_both) // INSTANCES_READ))]:
         assert sample.instances is not None and sample.label is not None
         try:
-            values, ids = read_instances(sample.instances).astype(np.int64), table.to_ids(read_label(sample.label))
+            values, ids = (
+                read_instances(sample.instances).astype(np.int64),
+                table.to_ids(read_label(sample.label, sample.replaced)),
+            )
         except DataError as error:
             if str(sample.instances) in str(error):  # errors in labels are findings already
                 return [Finding("error", "unreadable", str(error))]

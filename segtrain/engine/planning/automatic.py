@@ -73,7 +73,9 @@ def chosen_model(way: TrainConfig) -> dict[str, Any]:
 
 
 def own_ways(config: TrainConfig) -> dict[str, TrainConfig]:
-    """As configured, then what the same norm can recompute, then what it can round."""
+    """As configured, then what the same norm can recompute, then what it can round; neither of a compiled one."""
+    if config.trainer.compile:
+        return {"as configured": config}
     possible = {name: way for name, way in ways(config)[0].items() if way.model.norm == config.model.norm}
     exact = {name: way for name, way in possible.items() if way.model.keep == "exact"}
     return {"as configured": config} | exact | possible

@@ -20,7 +20,8 @@ from segtrain.threads import cpus
 LEAST = 2  # images of a micro-batch: DeepLabV3's pooled branch normalises over them
 MOST = 256  # images of a micro-batch that are looked at: losses go through them one by one
 MOST_WHOLE = 4096  # the same for image classification, whose loss does not
-CLEAR = 0.01  # of the memory: a larger distance from the limit needs no trace to be believed
+CLEAR = 0.01  # of the memory: a larger distance of a line from the limit needs no trace to be believed
+CERTAIN = 0.001  # of the memory: the same for a lower bound; allocations are rounded
 LARGEST_CROP = 8192  # pixels
 
 
@@ -44,7 +45,7 @@ class Answer(NamedTuple):
 
     now: the step as configured, on one device. batch: most images per step over all devices and micro-batches, 0 if
     not even the smallest fits; crop: largest [height, width] for the configured batch, None likewise. line: of the two
-    traces that the figures come from. traces: steps traced.
+    traces that the figures come from. traces: steps traced, 0 if those of the same form are taken.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Question(NamedTuple):
     devices: int
     memory: int
     most: int = 0  # images of a micro-batch; 0: MOST or MOST_WHOLE
+    details: bool = False  # kept bytes by module
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -146,13 +148,18 @@ def solve(question: Question, tracer: StepTracer, configured: StepTrace, crops: 
     images, area = micro_batch(config, question.devices), height * width
     seen = {(images, height, width): configured}
 
-    def peak(count: int, high: int, wide: int) -> int:
+    def needs(count: int, high: int, wide: int) -> Needs:
         if (count, high, wide) not in seen:
             seen[count, high, wide] = tracer.trace(count, (high, wide))
-        return seen[count, high, wide].peak
+        trace = seen[count, high, wide]
+        return Needs(trace.peak, trace.growing)
 
-    first = Line.through((0, sum(tracer.static.values())), (images * area, configured.peak))
-    found, line = largest(lambda n: peak(n, height, width), lambda n: n * area, memory, question.limits, first)
+    there = sum(tracer.static.values()) + configured.at_peak["gradients"] - tracer.static["gradients"]
+    first = Line.through((0, there), (images * area, configured.peak))
+    known = images * area, configured.peak
+    found, line = largest(
+        lambda n: needs(n, height, width), lambda n: n * area, memory, question.limits, first, known
+    )  # fmt: skip
     step = config.model.output_stride
     limits = -(-32 // step), LARGEST_CROP // step  # whole cells
 
@@ -162,31 +169,42 @@ def solve(question: Question, tracer: StepTracer, configured: StepTrace, crops: 
     cells = 0
     if crops:
         cells, _ = largest(
-            lambda k: peak(images, *size(k)), lambda k: images * size(k)[0] * size(k)[1], memory, limits, line
+            lambda k: needs(images, *size(k)), lambda k: images * size(k)[0] * size(k)[1], memory, limits, line, known
         )
     parts = question.devices * config.trainer.accumulation
     crop = size(cells) if cells else None
     return Answer(question.name, configured, found * parts, crop, line, len(seen))
 
 
+class Needs(NamedTuple):
+    """Bytes at the peak of a step, and those of them that grow at least as the number of its pixels."""
+
+    peak: int
+    growing: float = 0.0
+
+
 def largest(
-    needs: Callable[[int], int], pixels: Callable[[int], int], memory: int, limits: tuple[int, int], line: Line
-) -> tuple[int, Line]:
+    needs: Callable[[int], Needs], pixels: Callable[[int], int], memory: int, limits: tuple[int, int], line: Line,
+    known: tuple[float, int] | None = None,
+) -> tuple[int, Line]:  # fmt: skip
     """The largest number within the limits whose needs are at most `memory`, 0 if there is none; and the line that
     the last two traces gave.
 
-    needs: traces, grows with the number. line: a first guess. The answer itself is traced, and the next number too
-    where the line leaves open whether it fits.
+    needs: traces, grows with the number. line: a first guess. known: pixels and peak of a step that has been traced.
+    The answer itself is traced, and the next number too where neither what grows nor the line through what fits says
+    that it does not fit.
     """
     fits, fails = 0, limits[1] + 1
-    points: list[tuple[float, int]] = []
-    guess = below(line, pixels, memory, limits)
+    points: list[tuple[float, int]] = [] if known is None else [known]
+    guess, traced = below(line, pixels, memory, limits), 0
     while fails - fits > 1:
         guess = min(max(guess, fits + 1, limits[0]), fails - 1)
-        found = needs(guess)
-        points.append((pixels(guess), found))
+        (found, growing), size, traced = needs(guess), pixels(guess), traced + 1
+        points = [point for point in points if point[0] != size] + [(size, found)]
         if found <= memory:
             fits = guess
+            if found + growing * (pixels(fits + 1) / size - 1) > memory * (1 + CERTAIN):
+                fails = fits + 1
         elif guess == limits[0]:
             return 0, line
         else:
@@ -194,12 +212,12 @@ def largest(
         if len(points) > 1:
             line = Line.through(points[-2], points[-1])
         elif found:
-            line = Line(line.base, (found - line.base) / pixels(guess))
+            line = Line(line.base, (found - line.base) / size)
         fitting = sorted(point for point in points if point[1] <= memory)[-2:]
         if len(fitting) == 2 and Line.through(*fitting).at(pixels(fits + 1)) > memory * (1 + CLEAR):
             break  # needs grow at least as the line through what fits
         guess = below(line, pixels, memory, limits)
-        if len(points) > 3:  # no line describes it: halve what is left, or double
+        if traced > 3:  # no line describes it: halve what is left, or double
             guess = (fits + fails) // 2 if fails <= limits[1] else max(guess, 2 * fits)
     return fits, line
 
@@ -222,7 +240,8 @@ def solve_all(questions: Iterable[Question]) -> dict[str, Answer]:
     Several processes share the work where they can be forked.
     """
     groups: dict[tuple[object, ...], list[Question]] = defaultdict(list)
-    for question in questions:
+    names, asked, twins = without_twins(questions)
+    for question in asked:
         model = question.config.model
         kind = model.norm if model.norm.startswith("inplace_abn") else ""
         groups[kind, model.recompute.partition("_")[0], model.keep, question.config.trainer.precision].append(question)
@@ -239,7 +258,26 @@ def solve_all(questions: Iterable[Question]) -> dict[str, Answer]:
             answers = [solve_group(group) for group in work]
     else:
         answers = [solve_group(group) for group in work]
-    return {answer.name: answer for group in answers for answer in group}
+    found = {answer.name: answer for group in answers for answer in group}
+    found |= {name: found[other]._replace(name=name, traces=0) for name, other in twins.items()}
+    return {name: found[name] for name in names}
+
+
+def without_twins(questions: Iterable[Question]) -> tuple[list[str], list[Question], dict[str, str]]:
+    """All names, the questions to solve, and name -> other name for those that have another's answer by construction.
+
+    Synchronised In-Place ABN, which is asked about only where it is configured, exchanges vectors. Its step is traced
+    without other processes, where it is that of plain In-Place ABN.
+    """
+    keys: dict[str, tuple[Question, str]] = {}
+    for question in questions:
+        model = question.config.model
+        norm = "inplace_abn" if model.norm == "inplace_abn_sync" else model.norm
+        plain = replace(question.config, model=replace(model, norm=norm))
+        keys[question.name] = question, repr(question._replace(name="", config=plain, details=False))
+    last = {key: name for name, (_, key) in keys.items()}
+    twins = {name: last[key] for name, (_, key) in keys.items() if last[key] != name}
+    return list(keys), [question for name, (question, _) in keys.items() if name not in twins], twins
 
 
 def import_fake_kernels() -> None:
@@ -258,7 +296,7 @@ def answers_of(questions: list[Question]) -> Iterator[Answer]:
     for question in questions:
         tracer = StepTracer(question.config, question.num_classes, question.devices)
         height, width = question.config.augmentation.crop_size
-        now = tracer.trace(micro_batch(question.config, question.devices), (height, width), details=True)
+        now = tracer.trace(micro_batch(question.config, question.devices), (height, width), question.details)
         same = next((one for one in known if alike(one.now, now)), None)
         if same is None:
             known.append(solve(question, tracer, now))

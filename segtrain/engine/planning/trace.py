@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from segtrain.abn.sync import on_its_own
 from segtrain.config import TrainConfig, classifies
 from segtrain.data.loader import Batch
 from segtrain.distributed.group import World
@@ -28,7 +29,8 @@ class StepTrace:
 
     images: of a micro-batch. crop: [height, width]. peaks: the most that is alive in each phase. static: what is there
     before the step and after it, by kind. kept: what forward and loss leave for backward; kept_by: (part of the
-    network, kind) -> bytes of it. at_peak: what is alive at the highest of the peaks, by kind.
+    network, kind) -> bytes of it. at_peak: what is alive at the highest of the peaks, by kind. growing: of that, maps
+    of all images, which grow with their pixels.
     """
 
     images: int
@@ -38,6 +40,7 @@ class StepTrace:
     kept: int
     kept_by: dict[tuple[str, str], int] = field(default_factory=dict)
     at_peak: dict[str, int] = field(default_factory=dict)
+    growing: int = 0
 
     @property
     def peak(self) -> int:
@@ -57,7 +60,10 @@ def granule_of(kind: str) -> int:
 def loss_of(config: TrainConfig, num_classes: int) -> Loss:
     if classifies(config.dataset):
         return ImageCrossEntropy(config.loss.label_smoothing)
-    return build_loss(config.loss, num_classes)
+    loss = config.loss
+    if loss.class_weights == "auto":  # known when the labels are counted; they need no memory
+        loss = replace(loss, class_weights=[1.0] * num_classes)
+    return build_loss(loss, num_classes)
 
 
 def fake_batch(config: TrainConfig, images: int, crop: tuple[int, int]) -> Batch:
@@ -105,10 +111,10 @@ class StepTracer:
 
     def trace(self, images: int, crop: tuple[int, int], details: bool = False) -> StepTrace:
         """Count one step of micro-batches of `images` crops, two of them where trainer.accumulation is more than 1:
-        the second one finds gradients. details: also by module, and what is alive at the peak."""
+        the second one finds gradients. details: also kept bytes by module."""
         self.learner.optimizer.zero_grad(set_to_none=True)
-        ledger = Ledger(self.granule, self.there)
-        with self.mode, tiles_of(self.kind), ledger:
+        ledger = Ledger(self.granule, self.there, reorders=self.kind == "cpu")
+        with self.mode, tiles_of(self.kind), on_its_own(), ledger:
             step = Phases(ledger, self)
             batches = [fake_batch(self.config, images, crop)] * min(self.config.trainer.accumulation, 2)
             with ledger.attributing(self.network) if details else nullcontext():
@@ -118,16 +124,15 @@ class StepTracer:
         kept = ledger.alive_after(step.kept_at) - gradients
         found = {name: base + peaks[name][0] for name in PHASES}
         static = self.static | {"gradients": self.static["gradients"] + ledger.size(gradients)}
-        trace = StepTrace(images, crop, found, static, ledger.size(kept))
-        if details:
-            alive = ledger.alive_after(max(peaks.values())[1])
-            trace.kept_by = ledger.by_module(kept, self.network)
-            trace.at_peak = self.static | {
-                "gradients": self.static["gradients"] + ledger.size(alive & gradients),
-                "kept maps": ledger.size((alive & kept) - gradients),
-                "working set": ledger.size(alive - kept - gradients),
-            }
-        return trace
+        alive = ledger.alive_after(max(peaks.values())[1])
+        at_peak = self.static | {
+            "gradients": self.static["gradients"] + ledger.size(alive & gradients),
+            "kept maps": ledger.size((alive & kept) - gradients),
+            "working set": ledger.size(alive - kept - gradients),
+        }
+        kept_by = ledger.by_module(kept, self.network) if details else {}
+        growing = ledger.size(ledger.maps(alive - gradients, images))
+        return StepTrace(images, crop, found, static, ledger.size(kept), kept_by, at_peak, growing)
 
 
 def make_state(learner: Learner) -> None:

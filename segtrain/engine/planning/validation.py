@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segtrain.config import InferenceConfig, TrainConfig, classifies
-from segtrain.engine.planning.solve import Line, largest
+from segtrain.engine.planning.solve import Line, Needs, largest
 from segtrain.engine.planning.trace import granule_of, kind_of_device
 from segtrain.models import from_config
 from segtrain.models.ledger import Ledger, bytes_of, on_fake_tensors
 from segtrain.models.preprocess import normalise_images
-from segtrain.scoring.inference import ALIGNED, all_views, fused
+from segtrain.scoring.inference import ALIGNED, all_views, fused, strip_rows
 
 MANY_SCALES = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
 
@@ -41,9 +41,16 @@ class InferenceTracer:
         self.network.eval()
         self.there = [*self.network.parameters(), *self.network.buffers()]
         self.weights = bytes_of(self.there, self.granule)
+        self.peaks: dict[tuple[tuple[int, int], str], int] = {}  # that were traced
 
     def peak(self, size: tuple[int, int], options: InferenceConfig) -> int:
         """Most bytes alive beside the weights, for one image of that size [height, width]."""
+        key = size, repr(options)
+        if key not in self.peaks:
+            self.peaks[key] = self.traced(size, options)
+        return self.peaks[key]
+
+    def traced(self, size: tuple[int, int], options: InferenceConfig) -> int:
         areas: list[int] = []
 
         def outline(window: Tensor) -> Tensor:
@@ -63,15 +70,20 @@ class InferenceTracer:
             logits: Tensor = self.network(normalise_images(window, self.model.mean, self.model.std), upsample=False)
             return logits
 
-        ledger = Ledger(self.granule, self.there)
+        ledger = Ledger(self.granule, self.there, self.granule == 1)
         with self.mode, torch.no_grad(), ledger:
             ledger.begin("inference")
-            fused(all_views(network, torch.empty(1, 3, *size, dtype=torch.uint8), options), size)
+            image = torch.empty(1, 3, *size, dtype=torch.uint8)
+            views = all_views(network, image, options)
+            rows = min(size[0], 2 * strip_rows(views[0], size[1]))  # a third strip finds what the second has found
+            rest = torch.empty(size[0] - rows, size[1], dtype=torch.uint8)  # of the classes
+            fused(views, (rows, size[1]))
+            del rest
         return ledger.peaks()["inference"][0]
 
     def classification_peak(self, config: InferenceConfig, images: int) -> int:
         """The same for a batch of views of images, as image classification evaluates them."""
-        ledger = Ledger(self.granule, self.there)
+        ledger = Ledger(self.granule, self.there, self.granule == 1)
         side = config.crop or 224
         with self.mode, torch.no_grad(), ledger:
             ledger.begin("inference")
@@ -116,11 +128,13 @@ def largest_tile(
     tracer: InferenceTracer, size: tuple[int, int], options: InferenceConfig, memory: int
 ) -> tuple[int, int] | None:
     """The largest square tile whose predictions fit; None if not even the smallest does."""
-    extent = round(max(size) * max(options.scales))
-    limits = 1, max(1, extent // ALIGNED)
+    enlarged = max(options.scales)
+    limits = 1, max(1, round(max(size) * enlarged) // ALIGNED)
+    whole = size[0] * size[1] * (enlarged / ALIGNED) ** 2, tracer.peak(size, replace(options, tile=None))
 
-    def needs(cells: int) -> int:
-        return tracer.peak(size, replace(options, tile=[ALIGNED * cells] * 2))
+    def needs(cells: int) -> Needs:
+        return Needs(tracer.peak(size, replace(options, tile=[ALIGNED * cells] * 2)))
 
-    cells, _ = largest(needs, lambda k: k * k, memory, limits, Line(0, memory / limits[1] ** 2))
+    first = Line.through((0, 0), whole)
+    cells, _ = largest(needs, lambda k: k * k, memory, limits, first, whole)
     return (ALIGNED * cells, ALIGNED * cells) if cells else None

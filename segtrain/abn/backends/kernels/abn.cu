@@ -207,13 +207,26 @@ statistics(const T* __restrict__ x, Moments<Wide<T>>* __restrict__ part, i64 out
   write_stripe<BLOCK>(w, (const Walk<1, LAST, BLOCK>*)nullptr, part, walk.channel, channels, shift_x);
 }
 
+// How gamma is given: as it is, or as the layer's weight, of which it is |weight| + eps or the weight kept away from 0
+// by eps. A null weight stands for 1.
+enum { GAMMA = 0, MAGNITUDE = 1, SIGNED = 2 };
+template <typename S> ABN_FN S scale_of(const S* gamma, i64 channel, S eps, int form) {
+  if (form == GAMMA) return gamma[channel];
+  if (!gamma) return S(1);
+  const S w = gamma[channel];
+  if (form == MAGNITUDE) return (w < S(0) ? -w : w) + eps;
+  return w < S(0) ? (w > -eps ? -eps : w) : (w < eps ? eps : w);
+}
+
 // One warp per channel. count: values per channel. Writes the mean and the biased variance. Where var is null, it
-// writes rstd and scale in place of the variance, and updates the running statistics unless they are null.
+// writes in place of the variance rstd, scale and inverse = 1 / gamma, the first and the last unless they are null, and
+// updates the running statistics unless they are null. form: see scale_of.
 template <typename S, int BLOCK>
 __global__ void __launch_bounds__(BLOCK)
 merge_statistics(const Moments<S>* __restrict__ part, i64 channels, int stripes, double count, S eps, S momentum,
                  const S* __restrict__ gamma, S* __restrict__ mean, S* __restrict__ var, S* __restrict__ rstd,
-                 S* __restrict__ scale, S* __restrict__ running_mean, S* __restrict__ running_var) {
+                 S* __restrict__ scale, S* __restrict__ running_mean, S* __restrict__ running_var, int form,
+                 S* __restrict__ inverse) {
   const i64 channel = ((i64)blockIdx.x * BLOCK + threadIdx.x) >> 5;
   if (channel >= channels) return;  // whole warps leave together
   const Moments<S> w = merge_stripes(part, channel, stripes);
@@ -224,8 +237,10 @@ merge_statistics(const Moments<S>* __restrict__ part, i64 channels, int stripes,
     var[channel] = biased;
     return;
   }
-  rstd[channel] = reciprocal_root(biased + eps);
-  scale[channel] = gamma[channel] * rstd[channel];
+  const S own = scale_of(gamma, channel, eps, form), root = reciprocal_root(biased + eps);
+  if (rstd) rstd[channel] = root;
+  scale[channel] = own * root;
+  if (inverse) inverse[channel] = S(1) / own;
   if (running_mean) running_mean[channel] += momentum * (w.mean - running_mean[channel]);
   if (running_var) running_var[channel] += momentum * (w.m2 / S(count - 1.0) - running_var[channel]);
 }
@@ -312,17 +327,18 @@ sums(const T* __restrict__ kept, const T* __restrict__ dz, const T* __restrict__
   write_stripe<BLOCK>(w, (const Walk<1, LAST, BLOCK>*)nullptr, part, walk.channel, channels, shift_x);
 }
 
-// One warp per channel. Both outputs are (2, channels); means, the sums divided by count, may be null.
+// One warp per channel. sums: (2, channels), or (channels,) where the second row has the memory dgamma. means, (2,
+// channels), the sums divided by count, may be null. weight: null, or what gives the second sum its sign.
 template <typename S, int BLOCK>
 __global__ void __launch_bounds__(BLOCK)
 merge_sums(const Pair<S>* __restrict__ part, i64 channels, int stripes, double count, S* __restrict__ sums,
-           S* __restrict__ means) {
+           S* __restrict__ dgamma, S* __restrict__ means, const S* __restrict__ weight) {
   const i64 channel = ((i64)blockIdx.x * BLOCK + threadIdx.x) >> 5;
   if (channel >= channels) return;  // whole warps leave together
   const Pair<S> w = merge_stripes(part, channel, stripes);
   if ((threadIdx.x & 31) != 0) return;
   sums[channel] = w.a;
-  sums[channels + channel] = w.b;
+  (dgamma ? dgamma : sums + channels)[channel] = weight && weight[channel] < S(0) ? -w.b : w.b;
   if (means) {
     means[channel] = w.a / S(count);
     means[channels + channel] = w.b / S(count);

@@ -467,4 +467,39 @@ void abn_backward(const T* kept, const T* dz, const T* shortcut, T* dx, T* dshor
 #undef CALL
 }
 
+// The layer in training over its own statistics: the above, and what the layer does with its vectors. A null weight
+// stands for the scale 1, a null bias for 0. magnitude: whether gamma is |weight| + eps, else it is the weight kept away
+// from 0 by eps. Writes inverse = 1 / gamma and factor = gamma * rstd, (channels,).
+void abn_layer_forward(const T* x, const T* shortcut, T* out, long outer, long channels, long inner, const S* weight,
+                       const S* bias, S* running_mean, S* running_var, double momentum, double eps, int magnitude,
+                       S* inverse, S* factor, int act, double param, double least, int threads) {
+  std::vector<S> memory((bias ? 3 : 4) * channels);
+  S *gamma = &memory[0], *mean = gamma + channels, *rstd = mean + channels;
+  const S least_gamma = S(eps);
+  for (long c = 0; c < channels; ++c) {
+    const S w = weight ? weight[c] : S(1);
+    if (!weight) gamma[c] = w;
+    else if (magnitude) gamma[c] = (w < 0 ? -w : w) + least_gamma;
+    else gamma[c] = w < 0 ? (w > -least_gamma ? -least_gamma : w) : (w < least_gamma ? least_gamma : w);
+  }
+  abn_forward(x, shortcut, out, outer, channels, inner, gamma, bias ? bias : rstd + channels, running_mean, running_var,
+              momentum, eps, mean, rstd, act, param, least, threads);
+  for (long c = 0; c < channels; ++c) inverse[c] = S(1) / gamma[c], factor[c] = gamma[c] * rstd[c];
+}
+
+// dweight, dbias: (channels,). With magnitude, the gradient of |weight| has slope 1 at 0.
+void abn_layer_backward(const T* kept, const T* dz, const T* shortcut, T* dx, T* dshortcut, long outer, long channels,
+                        long inner, const S* weight, const S* bias, const S* inverse, const S* factor, int magnitude,
+                        int act, double param, double least, S* dweight, S* dbias, int threads) {
+  std::vector<S> memory((bias ? 2 : 3) * channels);
+  S* result = &memory[0];
+  abn_backward(kept, dz, shortcut, dx, dshortcut, outer, channels, inner, bias ? bias : result + 2 * channels, inverse,
+               nullptr, nullptr, factor, act, param, least, result, threads);
+  for (long c = 0; c < channels; ++c) {
+    const S dgamma = result[channels + c];
+    dbias[c] = result[c];
+    dweight[c] = weight && magnitude && weight[c] < 0 ? -dgamma : dgamma;
+  }
+}
+
 }  // extern "C"

@@ -1,0 +1,1 @@
+"""`segtrain report`: one HTML file about a run, which needs no network."""
