@@ -100,6 +100,13 @@ COMMANDS = {
          "segtrain report runs/toy output=toy.html pictures=8",
          "segtrain report run=runs/cityscapes_resnext101 root=/data/cityscapes device=cuda"),
     ),
+    "suspects": Command(
+        "results", "list labels that the network of a run contradicts most surely", config.SuspectsConfig,
+        "segtrain.commands.suspects:suspects", "run",
+        ("segtrain suspects runs/toy",
+         "segtrain suspects runs/toy split=train top=200 output=to_check",
+         "segtrain suspects run=runs/mine root=/data/mine device=cuda"),
+    ),
     "submit": Command(
         "results", "write and verify the archive for a benchmark's server", config.SubmitConfig,
         "segtrain.commands.submit:submit", "checkpoint",

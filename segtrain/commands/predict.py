@@ -38,10 +38,7 @@ def predict(config: PredictConfig) -> Path:
         raise UsageError("input is not set: give input=IMAGE, input=FOLDER, a list, a pattern or a video")
     with init_distributed(shared_values(config)) as dist:
         inputs = find_inputs(config.input)
-        predictor = load_predictor(
-            config.checkpoint or "", config.device, config.checkpoint_weights, config.taxonomy, config.taxonomy_rest
-        )
-        say(f"checkpoint  {checkpoint_line(Path(config.checkpoint or ''), config.run, predictor.metadata)}")
+        predictor = networks_of(config)
         output = Path(config.output or "segtrain-out/predict")
         numbers = []
         if dist.main:
@@ -67,6 +64,16 @@ def predict(config: PredictConfig) -> Path:
         return output
 
 
+def networks_of(config: PredictConfig) -> Predictor:
+    """The network, or several to be averaged; each checkpoint is printed."""
+    files = config.checkpoints()
+    mapped = config.checkpoint_weights, config.taxonomy, config.taxonomy_rest
+    some = [load_predictor(file, config.device, *mapped) for file in files]
+    for file, one in zip(files, some, strict=True):
+        say(f"checkpoint  {checkpoint_line(Path(file), config.run, one.metadata)}")
+    return some[0].averaged_with(some[1:], files)
+
+
 def predict_all(
     inputs: Sequence[Input], predictor: Predictor, config: PredictConfig, output: Path, progress: Progress, dist: World
 ) -> tuple[list[str], Counter[int]]:
@@ -85,7 +92,7 @@ def predict_all(
         for kind in config.outputs:
             palette = predictor.table.colors if kind == "palette" else None
             drawn = draw_output(kind, image, found, predictor.table)
-            figures.write_png(place_of(one, output, kind), drawn, palette)
+            figures.write_png(output_place(one, output, kind), drawn, palette)
     everyone = dist.all_gather([errors, dict(tags)])
     for _, theirs in everyone[: dist.rank] + everyone[dist.rank + 1 :]:
         tags.update({int(tag): count for tag, count in theirs.items()})
@@ -117,9 +124,10 @@ def read_inputs(
 
 def made_by(config: PredictConfig) -> dict[str, Any]:
     """What all files of an output folder have in common. Images of another network or inference are no answers."""
-    network = Path(str(config.checkpoint))
+    files = config.checkpoints()
     return {
-        "checkpoint": str(network), "sha256": file_hash(network), "weights": config.checkpoint_weights,
+        "checkpoint": ", ".join(files), "sha256": [file_hash(Path(file)) for file in files],
+        "weights": config.checkpoint_weights,
         "taxonomy": config.taxonomy, "taxonomy_rest": config.taxonomy_rest, "inference": asdict(config.inference),
     }  # fmt: skip
 
@@ -136,7 +144,7 @@ def start_folder(output: Path, made: dict[str, Any], overwrite: bool) -> None:
     write_atomically(record, json.dumps(made, indent=1).encode())
 
 
-def place_of(one: Input, output: Path, kind: str) -> Path:
+def output_place(one: Input, output: Path, kind: str) -> Path:
     return output / kind / f"{one.name}.png"
 
 
@@ -144,7 +152,7 @@ def is_finished(one: Input, output: Path, kinds: list[str]) -> bool:
     """Whether all its files are there, and younger than the image and the record."""
     try:
         begun = max((output / RECORD).stat().st_mtime_ns, one.path.stat().st_mtime_ns)
-        return all(place_of(one, output, kind).stat().st_mtime_ns >= begun for kind in kinds)
+        return all(output_place(one, output, kind).stat().st_mtime_ns >= begun for kind in kinds)
     except OSError:
         return False
 
