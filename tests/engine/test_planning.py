@@ -12,7 +12,17 @@ from segtrain.data.loader import Batch
 from segtrain.distributed.group import World
 from segtrain.engine.learner import Learner
 from segtrain.engine.planning import automatic
-from segtrain.engine.planning.solve import Line, Needs, Question, largest, micro_batch, name_of, solve_all, ways, with_model
+from segtrain.engine.planning.solve import (
+    Line,
+    Needs,
+    Question,
+    largest,
+    micro_batch,
+    name_of,
+    solve_all,
+    ways,
+    with_model,
+)
 from segtrain.engine.planning.trace import PHASES, Phases, StepTracer, loss_of
 from segtrain.errors import SegtrainError
 from segtrain.models import from_config
