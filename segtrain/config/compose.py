@@ -26,7 +26,7 @@ from segtrain.config.options import as_written
 from segtrain.config.overrides import as_override, literal, one_length, refuse_additions, run_name, shorten_warm_up
 from segtrain.config.plugin_files import load_plugin, loaded_parts, own_parts
 from segtrain.config.recipes import PREFIX, foreign_options, recipe_without
-from segtrain.config.results import EvaluateConfig, ExportConfig, PredictConfig, SubmitConfig
+from segtrain.config.results import settle_checkpoint
 from segtrain.config.stored import earlier_values
 from segtrain.config.user_files import read_yaml
 from segtrain.console import warn
@@ -143,20 +143,9 @@ def to_options(request: Request, composed: Any) -> CommandConfig:
         options.mean_is_given = any(word.startswith(("model.mean=", "model.std=")) for word in request.words)
         options.name = options.name or run_name(options, request.words)
         shorten_warm_up(options, request.words)
-    if needs_checkpoint(options):
-        named: Any = options
-        named.checkpoint = str(checkpoint_path(named.checkpoint, named.run))
+    settle_checkpoint(options)
     options.check()
     return options
-
-
-def needs_checkpoint(options: CommandConfig) -> bool:
-    """Whether the command asks a network that checkpoint= or run= must name."""
-    if isinstance(options, EvaluateConfig):
-        return options.engine is None or options.checkpoint is not None or options.run is not None
-    if isinstance(options, SubmitConfig):
-        return options.predictions is None
-    return isinstance(options, PredictConfig | ExportConfig)
 
 
 def chosen_recipe(request: Request) -> str | None:
@@ -366,7 +355,8 @@ def store_checkpoint(store: Any, request: Request, names: set[str]) -> None:
     if alone and request.chosen("dataset") is None:
         raise UsageError("engine=FILE alone: give dataset=NAME, or checkpoint=FILE, whose dataset is then taken")
     if request.chosen("predictions") is None and not alone:  # else no network is asked
-        path = checkpoint_path(named.get("checkpoint"), named.get("run"))
+        several = named.get("checkpoint")
+        path = checkpoint_path(several[0] if isinstance(several, list) and several else several, named.get("run"))
         assert request.stored_options is not None
         stored = request.stored_options(path)
         if "dataset" in names:
