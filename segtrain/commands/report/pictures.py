@@ -12,10 +12,9 @@ from PIL import Image
 from segtrain.commands.report.facts import RunFacts
 from segtrain.config import InferenceConfig, TrainConfig, trained
 from segtrain.console import Progress
-from segtrain.data.images import read_image
 from segtrain.data.labels import LabelTable
 from segtrain.data.registry import label_table, split_samples
-from segtrain.data.sample import Sample, read_labels
+from segtrain.data.sample import Sample, read_labels, read_sample_image
 from segtrain.device import resolve_device
 from segtrain.errors import DataError, SegtrainError
 from segtrain.scoring.bootstrap import scores_of
@@ -152,8 +151,8 @@ class Renewed:
         sample: Sample | None = self.samples.get(name)
         if sample is None or sample.label is None:
             raise DataError("the data no longer have it")
-        image = read_image(sample.image, sample.value_range)
         target, ids, _ = read_labels(sample, self.table)
+        image = read_sample_image(sample, target.shape)
         if image.shape[:2] != target.shape or tuple(self.images.sizes[number]) != target.shape:
             raise DataError("the data have changed: it has another size")
         prediction = self.predictor.predict(image, self.inference)
