@@ -137,7 +137,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
 
 
-def constant(device: torch.device, make: Callable[[], Tensor], *what: Hashable) -> Tensor:
+def kept_constant(device: torch.device, make: Callable[[], Tensor], *what: Hashable) -> Tensor:
     """make() on that device, never to be written to. Made once for each `what`, which says all that make() depends on.
 
     To copy numbers to a GPU anew in each step would make the host wait for it. Made anew where something traces or

@@ -199,7 +199,9 @@ ADDED = {
     "dataset": ["value_range: null", "exif: auto", "ignore_values: []"],
     "trainer": ["auto_fit: false", "memory_budget: null", "cuda_graphs: false"],
 }
-OF_A_COMMAND = ("taxonomy: none", "taxonomy_rest: void", "engine: null", "fetch: null\noutput: null")
+OF_A_COMMAND = (
+    "taxonomy: none", "taxonomy_rest: void", "engine: null", "fetch: null\noutput: null", "overwrite: false",
+)  # fmt: skip
 OF_ONE_DATASET = {
     "value_range: null": "  name: folder\n",
     "exif: auto": "  name: folder\n",

@@ -18,7 +18,8 @@ from tests.helpers.pages import NAMES, PAGES
 CONFIGS = ROOT / "configs"
 GROUPS = {path.name: {file.stem for file in path.glob("*.yaml")} for path in CONFIGS.iterdir() if path.is_dir()}
 OWN = {  # names in the plugins on the pages
-    "model": {"plain"}, "loss": {"easy_less"}, "dataset": {"ponds"}, "optimizer": {"lion"}, "schedule": {"cool_down"},
+    "model": {"plain", "smp"}, "loss": {"easy_less"},
+    "dataset": {"ponds"}, "optimizer": {"lion"}, "schedule": {"cool_down"},
 }  # fmt: skip
 OPTIONS = {
     key

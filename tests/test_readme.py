@@ -320,8 +320,38 @@ TABLES = (BACKBONES, HEADS, LOSSES, DATASETS, DATASET_CONFIGS, OPTIMIZERS, SCHED
 PLUGINS = sorted(path.name for path in FOLDER.glob("*.py"))
 
 
+class Encoder(torch.nn.Module):
+    """A stand-in for what segmentation_models_pytorch gives: maps of all strides, with BatchNorm."""
+
+    def __init__(self, output_stride):
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, 6, 3, output_stride, 1), torch.nn.BatchNorm2d(6)
+        torch.nn.init.constant_(self.conv.bias, 0.125)
+        self.out_channels = (3, 6)
+
+    def forward(self, x):
+        return [x, self.norm(self.conv(x)).relu()]
+
+
+@pytest.fixture
+def smp(monkeypatch):
+    """The package segmentation_models_pytorch, as far as my_encoder.py needs it."""
+    module = types.ModuleType("segmentation_models_pytorch.encoders")
+    module.get_encoder = lambda name, weights, output_stride: Encoder(output_stride)
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", types.ModuleType("segmentation_models_pytorch"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def test_an_encoder_of_ones_own_keeps_its_weights(smp, forgotten):
+    from segtrain.models import build_model
+
+    exec((FOLDER / "my_encoder.py").read_text(), {})
+    model = build_model("smp", output_stride=16)
+    assert (model.body.encoder.conv.bias == 0.125).all()
+
+
 @pytest.mark.parametrize("name", PLUGINS)
-def test_a_plugin_of_the_page_does_what_its_first_line_says(name, segtrain, ponds, forgotten, tmp_path):
+def test_a_plugin_of_the_page_does_what_its_first_line_says(name, segtrain, ponds, forgotten, smp, tmp_path):
     """The command in the first line trains two steps, on a dataset like that of my_dataset.py."""
     text = (FOLDER / name).read_text()
     line = text.splitlines()[0]

@@ -129,7 +129,8 @@ class InPlaceABNFunction(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, shortcut: Tensor | None,
         running_mean: Tensor | None, running_var: Tensor | None, options: Options,
     ) -> Tensor:  # fmt: skip
-        z, count = x, 0.0
+        z = x
+        count: Tensor | float = 0.0
         if options.straight:
             z = x if options.overwrite else torch.empty_like(x)
             vectors = layer_forward(x, z, weight, bias, running_mean, running_var, shortcut, options)

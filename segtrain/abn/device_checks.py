@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from segtrain.abn.modules import InPlaceABN
+from segtrain.abn.modules import InPlaceABN, ScaledABN
 from segtrain.abn.selftest import EPS, LEAKY, STORED, Result, error, inverted, reference_activation
 
 
@@ -21,6 +21,31 @@ def layer_and_step(device: str, channels: int = 16) -> tuple[nn.Module, Callable
     return layer, step
 
 
+def check_layer(device: str) -> Iterator[Result]:
+    """The layer in training as it is called, with weights of both signs, against float64 by ordinary autograd."""
+    random = torch.Generator().manual_seed(0)
+    for shape, scale in (((4, 16, 12, 12), "abs"), ((4, 10, 7, 5), "signed")):
+        x, added, dz = (torch.randn(shape, generator=random) for _ in range(3))
+        weight, bias = (torch.randn(shape[1], generator=random) for _ in range(2))
+        outcomes = []
+        for kind, dtype, where in ((ScaledABN, torch.float64, "cpu"), (InPlaceABN, torch.float32, device)):
+            layer = kind(shape[1], scale=scale).to(where, dtype)
+            assert layer.weight is not None
+            assert layer.bias is not None
+            with torch.no_grad():
+                layer.weight.copy_(weight)
+                layer.bias.copy_(bias)
+            leaves = [t.to(where, dtype).requires_grad_() for t in (x, added)]
+            z = layer(leaves[0] * 1, leaves[1])
+            wanted = [*leaves, layer.weight, layer.bias]
+            outcomes.append([z.detach(), *torch.autograd.grad(z, wanted, dz.to(where, dtype)), layer.running_var])
+        names = "z", "dx", "dshortcut", "dweight", "dbias", "running_var"
+        for name, want, got in zip(names, *outcomes, strict=True):
+            # The gradient of a weight near 0 loses digits, as 1 / weight does.
+            bound = 1e-4 if name in ("dx", "dweight") else 2e-5
+            yield Result(f"the layer, scale={scale}", name, error(got.cpu(), want), bound)
+
+
 def same(what: str, got: Iterable[Tensor], want: Iterable[Tensor]) -> Result:
     """Whether the tensors are equal bit for bit."""
     errors = [0.0 if torch.equal(a.cpu(), b.cpu()) else float("inf") for a, b in zip(got, want, strict=True)]
@@ -28,10 +53,11 @@ def same(what: str, got: Iterable[Tensor], want: Iterable[Tensor]) -> Result:
 
 
 def check_device() -> Iterator[Result]:
-    """The layer on a stream of its own, in a CUDA graph, on a device that is not current, and beyond 2^31 elements.
+    """The layer against float64, on a stream of its own, in a CUDA graph, on another device, beyond 2^31 elements.
 
     On the current CUDA device, by the back end in use. The last two where there is a second device and 32 GiB free.
     """
+    yield from check_layer("cuda")
     random = torch.Generator().manual_seed(0)
     x, dz, other = (torch.randn(4, 16, 64, 64, generator=random).cuda() for _ in range(3))
     _, step = layer_and_step("cuda")

@@ -94,10 +94,17 @@ COMMANDS = {
     ),
     "report": Command(
         "results", "write one HTML file about a run: scores, curves, best and worst images", config.ReportConfig,
-        "segtrain.commands.report.write:report", "run",
+        "segtrain.commands.report.write:report_run", "run",
         ("segtrain report runs/toy",
          "segtrain report runs/toy output=toy.html pictures=8",
          "segtrain report run=runs/cityscapes_resnext101 root=/data/cityscapes device=cuda"),
+    ),
+    "suspects": Command(
+        "results", "list labels that the network of a run contradicts most surely", config.SuspectsConfig,
+        "segtrain.commands.suspects:suspects", "run",
+        ("segtrain suspects runs/toy",
+         "segtrain suspects runs/toy split=train top=200 output=to_check",
+         "segtrain suspects run=runs/mine root=/data/mine device=cuda"),
     ),
     "submit": Command(
         "results", "write and verify the archive for a benchmark's server", config.SubmitConfig,

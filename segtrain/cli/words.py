@@ -47,12 +47,18 @@ def parse(verb: str, command: Command, words: list[str]) -> Arguments:
             result.overrides.append(override(verb, command, word))
             if result.overrides[-1].startswith(f"{command.bare}=") and not word.startswith(f"{command.bare}="):
                 bare.append(word)
-    if several := bare_list(command, result.overrides):
-        result.overrides = several
-    elif bare and sum(word.startswith(f"{command.bare}=") for word in result.overrides) > 1:
+    result.overrides = with_bare(verb, command, result.overrides, bare)
+    return result
+
+
+def with_bare(verb: str, command: Command, overrides: list[str], bare: list[str]) -> list[str]:
+    """The overrides, with all bare paths in one list if their option is a list. UsageError for two of any other."""
+    if several := bare_list(command, overrides):
+        return several
+    if bare and sum(word.startswith(f"{command.bare}=") for word in overrides) > 1:
         network = "; the network is checkpoint=FILE or run=FOLDER" if verb == "predict" else ""
         raise UsageError(f"{bare[0]}: a word alone stands for {command.bare}=, which is given twice{network}")
-    return result
+    return overrides
 
 
 def bare_list(command: Command, overrides: list[str]) -> list[str]:

@@ -139,12 +139,13 @@ def of_seeds(evaluations: list[StoredEvaluation], recipes: list[Recipe], letters
     for number, recipe in enumerate(recipes):
         if recipe.options is not None:
             groups.setdefault(recipe.options, {}).setdefault(recipe.seed, number)
-    found, scores = [], []
+    found: list[dict[str, Any]] = []
+    scores: list[list[float]] = []
     for numbers in (list(seeds.values()) for seeds in groups.values() if len(seeds) > 1):
         scores.append([evaluations[number].result["miou"] for number in numbers])
         spread = seed_spread(scores[-1])
-        observed = {} if len(scores) < 2 else {abs(spread.mean - found[0]["mean"])}
-        needed = {f"{d:.6g}": seeds_needed(spread.deviation, d) for d in sorted({*SMALL, *observed}) if d > 0}
+        asked = sorted({*SMALL, *(abs(spread.mean - one["mean"]) for one in found[:1])} - {0.0})
+        needed = {f"{d:.6g}": seeds_needed(spread.deviation, d) for d in asked}
         found.append({"letters": [letters[number] for number in numbers], **spread._asdict(), "seeds_needed": needed})
     pairs = []
     for one, two in combinations(range(len(found)), 2):

@@ -6,13 +6,13 @@ from typing import Any
 from segtrain.console import printable
 
 
-def percent(value: float | None, signed: bool = False) -> str:
+def in_points(value: float | None, signed: bool = False) -> str:
     return "-" if value is None else f"{100 * value:{'+' if signed else ''}.2f}"
 
 
 def span(one: dict[str, Any], signed: bool = False) -> str:
     """'[-0.12, +0.40]', or '-' without an interval."""
-    return "-" if one["low"] is None else f"[{percent(one['low'], signed)}, {percent(one['high'], signed)}]"
+    return "-" if one["low"] is None else f"[{in_points(one['low'], signed)}, {in_points(one['high'], signed)}]"
 
 
 def excludes_zero(one: dict[str, Any]) -> bool:
@@ -26,7 +26,7 @@ def verdict(pair: dict[str, Any], images: int) -> str:
         return f"{second} - {first}: no difference: both have the same counts in each of the {images} images"
     if mean["low"] is None:
         return f"{second} - {first}: no interval: {images} image{'s' if images > 1 else ''} cannot show a spread"
-    text = f"mIoU {percent(mean['value'], True)} points, 95 % interval {span(mean, True)}"
+    text = f"mIoU {in_points(mean['value'], True)} points, 95 % interval {span(mean, True)}"
     if pair["better"] is None:
         return f"{second} - {first}: no difference: {text} holds 0, with {images} images"
     return f"{second} - {first}: {pair['better']} is better: {text}"
@@ -44,13 +44,16 @@ def rows_of(pair: dict[str, Any], content: dict[str, Any]) -> Iterator[tuple[str
     """Class, IoU of both, difference, interval, images with the class, verdict; first of the mIoU."""
     inputs = {one["letter"]: one for one in content["inputs"]}
     one, two = inputs[pair["first"]], inputs[pair["second"]]
-    yield ("mIoU", percent(one["miou"]["value"]), percent(two["miou"]["value"]), percent(pair["miou"]["value"], True),
-           span(pair["miou"], True), str(content["images"]), mark(pair["miou"], pair))  # fmt: skip
+    yield (
+        "mIoU", in_points(one["miou"]["value"]), in_points(two["miou"]["value"]),
+        in_points(pair["miou"]["value"], True), span(pair["miou"], True), str(content["images"]),
+        mark(pair["miou"], pair),
+    )  # fmt: skip
     for name, found in pair["per_class"].items():
         few = " (few images)" if name in content["few_images"] else ""
         yield (
-            printable(name, inline=True), percent(one["per_class"][name]["value"]),
-            percent(two["per_class"][name]["value"]), percent(found["value"], True), span(found, True),
+            printable(name, inline=True), in_points(one["per_class"][name]["value"]),
+            in_points(two["per_class"][name]["value"]), in_points(found["value"], True), span(found, True),
             str(content["images_with_class"][name]), mark(found, pair) + few,
         )  # fmt: skip
 
@@ -71,7 +74,7 @@ def header(pair: dict[str, Any]) -> tuple[str, ...]:
 def input_line(one: dict[str, Any]) -> str:
     seed = "" if one["seed"] is None else f", seed {one['seed']}"
     return (
-        f"{one['letter']}  {percent(one['miou']['value'])} % {span(one['miou'])}  {one['input']}"
+        f"{one['letter']}  {in_points(one['miou']['value'])} % {span(one['miou'])}  {one['input']}"
         f"  (step {one['step']}{seed}, inference {one['inference']})"
     )
 
@@ -87,17 +90,17 @@ def seed_lines(content: dict[str, Any]) -> Iterator[str]:
     """The spread of each recipe with several seeds, and the seeds that a difference needs."""
     for one in content["recipes"]:
         yield (
-            f"{', '.join(one['letters'])}: {one['seeds']} seeds of one recipe: mean mIoU {percent(one['mean'])} % "
-            f"{span(one)}, standard deviation {percent(one['deviation'])} points"
+            f"{', '.join(one['letters'])}: {one['seeds']} seeds of one recipe: mean mIoU {in_points(one['mean'])} % "
+            f"{span(one)}, standard deviation {in_points(one['deviation'])} points"
         )
         needed = ", ".join(
-            f"{percent(float(d))} points: {'more than 10000' if n is None else n}"
+            f"{in_points(float(d))} points: {'more than 10000' if n is None else n}"
             for d, n in one["seeds_needed"].items()
         )
         yield f"  seeds of each recipe to see a difference of {needed} (t-test at 5 %, power 80 %)"
     for pair in content["recipe_differences"]:
         names = f"{', '.join(pair['second'])} - {', '.join(pair['first'])}"
-        text = f"{percent(pair['value'], True)} points, 95 % interval {span(pair, True)} (Welch's t, over seeds)"
+        text = f"{in_points(pair['value'], True)} points, 95 % interval {span(pair, True)} (Welch's t, over seeds)"
         yield f"{names}: {'' if pair['differ'] else 'no difference between the recipes: '}{text}"
 
 
@@ -133,7 +136,7 @@ def as_markdown(content: dict[str, Any]) -> str:
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     for one in content["inputs"]:
         lines.append(row((
-            one["letter"], percent(one["miou"]["value"]), span(one["miou"]), str(one["step"]), str(one["seed"]),
+            one["letter"], in_points(one["miou"]["value"]), span(one["miou"]), str(one["step"]), str(one["seed"]),
             str(one["inference"]), f"`{printable(one['input'], inline=True)}`",
         )))  # fmt: skip
     for pair in content["pairs"]:

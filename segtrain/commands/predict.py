@@ -1,67 +1,160 @@
 """`segtrain predict`: label images of photographs, in several forms, also those of the official script."""
 
+import json
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from segtrain.config import PredictConfig, checkpoint_line
+from segtrain.config import PredictConfig, checkpoint_line, shared_values
 from segtrain.console import Progress, say
-from segtrain.data.folders import files_below
-from segtrain.data.images import SUFFIXES, orientation_of, read_bytes, read_image
+from segtrain.data.images import orientation_of, read_bytes, read_image
+from segtrain.data.inputs import Input, find_inputs, read_frames
 from segtrain.data.labels import LabelTable
 from segtrain.data.orientation import AS_STORED, describe_tags
 from segtrain.device import describe_device
+from segtrain.distributed.group import World, init_distributed
 from segtrain.engine.planning.automatic import advising
 from segtrain.errors import DataError, UsageError
+from segtrain.files import read_side_json, write_atomically
 from segtrain.scoring import figures
 from segtrain.scoring.inference import Prediction
-from segtrain.scoring.predictor import load_predictor, naming_image
+from segtrain.scoring.predictor import Predictor, load_predictor, naming_image
+from segtrain.scoring.report import file_hash
+
+RECORD = "predict.json"  # in the output folder: what made the files there
 
 
 def predict(config: PredictConfig) -> Path:
     """Write a folder for each of `outputs`, with a PNG of every input image at its own size. Returns the output folder.
 
+    What the same network has finished is left as it is, unless overwrite=true. Several processes share the images.
     DataError, after all other images are done, naming those that cannot be read.
     """
     if config.input is None:
-        raise UsageError("input is not set: give input=IMAGE or input=FOLDER")
-    source = Path(config.input)
-    files = find_images(source)
-    names = output_names(source, files)
-    predictor = load_predictor(
-        config.checkpoint or "", config.device, config.checkpoint_weights, config.taxonomy, config.taxonomy_rest
-    )
-    say(f"checkpoint  {checkpoint_line(Path(config.checkpoint or ''), config.run, predictor.metadata)}")
-    say(f"predicting  {len(files)} images, inference {config.inference.name}, on {describe_device(predictor.device)}")
-    output = Path(config.output or "segtrain-out/predict")
-    errors = []
+        raise UsageError("input is not set: give input=IMAGE, input=FOLDER, a list, a pattern or a video")
+    with init_distributed(shared_values(config)) as dist:
+        inputs = find_inputs(config.input)
+        predictor = networks_of(config)
+        output = Path(config.output or "segtrain-out/predict")
+        numbers = []
+        if dist.main:
+            start_folder(output, made_by(config), config.overwrite)
+            numbers = [n for n, one in enumerate(inputs) if not is_finished(one, output, config.outputs)]
+        todo = [inputs[n] for n in dist.all_gather(numbers)[0]]  # before any process finishes another
+        if len(todo) < len(inputs):
+            say(f"finished    {len(inputs) - len(todo)} of {len(inputs)} images before; overwrite=true does them again")
+        how = f"inference {config.inference.name}, on {describe_device(predictor.device)}"
+        say(f"predicting  {len(todo)} images, {how}")
+        progress, mine = Progress("predicting", len(todo)), todo[dist.rank :: dist.size]
+        errors, tags = predict_all(mine, predictor, config, output, progress, dist)
+        classes = predictor.table.source
+        held = [f"{kind}/ holds {text.format(classes)}" for kind, text in HOLDS.items() if kind in config.outputs]
+        if tags:
+            say(f"exif        {describe_tags(tags)}: turned, the answers fit the images as a viewer shows them")
+        say("; ".join([f"{len(inputs) - len(errors)} images", *held]))
+        say(str(output))
+        if errors:
+            listed = DataError("\n".join(errors))
+            listed.everywhere = True
+            raise listed
+        return output
+
+
+def networks_of(config: PredictConfig) -> Predictor:
+    """The network, or several to be averaged; each checkpoint is printed."""
+    files = config.checkpoints()
+    mapped = config.checkpoint_weights, config.taxonomy, config.taxonomy_rest
+    some = [load_predictor(file, config.device, *mapped) for file in files]
+    for file, one in zip(files, some, strict=True):
+        say(f"checkpoint  {checkpoint_line(Path(file), config.run, one.metadata)}")
+    return some[0].averaged_with(some[1:], files)
+
+
+def predict_all(
+    inputs: Sequence[Input], predictor: Predictor, config: PredictConfig, output: Path, progress: Progress, dist: World
+) -> tuple[list[str], Counter[int]]:
+    """Predict this process's share. Returns what could not be read, and the EXIF tags found, of all processes."""
+    errors: list[str] = []
     tags: Counter[int] = Counter()
-    progress = Progress("predicting", len(files))
-    for number, (file, name) in enumerate(zip(files, names, strict=True), 1):
-        try:
-            image = read_image(file, predictor.value_range, exif="apply")
-            tag = orientation_of(read_bytes(file), file)
-            tags.update([tag] if tag != AS_STORED else [])
-        except DataError as error:
-            errors.append(str(error))
+    for number, (one, image, tag) in enumerate(read_inputs(inputs, predictor.value_range), 1):
+        progress.show(min(number * dist.size, progress.total))
+        if isinstance(image, DataError):
+            errors.append(str(image))
             continue
+        tags.update([tag] if tag != AS_STORED else [])
         answering = advising(predictor.options, predictor.table.num_classes, config.inference, predictor.device)
-        with answering, naming_image(str(file), image):
+        with answering, naming_image(str(one), image):
             found = predictor.segment(image, config.inference, "prob" in config.outputs)
         for kind in config.outputs:
             palette = predictor.table.colors if kind == "palette" else None
-            figures.write_png(output / kind / f"{name}.png", draw_output(kind, image, found, predictor.table), palette)
-        progress.show(number)
-    classes = predictor.table.source
-    held = [f"{kind}/ holds {text.format(classes)}" for kind, text in HOLDS.items() if kind in config.outputs]
-    if tags:
-        say(f"exif        {describe_tags(tags)}: turned, the answers fit the images as a viewer shows them")
-    say("; ".join([f"{len(files) - len(errors)} images", *held]))
-    say(str(output))
-    if errors:
-        raise DataError("\n".join(errors))
-    return output
+            drawn = draw_output(kind, image, found, predictor.table)
+            figures.write_png(output_place(one, output, kind), drawn, palette)
+    everyone = dist.all_gather([errors, dict(tags)])
+    for _, theirs in everyone[: dist.rank] + everyone[dist.rank + 1 :]:
+        tags.update({int(tag): count for tag, count in theirs.items()})
+    return [error for some, _ in everyone for error in some], tags
+
+
+def read_inputs(
+    inputs: Sequence[Input], value_range: tuple[float, float] | None
+) -> Iterator[tuple[Input, np.ndarray | DataError, int]]:
+    """Each input with its image, turned as a viewer shows it, or the reason that there is none, and its EXIF tag."""
+    for one in inputs:
+        if one.frame is None:
+            try:
+                image = read_image(one.path, value_range, exif="apply")
+                yield one, image, orientation_of(read_bytes(one.path), one.path)
+            except DataError as error:
+                yield one, error, AS_STORED
+    frames = {one.frame: one for one in inputs if one.frame is not None}
+    if frames:
+        try:
+            for number, image in read_frames(inputs[0].path, frames):
+                yield frames[number], image, AS_STORED
+        except DataError as error:
+            yield inputs[0], error, AS_STORED
+
+
+# ------------------------------------------------------------------------------------------------- finished images
+
+
+def made_by(config: PredictConfig) -> dict[str, Any]:
+    """What all files of an output folder have in common. Images of another network or inference are no answers."""
+    files = config.checkpoints()
+    return {
+        "checkpoint": ", ".join(files), "sha256": [file_hash(Path(file)) for file in files],
+        "weights": config.checkpoint_weights,
+        "taxonomy": config.taxonomy, "taxonomy_rest": config.taxonomy_rest, "inference": asdict(config.inference),
+    }  # fmt: skip
+
+
+def start_folder(output: Path, made: dict[str, Any], overwrite: bool) -> None:
+    """Keep the record in the folder if it says the same, else begin anew: what is older than it is not finished."""
+    record = output / RECORD
+    found = read_side_json(record, dict)
+    same = found is not None and {**found, "checkpoint": ""} == {**made, "checkpoint": ""}
+    if same and not overwrite:
+        return
+    if found is not None and not same:
+        say(f"replaced    {output} holds the answers of {found.get('checkpoint')}, or of another inference: all anew")
+    write_atomically(record, json.dumps(made, indent=1).encode())
+
+
+def output_place(one: Input, output: Path, kind: str) -> Path:
+    return output / kind / f"{one.name}.png"
+
+
+def is_finished(one: Input, output: Path, kinds: list[str]) -> bool:
+    """Whether all its files are there, and younger than the image and the record."""
+    try:
+        begun = max((output / RECORD).stat().st_mtime_ns, one.path.stat().st_mtime_ns)
+        return all(output_place(one, output, kind).stat().st_mtime_ns >= begun for kind in kinds)
+    except OSError:
+        return False
 
 
 # Outputs that are made for programs to read.
@@ -83,26 +176,3 @@ def draw_output(kind: str, image: np.ndarray, found: Prediction, table: LabelTab
     if kind == "labels":
         return table.decode(found.train_ids)
     return table.colorize(found.train_ids) if kind == "color" else found.train_ids
-
-
-def find_images(source: Path) -> list[Path]:
-    """The image file itself, or all image files below a folder, sorted."""
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise UsageError(f"input={source}: no such file or folder")
-    files = sorted(path for path in files_below(source) if path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise UsageError(f"input={source}: the folder holds no images ({', '.join(SUFFIXES)})")
-    return files
-
-
-def output_names(source: Path, files: list[Path]) -> list[str]:
-    """Paths below `source` without the suffix; `a_jpg` and `a_png` where a.jpg and a.png would collide."""
-    root = source if source.is_dir() else source.parent
-    relative = [path.relative_to(root) for path in files]
-    short = [path.with_suffix("").as_posix() for path in relative]
-    return [
-        name if short.count(name) == 1 else f"{name}_{path.suffix[1:]}"
-        for name, path in zip(short, relative, strict=True)
-    ]

@@ -48,8 +48,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     pairs = list(zip(samples, answers, strict=True))
     progress = Progress("scoring", len(pairs))
     for number, (ids, predicted, instances) in enumerate(threaded_map(partial(read_pair, table), pairs), 1):
-        pixels = counted.add(ids, predicted, instances, encodings[encoding].to_id)
-        images.add(samples[number - 1].name, ids.shape, pixels, counted.class_of)
+        own = counted.add(ids, predicted, instances, encodings[encoding].to_id)
+        images.add(samples[number - 1].name, ids.shape, own, counted.class_of)
         progress.show(number)
     found = np.flatnonzero(counted.pixels.sum(0)).tolist()
     refuse_wrong_encoding(counted, encodings, encoding, found)

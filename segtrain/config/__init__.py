@@ -18,6 +18,7 @@ from segtrain.config.commands import (
     RunsConfig,
     ShowConfig,
     StreetsCommandConfig,
+    SuspectsConfig,
     TrainConfig,
     VerifyConfig,
     WeightsConfig,
@@ -62,9 +63,10 @@ __all__ = [
     "IGNORE_INDEX", "ImageNetConfig", "InferenceConfig", "InfoConfig", "KittiConfig", "LENGTHS", "LoaderConfig",
     "LoggingConfig", "LossConfig", "MixtureConfig", "ModelConfig", "OptimizerConfig", "PlanCommandConfig",
     "PlanConfig", "PredictConfig", "ReplayConfig", "ReportConfig", "RunsConfig", "SamplingConfig", "ScheduleConfig",
-    "ScoreConfig", "ShowConfig", "StreetsCommandConfig", "StreetsConfig", "SubmitConfig", "TrainConfig",
-    "TrainerConfig", "VerifyConfig", "VistasConfig", "WeightsConfig", "adopt_earlier", "checkpoint_line",
-    "checkpoint_path", "classifies", "dataset_schema", "is_safe", "names_pictures", "option", "option_of",
-    "refuse_other_task", "refuse_pictures", "require", "run_folder", "shared_values", "trained", "with_defaults",
+    "ScoreConfig", "ShowConfig", "StreetsCommandConfig", "StreetsConfig", "SubmitConfig", "SuspectsConfig",
+    "TrainConfig", "TrainerConfig", "VerifyConfig", "VistasConfig", "WeightsConfig", "adopt_earlier",
+    "checkpoint_line", "checkpoint_path", "classifies", "dataset_schema", "is_safe", "names_pictures", "option",
+    "option_of", "refuse_other_task", "refuse_pictures", "require", "run_folder", "shared_values", "trained",
+    "with_defaults",
 ]
 # fmt: on

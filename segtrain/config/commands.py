@@ -12,7 +12,7 @@ from segtrain.config.logging import LoggingConfig
 from segtrain.config.loss import LossConfig
 from segtrain.config.model import SCALES, ModelConfig
 from segtrain.config.optimizer import OptimizerConfig
-from segtrain.config.options import LARGEST_SEED, LARGEST_SIZE, MOST_STEPS, Group, group, option, require
+from segtrain.config.options import LARGEST_SEED, LARGEST_SIZE, MOST_PICTURES, MOST_STEPS, Group, group, option, require
 from segtrain.config.plan import PlanConfig
 from segtrain.config.sampling import SamplingConfig
 from segtrain.config.schedule import ScheduleConfig
@@ -246,11 +246,24 @@ class CompareConfig(CommandConfig):
 @dataclass
 class ReportConfig(CommandConfig):
     run: str | None = option(None, "run folder", path=True)
-    output: str | None = option(None, "HTML file to write (default: <run>/report.html)", path=True)
+    output: str | None = option(None, "file to write (default: <run>/report.html)", path=True)
     root: str | None = option(None, "folder of the data, if it has moved", path=True)
-    pictures: int = option(
-        4, "number of best, of worst and of confused images shown; 0: none is predicted again", low=0, high=24
-    )
+    pictures: int = option(4, "number of best, of worst and of confused images shown; 0: none", low=0, high=24)
+    plugins: list[str] = plugins_option()
+    device: str = device_option()
+
+    def check(self) -> Any:
+        require(self.run is not None, "run", "null", "give the folder of a run")
+        return super().check()
+
+
+@dataclass
+class SuspectsConfig(CommandConfig):
+    run: str | None = option(None, "run folder", path=True)
+    split: str | None = option(None, "split to examine (default: training and validation)")
+    top: int = option(50, "number of regions to list", low=1, limit=MOST_PICTURES)
+    root: str | None = option(None, "folder of the data, if it has moved", path=True)
+    output: str | None = option(None, "folder for the CSV file and the sheet (default: <run>/suspects)", path=True)
     plugins: list[str] = plugins_option()
     device: str = device_option()
 

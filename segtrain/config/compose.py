@@ -145,7 +145,10 @@ def to_options(request: Request, composed: Any) -> CommandConfig:
         shorten_warm_up(options, request.words)
     if needs_checkpoint(options):
         named: Any = options
-        named.checkpoint = str(checkpoint_path(named.checkpoint, named.run))
+        if not isinstance(named.checkpoint, list):
+            named.checkpoint = str(checkpoint_path(named.checkpoint, named.run))
+        elif named.run is not None:
+            raise UsageError("give checkpoint=[FILE,FILE,...] or run=FOLDER, one of them")
     options.check()
     return options
 
@@ -366,7 +369,8 @@ def store_checkpoint(store: Any, request: Request, names: set[str]) -> None:
     if alone and request.chosen("dataset") is None:
         raise UsageError("engine=FILE alone: give dataset=NAME, or checkpoint=FILE, whose dataset is then taken")
     if request.chosen("predictions") is None and not alone:  # else no network is asked
-        path = checkpoint_path(named.get("checkpoint"), named.get("run"))
+        several = named.get("checkpoint")
+        path = checkpoint_path(several[0] if isinstance(several, list) and several else several, named.get("run"))
         assert request.stored_options is not None
         stored = request.stored_options(path)
         if "dataset" in names:

@@ -156,8 +156,10 @@ class SubmitConfig(CommandConfig):
 
 @dataclass
 class PredictConfig(CommandConfig):
-    input: str | None = option(None, "image, or folder of images, searched at any depth", path=True)
-    checkpoint: str | None = checkpoint_option()
+    input: str | None = option(None, "image, folder, list of paths (.txt), pattern with * or video", path=True)
+    checkpoint: Any = option(
+        None, "checkpoint, or weights as downloaded; with run=: last, best; [A,B]: averaged", path=True
+    )
     run: str | None = run_option()
     checkpoint_weights: str = checkpoint_weights_option()
     taxonomy: str = taxonomy_option()
@@ -167,15 +169,23 @@ class PredictConfig(CommandConfig):
         ["labels", "color", "overlay"], "kinds of PNG; labels: ids, raw: train ids, palette: both, prob: 255 x p",
         choices=OUTPUTS,
     )  # fmt: skip
+    overwrite: bool = option(False, "predict again what is finished in the output folder")
     plugins: list[str] = plugins_option()
     device: str = device_option()
     inference: InferenceConfig = group(InferenceConfig)
 
     def check(self) -> Any:
         check_taxonomy(self.taxonomy, self.taxonomy_rest)
+        several = self.checkpoints()
+        sound = len(several) >= 1 and all(isinstance(one, str) for one in several)
+        require(sound or self.run is not None, "checkpoint", self.checkpoint, "give FILE, or [FILE,FILE,...]")
         text = f"give one or more of {', '.join(OUTPUTS)}, as [palette,prob]"
         require(len(self.outputs) >= 1, "outputs", self.outputs, text)
         return super().check()
+
+    def checkpoints(self) -> list[str]:
+        """The files, one or several, whose probabilities are averaged."""
+        return self.checkpoint if isinstance(self.checkpoint, list) else [self.checkpoint]
 
 
 @dataclass

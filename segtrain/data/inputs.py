@@ -37,13 +37,13 @@ def find_inputs(text: str) -> list[Input]:
         files = sorted(path for path in files_below(source) if path.suffix.lower() in SUFFIXES)
         if not files:
             raise UsageError(f"input={text}: the folder holds no images ({', '.join(SUFFIXES)})")
-        return named(files, source)
+        return with_names(files, source)
     if source.is_file() and source.suffix.lower() in LISTS:
-        return listed(source)
+        return of_a_list(source)
     if source.is_file() and source.suffix.lower() in VIDEOS:
         return [Input(source, f"{source.stem}/{number:06}", number) for number in range(1, count_frames(source) + 1)]
     if source.exists():
-        return named([source], source.parent)
+        return with_names([source], source.parent)
     if not set(text) & {"*", "?"}:
         raise UsageError(f"input={text}: no such file or folder")
     return matched(text)
@@ -61,10 +61,10 @@ def matched(pattern: str) -> list[Input]:
     files = [path for path in found if path.suffix.lower() in SUFFIXES]
     if not files:
         raise UsageError(f"input={pattern}: it fits no images; quote it, so that the shell leaves it as it is")
-    return named(files, root)
+    return with_names(files, root)
 
 
-def listed(source: Path) -> list[Input]:
+def of_a_list(source: Path) -> list[Input]:
     """The images of a text file, one path a line, relative to its folder; empty lines and those with # are skipped."""
     try:
         lines = source.read_text(encoding="utf-8").splitlines()
@@ -74,10 +74,10 @@ def listed(source: Path) -> list[Input]:
     if not wanted:
         raise UsageError(f"input={source}: the list holds no paths: write one a line, relative to {source.parent}")
     files = list(dict.fromkeys(Path(os.path.normpath(source.parent / line)) for line in wanted))
-    return named(files, Path(os.path.commonpath([path.absolute().parent for path in files])))
+    return with_names(files, Path(os.path.commonpath([path.absolute().parent for path in files])))
 
 
-def named(files: list[Path], root: Path) -> list[Input]:
+def with_names(files: list[Path], root: Path) -> list[Input]:
     """Paths below `root` without the suffix; `a_jpg` and `a_png` where a.jpg and a.png would collide."""
     relative = [path.absolute().relative_to(root.absolute()) for path in files]
     short = [path.with_suffix("").as_posix() for path in relative]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from segtrain.config import IGNORE_INDEX
-from segtrain.device import constant
+from segtrain.device import kept_constant
 from segtrain.losses.base import Groups
 from segtrain.losses.tiles import RowTiles, TiledLoss
 
@@ -80,7 +80,9 @@ class CrossEntropy(TiledLoss):
     def weights_of(self, tiles: RowTiles, like: Tensor, r: slice) -> tuple[Tensor, Tensor]:
         """The weights of the classes (C,), and of each pixel's class (rows, W)."""
         values = tuple(self.class_weights or [1.0] * tiles.classes)
-        weights = constant(like.device, partial(torch.tensor, values, dtype=like.dtype), "weights", values, like.dtype)
+        weights = kept_constant(
+            like.device, partial(torch.tensor, values, dtype=like.dtype), "weights", values, like.dtype
+        )
         return weights, weights[tiles.index[r].squeeze(1)]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from segtrain.config import IGNORE_INDEX
-from segtrain.device import constant
+from segtrain.device import kept_constant
 from segtrain.losses.base import Groups, Loss
 
 # Elements of a tile (rows, classes, columns), by device: what fits a core's cache, and what keeps a GPU busy.
@@ -65,7 +65,8 @@ class GradientInForward(torch.autograd.Function):
             gradient = torch.zeros(logits.shape, dtype=logits.dtype, device=logits.device) if wanted else None
             rows = bilinear(target.shape[1], logits)
             members = [
-                constant(logits.device, partial(torch.tensor, group), "classes", tuple(group)) for group in loss.groups
+                kept_constant(logits.device, partial(torch.tensor, group), "classes", tuple(group))
+                for group in loss.groups
             ]
             counts = loss.host_counts
             every = list(range(len(target)))
@@ -156,7 +157,9 @@ def bilinear(size: int, like: Tensor) -> Tensor:
     dtype and device.
     """
     own = like.shape[2]
-    return constant(like.device, partial(weights_between, size, own, like.dtype), "bilinear", size, own, like.dtype)
+    return kept_constant(
+        like.device, partial(weights_between, size, own, like.dtype), "bilinear", size, own, like.dtype
+    )
 
 
 def weights_between(size: int, own: int, dtype: torch.dtype) -> Tensor:

@@ -166,10 +166,10 @@ def early_map(body: nn.Module, backbone: str, head: str) -> int:
 
 def initialise(model: nn.Module, negative_slope: float) -> None:
     """Initialise as published: convolutions Xavier normal with the activation's gain, linear layers Xavier uniform with
-    gain 0.1, norm layers 1 and 0, biases 0."""
+    gain 0.1, norm layers 1 and 0, biases 0. A body with `initialised = True` keeps its weights."""
     gain = nn.init.calculate_gain("leaky_relu", negative_slope)
     body = getattr(model, "body", None)
-    foreign = set(body.modules()) if isinstance(body, TimmEncoder) else set()  # timm has initialised it
+    foreign = set(body.modules()) if body is not None and getattr(body, "initialised", False) else set()
     for module in model.modules():
         if module in foreign:
             continue

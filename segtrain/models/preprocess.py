@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from segtrain.device import constant
+from segtrain.device import kept_constant
 
 
 def in_bytes(values: list[float]) -> Tensor:
@@ -16,6 +16,6 @@ def in_bytes(values: list[float]) -> Tensor:
 def normalise_images(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
     """uint8 (N, 3, H, W) RGB -> float32 (value / 255 - mean) / std, per channel, channels last in memory."""
     shift, scale = (
-        constant(images.device, partial(in_bytes, values), "in bytes", tuple(values)) for values in (mean, std)
+        kept_constant(images.device, partial(in_bytes, values), "in bytes", tuple(values)) for values in (mean, std)
     )
     return ((images.float() - shift) / scale).contiguous(memory_format=torch.channels_last)

@@ -33,6 +33,7 @@ class TimmEncoder(nn.Module):
     """
 
     keeps: str | None = None
+    initialised = True  # by timm
 
     def __init__(self, features: nn.Module, strides: Sequence[int], channels: Sequence[int], swapped: bool) -> None:
         super().__init__()

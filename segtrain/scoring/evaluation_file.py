@@ -86,7 +86,7 @@ def differences(first: StoredEvaluation, second: StoredEvaluation) -> Iterator[s
     """Reasons why two evaluations cannot be compared, in words."""
     one, other = first.images, second.images
     if one.classes != other.classes:
-        yield f"other classes: {len(one.classes)} and {len(other.classes)}{examples(one.classes, other.classes)}"
+        yield f"other classes: {len(one.classes)} and {len(other.classes)}{some_names(one.classes, other.classes)}"
         return
     for key, what in (("absent_classes", "classes left out of the mean"), ("ignored_predictions", "predicted ids "
                       "outside the classes")):  # fmt: skip
@@ -96,7 +96,7 @@ def differences(first: StoredEvaluation, second: StoredEvaluation) -> Iterator[s
         yield (
             f"other images: {len(one.identities)} of {one.about['dataset']} {one.about['split']} and "
             f"{len(other.identities)} of {other.about['dataset']} {other.about['split']}"
-            f"{examples(one.keys(), other.keys())}"
+            f"{some_names(one.keys(), other.keys())}"
         )
         return
     place = {name: number for number, name in enumerate(other.keys())}
@@ -109,7 +109,7 @@ def differences(first: StoredEvaluation, second: StoredEvaluation) -> Iterator[s
             yield f"{what} of {int(wrong.sum())} of {len(wrong)} images: {named}"
 
 
-def examples(first: list[str], second: list[str]) -> str:
+def some_names(first: list[str], second: list[str]) -> str:
     """'; only in the first: a, b; only in the second: c'"""
     text = ""
     for where, names in (("first", set(first) - set(second)), ("second", set(second) - set(first))):

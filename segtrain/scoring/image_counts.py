@@ -28,7 +28,7 @@ class ImageConfusions(NamedTuple):
     names: of the N images, in the order of the split. identities: the same for the same image, wherever it was read
     from. classes: names of the C classes. sizes: int32 (N, 2), height and width. image: int32 (E,), number of the image
     of an entry, ascending. truth, prediction: int16 (E,), train ids; prediction C is anything outside the classes.
-    count: int64 (E,), pixels. about: dataset, split, and the rules of averaging (source, absent_classes,
+    pixels: int64 (E,). about: dataset, split, and the rules of averaging (source, absent_classes,
     ignored_predictions) as in `Rules`.
     """
 
@@ -39,7 +39,7 @@ class ImageConfusions(NamedTuple):
     image: np.ndarray
     truth: np.ndarray
     prediction: np.ndarray
-    count: np.ndarray
+    pixels: np.ndarray
     about: dict[str, str]
 
     def evaluated(self) -> "ImageConfusions":
@@ -48,13 +48,13 @@ class ImageConfusions(NamedTuple):
             return self
         kept = self.prediction < len(self.classes)
         return self._replace(
-            image=self.image[kept], truth=self.truth[kept], prediction=self.prediction[kept], count=self.count[kept]
+            image=self.image[kept], truth=self.truth[kept], prediction=self.prediction[kept], pixels=self.pixels[kept]
         )
 
     def confusion(self) -> np.ndarray:
         """int64 (C, C + 1), ground truth x prediction, over all images."""
         result = np.zeros((len(self.classes), len(self.classes) + 1), np.int64)
-        np.add.at(result, (self.truth, self.prediction), self.count)
+        np.add.at(result, (self.truth, self.prediction), self.pixels)
         return result
 
     def keys(self) -> list[str]:
@@ -75,14 +75,14 @@ class ImageConfusions(NamedTuple):
     def summed(self, classes: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
         result = np.zeros((len(self.names), len(self.classes)), np.int64)
         kept = slice(None) if where is None else where
-        np.add.at(result, (self.image[kept], classes[kept]), self.count[kept])
+        np.add.at(result, (self.image[kept], classes[kept]), self.pixels[kept])
         return result
 
     def of_image(self, number: int) -> np.ndarray:
         """int64 (C, C + 1): the confusion matrix of one image."""
         first, last = np.searchsorted(self.image, [number, number + 1])
         result = np.zeros((len(self.classes), len(self.classes) + 1), np.int64)
-        result[self.truth[first:last], self.prediction[first:last]] = self.count[first:last]
+        result[self.truth[first:last], self.prediction[first:last]] = self.pixels[first:last]
         return result
 
     def write(self, folder: Path) -> Path:
@@ -115,8 +115,8 @@ def read_image_counts(path: Path) -> ImageConfusions:
         about = json.loads(unpacked_text(found.pop("about"))[0])
         if about.pop("format") != FORMAT:
             raise DataError(f"{path} was written by a newer version of segtrain: evaluate again with this one")
-        texts = {name: unpacked_text(found.pop(name)) for name in ("names", "identities", "classes")}
-        made = ImageConfusions(**texts, **found, about=about)
+        names, identities, classes = (unpacked_text(found.pop(key)) for key in ("names", "identities", "classes"))
+        made = ImageConfusions(names, identities, classes, about=about, **found)
         require_sound(made)
     except FileNotFoundError as error:
         raise DataError(
@@ -130,13 +130,13 @@ def read_image_counts(path: Path) -> ImageConfusions:
 def require_sound(made: ImageConfusions) -> None:
     """ValueError unless the arrays fit each other."""
     images, classes = len(made.names), len(made.classes)
-    entries = [made.image, made.truth, made.prediction, made.count]
+    entries = [made.image, made.truth, made.prediction, made.pixels]
     shapes = {made.sizes.shape == (images, 2), len(made.identities) == images, len(made.image.shape) == 1}
     shapes |= {array.shape == made.image.shape for array in entries}
     shapes |= {array.dtype.kind == "i" for array in [made.sizes, *entries]}
     for values, limit in ((made.image, images), (made.truth, classes), (made.prediction, classes + 1)):
         shapes.add(not len(values) or (values.min() >= 0 and values.max() < limit))
-    shapes |= {bool((made.count > 0).all()), bool((np.diff(made.image) >= 0).all())}
+    shapes |= {bool((made.pixels > 0).all()), bool((np.diff(made.image) >= 0).all())}
     shapes.add(made.about.keys() >= {"dataset", "split", "source", "absent_classes", "ignored_predictions"})
     if False in shapes:
         raise ValueError("its arrays contradict each other")

@@ -4,7 +4,7 @@ Logits stay at the network's output stride until the arg-max, which enlarges the
 116 classes of a 22 megapixel image take 10 GB.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,17 +50,19 @@ def nearest(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @torch.inference_mode()
 def segment(
-    network: Network, image: Tensor, options: InferenceConfig, probability: bool = False,
+    network: Network | Sequence[Network], image: Tensor, options: InferenceConfig, probability: bool = False,
     mapping: ClassMapping | None = None,
 ) -> Prediction:  # fmt: skip
     """Predict the class of every pixel of `image` (1, 3, H, W), which goes to the network as it is.
 
     One view: the arg-max of its logits, enlarged bilinearly. Several views (scales, flip): the arg-max of the mean of
     their probabilities, each view's logits enlarged first. probability: return that class's probability too.
-    mapping: the network's probabilities are added up to those of other classes before the arg-max.
+    mapping: the network's probabilities are added up to those of other classes before the arg-max. Of several networks
+    the views are averaged like those of one.
     """
     size = (image.shape[2], image.shape[3])
-    views = all_views(network, image, options)
+    networks = network if isinstance(network, Sequence) else [network]
+    views = [one for some in networks for one in all_views(some, image, options)]
     device = views[0].device
     plain = len(views) == 1 and mapping is None  # the arg-max of logits is that of probabilities
     train_ids = upsampled_argmax(views[0].float(), size) if plain and device.type == "cpu" else None

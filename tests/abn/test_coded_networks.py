@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from segtrain.abn import InPlaceABN, recomputed_outputs
@@ -91,6 +92,25 @@ def kept_share(backbone, batch, crop, keep, norm="inplace_abn", **options):
 def test_a_network_keeps_no_map_in_full(keep, most):
     """But the images, and the classifier's logits."""
     assert kept_share("resnet18", 2, 256, keep) <= most * kept_share("resnet18", 2, 256, "exact", "batch_norm")
+
+
+def test_deeplabv3plus_keeps_no_concatenation(backend):
+    """Backward joins the fine and the coarse map again, the first from the early map's codes."""
+    found = []
+    for keep in ("exact", "8bit"):
+        torch.manual_seed(0)
+        options = {"head": "deeplabv3plus", "head_channels": 8, "output_stride": 16}
+        model = build_model("resnet18", num_classes=3, keep=keep, **options)
+        joined = []
+        model.head.conv1.register_forward_pre_hook(
+            lambda _, inputs, joined=joined: joined.append(StorageWeakRef(inputs[0].untyped_storage()))
+        )
+        out = model(torch.randn(2, 3, 64, 96), upsample=False)
+        gc.collect()
+        assert joined[0].expired() == (keep != "exact")
+        out.pow(2).sum().backward()
+        found.append(model.head.conv1.weight.grad)
+    assert 0 < (found[0] - found[1]).norm() < 0.03 * found[0].norm()
 
 
 def test_maps_that_several_layers_read_are_rebuilt_once(backend):
@@ -251,6 +271,28 @@ def test_frozen_layers_keep_no_codes(backend):
         p.requires_grad_(False)
     out, gradient, recipes = run_last(model)
     assert recipes.latest.count == 0 and gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("used", "frozen", "rebuilt"), [(3, (), 1), (1, (0,), 0), (2, (0, 1), 0), (3, (0, 2), 1)])
+def test_frozen_convolutions_do_not_rebuild_their_input(backend, used, frozen, rebuilt):
+    """Their gradient needs only its layout. Another convolution that reads the same map rebuilds it, once."""
+    torch.manual_seed(0)
+    first, norm = nn.Conv2d(3, 8, 3), InPlaceABN(8, keep="8bit")
+    convs = [nn.Conv2d(8, 4, 3, padding=1) for _ in range(used)]
+    trained = [first.weight, norm.weight, norm.bias, *(conv.bias for conv in convs)]
+    x = torch.randn(2, 3, 16, 18).contiguous(memory_format=torch.channels_last)
+    for half in (False, True):
+        gradients = []
+        for without in ((), frozen):
+            for number, conv in enumerate(convs):
+                conv.weight.requires_grad_(number not in without)
+            with recomputed_outputs() as recipes, torch.autocast("cpu", torch.bfloat16, enabled=half):
+                z = norm(first(x))
+                out = sum(conv(z).float().pow(2).sum() for conv in convs)
+                del z
+            gradients.append(torch.autograd.grad(out, [*trained, *(c.weight for c in convs if c.weight.requires_grad)]))
+        assert recipes.latest.count == rebuilt
+        assert all(torch.equal(a, b) for a, b in zip(*(found[: len(trained)] for found in gradients), strict=True))
 
 
 def run_last(model):

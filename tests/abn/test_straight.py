@@ -10,6 +10,7 @@ from segtrain.abn.backends import cupy as cupy_ops
 from segtrain.abn.backends import cupy_launch, cupy_layer
 from segtrain.abn.backends import native as native_ops
 from segtrain.abn.benchmark import host_table
+from segtrain.abn.device_checks import check_layer
 from tests.abn.cuda_emulator import emu
 from tests.abn.cuda_emulator.launcher import Launcher, installed
 
@@ -103,6 +104,11 @@ def test_eager_calls_equal_the_operators_to_the_bit(backend, case):
     watched = Watched()
     same(results(case), results(case, watched))
     assert any("segtrain_abn" in name for name in watched.seen)
+
+
+def test_the_layer_against_float64(backend):
+    failed = [str(result) for result in check_layer("cpu") if not result.good]
+    assert not failed
 
 
 def test_a_layer_on_cuda_is_six_launches_and_no_operation_of_torch(monkeypatch):

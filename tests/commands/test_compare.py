@@ -95,7 +95,7 @@ def test_the_order_of_the_images_does_not_matter(segtrain, tmp_path):
         arrays = {name: file[name] for name in file.files}
     number = 29 - arrays["image"]
     order = np.argsort(number, kind="stable")
-    for name in ("truth", "prediction", "count"):
+    for name in ("truth", "prediction", "pixels"):
         arrays[name] = arrays[name][order]
     packed = [np.frombuffer("".join(f"{text}\0" for text in texts).encode(), np.uint8) for texts in
               (names[::-1], [f"/{name}" for name in names[::-1]])]  # fmt: skip

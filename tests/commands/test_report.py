@@ -12,7 +12,7 @@ from PIL import Image
 
 from segtrain.commands.report import pictures
 from segtrain.commands.report.charts import line_chart, thinned, ticks
-from segtrain.commands.report.pictures import Shown, encoded, region_window
+from segtrain.commands.report.pictures import Shown, as_uris, region_window
 from segtrain.commands.report.tables import image_table
 from segtrain.data.labels import LabelTable
 from segtrain.scoring.image_counts import read_image_counts
@@ -259,11 +259,11 @@ def test_images_are_made_smaller_until_they_fit(monkeypatch):
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 2, (120, 240)).astype(np.uint8)
     shown = Shown("a", "", rng.integers(0, 255, (120, 240, 3)).astype(np.uint8), noise, 1 - noise, 0)
-    whole = encoded([[shown]], table)[0][0]
+    whole = as_uris([[shown]], table)[0][0]
     assert (whole.width, whole.height) == (240, 120)
     size = sum(map(len, whole[:4]))
     monkeypatch.setattr(pictures, "BUDGET", 3 * size // 2)
-    groups = encoded([[shown, shown], [shown]], table)
+    groups = as_uris([[shown, shown], [shown]], table)
     assert sum(len(text) for group in groups for one in group for text in one[:4]) <= 3 * size // 2
     assert groups[1][0].width < 240
 

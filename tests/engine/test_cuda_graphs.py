@@ -59,23 +59,24 @@ class Recorder:
         return replay, sums
 
 
-def learner_of(captured, **trainer):
+def learner_of(captured, device="cpu", **trainer):
     options = config.TrainConfig()
     options.trainer = config.TrainerConfig(batch_size=4, max_steps=9, **trainer)
     options.model.norm = "inplace_abn"
     options.loss.name = "cross_entropy"
     network = small_network("inplace_abn")
     network.unused = torch.nn.Parameter(torch.ones(3, dtype=torch.double))  # whose gradient stays None
-    learner = Learner(network, build_loss(options.loss, 3), options, World(), torch.device("cpu"))
-    if captured:
+    options.trainer.cuda_graphs = captured and device == "cuda"
+    learner = Learner(network.to(device), build_loss(options.loss, 3), options, World(), torch.device(device))
+    if captured and device == "cpu":
         capture = Recorder(network)
         learner.graphs = StepGraphs(learner.add_gradient, list(network.parameters()), capture, torch.device("cpu"))
     return learner
 
 
-def trained(captured, sizes, **trainer):
+def trained(captured, sizes, device="cpu", **trainer):
     """(learner, all that nine steps give), for micro-batches of these sizes in turn."""
-    learner, found = learner_of(captured, accumulation=len(sizes[0]), **trainer), []
+    learner, found = learner_of(captured, device, accumulation=len(sizes[0]), **trainer), []
     place = 0
     for step in range(9):
         parts = []
@@ -90,6 +91,7 @@ def trained(captured, sizes, **trainer):
 WAYS = {
     "one batch": ([[3]], {}),
     "parts": ([[2, 3, 2]], {}),
+    "equal parts": ([[2, 2, 2]], {}),
     "shapes in turn": ([[2], [3]], {}),
     "parts and shapes": ([[2, 3], [3, 2]], {}),
     "clipped, averaged": ([[2, 2]], {"ema_decay": 0.9}),
@@ -108,6 +110,23 @@ def test_a_replayed_training_equals_an_ordinary_one_to_the_bit(way):
         assert torch.equal(a, b)
     assert learner.network.unused.grad is None
     assert learner.graphs.capture.log.count("replay") >= 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("way", WAYS)
+def test_the_same_on_a_device(way):
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        sizes, trainer = WAYS[way]
+        _, want = trained(False, sizes, "cuda", **trainer)
+        learner, found = trained(True, sizes, "cuda", **trainer)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert learner.graphs.recorded
+    assert found[0] == want[0]
+    for a, b in zip(found[1:], want[1:], strict=True):
+        assert torch.equal(a, b)
 
 
 def test_warm_up_then_one_capture_for_each_shape_and_replays():

@@ -87,7 +87,9 @@ class Browser:
         with urllib.request.urlopen(address, timeout=60) as answer:
             targets = json.load(answer)
         self.socket = WebSocket(next(one for one in targets if one["type"] == "page")["webSocketDebuggerUrl"])
-        self.number, self.requests, self.errors, self.loaded = 0, [], [], False
+        self.number, self.loaded = 0, False
+        self.requests: list[str] = []
+        self.errors: list[dict] = []
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 

@@ -20,11 +20,11 @@ OPERATORS = {
 INDEXING = {"aten::index.Tensor", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_"}
 
 
-CONSTANT, COUNT = "device.py constant", "losses/tiles.py labelled_pixels"
+CONSTANT, COUNT = "device.py kept_constant", "losses/tiles.py labelled_pixels"
 
 
 def where() -> str:
-    """The innermost function of segtrain that is running; CONSTANT for what is made once, by device.constant."""
+    """The innermost function of segtrain that is running; CONSTANT for what is made once, by device.kept_constant."""
     frames = [frame for frame in traceback.extract_stack() if "/segtrain/" in frame.filename]
     if any(frame.name == "constant" for frame in frames):
         return CONSTANT

@@ -86,8 +86,8 @@ def test_the_file_is_the_same_in_any_order_and_reads_back(tmp_path):
     for mine, theirs in zip(first, again, strict=True):
         np.testing.assert_array_equal(mine, theirs)
     with np.load(tmp_path / "1/images.npz") as file:
-        assert {name: file[name].dtype.name for name in ("count", "image", "truth")} == {
-            "count": "int64", "image": "int32", "truth": "int16",
+        assert {name: file[name].dtype.name for name in ("pixels", "image", "truth")} == {
+            "pixels": "int64", "image": "int32", "truth": "int16",
         }  # fmt: skip
 
 
@@ -140,9 +140,9 @@ def test_damaged_files_are_refused(tmp_path):
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
     wrong = [
-        {"count": arrays["count"][:-1]}, {"count": arrays["count"] * 0}, {"truth": arrays["truth"] + 3},
+        {"pixels": arrays["pixels"][:-1]}, {"pixels": arrays["pixels"] * 0}, {"truth": arrays["truth"] + 3},
         {"image": arrays["image"][::-1]}, {"image": arrays["image"] + 1}, {"sizes": arrays["sizes"][1:]},
-        {"names": arrays["names"][:-4]}, {"count": arrays["count"] * 1.5}, {"about": arrays["names"]},
+        {"names": arrays["names"][:-4]}, {"pixels": arrays["pixels"] * 1.5}, {"about": arrays["names"]},
     ]  # fmt: skip
     for change in wrong:
         np.savez_compressed(path, **(arrays | change))

@@ -12,7 +12,7 @@ LEVELS = 12  # of the colour of a heat map
 MOST_NAMED, MOST_LETTERS, MARGIN = 40, 14, 6  # classes of a heat map with names, letters of these, cells they take
 
 
-def number(value: float) -> str:
+def short_number(value: float) -> str:
     """A figure in at most five characters or so: 0.0182, 3.1, 1.2e-05."""
     return f"{value:.3g}"
 
@@ -51,7 +51,7 @@ def line_chart(title: str, points: list[tuple[float, float]], unit: str = "", do
     for tick in ticks(low, high):
         y = place(left, tick)[1]
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short_number(tick)}</text>')
     for tick in ticks(left, right):
         x = place(tick, low)[0]
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{tick:g}</text>')
@@ -60,10 +60,10 @@ def line_chart(title: str, points: list[tuple[float, float]], unit: str = "", do
     if dots or len(shown) == 1:
         for point in shown:
             x, y = place(*point)
-            text = f"step {point[0]:g}: {number(point[1])}{unit}"
+            text = f"step {point[0]:g}: {short_number(point[1])}{unit}"
             parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{text}</title></circle>')
-    first, last = points[0], points[-1]
-    words = f"{title}: {number(first[1])}{unit} at step {first[0]:g}, {number(last[1])}{unit} at step {last[0]:g}"
+    ends = [f"{short_number(y)}{unit} at step {x:g}" for x, y in (points[0], points[-1])]
+    words = f"{title}: {', '.join(ends)}"
     return (
         f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(words)}">{"".join(parts)}</svg></figure>'
@@ -108,7 +108,7 @@ def axis_names(names: list[str], rows: int) -> str:
     return "".join(left + below)
 
 
-def bar(value: float | None, limits: tuple[float, float] | None = None) -> str:
+def score_bar(value: float | None, limits: tuple[float, float] | None = None) -> str:
     """A horizontal bar of a fraction, with its interval."""
     if value is None:
         return ""

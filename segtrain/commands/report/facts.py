@@ -36,12 +36,14 @@ class RunFacts(NamedTuple):
 
     def series(self, key: str) -> list[tuple[float, float]]:
         """(step, value) of every line of the log that has the value."""
-        pairs = [(line.get("step"), line.get(key)) for line in self.metrics]
-        return [(step, value) for step, value in pairs if is_number(step) and is_number(value)]
+        pairs = [(as_number(line.get("step")), as_number(line.get(key))) for line in self.metrics]
+        return [(step, value) for step, value in pairs if step is not None and value is not None]
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+def as_number(value: Any) -> float | None:
+    """A finite number; None for anything else."""
+    is_one = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    return value if is_one else None
 
 
 def read_facts(folder: Path) -> RunFacts:

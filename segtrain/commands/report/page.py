@@ -18,9 +18,9 @@ from segtrain.commands.report.pictures import (
     Pictures,
     Shown,
     Uris,
+    as_uris,
     checkpoint_facts,
     confused_pairs,
-    encoded,
 )
 from segtrain.commands.report.tables import class_table, image_table, in_percent, pair_table, text
 from segtrain.console import duration
@@ -50,7 +50,8 @@ def page(facts: RunFacts, shown: Pictures) -> str:
     sections = [
         ("scores", "Scores", scores(facts)), ("curves", "Curves", charts(facts, CURVES)),
         ("classes", "Classes", classes(facts)), ("confusions", "Confusions", confusions(facts)),
-        ("examples", "Best and worst images", examples(facts, shown)), ("images", "All images", all_images(facts)),
+        ("examples", "Best and worst images", example_images(facts, shown)),
+        ("images", "All images", all_images(facts)),
         ("machine", "Memory and throughput", charts(facts, MACHINE)),
         ("made", "What the run was made of", made_of(facts)),
     ]  # fmt: skip
@@ -117,7 +118,7 @@ def scores(facts: RunFacts) -> str:
         ("images as published", counted.get("published")),
         ("inference", f"{inference.get('name')}: {describe_inference(inference)}" if inference else None),
         ("checkpoint", f"{result.get('checkpoint')}, step {result.get('step')}"),
-        ("ignored labels", listed(protocol.get("ignored_labels"))),
+        ("ignored labels", with_commas(protocol.get("ignored_labels"))),
     ]
     entries += [(name, protocol.get(key)) for name, key in PROTOCOL]
     warnings = "".join(f'<p class="note">{text(line)}</p>' for line in protocol.get("warnings") or [])
@@ -127,7 +128,7 @@ def scores(facts: RunFacts) -> str:
     return f"{warnings}{card(entries)}{under}"
 
 
-def listed(values: Any) -> str:
+def with_commas(values: Any) -> str:
     return ", ".join(map(str, values)) if isinstance(values, list) else ""
 
 
@@ -163,13 +164,13 @@ def confusions(facts: RunFacts) -> str:
     )
 
 
-def examples(facts: RunFacts, shown: Pictures) -> str:
+def example_images(facts: RunFacts, shown: Pictures) -> str:
     """Best, worst and confused images: image, labels, prediction, errors."""
     if shown.table is None:
         return ""
     groups = (("Worst images", shown.worst), ("Best images", shown.best), ("Confused classes", shown.confused))
-    made = encoded((images for _, images in groups), shown.table)
-    parts = [legend(shown.table)]
+    made = as_uris((images for _, images in groups), shown.table)
+    parts = [color_legend(shown.table)]
     for (title, images), uris in zip(groups, made, strict=True):
         if images:
             parts.append(f"<h3>{title}</h3>")
@@ -192,7 +193,7 @@ def example(one: Shown, uri: Uris) -> str:
     return f'<figure class="example"><figcaption>{what}{name}</figcaption><div class="parts">{parts}</div></figure>'
 
 
-def legend(table: LabelTable) -> str:
+def color_legend(table: LabelTable) -> str:
     """The colours of the classes and of the error map."""
 
     def patch(name: str, color: Iterable[int]) -> str:
@@ -244,5 +245,5 @@ def session_entries(session: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
         "versions",
         f"segtrain {session.get('segtrain')}, torch {session.get('torch')}, Python {session.get('python')}",
     )
-    yield "GPUs", listed(session.get("cards"))
+    yield "GPUs", with_commas(session.get("cards"))
     yield "commit", git.get("segtrain") if isinstance(git, dict) else None

@@ -13,8 +13,9 @@ from segtrain.commands.report.facts import RunFacts
 from segtrain.config import InferenceConfig, TrainConfig, trained
 from segtrain.console import Progress
 from segtrain.data.labels import LabelTable
+from segtrain.data.loader import EvaluationData
 from segtrain.data.registry import label_table, split_samples
-from segtrain.data.sample import Sample, read_labels, read_sample_image
+from segtrain.data.sample import Sample
 from segtrain.device import resolve_device
 from segtrain.errors import DataError, SegtrainError
 from segtrain.scoring.bootstrap import scores_of
@@ -82,7 +83,7 @@ def confused_pairs(images: ImageConfusions, most: int) -> list[Pair]:
         truth, prediction = divmod(int(cell), matrix.shape[1])
         if matrix[truth, prediction]:
             where = (images.truth == truth) & (images.prediction == prediction)
-            example = int(images.image[where][np.argmax(images.count[where])])
+            example = int(images.image[where][np.argmax(images.pixels[where])])
             pixels = int(matrix[truth, prediction])
             found.append(Pair(truth, prediction, pixels, pixels / int(labelled[truth]), example))
     return found
@@ -118,7 +119,7 @@ def pictures(facts: RunFacts, count: int, root: str | None, device: str) -> Pict
                 notes.append(f"{images.names[number]} is left out: {error}")
             done += 1
             progress.show(done)
-    return Pictures(*groups, renewed.table, notes)
+    return Pictures(groups[0], groups[1], groups[2], renewed.table, notes)
 
 
 class Renewed:
@@ -151,13 +152,15 @@ class Renewed:
         sample: Sample | None = self.samples.get(name)
         if sample is None or sample.label is None:
             raise DataError("the data no longer have it")
-        target, ids, _ = read_labels(sample, self.table)
-        image = read_sample_image(sample, target.shape)
-        if image.shape[:2] != target.shape or tuple(self.images.sizes[number]) != target.shape:
+        item = EvaluationData([sample], self.table)[0]
+        if isinstance(item, SegtrainError):
+            raise item
+        image, target = item.image, item.target
+        if tuple(self.images.sizes[number]) != target.shape:
             raise DataError("the data have changed: it has another size")
         prediction = self.predictor.predict(image, self.inference)
         scores = Scores(self.table)
-        scores.add(ids, self.table.decode(prediction))
+        scores.add(item.ids, self.table.decode(prediction))
         moved = int(np.abs(scores.confusion() - self.images.of_image(number)).sum()) // 2
         if pair is None:
             title = f"mIoU {100 * image_scores(self.images)[number]:.1f} %"
@@ -207,7 +210,7 @@ class Uris(NamedTuple):
     height: int
 
 
-def encoded(groups: Iterable[list[Shown]], table: LabelTable) -> list[list[Uris]]:
+def as_uris(groups: Iterable[list[Shown]], table: LabelTable) -> list[list[Uris]]:
     """All images as data URIs of at most BUDGET characters, made smaller until they fit."""
     groups, longest = list(groups), LONGEST
     while True:
@@ -225,8 +228,10 @@ def uris_of(one: Shown, table: LabelTable, longest: int) -> Uris:
     colors = np.zeros((256, 3), np.uint8)
     colors[: table.num_classes] = table.colors
     kinds = np.array([RIGHT, WRONG, UNLABELLED], np.uint8)
-    labels = [png_uri(plane, colors) for plane in (target, prediction)]
-    return Uris(jpeg_uri(image), *labels, png_uri(errors, kinds), image.shape[1], image.shape[0])
+    return Uris(
+        jpeg_uri(image), png_uri(target, colors), png_uri(prediction, colors), png_uri(errors, kinds), image.shape[1],
+        image.shape[0],
+    )  # fmt: skip
 
 
 def jpeg_uri(image: np.ndarray) -> str:

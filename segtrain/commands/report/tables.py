@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from segtrain.commands.report.charts import bar
+from segtrain.commands.report.charts import score_bar
 from segtrain.commands.report.pictures import Pair, image_scores, ranked
 from segtrain.console import as_utf8, printable
 from segtrain.scoring import bootstrap
@@ -59,7 +59,7 @@ def class_table(result: dict[str, Any], images: ImageConfusions | None) -> str:
         limits: tuple[float, float] | None = None
         if found is not None and found[number].low == found[number].low:
             limits = max(found[number].low, 0.0), min(found[number].high, 1.0)
-        cells = [f'<th scope="row" class="text">{text(name)}</th>', cell(bar(value, limits), kind="wide")]
+        cells = [f'<th scope="row" class="text">{text(name)}</th>', cell(score_bar(value, limits), kind="wide")]
         cells.append(cell(in_percent(value), "" if value is None else value))
         if limits is None:
             cells.append(cell("-", ""))
@@ -83,7 +83,7 @@ def image_table(images: ImageConfusions) -> str:
     starts = np.searchsorted(evaluated.image, np.arange(len(images.names) + 1))
     for number in order:
         part = slice(starts[number], starts[number + 1])
-        truth, prediction, count = evaluated.truth[part], evaluated.prediction[part], evaluated.count[part]
+        truth, prediction, count = evaluated.truth[part], evaluated.prediction[part], evaluated.pixels[part]
         wrong = np.where(truth != prediction, count, 0)
         total, errors, most = int(count.sum()), int(wrong.sum()), int(np.argmax(wrong))
         pair = f"{names[truth[most]]} as {names[prediction[most]]}" if errors else ""

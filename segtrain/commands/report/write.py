@@ -11,7 +11,7 @@ from segtrain.errors import UsageError
 from segtrain.files import write_atomically
 
 
-def report(config: ReportConfig) -> Path:
+def report_run(config: ReportConfig) -> Path:
     """Write one HTML file about a run, which loads nothing. Returns its path.
 
     The best and worst images are predicted again by last.pt, where the data are there; else the page says why not.

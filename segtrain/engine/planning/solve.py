@@ -196,7 +196,7 @@ def largest(
     """
     fits, fails = 0, limits[1] + 1
     points: list[tuple[float, int]] = [] if known is None else [known]
-    guess, traced = below(line, pixels, memory, limits), 0
+    guess, traced = largest_below(line, pixels, memory, limits), 0
     while fails - fits > 1:
         guess = min(max(guess, fits + 1, limits[0]), fails - 1)
         (found, growing), size, traced = needs(guess), pixels(guess), traced + 1
@@ -216,13 +216,13 @@ def largest(
         fitting = sorted(point for point in points if point[1] <= memory)[-2:]
         if len(fitting) == 2 and Line.through(*fitting).at(pixels(fits + 1)) > memory * (1 + CLEAR):
             break  # needs grow at least as the line through what fits
-        guess = below(line, pixels, memory, limits)
+        guess = largest_below(line, pixels, memory, limits)
         if traced > 3:  # no line describes it: halve what is left, or double
             guess = (fits + fails) // 2 if fails <= limits[1] else max(guess, 2 * fits)
     return fits, line
 
 
-def below(line: Line, pixels: Callable[[int], int], memory: int, limits: tuple[int, int]) -> int:
+def largest_below(line: Line, pixels: Callable[[int], int], memory: int, limits: tuple[int, int]) -> int:
     """The largest number within the limits that fits by the line, else the least one."""
     low, high = limits[0], limits[1] + 1
     while high - low > 1:

@@ -1,0 +1,102 @@
+"""`segtrain predict`: what is finished stays, what is broken is named at the end, and processes share the images."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segtrain import load
+from tests.helpers.checkout import TINY
+from tests.helpers.runs import Ranks, refused
+
+
+@pytest.fixture
+def trained(segtrain, folder_data):
+    answer = segtrain("train", *folder_data[1], f"plugins=[{TINY}]", "model.backbone=tiny", "run=run")
+    assert answer.status == 0, answer
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b/c.png", "b/d.png"):
+        path = Path("photos", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)).save(path)
+    return ["input=photos", "run=run", f"plugins=[{TINY}]", "output=out", "outputs=[raw,color]", "device=cpu"]
+
+
+def written():
+    return {str(path.relative_to("out")): path.stat().st_mtime_ns for path in Path("out").rglob("*.png")}
+
+
+def test_the_same_command_does_what_is_left(segtrain, trained):
+    assert segtrain("predict", *trained).status == 0
+    first = written()
+    assert len(first) == 6
+    Path("out/color/b/c.png").unlink()
+    Path("photos/e.png").write_bytes(Path("photos/a.png").read_bytes())
+    os.utime("photos/b/d.png")  # has changed since
+    answer = segtrain("predict", *trained)
+    assert "finished    1 of 4 images before" in answer.out and "predicting  3 images" in answer.out
+    again = written()
+    same = {name for name, time in first.items() if again[name] == time}
+    assert same == {"raw/a.png", "color/a.png"} and len(again) == 8
+    assert "predicting  0 images" in segtrain("predict", *trained).out
+    assert "predicting  4 images" in segtrain("predict", *trained, "overwrite=true").out
+
+
+def test_the_answers_of_another_network_or_inference_are_replaced(segtrain, trained):
+    assert segtrain("predict", *trained).status == 0
+    answer = segtrain("predict", *trained, "inference.flip=true")
+    assert "replaced    out holds" in answer.out and "predicting  3 images" in answer.out
+    assert "predicting  0 images" in segtrain("predict", *trained, "inference.flip=true").out
+    Path("out/predict.json").write_text("damaged")
+    assert "predicting  3 images" in segtrain("predict", *trained, "inference.flip=true").out
+
+
+def test_images_that_cannot_be_read_are_named_at_the_end(segtrain, trained):
+    Path("photos/b/c.png").write_bytes(b"no image")
+    answer = segtrain("predict", *trained)
+    refused(answer, "photos/b/c.png", status=1)
+    assert set(written()) == {f"{kind}/{name}.png" for kind in ("raw", "color") for name in ("a", "b/d")}
+
+
+def test_the_frames_of_a_video(segtrain, trained):
+    writer = cv2.VideoWriter("film.avi", cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for level in (0, 120, 240):
+        writer.write(np.full((48, 64, 3), level, np.uint8))
+    writer.release()
+    answer = segtrain("predict", *trained[1:], "input=film.avi")
+    assert answer.status == 0 and "3 images" in answer.out
+    assert {name for name in written() if name.startswith("raw")} == {f"raw/film/00000{n}.png" for n in (1, 2, 3)}
+
+
+def test_two_processes_share_the_images(segtrain, trained):
+    Path("photos/b/e.png").write_bytes(b"no image")
+    out, err = Ranks(2, "predict", *trained).ended(status=1)
+    assert "photos/b/e.png" in err and "Traceback" not in err
+    assert out.count("predicting  4 images") == 1 and "\n3 images; " in out
+    predictor = load("run", device="cpu")
+    for name in ("a", "b/c", "b/d"):
+        assert (np.asarray(Image.open(f"out/raw/{name}.png")) == predictor.predict(f"photos/{name}.png")).all()
+
+
+def test_several_checkpoints_are_averaged(segtrain, trained, folder_data):
+    """The arg-max of the mean of both networks' probabilities, enlarged first."""
+    words = [*folder_data[1], trained[2], "model.backbone=tiny"]
+    assert segtrain("train", *words, "run=other", "trainer.seed=1", "model.output_stride=8").status == 0
+    common = [word for word in trained if not word.startswith("run=")]
+    answer = segtrain("predict", *common, "checkpoint=[run/last.pt,other/last.pt]")
+    assert answer.status == 0 and answer.out.count("checkpoint  ") == 2, answer
+    image = np.asarray(Image.open("photos/a.png"))
+    total = np.zeros((2, *image.shape[:2]))
+    for run in ("run", "other"):
+        logits = load(run, device="cpu").logits(torch.from_numpy(image.transpose(2, 0, 1)[None].copy()))
+        enlarged = torch.nn.functional.interpolate(logits.double(), image.shape[:2], mode="bilinear")
+        total += enlarged.softmax(1)[0].detach().numpy()
+    assert (np.asarray(Image.open("out/raw/a.png")) == total.argmax(0)).mean() > 0.999
+    assert segtrain("train", *words, "run=third", "model.mean=[0.1,0.1,0.1]").status == 0
+    refused(segtrain("predict", *common, "checkpoint=[run/last.pt,third/last.pt]"), "third/last.pt", "mean and std")
+    refused(segtrain("predict", *common, "checkpoint=[run/last.pt]", "run=run"), "one of them")
+    refused(segtrain("predict", *common, "checkpoint=[]"), "checkpoint")
