@@ -8,7 +8,7 @@ from segtrain.console import say
 from segtrain.engine.blackbox import recorded
 from segtrain.engine.start import task_of
 from segtrain.errors import DataError
-from segtrain.scoring.figures import write_png
+from segtrain.scoring.figures import captioned, write_png
 from segtrain.weights import checkpoint
 
 
@@ -19,7 +19,7 @@ def replay(config: ReplayConfig) -> Path:
     record of the step is printed; DataError if it names other images. Returns the path of the drawing.
     """
     folder = Path(config.run or "")
-    trained = config_of_run(folder, config)
+    trained = config_of_run(folder, config.root)
     task = task_of(trained)(trained)
     data = task.data()
     size = trained.trainer.images
@@ -47,7 +47,7 @@ def replay(config: ReplayConfig) -> Path:
         note = "" if record is None or record["loss"] is None else f"  loss {record['loss']:.4g}  rank {rank}"
         drawing, words = task.draw(image, target)
         say(f"position   {position}  {name}  window {window}  {words}{note}")
-        rows.append(drawing)
+        rows.append(captioned(drawing, f"{position}  {name}"))
     output = Path(config.output or folder / "replay")
     path = output / f"step_{config.step:07d}.png"
     write_png(path, task.sheet(rows))
@@ -55,8 +55,8 @@ def replay(config: ReplayConfig) -> Path:
     return path
 
 
-def config_of_run(folder: Path, config: ReplayConfig) -> TrainConfig:
-    """The configuration of a run, from its config.yaml or else its newest checkpoint."""
+def config_of_run(folder: Path, root: str | None) -> TrainConfig:
+    """The configuration of a run, from its config.yaml or else its newest checkpoint. root: where the data are now."""
     from segtrain.config import trained
     from segtrain.config.stored import wrong_options
     from segtrain.config.user_files import read_yaml
@@ -71,6 +71,6 @@ def config_of_run(folder: Path, config: ReplayConfig) -> TrainConfig:
     if faults := list(wrong_options(content)):
         raise DataError(f"{path if state is None else folder} holds no options of a training: {'; '.join(faults[:3])}")
     found = trained(content)
-    if config.root is not None:
-        found.dataset.root = config.root
+    if root is not None:
+        found.dataset.root = root
     return found

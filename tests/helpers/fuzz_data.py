@@ -93,10 +93,12 @@ class Files:
             "score": [f"predictions={self.root / 'predictions'}", *(given or self.given("cityscapes"))],
             "compare": [f"inputs=[{run},{self.root / 'second'}]"],
             "report": [f"run={run}", "device=cpu", "pictures=1", *plain],
+            "suspects": [f"run={run}", "device=cpu", "top=3", *plain],
             "submit": [f"predictions={self.root / 'predictions'}", "split=val", *(given or self.given("cityscapes"))],
             "predict": [f"input={self.root / 'photo.png'}", *network],
             "export": [f"run={run}", *plain, "output=out.onnx", *given],
             "convert": [f"input={self.root / 'weights.pth'}", "output=out.safetensors"],
+            "convert-labels": [f"input={self.root / 'folder'}", "output=labels"],
             "weights": [],
             "info": [],
         }[command]
