@@ -1,8 +1,9 @@
 """Trace training steps on fake tensors: no GPU, no data, no memory."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -158,6 +159,16 @@ def make_buckets(network: nn.Module) -> list[Tensor]:
     return buckets
 
 
+@contextmanager
+def all_labelled(loss: Loss, target: Tensor) -> Iterator[None]:
+    """In place of `loss.counted` for targets without numbers: every pixel is labelled."""
+    loss.host_counts = [target[0].numel()] * len(target)
+    try:
+        yield
+    finally:
+        loss.host_counts = None
+
+
 class Phases:
     """Marks in a ledger where the phases of a step begin. kept_at: the last event of the last loss."""
 
@@ -167,6 +178,7 @@ class Phases:
         learner: Any = tracer.learner
         learner.model = self.then(tracer.forward, "loss", "forward")
         learner.loss = self.then(tracer.loss, "backward")
+        learner.loss.counted = partial(all_labelled, tracer.loss)
         learner.gradient_norm = self.then(tracer.norm, "optimizer")
         ledger.begin("forward")
 
