@@ -10,6 +10,7 @@ import yaml
 
 from segtrain.config import DatasetConfig, FolderConfig
 from segtrain.console import say
+from segtrain.data.folders import matching
 from segtrain.data.sets.folder import match_patterns
 from segtrain.data.verify.guess import LABELS_READ, Pairs, guess_classes, guess_splits
 from segtrain.data.verify.recognise import (
@@ -30,6 +31,7 @@ from segtrain.data.verify.recognise_masks import (
     recognise_parquet,
     recognise_voc,
 )
+from segtrain.data.verify.suggest import suggestion
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
 
@@ -78,7 +80,11 @@ def write_guess(data: DatasetConfig, path: Path) -> None:
         names = ", ".join(row.name for row in found.rows[:8])
         say(f"classes     {names}{', ...' if len(found.rows) > 8 else ''} in {table}")
     say(f"then        segtrain check dataset={path}")
-    say(f"and         segtrain train dataset={path} augmentation.crop_size=[256,256] trainer.epochs=60")
+    images = [image for image, _ in found.pairs.get("train", [])]
+    if not images and "images" in splits["train"]:
+        images = [file for _, file in matching(root, splits["train"]["images"])]
+    for line in suggestion(path, images):
+        say(line)
     say(str(path))
 
 

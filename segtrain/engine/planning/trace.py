@@ -160,8 +160,8 @@ def make_buckets(network: nn.Module) -> list[Tensor]:
 
 
 @contextmanager
-def all_labelled(loss: Loss, target: Tensor) -> Iterator[None]:
-    """In place of `loss.counted` for targets without numbers: every pixel is labelled."""
+def all_counted(loss: Loss, target: Tensor) -> Iterator[None]:
+    """`Loss.counted` for a target whose numbers cannot be read: at most, all pixels are labelled."""
     loss.host_counts = [target[0].numel()] * len(target)
     try:
         yield
@@ -177,8 +177,9 @@ class Phases:
         self.kept_at = 0
         learner: Any = tracer.learner
         learner.model = self.then(tracer.forward, "loss", "forward")
-        learner.loss = self.then(tracer.loss, "backward")
-        learner.loss.counted = partial(all_labelled, tracer.loss)
+        loss: Any = self.then(tracer.loss, "backward")
+        loss.counted = partial(all_counted, tracer.loss)
+        learner.loss = loss
         learner.gradient_norm = self.then(tracer.norm, "optimizer")
         ledger.begin("forward")
 
