@@ -80,12 +80,16 @@ def write_guess(data: DatasetConfig, path: Path) -> None:
         names = ", ".join(row.name for row in found.rows[:8])
         say(f"classes     {names}{', ...' if len(found.rows) > 8 else ''} in {table}")
     say(f"then        segtrain check dataset={path}")
-    images = [image for image, _ in found.pairs.get("train", [])]
-    if not images and "images" in splits["train"]:
-        images = [file for _, file in matching(root, splits["train"]["images"])]
-    for line in suggestion(path, images):
+    for line in suggestion(path, training_images(found, root, splits["train"])):
         say(line)
     say(str(path))
+
+
+def training_images(found: Recognised, root: Path, entry: dict[str, str]) -> list[Path]:
+    """Those that the suggestion for a training looks at; none of a parquet file."""
+    if found.pairs.get("train") or "images" not in entry:
+        return [image for image, _ in found.pairs.get("train", [])]
+    return [file for _, file in matching(root, entry["images"])]
 
 
 def say_guesses(found: Recognised) -> None:
