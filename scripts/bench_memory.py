@@ -45,11 +45,11 @@ from segtrain.models.memory import Saving, training_step_costs
 BUDGETS = (0.5, 0.4, 0.3, 0.2, 0.1)
 FORMS = (
     Saving("standard", "batch_norm", pooling=False, loss=False),
-    Saving("standard, own loss", "batch_norm"),
+    Saving("standard + own loss", "batch_norm"),
     *(Saving(f"compiled {budget}", "batch_norm", budget=budget) for budget in BUDGETS),
     Saving("blocks", "batch_norm", recompute="blocks"),
     Saving("in place"),
-    Saving("in place, blocks", recompute="blocks"),
+    Saving("in place + blocks", recompute="blocks"),
     Saving("grouped", recompute="grouped"),
     Saving("identity_input", recompute="identity_input"),
     Saving("both", recompute="both"),
@@ -197,10 +197,12 @@ def picture(results: dict[str, dict[str, Figures]]) -> np.ndarray:
 
 
 def chosen_forms(words: str | None) -> list[Saving]:
-    """Those whose names begin with one of the words, and the standard one."""
-    wanted = ("",) if words is None else tuple(word.strip() for word in words.split(","))
-    found = [form for form in FORMS if form.name.startswith(wanted)]
-    return found if found[:1] == [FORMS[0]] else [FORMS[0], *found]
+    """Those whose names begin with one of the words, and the first two, to which all are compared."""
+    wanted = () if words is None else tuple(word.strip() for word in words.split(",") if word.strip())
+    unknown = [word for word in wanted if not any(form.name.startswith(word) for form in FORMS)]
+    if unknown:
+        raise SystemExit(f"no form begins with {unknown[0]!r}: {', '.join(form.name for form in FORMS)}")
+    return [form for form in FORMS if not wanted or form in FORMS[:2] or form.name.startswith(wanted)]
 
 
 def main() -> None:

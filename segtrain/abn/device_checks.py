@@ -30,9 +30,11 @@ def check_layer(device: str) -> Iterator[Result]:
         outcomes = []
         for kind, dtype, where in ((ScaledABN, torch.float64, "cpu"), (InPlaceABN, torch.float32, device)):
             layer = kind(shape[1], scale=scale).to(where, dtype)
+            assert layer.weight is not None
+            assert layer.bias is not None
             with torch.no_grad():
-                layer.weight.copy_(weight)  # type: ignore[arg-type]
-                layer.bias.copy_(bias)  # type: ignore[arg-type]
+                layer.weight.copy_(weight)
+                layer.bias.copy_(bias)
             leaves = [t.to(where, dtype).requires_grad_() for t in (x, added)]
             z = layer(leaves[0] * 1, leaves[1])
             wanted = [*leaves, layer.weight, layer.bias]

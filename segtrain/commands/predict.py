@@ -38,10 +38,7 @@ def predict(config: PredictConfig) -> Path:
         raise UsageError("input is not set: give input=IMAGE, input=FOLDER, a list, a pattern or a video")
     with init_distributed(shared_values(config)) as dist:
         inputs = find_inputs(config.input)
-        predictor = load_predictor(
-            config.checkpoint or "", config.device, config.checkpoint_weights, config.taxonomy, config.taxonomy_rest
-        )
-        say(f"checkpoint  {checkpoint_line(Path(config.checkpoint or ''), config.run, predictor.metadata)}")
+        predictor = networks_of(config)
         output = Path(config.output or "segtrain-out/predict")
         numbers = []
         if dist.main:
@@ -65,6 +62,16 @@ def predict(config: PredictConfig) -> Path:
             listed.everywhere = True
             raise listed
         return output
+
+
+def networks_of(config: PredictConfig) -> Predictor:
+    """The network, or several to be averaged; each checkpoint is printed."""
+    files = config.checkpoints()
+    mapped = config.checkpoint_weights, config.taxonomy, config.taxonomy_rest
+    some = [load_predictor(file, config.device, *mapped) for file in files]
+    for file, one in zip(files, some, strict=True):
+        say(f"checkpoint  {checkpoint_line(Path(file), config.run, one.metadata)}")
+    return some[0].averaged_with(some[1:], files)
 
 
 def predict_all(
@@ -117,9 +124,10 @@ def read_inputs(
 
 def made_by(config: PredictConfig) -> dict[str, Any]:
     """What all files of an output folder have in common. Images of another network or inference are no answers."""
-    network = Path(str(config.checkpoint))
+    files = config.checkpoints()
     return {
-        "checkpoint": str(network), "sha256": file_hash(network), "weights": config.checkpoint_weights,
+        "checkpoint": ", ".join(files), "sha256": [file_hash(Path(file)) for file in files],
+        "weights": config.checkpoint_weights,
         "taxonomy": config.taxonomy, "taxonomy_rest": config.taxonomy_rest, "inference": asdict(config.inference),
     }  # fmt: skip
 

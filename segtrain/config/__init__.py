@@ -11,6 +11,7 @@ from segtrain.config.commands import (
     CommandConfig,
     CompareConfig,
     ConvertConfig,
+    ConvertLabelsConfig,
     InfoConfig,
     PlanCommandConfig,
     ReplayConfig,
@@ -42,7 +43,7 @@ from segtrain.config.dataset import (
     classifies,
 )
 from segtrain.config.inference import InferenceConfig
-from segtrain.config.keys import LENGTHS, is_safe, shared_values
+from segtrain.config.keys import LENGTHS, flatten, is_safe, shared_values
 from segtrain.config.loader import LoaderConfig
 from segtrain.config.logging import LoggingConfig
 from segtrain.config.loss import LossConfig
@@ -59,14 +60,14 @@ from segtrain.config.trainer import TrainerConfig
 # fmt: off
 __all__ = [
     "AugmentationConfig", "CheckConfig", "CityscapesConfig", "CocoStuffConfig", "CommandConfig", "CompareConfig",
-    "ConvertConfig", "DATASET_CONFIGS", "DatasetConfig", "ENGINES", "EvaluateConfig", "ExportConfig", "FolderConfig",
-    "IGNORE_INDEX", "ImageNetConfig", "InferenceConfig", "InfoConfig", "KittiConfig", "LENGTHS", "LoaderConfig",
-    "LoggingConfig", "LossConfig", "MixtureConfig", "ModelConfig", "OptimizerConfig", "PlanCommandConfig",
-    "PlanConfig", "PredictConfig", "ReplayConfig", "ReportConfig", "RunsConfig", "SamplingConfig", "ScheduleConfig",
-    "ScoreConfig", "ShowConfig", "StreetsCommandConfig", "StreetsConfig", "SubmitConfig", "SuspectsConfig",
-    "TrainConfig", "TrainerConfig", "VerifyConfig", "VistasConfig", "WeightsConfig", "adopt_earlier",
-    "checkpoint_line", "checkpoint_path", "classifies", "dataset_schema", "is_safe", "names_pictures", "option",
-    "option_of", "refuse_other_task", "refuse_pictures", "require", "run_folder", "shared_values", "trained",
+    "ConvertConfig", "ConvertLabelsConfig", "DATASET_CONFIGS", "DatasetConfig", "ENGINES", "EvaluateConfig",
+    "ExportConfig", "FolderConfig", "IGNORE_INDEX", "ImageNetConfig", "InferenceConfig", "InfoConfig", "KittiConfig",
+    "LENGTHS", "LoaderConfig", "LoggingConfig", "LossConfig", "MixtureConfig", "ModelConfig", "OptimizerConfig",
+    "PlanCommandConfig", "PlanConfig", "PredictConfig", "ReplayConfig", "ReportConfig", "RunsConfig", "SamplingConfig",
+    "ScheduleConfig", "ScoreConfig", "ShowConfig", "StreetsCommandConfig", "StreetsConfig", "SubmitConfig",
+    "SuspectsConfig", "TrainConfig", "TrainerConfig", "VerifyConfig", "VistasConfig", "WeightsConfig", "adopt_earlier",
+    "checkpoint_line", "checkpoint_path", "classifies", "dataset_schema", "flatten", "is_safe", "names_pictures",
+    "option", "option_of", "refuse_other_task", "refuse_pictures", "require", "run_folder", "shared_values", "trained",
     "with_defaults",
 ]
 # fmt: on

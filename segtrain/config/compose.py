@@ -19,14 +19,14 @@ from segtrain.config.chosen_checkpoint import checkpoint_path
 from segtrain.config.commands import CommandConfig, TrainConfig, refuse_other_task
 from segtrain.config.dataset import DATASET_CONFIGS, DatasetConfig
 from segtrain.config.inference import InferenceConfig
-from segtrain.config.keys import LENGTHS, group_names, known_options
+from segtrain.config.keys import LENGTHS, group_names, known_options, swept_keys
 from segtrain.config.locations import CONFIGS, group_choices
 from segtrain.config.messages import explain, mismatch, unknown_choice
 from segtrain.config.options import as_written
-from segtrain.config.overrides import as_override, literal, one_length, refuse_additions, run_name, shorten_warm_up
+from segtrain.config.overrides import as_override, literal, name_run, one_length, refuse_additions, shorten_warm_up
 from segtrain.config.plugin_files import load_plugin, loaded_parts, own_parts
 from segtrain.config.recipes import PREFIX, foreign_options, recipe_without
-from segtrain.config.results import EvaluateConfig, ExportConfig, PredictConfig, SubmitConfig
+from segtrain.config.results import settle_checkpoint
 from segtrain.config.stored import earlier_values
 from segtrain.config.user_files import read_yaml
 from segtrain.console import warn
@@ -38,7 +38,7 @@ class Request:
     """A command line to be composed.
 
     words: overrides in Hydra's grammar. config_dir: a folder with the user's own YAML files. stored_options: reads the
-    options inside a checkpoint; needed for commands that take them from there.
+    options inside a checkpoint; needed for commands that take them from there. swept: the keys that a sweep varies.
     """
 
     verb: str
@@ -46,6 +46,7 @@ class Request:
     words: list[str] = field(default_factory=list)
     config_dir: str | None = None
     stored_options: Callable[[Path], dict[str, Any]] | None = None
+    swept: tuple[str, ...] = ()
 
     def chosen(self, key: str) -> str | None:
         """The value of the first word key=VALUE."""
@@ -141,22 +142,11 @@ def to_options(request: Request, composed: Any) -> CommandConfig:
             why = "the file of the dataset comes first" if its == options.dataset.name else f"it is for dataset={its}"
             warn(f"experiment={options.experiment}: its {listed} left out, as {why}")
         options.mean_is_given = any(word.startswith(("model.mean=", "model.std=")) for word in request.words)
-        options.name = options.name or run_name(options, request.words)
+        name_run(options, request.words, request.swept)
         shorten_warm_up(options, request.words)
-    if needs_checkpoint(options):
-        named: Any = options
-        named.checkpoint = str(checkpoint_path(named.checkpoint, named.run))
+    settle_checkpoint(options)
     options.check()
     return options
-
-
-def needs_checkpoint(options: CommandConfig) -> bool:
-    """Whether the command asks a network that checkpoint= or run= must name."""
-    if isinstance(options, EvaluateConfig):
-        return options.engine is None or options.checkpoint is not None or options.run is not None
-    if isinstance(options, SubmitConfig):
-        return options.predictions is None
-    return isinstance(options, PredictConfig | ExportConfig)
 
 
 def chosen_recipe(request: Request) -> str | None:
@@ -173,7 +163,7 @@ def combinations(request: Request) -> list[Request]:
     with explained(request):
         overrides = OverridesParser.create().parse_overrides(request.words)
         jobs = BasicSweeper.split_arguments(overrides, None)[0]
-    return [replace(request, words=words) for words in jobs]
+    return [replace(request, words=words, swept=swept_keys(jobs)) for words in jobs]
 
 
 def launch_by_hydra(request: Request, run: Callable[[CommandConfig], None]) -> None:
@@ -184,7 +174,7 @@ def launch_by_hydra(request: Request, run: Callable[[CommandConfig], None]) -> N
     def job(composed: Any) -> None:
         added = [f"{key}=null" for key in LENGTHS]
         words = [typed.get(word, word) for word in HydraConfig.get().overrides.task if word not in added]
-        run(to_options(replace(request, words=words), composed))
+        run(to_options(replace(request, words=words, swept=jobs[0].swept), composed))
 
     typed: dict[str, str] = {}  # what Hydra gets for the files of datasets -> what was typed
     sent = []
@@ -200,7 +190,7 @@ def launch_by_hydra(request: Request, run: Callable[[CommandConfig], None]) -> N
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
     sys.argv = ["segtrain", "-m", *path, *sent, *quiet]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints what is raised, and ends the process with 1
-    for job_request in combinations(request):
+    for job_request in (jobs := combinations(request)):
         prepare(job_request)
     with explained(request):
         hydra.main(version_base="1.3", config_path=str(CONFIGS.absolute()), config_name=request.verb)(job)()
@@ -366,7 +356,8 @@ def store_checkpoint(store: Any, request: Request, names: set[str]) -> None:
     if alone and request.chosen("dataset") is None:
         raise UsageError("engine=FILE alone: give dataset=NAME, or checkpoint=FILE, whose dataset is then taken")
     if request.chosen("predictions") is None and not alone:  # else no network is asked
-        path = checkpoint_path(named.get("checkpoint"), named.get("run"))
+        several = named.get("checkpoint")
+        path = checkpoint_path(several[0] if isinstance(several, list) and several else several, named.get("run"))
         assert request.stored_options is not None
         stored = request.stored_options(path)
         if "dataset" in names:

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segtrain.config.chosen_checkpoint import checkpoint_path
 from segtrain.config.commands import CommandConfig, check_views, device_option, plugins_option, refuse_pictures
 from segtrain.config.dataset import SIZE, DatasetConfig, classifies
 from segtrain.config.inference import InferenceConfig
 from segtrain.config.loader import LoaderConfig
 from segtrain.config.model import ACTIVATIONS
 from segtrain.config.options import LARGEST_SIZE, MOST_PICTURES, group, option, require
+from segtrain.errors import UsageError
 
 ENGINES = {"onnx": ".onnx", "torch_export": ".pt2", "state_dict": ".safetensors"}  # format -> suffix of its file
 OUTPUTS = ("labels", "color", "overlay", "palette", "raw", "prob")
@@ -157,7 +159,9 @@ class SubmitConfig(CommandConfig):
 @dataclass
 class PredictConfig(CommandConfig):
     input: str | None = option(None, "image, folder, list of paths (.txt), pattern with * or video", path=True)
-    checkpoint: str | None = checkpoint_option()
+    checkpoint: Any = option(
+        None, "checkpoint, or weights as downloaded; with run=: last, best; [A,B]: averaged", path=True
+    )
     run: str | None = run_option()
     checkpoint_weights: str = checkpoint_weights_option()
     taxonomy: str = taxonomy_option()
@@ -174,9 +178,16 @@ class PredictConfig(CommandConfig):
 
     def check(self) -> Any:
         check_taxonomy(self.taxonomy, self.taxonomy_rest)
+        several = self.checkpoints()
+        sound = len(several) >= 1 and all(isinstance(one, str) for one in several)
+        require(sound or self.run is not None, "checkpoint", self.checkpoint, "give FILE, or [FILE,FILE,...]")
         text = f"give one or more of {', '.join(OUTPUTS)}, as [palette,prob]"
         require(len(self.outputs) >= 1, "outputs", self.outputs, text)
         return super().check()
+
+    def checkpoints(self) -> list[str]:
+        """The files, one or several, whose probabilities are averaged."""
+        return self.checkpoint if isinstance(self.checkpoint, list) else [self.checkpoint]
 
 
 @dataclass
@@ -203,3 +214,20 @@ class ExportConfig(CommandConfig):
                 Path(self.output).suffix == wanted, "output", self.output, f"format={self.format}: end it in {wanted}"
             )
         return super().check()
+
+
+def settle_checkpoint(options: Any) -> None:
+    """Replace checkpoint= and run= by the file that they name, for the commands that ask a network."""
+    if needs_checkpoint(options) and not isinstance(options.checkpoint, list):
+        options.checkpoint = str(checkpoint_path(options.checkpoint, options.run))
+    elif isinstance(options, PredictConfig) and options.run is not None:
+        raise UsageError("give checkpoint=[FILE,FILE,...] or run=FOLDER, one of them")
+
+
+def needs_checkpoint(options: CommandConfig) -> bool:
+    """Whether the command asks a network that checkpoint= or run= must name."""
+    if isinstance(options, EvaluateConfig):
+        return options.engine is None or options.checkpoint is not None or options.run is not None
+    if isinstance(options, SubmitConfig):
+        return options.predictions is None
+    return isinstance(options, PredictConfig | ExportConfig)

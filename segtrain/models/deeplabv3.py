@@ -1,11 +1,16 @@
 """The DeepLabV3 head of the In-Place ABN paper (section 4.2), with the key names of the released Vistas model, and two
 heads for other published weights: torchvision's, and the DeepLabV3+ of Zhu et al. (arXiv 1812.01593)."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segtrain.models.blocks import Norm, conv
+from segtrain.abn import InPlaceABN
+from segtrain.abn.rebuilding import Convolved, as_ran
+from segtrain.abn.recipes import intercepting
+from segtrain.models.blocks import Norm, conv, unlike_a_convolution
 
 # Dilations of the three 3x3 branches in cells of the feature map: the same extent in pixels at each output stride.
 ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
@@ -138,6 +143,29 @@ class DeepLabV3Plus(DeepLabV3):
 
     def forward(self, maps: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
         x, low = maps
-        coarse = F.interpolate(self.reduced(x), size=low.shape[2:], mode="bilinear", align_corners=True)
-        out: Tensor = self.conv2(self.bn1(self.conv1(torch.cat([self.fine_conv(low), coarse], dim=1))))
+        reduced, fine = self.reduced(x), self.fine_conv(low)
+        joined = concatenated(fine, reduced)
+        coded = isinstance(self.bn1, InPlaceABN) and self.bn1.keep != "exact"
+        recipes = intercepting() if coded and not unlike_a_convolution(self.fine_conv) else None
+        if recipes is not None:  # what fine_conv keeps of its input anyway, and a small map
+            convolved = Convolved(recipes.pack(low.detach()), as_ran(self.fine_conv, fine))
+            recipes.add(joined, Joined(convolved, reduced.detach(), joined.stride()))
+        out: Tensor = self.conv2(self.bn1(self.conv1(joined)))
         return self.bn2(out)
+
+
+def concatenated(fine: Tensor, reduced: Tensor) -> Tensor:
+    """Concatenate a fine map with a coarse one, which is enlarged to its size."""
+    return torch.cat([fine, F.interpolate(reduced, fine.shape[2:], mode="bilinear", align_corners=True)], dim=1)
+
+
+class Joined(NamedTuple):
+    """The recipe of what `join` made."""
+
+    fine: Convolved
+    reduced: Tensor
+    stride: tuple[int, ...]
+
+    def output(self) -> Tensor:
+        made = concatenated(self.fine.output(), self.reduced)
+        return made if made.stride() == self.stride else made.new_empty_strided(made.shape, self.stride).copy_(made)

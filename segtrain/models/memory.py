@@ -115,7 +115,7 @@ def training_step_costs(
     """What forward, loss and backward of DeepLabV3 on `backbone` cost, on fake tensors; FLOPs as torch counts them.
 
     loss, crop: as in `training_step_bytes`. dtype: bfloat16 and float16 by autocast. Of a compiled network, the graphs
-    are counted in their order, each operation with a result of its own: Inductor fuses many, and its peak is lower.
+    are counted in their order, each operation with a result of its own; Inductor's code is fused and sorted otherwise.
     make_code: called with each of these graphs, and with around=, as `run_as_graph`.
     """
     with FakeTensorMode():

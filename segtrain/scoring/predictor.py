@@ -1,6 +1,6 @@
 """Networks out of files, ready to be used: `segtrain.load(checkpoint).predict(image)`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,8 @@ class Predictor(NamedTuple):
     """A segmentation network with everything that using it needs. The network is in eval mode on `device`.
 
     table: the classes that are predicted. metadata: what else its file holds, as of `LoadedNetwork`. mapping: how the
-    network's own classes make up those of the table, None if they are the same.
+    network's own classes make up those of the table, None if they are the same. others: networks of the same classes,
+    with whose probabilities this one's are averaged.
     """
 
     network: Segmenter
@@ -38,6 +39,7 @@ class Predictor(NamedTuple):
     device: torch.device
     metadata: dict[str, Any] = {}
     mapping: ClassMapping | None = None
+    others: tuple["Predictor", ...] = ()
 
     def predict(self, image: ImageLike, inference: InferenceConfig | None = None) -> np.ndarray:
         """Predict the class of each pixel: train ids uint8 (H, W), which index table.names; 255 for a taxonomy's void.
@@ -59,24 +61,53 @@ class Predictor(NamedTuple):
         found = self.metadata.get("config", {}).get("dataset", {}).get("value_range")
         return None if found is None else (found[0], found[1])
 
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (N, 3, H, W) -> logits (N, C, h, w) at the network's output stride."""
+        ready = normalise_images(images, self.options.mean, self.options.std)
+        logits: torch.Tensor = self.network(ready, upsample=False)
+        return logits
+
+    def own_classes(self) -> list[str]:
+        """The classes of its logits, before a taxonomy."""
+        return self.table.names if self.mapping is None else self.mapping.names
+
+    def averaged_with(self, others: Sequence["Predictor"], names: Sequence[str]) -> "Predictor":
+        """This network, its probabilities averaged with those of others. names: of the files, the first is its own.
+
+        UsageError unless all have the same classes and normalisation.
+        """
+        for other, name in zip(others, names[1:], strict=True):
+            for what, theirs, ours in (
+                ("classes", other.own_classes(), self.own_classes()),
+                ("mean and std", [other.options.mean, other.options.std], [self.options.mean, self.options.std]),
+            ):
+                if theirs != ours:
+                    raise UsageError(
+                        f"checkpoint=[...]: {name} has other {what} than {names[0]}, so they cannot be averaged"
+                    )
+        return self._replace(others=tuple(others))
+
     def segment(
-        self, image: np.ndarray, inference: InferenceConfig | None = None, probability: bool = False
-    ) -> Prediction:
-        """RGB uint8 (H, W, 3) -> train ids uint8 (H, W) and, if asked for, their probabilities float32 (H, W)."""
+        self, image: np.ndarray, inference: InferenceConfig | None = None, probability: bool = False,
+        target: np.ndarray | None = None,
+    ) -> Prediction:  # fmt: skip
+        """RGB uint8 (H, W, 3) -> train ids uint8 (H, W) and, if asked for, their probabilities float32 (H, W).
+
+        target: train ids uint8 (H, W) of the network's own classes, for the loss.
+        """
         options = inference or InferenceConfig()
         seen = image if options.longest_side is None else fitted(image, options.longest_side)
         tensor = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None].to(self.device)
 
-        def network(window: torch.Tensor) -> torch.Tensor:
-            ready = normalise_images(window, self.options.mean, self.options.std)
-            logits: torch.Tensor = self.network(ready, upsample=False)
-            return logits
-
-        found = segment(network, tensor, options, probability, self.mapping)
+        networks = [self.logits, *(other.logits for other in self.others)]
+        wanted = None if target is None else torch.from_numpy(target).to(self.device).long()
+        found = segment(networks, tensor, options, probability, self.mapping, wanted)
         if options.longest_side is None:
             return found
         size, certain = (image.shape[0], image.shape[1]), found.probability
-        return Prediction(nearest(found.train_ids, size), None if certain is None else nearest(certain, size))
+        return Prediction(
+            nearest(found.train_ids, size), None if certain is None else nearest(certain, size), found.loss
+        )
 
 
 @contextmanager

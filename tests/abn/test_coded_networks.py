@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from segtrain.abn import InPlaceABN, recomputed_outputs
@@ -91,6 +92,25 @@ def kept_share(backbone, batch, crop, keep, norm="inplace_abn", **options):
 def test_a_network_keeps_no_map_in_full(keep, most):
     """But the images, and the classifier's logits."""
     assert kept_share("resnet18", 2, 256, keep) <= most * kept_share("resnet18", 2, 256, "exact", "batch_norm")
+
+
+def test_deeplabv3plus_keeps_no_concatenation(backend):
+    """Backward joins the fine and the coarse map again, the first from the early map's codes."""
+    found = []
+    for keep in ("exact", "8bit"):
+        torch.manual_seed(0)
+        options = {"head": "deeplabv3plus", "head_channels": 8, "output_stride": 16}
+        model = build_model("resnet18", num_classes=3, keep=keep, **options)
+        joined = []
+        model.head.conv1.register_forward_pre_hook(
+            lambda _, inputs, joined=joined: joined.append(StorageWeakRef(inputs[0].untyped_storage()))
+        )
+        out = model(torch.randn(2, 3, 64, 96), upsample=False)
+        gc.collect()
+        assert joined[0].expired() == (keep != "exact")
+        out.pow(2).sum().backward()
+        found.append(model.head.conv1.weight.grad)
+    assert 0 < (found[0] - found[1]).norm() < 0.03 * found[0].norm()
 
 
 def test_maps_that_several_layers_read_are_rebuilt_once(backend):

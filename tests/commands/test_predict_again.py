@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from segtrain import load
@@ -79,3 +80,23 @@ def test_two_processes_share_the_images(segtrain, trained):
     predictor = load("run", device="cpu")
     for name in ("a", "b/c", "b/d"):
         assert (np.asarray(Image.open(f"out/raw/{name}.png")) == predictor.predict(f"photos/{name}.png")).all()
+
+
+def test_several_checkpoints_are_averaged(segtrain, trained, folder_data):
+    """The arg-max of the mean of both networks' probabilities, enlarged first."""
+    words = [*folder_data[1], trained[2], "model.backbone=tiny"]
+    assert segtrain("train", *words, "run=other", "trainer.seed=1", "model.output_stride=8").status == 0
+    common = [word for word in trained if not word.startswith("run=")]
+    answer = segtrain("predict", *common, "checkpoint=[run/last.pt,other/last.pt]")
+    assert answer.status == 0 and answer.out.count("checkpoint  ") == 2, answer
+    image = np.asarray(Image.open("photos/a.png"))
+    total = np.zeros((2, *image.shape[:2]))
+    for run in ("run", "other"):
+        logits = load(run, device="cpu").logits(torch.from_numpy(image.transpose(2, 0, 1)[None].copy()))
+        enlarged = torch.nn.functional.interpolate(logits.double(), image.shape[:2], mode="bilinear")
+        total += enlarged.softmax(1)[0].detach().numpy()
+    assert (np.asarray(Image.open("out/raw/a.png")) == total.argmax(0)).mean() > 0.999
+    assert segtrain("train", *words, "run=third", "model.mean=[0.1,0.1,0.1]").status == 0
+    refused(segtrain("predict", *common, "checkpoint=[run/last.pt,third/last.pt]"), "third/last.pt", "mean and std")
+    refused(segtrain("predict", *common, "checkpoint=[run/last.pt]", "run=run"), "one of them")
+    refused(segtrain("predict", *common, "checkpoint=[]"), "checkpoint")

@@ -12,7 +12,17 @@ from segtrain.data.loader import Batch
 from segtrain.distributed.group import World
 from segtrain.engine.learner import Learner
 from segtrain.engine.planning import automatic
-from segtrain.engine.planning.solve import Line, Needs, Question, largest, micro_batch, name_of, solve_all, ways
+from segtrain.engine.planning.solve import (
+    Line,
+    Needs,
+    Question,
+    largest,
+    micro_batch,
+    name_of,
+    solve_all,
+    ways,
+    with_model,
+)
 from segtrain.engine.planning.trace import PHASES, Phases, StepTracer, loss_of
 from segtrain.errors import SegtrainError
 from segtrain.models import from_config
@@ -99,13 +109,24 @@ def test_what_grows_bounds_the_next_step(words):
     assert now.growing > 0
 
 
+@pytest.mark.parametrize("keep", ["8bit", "4bit"])
+def test_with_codes_a_deeplabv3plus_step_keeps_no_other_map_in_full(keep):
+    """By module: all that is more than a fiftieth of it."""
+    model = ("model.backbone=resnet18", "model.head=deeplabv3plus", "model.output_stride=16", f"model.keep={keep}")
+    config = segtrain.compose("experiment=toy", *model, "device=cpu")
+    trace = StepTracer(config, 19).trace(2, (256, 256), details=True)
+    full = {key for key, size in trace.kept_by.items() if size > trace.kept / 50 and not key[1].endswith("codes")}
+    assert full == {("outside", "loss"), ("cls", "Conv2d output")}
+
+
 def test_a_synchronised_norm_is_solved_once():
-    ways = {norm: small(f"model.norm={norm}") for norm in ("inplace_abn", "inplace_abn_sync", "batch_norm_sync")}
-    answers = solve_all(Question(name, way, 19, 1, 10**9) for name, way in ways.items())
-    plain, ours, others = (answers[name] for name in ways)
+    norms = ("inplace_abn", "inplace_abn_sync", "batch_norm_sync")
+    asked = {norm: with_model(small(), norm, "none", "exact") for norm in norms}
+    answers = solve_all(Question(name, way, 19, 1, 10**9) for name, way in asked.items())
+    plain, ours, others = (answers[name] for name in norms)
     assert plain == ours._replace(name="inplace_abn", traces=0) and others.batch < ours.batch
-    alone = StepTracer(ways["inplace_abn"], 19).trace(2, (64, 96))
-    assert StepTracer(ways["inplace_abn_sync"], 19).trace(2, (64, 96)) == alone
+    alone = StepTracer(asked["inplace_abn"], 19).trace(2, (64, 96))
+    assert StepTracer(asked["inplace_abn_sync"], 19).trace(2, (64, 96)) == alone
 
 
 def test_every_loss_can_be_planned():
