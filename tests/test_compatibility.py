@@ -202,7 +202,15 @@ def test_plugins_as_users_have_written_them(home, ponds, plugin, words):
 # Options that came later, each with the value that behaves as before.
 ADDED = {
     "model": ["keep: exact", "frozen: []", "frozen_norm: false"],
-    "dataset": ["value_range: null", "exif: auto", "ignore_values: []"],
+    "dataset": [
+        "value_range: null",
+        "exif: auto",
+        "ignore_values: []",
+        "format: masks",
+        "order: last",
+        "unlabelled: null",
+        "columns: null",
+    ],
     "trainer": ["auto_fit: false", "memory_budget: null", "cuda_graphs: false"],
     "logging": ["train_sample: 64"],
 }
@@ -210,11 +218,7 @@ OF_A_COMMAND = (
     "taxonomy: none", "taxonomy_rest: void", "engine: null", "fetch: null\noutput: null", "overwrite: false",
     "sort: written\nseeds: grouped\noutput: null",  # runs
 )  # fmt: skip
-OF_ONE_DATASET = {
-    "value_range: null": "  name: folder\n",
-    "exif: auto": "  name: folder\n",
-    "ignore_values: []": "  name: folder\n",
-}
+OF_ONE_DATASET = dict.fromkeys(ADDED["dataset"], "  name: folder\n")
 
 
 def without_added(composed: str) -> str:

@@ -31,6 +31,13 @@ COMMANDS = {
          "segtrain check dataset=kitti split=val output=checked",
          "segtrain check dataset=folder dataset.root=/data/mine write_config=mine.yaml"),
     ),
+    "convert-labels": Command(
+        "data", "write the labels of annotation tools as label images of class ids", config.ConvertLabelsConfig,
+        "segtrain.commands.convert_labels:convert_labels", "input",
+        ("segtrain convert-labels input=/data/mine output=labels",
+         "segtrain convert-labels input=/data/coco/annotations/instances_val2017.json order=area",
+         "segtrain convert-labels input=/data/export format=label_studio classes=classes.csv unlabelled=void"),
+    ),
     "show": Command(
         "data", "draw training samples as the network sees them", config.ShowConfig,
         "segtrain.commands.show:show", None,

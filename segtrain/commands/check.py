@@ -23,10 +23,10 @@ from segtrain.data.registry import (
 )
 from segtrain.data.sample import DatasetSpec, SplitFiles, read_sample_image
 from segtrain.data.scenes.layouts import MANIFEST
-from segtrain.data.verify.guess import write_guess
 from segtrain.data.verify.label_mistakes import Finding
 from segtrain.data.verify.leakage import find_leakage
 from segtrain.data.verify.splits import check_split
+from segtrain.data.verify.write_config import write_guess
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
 from segtrain.scoring import figures

@@ -1,11 +1,23 @@
-"""Options of the commands: train, verify-resume, plan, replay, runs, streets, check, info, weights and convert."""
+"""Options of the commands: train, verify-resume, plan, replay, runs, streets, check, info, weights, convert and
+convert-labels."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from segtrain.config.augmentation import AugmentationConfig
-from segtrain.config.dataset import MANY, SCENE_SIZE, SIZE, DatasetConfig, check_scene_size, classifies
+from segtrain.config.dataset import (
+    COLUMNS,
+    FORMATS,
+    MANY,
+    ORDER,
+    ORDERS,
+    SCENE_SIZE,
+    SIZE,
+    DatasetConfig,
+    check_scene_size,
+    classifies,
+)
 from segtrain.config.inference import InferenceConfig
 from segtrain.config.loader import LoaderConfig
 from segtrain.config.logging import LoggingConfig
@@ -360,4 +372,19 @@ class ConvertConfig(CommandConfig):
     def check(self) -> Any:
         for key in ("input", "output"):
             require(getattr(self, key) is not None, key, "null", "give input=FILE and output=FILE")
+        return super().check()
+
+
+@dataclass
+class ConvertLabelsConfig(CommandConfig):
+    input: str | None = option(None, "folder of images and labels, or a file of annotations in it", path=True)
+    output: str | None = option(None, "folder to write (default: segtrain-out/convert-labels)", path=True)
+    format: str = option("auto", "format of the labels", choices=("auto", "voc", "pairs", *FORMATS))
+    order: str = option("last", ORDER, choices=ORDERS)
+    classes: str | None = option(None, "class table, a file as of dataset=folder (default: the labels' own)", path=True)
+    unlabelled: str | None = option(None, "class of the pixels that no object covers (default: a guess)", quote=True)
+    columns: list[str] | None = option(None, COLUMNS, items=("image", "mask"))
+
+    def check(self) -> Any:
+        require(self.input is not None, "input", "null", "give the folder that holds your images and labels")
         return super().check()

@@ -26,7 +26,7 @@ from segtrain.config.options import as_written
 from segtrain.config.overrides import as_override, literal, name_run, one_length, refuse_additions, shorten_warm_up
 from segtrain.config.plugin_files import load_plugin, loaded_parts, own_parts
 from segtrain.config.recipes import PREFIX, foreign_options, recipe_without
-from segtrain.config.results import EvaluateConfig, ExportConfig, PredictConfig, SubmitConfig
+from segtrain.config.results import settle_checkpoint
 from segtrain.config.stored import earlier_values
 from segtrain.config.user_files import read_yaml
 from segtrain.console import warn
@@ -144,23 +144,9 @@ def to_options(request: Request, composed: Any) -> CommandConfig:
         options.mean_is_given = any(word.startswith(("model.mean=", "model.std=")) for word in request.words)
         name_run(options, request.words, request.swept)
         shorten_warm_up(options, request.words)
-    if needs_checkpoint(options):
-        named: Any = options
-        if not isinstance(named.checkpoint, list):
-            named.checkpoint = str(checkpoint_path(named.checkpoint, named.run))
-        elif named.run is not None:
-            raise UsageError("give checkpoint=[FILE,FILE,...] or run=FOLDER, one of them")
+    settle_checkpoint(options)
     options.check()
     return options
-
-
-def needs_checkpoint(options: CommandConfig) -> bool:
-    """Whether the command asks a network that checkpoint= or run= must name."""
-    if isinstance(options, EvaluateConfig):
-        return options.engine is None or options.checkpoint is not None or options.run is not None
-    if isinstance(options, SubmitConfig):
-        return options.predictions is None
-    return isinstance(options, PredictConfig | ExportConfig)
 
 
 def chosen_recipe(request: Request) -> str | None:

@@ -98,11 +98,31 @@ class CocoStuffConfig(DatasetConfig):
         )  # fmt: skip
 
 
+FORMATS = (
+    "masks", "colors", "coco", "yolo", "labelme", "label_studio", "supervisely", "class_masks", "parquet",
+)  # fmt: skip
+WITH_OBJECTS = (
+    "coco",
+    "yolo",
+    "labelme",
+    "label_studio",
+    "supervisely",
+    "class_masks",
+)  # which leave pixels without one
+ORDERS = ("last", "area")
+ORDER = "which object covers another: the later one, or the one with fewer pixels"
+COLUMNS = "columns of a parquet file with images and masks (default: by their names)"
+
+
 @dataclass
 class FolderConfig(DatasetConfig):
     splits: dict[str, dict[str, str]] = option(
         {}, "files of each split: {SPLIT: {images: GLOB, labels: GLOB} or {pairs: FILE}}"
     )
+    format: str = option("masks", "format of the labels; masks: images of class ids", choices=FORMATS)
+    order: str = option("last", ORDER, choices=ORDERS)
+    unlabelled: str | None = option(None, "class or ignored label of the pixels that no object covers", quote=True)
+    columns: list[str] | None = option(None, COLUMNS, items=("image", "mask"))
     classes: str | None = option(None, "table of the classes, CSV or YAML with id, name, color, ignore", path=True)
     value_range: list[float] | None = option(
         None, "values of black and white in images of more than 8 bits (default: of the type)",
@@ -127,8 +147,34 @@ class FolderConfig(DatasetConfig):
             require(black < white, "dataset.value_range", self.value_range, "give [black,white], the lower value first")
         for split, entry in self.splits.items():
             keys = set(entry)
-            fits = keys == {"pairs"} or {"images"} <= keys <= {"images", "labels"}
+            fits = keys == {"pairs"} or {"images"} <= keys <= {"images", "labels", "list"}
             require(fits, f"dataset.splits.{split}", entry, "give {images: ..., labels: ...} or {pairs: ...}")
+            require(
+                fits and (self.format == "masks" or "labels" in keys), f"dataset.splits.{split}", entry,
+                f"for dataset.format={self.format} give {{images: ..., labels: ...}}",
+            )  # fmt: skip
+            require(
+                "list" not in keys or self.format not in ("coco", "label_studio", "parquet"), f"dataset.splits.{split}",
+                entry, f"list: is not for dataset.format={self.format}, whose files list the images themselves",
+            )  # fmt: skip
+        self.check_format()
+
+    def check_format(self) -> None:
+        """Raise UsageError for an option that the format does not read, or needs."""
+        objects = self.format in WITH_OBJECTS
+        for key, default, reads in (
+            ("order", "last", objects), ("unlabelled", None, objects), ("columns", None, self.format == "parquet")
+        ):  # fmt: skip
+            value = getattr(self, key)
+            require(
+                reads or value == default, f"dataset.{key}", value,
+                f"dataset.format={self.format} does not read it; leave it out",
+            )  # fmt: skip
+        require(
+            not objects or self.unlabelled is not None, "dataset.unlabelled", "null",
+            f"dataset.format={self.format} has pixels that no object covers; give the name of their class in the "
+            "table, such as background, or of an ignored label, such as void",
+        )  # fmt: skip
 
 
 @dataclass

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segtrain.config.chosen_checkpoint import checkpoint_path
 from segtrain.config.commands import CommandConfig, check_views, device_option, plugins_option, refuse_pictures
 from segtrain.config.dataset import SIZE, DatasetConfig, classifies
 from segtrain.config.inference import InferenceConfig
 from segtrain.config.loader import LoaderConfig
 from segtrain.config.model import ACTIVATIONS
 from segtrain.config.options import LARGEST_SIZE, MOST_PICTURES, group, option, require
+from segtrain.errors import UsageError
 
 ENGINES = {"onnx": ".onnx", "torch_export": ".pt2", "state_dict": ".safetensors"}  # format -> suffix of its file
 OUTPUTS = ("labels", "color", "overlay", "palette", "raw", "prob")
@@ -212,3 +214,20 @@ class ExportConfig(CommandConfig):
                 Path(self.output).suffix == wanted, "output", self.output, f"format={self.format}: end it in {wanted}"
             )
         return super().check()
+
+
+def settle_checkpoint(options: Any) -> None:
+    """Replace checkpoint= and run= by the file that they name, for the commands that ask a network."""
+    if needs_checkpoint(options) and not isinstance(options.checkpoint, list):
+        options.checkpoint = str(checkpoint_path(options.checkpoint, options.run))
+    elif isinstance(options, PredictConfig) and options.run is not None:
+        raise UsageError("give checkpoint=[FILE,FILE,...] or run=FOLDER, one of them")
+
+
+def needs_checkpoint(options: CommandConfig) -> bool:
+    """Whether the command asks a network that checkpoint= or run= must name."""
+    if isinstance(options, EvaluateConfig):
+        return options.engine is None or options.checkpoint is not None or options.run is not None
+    if isinstance(options, SubmitConfig):
+        return options.predictions is None
+    return isinstance(options, PredictConfig | ExportConfig)

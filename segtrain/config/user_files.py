@@ -15,13 +15,13 @@ DEEPEST = 40  # levels of nesting
 MOST = 1_000_000  # values, those that aliases repeat counted again
 
 
-def read_text(path: Path, what: str = "the file") -> str:
+def read_text(path: Path, what: str = "the file", largest: int = LARGEST) -> str:
     """The text of a UTF-8 file, with or without a byte order mark. DataError, which calls it `what`, for any other."""
     try:
         if path.exists() and not path.is_file():
             raise DataError(f"cannot read {what} {path}: it is no regular file")
-        if path.stat().st_size > LARGEST:
-            raise DataError(f"cannot read {what} {path}: it has {path.stat().st_size} bytes, at most {LARGEST} work")
+        if path.stat().st_size > largest:
+            raise DataError(f"cannot read {what} {path}: it has {path.stat().st_size} bytes, at most {largest} work")
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
@@ -53,10 +53,10 @@ def read_csv(path: Path, what: str = "the file") -> list[tuple[int, dict[str, st
     return rows
 
 
-def read_json(path: Path, what: str = "the file") -> Any:
-    """The content of a JSON file. DataError for anything else."""
+def read_json(path: Path, what: str = "the file", largest: int = LARGEST) -> Any:
+    """The content of a JSON file of at most so many bytes. DataError for anything else."""
     try:
-        return json.loads(read_text(path, what))
+        return json.loads(read_text(path, what, largest))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: no valid JSON: {error}") from error
 

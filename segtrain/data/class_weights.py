@@ -9,7 +9,7 @@ from segtrain.config import require
 from segtrain.console import Progress
 from segtrain.data.labels import LabelTable
 from segtrain.data.sets.mixture import Mixture
-from segtrain.data.verify.files import FileFacts
+from segtrain.data.verify.file_facts import FileFacts
 from segtrain.data.verify.label_mistakes import counts_by_class
 from segtrain.errors import DataError
 from segtrain.threads import threaded_map

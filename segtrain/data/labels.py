@@ -16,6 +16,7 @@ import numpy as np
 
 from segtrain.config import IGNORE_INDEX
 from segtrain.config.user_files import read_csv, read_yaml
+from segtrain.data.formats.colors import read_labelmap, with_colors
 from segtrain.errors import DataError
 
 UNKNOWN = 254  # marks ids that are not in the table while encoding; so a table has at most 254 classes
@@ -163,10 +164,11 @@ def read_json_table(name: str) -> Any:
 
 
 def read_user_table(path: Path) -> LabelTable:
-    """Classes from a CSV with a header or a YAML list: id, name, and optionally color and ignore.
+    """Classes from a CSV with a header or a YAML list: id, name, and optionally color and ignore; or a labelmap.txt.
 
-    color is `#rrggbb` or three numbers (CSV: `128 64 0`); ignore is true/false. Train ids follow the order of the
-    rows. DataError for anything else, naming the row.
+    color is `#rrggbb` or three numbers (CSV: `128 64 0`); a CSV may have the columns r, g and b instead, and then no
+    ids; labelmap.txt is CVAT's. ignore is true/false. Train ids follow the order of the rows. DataError for anything
+    else, naming the row.
     """
     if path.suffix.lower() in (".yaml", ".yml"):
         raw = read_yaml(path, "the class table")
@@ -174,8 +176,10 @@ def read_user_table(path: Path) -> LabelTable:
             raw = raw.get("classes")
         if not isinstance(raw, list):
             raise DataError(f"{path}: expected a list of classes, each with id and name")
+    elif path.suffix.lower() == ".txt":
+        raw = read_labelmap(path)
     else:
-        raw = [row for _, row in read_csv(path, "the class table")]
+        raw = with_colors([row for _, row in read_csv(path, "the class table")])
     rows: list[dict[str, Any]] = []
     for number, row in enumerate(raw, 1):
         rows.append(_user_row(row, f"{path}, class {number}", len([r for r in rows if r["train_id"] != IGNORE_INDEX])))

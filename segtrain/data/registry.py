@@ -114,7 +114,8 @@ def split_files(config: DatasetConfig, split: str) -> SplitFiles:
                 raise DataError(f"{split}: {len(twice)} images are in more than one of these splits ({twice[0]}, ...)")
             mine |= theirs or {}
     images, labels, instances = joined
-    return several[0]._replace(images=images, labels=labels, instances=instances)
+    lost = tuple(text for files in several for text in files.lost)
+    return several[0]._replace(images=images, labels=labels, instances=instances, lost=lost)
 
 
 def split_samples(config: DatasetConfig, split: str) -> list[Sample]:

@@ -40,7 +40,8 @@ class Sample(NamedTuple):
 class SplitFiles(NamedTuple):
     """The files of a split by sample name; labels is None for a split that has none.
 
-    value_range, exif: of `images.read_image`. replaced: of `label_files.read_label`.
+    value_range, exif: of `images.read_image`. replaced: of `label_files.read_label`. lost: sentences about what the
+    labels have and the label images made of them do not.
     """
 
     images: Mapping[str, Path]
@@ -49,6 +50,7 @@ class SplitFiles(NamedTuple):
     value_range: tuple[float, float] | None = None
     exif: str = "ignore"
     replaced: Mapping[int, int] | None = None
+    lost: tuple[str, ...] = ()
 
     def samples(self) -> list[Sample]:
         """Sorted by name. DataError unless every image has a label and the reverse."""

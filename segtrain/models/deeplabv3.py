@@ -144,7 +144,7 @@ class DeepLabV3Plus(DeepLabV3):
     def forward(self, maps: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
         x, low = maps
         reduced, fine = self.reduced(x), self.fine_conv(low)
-        joined = join(fine, reduced)
+        joined = concatenated(fine, reduced)
         coded = isinstance(self.bn1, InPlaceABN) and self.bn1.keep != "exact"
         recipes = intercepting() if coded and not unlike_a_convolution(self.fine_conv) else None
         if recipes is not None:  # what fine_conv keeps of its input anyway, and a small map
@@ -154,7 +154,7 @@ class DeepLabV3Plus(DeepLabV3):
         return self.bn2(out)
 
 
-def join(fine: Tensor, reduced: Tensor) -> Tensor:
+def concatenated(fine: Tensor, reduced: Tensor) -> Tensor:
     """Concatenate a fine map with a coarse one, which is enlarged to its size."""
     return torch.cat([fine, F.interpolate(reduced, fine.shape[2:], mode="bilinear", align_corners=True)], dim=1)
 
@@ -167,5 +167,5 @@ class Joined(NamedTuple):
     stride: tuple[int, ...]
 
     def output(self) -> Tensor:
-        made = join(self.fine.output(), self.reduced)
+        made = concatenated(self.fine.output(), self.reduced)
         return made if made.stride() == self.stride else made.new_empty_strided(made.shape, self.stride).copy_(made)

@@ -115,10 +115,16 @@ def created(name: str, stride: int, options: Mapping[str, Any], pretrained: bool
     early = [i for i, reduction in enumerate(strides[:-1]) if reduction <= EARLY]
     chosen = (*early[-1:], len(strides) - 1)
     asked["out_indices"] = tuple(places[i] for i in chosen)
+    return of_any_size(name, pretrained, {**asked, **options}, [strides[i] for i in chosen])
+
+
+def of_any_size(name: str, pretrained: bool, options: Mapping[str, Any], strides: list[int]) -> TimmEncoder:
+    """The encoder with what lets it take images of any size. UsageError if nothing does."""
     error: Exception | None = None
+    grid = [size // strides[-1] for size in PROBE]
     for sizes in ANY_SIZE:
         try:
-            features = create(name, pretrained, {**asked, **options, **sizes})
+            features = create(name, pretrained, {**options, **sizes})
             with torch.no_grad(), torch.random.fork_rng():
                 last = features.eval()(torch.zeros(1, 3, *PROBE))[-1]
         except (AssertionError, TypeError, ValueError, RuntimeError) as failure:
@@ -126,13 +132,12 @@ def created(name: str, stride: int, options: Mapping[str, Any], pretrained: bool
                 raise  # the weights cannot be had
             error = error or failure
             continue
-        channels, grid = list(features.feature_info.channels()), [size // stride for size in PROBE]
-        shape, swapped = list(last.shape[1:]), [*grid, channels[-1]]
-        if shape in ([channels[-1], *grid], swapped):
-            return TimmEncoder(features.train(), [strides[i] for i in chosen], channels, shape == swapped)
+        channels, shape = list(features.feature_info.channels()), list(last.shape[1:])
+        if shape in ([channels[-1], *grid], [*grid, channels[-1]]):
+            return TimmEncoder(features.train(), strides, channels, shape != [channels[-1], *grid])
         error = error or ValueError(f"its map of {PROBE[0]}x{PROBE[1]} pixels is {tuple(last.shape)}")
     reason = str(error).partition("\n")[0]
-    raise UsageError(f"{PREFIX}{name} takes no images of any size ({reason}); choose another encoder")
+    raise UsageError(f"{PREFIX}{name} takes no images of any size ({reason}): choose another encoder")
 
 
 def create(name: str, pretrained: bool, options: Mapping[str, Any]) -> Any:

@@ -98,6 +98,7 @@ class Files:
             "predict": [f"input={self.root / 'photo.png'}", *network],
             "export": [f"run={run}", *plain, "output=out.onnx", *given],
             "convert": [f"input={self.root / 'weights.pth'}", "output=out.safetensors"],
+            "convert-labels": [f"input={self.root / 'folder'}", "output=labels"],
             "weights": [],
             "info": [],
         }[command]

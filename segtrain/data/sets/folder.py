@@ -5,10 +5,13 @@ from pathlib import Path
 from segtrain.config import IGNORE_INDEX, FolderConfig
 from segtrain.config.user_files import read_text
 from segtrain.data.folders import WILDCARDS, matching
+from segtrain.data.formats.class_masks import CLASS
+from segtrain.data.formats.splits import painted_split, source_of
+from segtrain.data.images import SUFFIXES
 from segtrain.data.labels import LabelTable, read_user_table
 from segtrain.data.rules import PLAIN
 from segtrain.data.sample import DatasetSpec, SplitFiles, expect_folder, expect_split
-from segtrain.errors import DataError, UsageError
+from segtrain.errors import DataError, UsageError, meant
 
 TREE = """any folder with images and label images, described by
   dataset.splits.train={{images:train/*.jpg,labels:train_labels/*.png}}  (the same for val), or {{pairs:train.txt}}
@@ -46,8 +49,18 @@ def files(config: FolderConfig, split: str) -> SplitFiles:
     entry = config.splits[split]
     if "pairs" in entry:
         found = read_pairs(root, entry["pairs"])
-    else:
+    elif config.format in ("masks", "colors"):
         found = match_patterns(root, entry["images"], entry.get("labels"), f"dataset.splits.{split}")
+    else:
+        found = match_sources(root, entry["images"], entry["labels"], f"dataset.splits.{split}", config.format)
+    if "list" in entry:
+        found = only_listed(found, root / entry["list"])
+    if config.format != "masks":
+        classes = table(config)
+        columns = None if config.columns is None else (config.columns[0], config.columns[1])
+        source = source_of(root, found.images, entry["labels"], found.labels or {}, classes, config.format, columns)
+        images, labels, lost = painted_split(config, split, source, classes)
+        found = SplitFiles(images, labels, lost=lost)
     return found._replace(value_range=config.levels(), exif=config.exif, replaced=replaced(config))
 
 
@@ -58,6 +71,35 @@ def replaced(config: FolderConfig) -> dict[int, int] | None:
         return None
     known = table(config)  # which has the stand-in as an ignored id
     return dict.fromkeys(wide, known.void_id)
+
+
+def match_sources(root: Path, images: str, labels: str, key: str, form: str) -> SplitFiles:
+    """Images by name, and the files of labels that a reader of their format asks for."""
+    found = matches(root, images, f"{key}.images")
+    if form == "parquet":
+        return SplitFiles({}, found)
+    pictures = {name: path for name, path in found.items() if path.suffix.lower() in SUFFIXES}
+    return SplitFiles(without_suffix(pictures), {} if CLASS in labels else matches(root, labels, f"{key}.labels"))
+
+
+def only_listed(found: SplitFiles, path: Path) -> SplitFiles:
+    """The images that a list names, one a line, by their names with or without folders and ending."""
+    by_name = {form: name for name, image in found.images.items() for form in (image.name, image.stem, name)}
+    names: dict[str, None] = {}
+    for number, line in enumerate(read_text(path, "the list of images").splitlines(), 1):
+        wanted = line.strip()
+        if not wanted or wanted.startswith("#"):
+            continue
+        last = wanted.replace("\\", "/").rpartition("/")[2]
+        name = next((by_name[form] for form in (wanted, last, Path(last).stem) if form in by_name), None)
+        if name is None:
+            raise DataError(f"{path}, line {number}: no image of the name {wanted!r}{meant(wanted, by_name)}")
+        names[name] = None
+    labels = found.labels
+    if labels:
+        chosen = {name: path for name, path in labels.items() if name in names or Path(name).stem in names}
+        labels = chosen or labels
+    return found._replace(images={name: found.images[name] for name in names}, labels=labels)
 
 
 def match_patterns(root: Path, images: str, labels: str | None, key: str) -> SplitFiles:

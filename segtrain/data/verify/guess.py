@@ -9,17 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
-from segtrain.config import DatasetConfig, FolderConfig
 from segtrain.console import Progress, say
 from segtrain.data.folders import files_below
 from segtrain.data.images import SUFFIXES, opened
 from segtrain.data.label_files import read_label
-from segtrain.data.sets.folder import match_patterns
-from segtrain.data.verify.suggest import suggestion
-from segtrain.errors import DataError, UsageError
-from segtrain.files import write_atomically
+from segtrain.errors import DataError
 
 SPLITS = {
     "train": ("train", "training", "trn"),
@@ -39,66 +34,17 @@ class Pattern(NamedTuple):
         return f"{self.folder}/*{self.ending}" if self.folder else f"*{self.ending}"
 
 
-def write_guess(data: DatasetConfig, path: Path) -> None:
-    """Write the configuration to `path` and the classes beside it; print what was guessed and how to use it."""
-    if not isinstance(data, FolderConfig):
-        raise UsageError(f"write_config is for dataset=folder; dataset={data.name} has its own layout")
-    root = data.folder()
-    if data.root is None:
-        raise UsageError("dataset.root is not set: give the folder of your images")
-    if not root.is_dir():
-        raise UsageError(f"dataset.root={root}: no such folder; give the one that holds your images and labels")
-    if path.suffix not in (".yaml", ".yml"):
-        raise UsageError(f"write_config={path}: give the name of a .yaml file to write")
-    if path.resolve().is_relative_to(root.resolve()):
-        raise UsageError(f"write_config={path} is inside the data, where nothing is written: choose another folder")
-    splits, pairs = guess_splits(root)
-    for split, entry in splits.items():
-        if not reads_back(root, entry, pairs[split]):
-            place = path.with_name(f"{path.stem}_{split}.txt")
-            lines = [
-                f"{image.relative_to(root).as_posix()},{label.relative_to(root).as_posix()}"
-                for image, label in pairs[split]
-            ]
-            write_atomically(place, ("\n".join(lines) + "\n").encode())
-            splits[split] = {"pairs": str(place.resolve())}
-    labels = sorted({label for found in pairs.values() for _, label in found})
-    classes = guess_classes(labels)
-    table = path.with_name(f"{path.stem}_classes.csv")
-    rows = "".join(f"{label},{name},{color},{ignore}\n" for label, name, color, ignore in classes)
-    write_atomically(table, f"id,name,color,ignore\n{rows}".encode())
-    content = {"name": "folder", "root": str(root.resolve()), "classes": str(table.resolve()), "splits": splits}
-    head = (
-        "# Guessed by segtrain check. Correct the patterns here, and names, colours and ignored ids in the CSV file.\n"
-    )
-    write_atomically(path, (head + yaml.safe_dump(content, sort_keys=False)).encode())
-    for split, entry in splits.items():
-        say(f"{split:<11} " + (f"{entry['images']}  with  {entry['labels']}" if "images" in entry else entry["pairs"]))
-    say(f"classes     {len(classes)} ids found in {min(len(labels), LABELS_READ)} label images: name them in {table}")
-    say(f"then        segtrain check dataset={path}")
-    for line in suggestion(path, [image for image, _ in pairs["train"]]):
-        say(line)
-    say(str(path))
-
-
-def reads_back(root: Path, entry: dict[str, str], pairs: list[tuple[Path, Path]]) -> bool:
-    """Whether the patterns find exactly these pairs."""
-    try:
-        samples = match_patterns(root, entry["images"], entry["labels"], "the guess").samples()
-    except (DataError, UsageError):
-        return False
-    return {(sample.image, sample.label) for sample in samples} == set(pairs)
-
-
 Pairs = list[tuple[Path, Path]]  # image, label image
 
 
-def guess_splits(root: Path) -> tuple[dict[str, dict[str, str]], dict[str, Pairs]]:
-    """split -> {images, labels} patterns, and split -> pairs of files. DataError if no images have labels."""
+def guess_splits(root: Path, maps: str = "label") -> tuple[dict[str, dict[str, str]], dict[str, Pairs]]:
+    """split -> {images, labels} patterns, and split -> pairs of files. DataError if no images have labels.
+
+    maps: what the label images are, by `kind`: label, or other, which are colours."""
     groups = find_groups(root)
     splits: dict[str, dict[str, str]] = {}
     files: dict[str, Pairs] = defaultdict(list)
-    for images, labels in pair_groups(root, groups):
+    for images, labels in pair_groups(root, groups, maps):
         split = split_of(images[0])
         both = sorted(images[2].keys() & labels[2].keys())
         files[split] += [(root / images[0] / images[2][name], root / labels[0] / labels[2][name]) for name in both]
@@ -127,11 +73,11 @@ def find_groups(root: Path) -> "list[Group]":
     return [group for folder, names in folders.items() for group in by_ending(folder, names)]
 
 
-def pair_groups(root: Path, groups: "list[Group]") -> "list[tuple[Group, Group]]":
+def pair_groups(root: Path, groups: "list[Group]", wanted: str) -> "list[tuple[Group, Group]]":
     """Photographs with the label images that fit them best. DataError if none do."""
     kinds = {id(group): kind(root, group) for group in groups}
     photographs = [group for group in groups if kinds[id(group)] == "image"]
-    maps = [group for group in groups if kinds[id(group)] == "label"]
+    maps = [group for group in groups if kinds[id(group)] == wanted]
     pairs = []
     for images in photographs:
         best = max(maps, key=partial(likeness, images), default=None)
@@ -212,7 +158,7 @@ def looks_like(path: Path) -> str:
             if image.format == "JPEG":
                 return "image"
             if image.mode == "RGB":
-                return "image" if len(image.getcolors(1 << 24) or []) > 256 else "other"
+                return "image" if image.getcolors(256) is None else "other"
             if image.mode in ("P", "1", "L"):
                 return "label" if len(np.unique(np.asarray(image))) <= 64 else "image"
     except DataError:

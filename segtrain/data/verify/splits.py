@@ -52,6 +52,7 @@ def check_split(
     samples = files.with_images()
     scan = scan_files(name, samples, table, cache)
     findings = [*check_pairs(files), *check_count(name, files, dataset, published)]
+    findings += [Finding("error", "lost labels", text) for text in files.lost]
     for kind, texts in scan.bad.items():
         findings.append(Finding("error", kind, first_of(texts)))
     mistakes = find_mistakes(scan.histogram, table, dataset.expected, len(samples), scan.unknown, training)
@@ -169,6 +170,8 @@ def explain_colours(path: Path, table: LabelTable) -> str:
     shown = {tuple(color) for color in np.unique(read_image(path).reshape(-1, 3), axis=0).tolist()}
     known = {tuple(row["color"]) for row in table.rows}
     remedy = "give images with one class id per pixel (Cityscapes: *_labelIds.png, KITTI: semantic/)"
+    if shown <= known and len(known) == len(table.rows):
+        return f"{path} shows the classes' colours: dataset=folder reads them with dataset.format=colors, or {remedy}"
     if shown <= known:
         return f"{path} shows the classes' colours, which are not unique: {remedy}"
     if len(shown) > 256:
