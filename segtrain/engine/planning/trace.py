@@ -1,8 +1,9 @@
 """Trace training steps on fake tensors: no GPU, no data, no memory."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -158,6 +159,16 @@ def make_buckets(network: nn.Module) -> list[Tensor]:
     return buckets
 
 
+@contextmanager
+def all_counted(loss: Loss, target: Tensor) -> Iterator[None]:
+    """`Loss.counted` for a target whose numbers cannot be read: at most, all pixels are labelled."""
+    loss.host_counts = [target[0].numel()] * len(target)
+    try:
+        yield
+    finally:
+        loss.host_counts = None
+
+
 class Phases:
     """Marks in a ledger where the phases of a step begin. kept_at: the last event of the last loss."""
 
@@ -166,7 +177,9 @@ class Phases:
         self.kept_at = 0
         learner: Any = tracer.learner
         learner.model = self.then(tracer.forward, "loss", "forward")
-        learner.loss = self.then(tracer.loss, "backward")
+        loss: Any = self.then(tracer.loss, "backward")
+        loss.counted = partial(all_counted, tracer.loss)
+        learner.loss = loss
         learner.gradient_norm = self.then(tracer.norm, "optimizer")
         ledger.begin("forward")
 
