@@ -246,7 +246,7 @@ class RunsConfig(CommandConfig):
         "written", "order of the runs; miou, best: the highest first", choices=("written", "miou", "best", "name")
     )
     seeds: str = option("grouped", "runs that differ in trainer.seed only", choices=("grouped", "each"))
-    output: str | None = option(None, "CSV file to write too: every run with all options that differ", path=True)
+    output: str | None = option(None, "table to write too, as CSV: every run with all options that differ", path=True)
 
     def check(self) -> Any:
         for key, default in (("sort", "written"), ("seeds", "grouped"), ("output", None)):

@@ -13,7 +13,7 @@ from segtrain.console import warn
 from segtrain.errors import UsageError
 
 LONG_NAME = 100  # characters
-PATTERNS = ("images", "labels", "pairs")  # of a split, taken as typed
+PATTERNS = ("images", "labels", "list", "pairs")  # of a split, taken as typed
 BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")  # as YAML; other numbers are no answer
 
 

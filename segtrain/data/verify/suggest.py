@@ -59,10 +59,11 @@ def suggestion(path: Path, images: Sequence[Path]) -> list[str]:
     from segtrain.device import nvidia_gpus  # which needs torch
 
     size, device = typical_size(images), "GPU" if nvidia_gpus() else "CPU"
-    if size is None:
-        return []
     name = [f"name={path.stem}"] if re.fullmatch(r"[\w-]+", path.stem) else []
-    words = ["segtrain", "train", *name, f"dataset={path}", *suggested_words(len(images), size, device)]
+    start = ["segtrain", "train", *name, f"dataset={path}"]
+    if size is None:
+        return [f"and         {shlex.join([*start, 'augmentation.crop_size=[256,256]', 'trainer.epochs=60'])}"]
+    words = [*start, *suggested_words(len(images), size, device)]
     return [
         f"and         {shlex.join(words)}",
         f"            (for {len(images)} images of about {size[1]}x{size[0]}, random weights and a {device}; with "
