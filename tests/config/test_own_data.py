@@ -130,7 +130,7 @@ def test_wrong_kinds_in_a_recipe_are_named_in_plain_words(tmp_path, segtrain, te
 @pytest.mark.parametrize(
     ("word", "hint"),
     [
-        ("model.freeze=true", "model.freeze. Available: model.backbone, "),  # not recompute, which shares "model." only
+        ("model.freeze=true", "model.freeze; did you mean model.frozen?"),
         ("optimizer.momentm=0.9", "optimizer.momentm; did you mean optimizer.momentum?"),
         ("optimzer.lr=1", "optimzer.lr; did you mean optimizer.lr?"), ("lr=1", "lr; did you mean optimizer.lr?"),
         ("trainer.lr=1", "trainer.lr; did you mean optimizer.lr?"),
