@@ -36,6 +36,13 @@ def warn(text: str) -> None:
         print(f"segtrain: {printable(text)}", file=sys.stderr, flush=True)
 
 
+def launcher_note() -> str:
+    """What torchrun, if it has started this process, is about to print about an exit status that is not 0; else ""."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ""
+    return "\n(torchrun itself ends with status 1; the traceback that follows is its report of that, no other error)"
+
+
 def as_utf8(text: str) -> str:
     """The text with everything escaped that UTF-8 lacks: the bytes of a file name that is none."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -13,6 +13,7 @@ from torch import Tensor
 from segtrain.errors import UsageError
 
 CUDA13_DRIVER = 580  # first driver series for CUDA 13, which plain pip's torch is built with
+NEW_ENOUGH = f"r{CUDA13_DRIVER} or newer for CUDA 13, where nvidia-smi shows CUDA 13.0 or newer"
 CUDA13_CAPABILITY = (7, 5)  # Turing; CUDA 13 dropped older ones
 CUDA126_DRIVER = 525
 MOST_CONSTANTS = 256
@@ -88,9 +89,9 @@ def advice(gpu: NvidiaGpu) -> str:
         "https://download.pytorch.org/whl/cu126, then pip install '.[cuda12]'"
     )
     if series < CUDA126_DRIVER:
-        return f"Update its driver (r{CUDA13_DRIVER} or newer for CUDA 13, r{CUDA126_DRIVER} at least). {older}."
+        return f"Update its driver ({NEW_ENOUGH}, r{CUDA126_DRIVER} at least). {older}."
     if gpu.capability >= CUDA13_CAPABILITY:
-        return f"Plain pip brings a CUDA 13 torch, which needs driver r{CUDA13_DRIVER}: update the driver. Or: {older}."
+        return f"Plain pip brings a CUDA 13 torch, which needs {NEW_ENOUGH}: update the driver. Or: {older}."
     return f"Plain pip brings a CUDA 13 torch, which needs a Turing GPU or newer. {older}."
 
 

@@ -76,6 +76,7 @@ ADDED = {  # further words, for speed and because there may be a GPU
     "evaluate": ("device=cpu", "loader.workers=0", "inference.scales=[0.25]"),
     "predict": ("device=cpu", "inference.scales=[0.25]"),
     "submit": ("device=cpu", "inference.scales=[0.25]"),
+    "report": ("device=cpu", "pictures=1"),
     "check": (),
     "--help": (),
 }
@@ -89,6 +90,7 @@ WORDS = {  # commands of the README, as far as needed to tell them apart -> what
     "predict run=runs/mine": ("2 images", "answers"),
     "check": ("mine.yaml",),
     "check dataset=kitti": ("kitti",),
+    "report runs/toy": ("runs/toy/report.html",),
     "submit": ("kitti-test.zip",),
     "--help": ("usage: segtrain COMMAND",),
 }

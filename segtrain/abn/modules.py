@@ -165,6 +165,11 @@ class BatchNormAct(ABN):
     """ABN under the name that it has in networks with model.norm=batch_norm."""
 
 
+def is_exported(layer: nn.Module) -> bool:
+    """Whether torch.export, torch.onnx or torch.jit records a layer for inference: into operations that it knows."""
+    return not layer.training and (torch._C._get_tracing_state() is not None or torch.compiler.is_exporting())
+
+
 class ScaledABN(ABN):
     """ABN with a scale that is never 0, act(gamma * xhat + bias) with gamma = |weight| + eps, by ordinary autograd.
 
@@ -194,6 +199,8 @@ class InPlaceABN(ScaledABN):
     overwrite=False writes elsewhere and, like the in-place form, keeps the output only. A shortcut is not overwritten;
     it is kept for backward too.
     variant: "one" | "two" of the paper, sections 3.2 and 3.3.
+    Exported in eval mode (torch.export, torch.onnx), it becomes the ordinary operations of ScaledABN, which leave the
+    input as it is; `segtrain.abn.convert.fold` before that folds it into the convolution.
     keep: "exact", or "8bit" | "4bit", see `inplace_abn`.
     """
 
@@ -213,6 +220,8 @@ class InPlaceABN(ScaledABN):
         invertible(activation, param)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        if is_exported(self):
+            return super().forward(x, shortcut)
         parameters = self._parameters
         return inplace_abn(
             x, own(parameters, "weight", self), own(parameters, "bias", self), *self.statistics(), self.eps,
@@ -238,6 +247,8 @@ class InPlaceABNSync(InPlaceABN):
         self.group = group
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        if is_exported(self):
+            return super().forward(x, shortcut)
         return inplace_abn_sync(
             x, self.weight, self.bias, *self.statistics(), self.eps, self.activation, self.activation_param, self.group,
             shortcut=shortcut, overwrite=self.overwrite, variant=self.variant, scale=self.scale,

@@ -76,7 +76,8 @@ COMMANDS = {
     "runs": Command(
         "train", "list runs with progress, score and time, or beside the paper's results", config.RunsConfig,
         "segtrain.commands.runs:runs", "root",
-        ("segtrain runs", "segtrain runs root=/data/runs", "segtrain runs table=paper"),
+        ("segtrain runs sort=miou output=runs.csv", "segtrain runs root=/data/runs seeds=each",
+         "segtrain runs table=paper"),
     ),
     "evaluate": Command(
         "results", "score a checkpoint on a split", config.EvaluateConfig,

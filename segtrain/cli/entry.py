@@ -18,7 +18,7 @@ from segtrain.cli.help import overview, usage
 from segtrain.cli.python import stored_options
 from segtrain.cli.words import Arguments, parse
 from segtrain.config.compose import Request, as_yaml, combinations, compose, launch_by_hydra, load_plugins, to_options
-from segtrain.console import printable, process_count, say
+from segtrain.console import launcher_note, printable, process_count, say
 from segtrain.errors import INTERRUPTED, REQUEUE, SegtrainError, UsageError
 from segtrain.files import reason_and_remedy
 
@@ -112,7 +112,7 @@ def message_of(error: SegtrainError) -> str:
 
 
 def stop(text: str, status: int) -> None:
-    complain(text)
+    complain(f"{text}{launcher_note()}" if text else "")
     sys.exit(status)
 
 

@@ -128,7 +128,7 @@ def check_classes(data: DatasetConfig, split: str | None, output: Path) -> dict[
             text = f"{name}: {len(bad)} of {len(some)} images cannot be read: {'; '.join(bad[:LISTED])}"
             findings.append(Finding("error", "unreadable", text))
         splits[name] = {"images": len(some), "labels": None, "instances": None, "published": published, "sizes": [],
-                        "classes": len(some.classes), "bad_files": bad[:20]}  # fmt: skip
+                        "classes": len(some.classes), "bad_files": bad}  # fmt: skip
     classes = first.classes if first else []
     about = {"dataset": data.name, "root": str(data.folder()), "licence": dataset.licence, "classes": classes}
     return write_report(output, about, splits, findings)
@@ -200,7 +200,8 @@ def contact(files: SplitFiles, table: LabelTable, most: int) -> list[np.ndarray]
             image = read_sample_image(sample, stored.shape)
             if stored.shape == image.shape[:2]:
                 target = table.encode_values(stored)
-                panels.append(figures.beside(image, table.colorize(target), figures.overlay(image, target, table)))
+                panel = figures.beside(image, table.colorize(target), figures.overlay(image, target, table))
+                panels.append(figures.captioned(panel, sample.image.name))
         except DataError:
             continue  # it is among the findings
     return panels

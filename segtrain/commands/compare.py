@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 from segtrain.commands.compare_picture import forest
 from segtrain.commands.compare_tables import as_markdown, printed
-from segtrain.config import CompareConfig, is_safe, with_defaults
+from segtrain.config import CompareConfig, flatten, is_safe, with_defaults
 from segtrain.config.stored import wrong_options
 from segtrain.config.user_files import read_yaml
 from segtrain.console import say
-from segtrain.engine.run import flatten
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
 from segtrain.scoring import bootstrap

@@ -6,13 +6,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from segtrain.config import is_safe, with_defaults
+from segtrain.config import flatten, is_safe, with_defaults
 from segtrain.config.compose import compose_training
 from segtrain.config.stored import wrong_options
 from segtrain.config.user_files import read_json
 from segtrain.console import say
 from segtrain.data.labels import read_json_table
-from segtrain.engine.run import flatten
 from segtrain.engine.run_reader import int_or_zero, read_mapping, read_run
 
 STATED_BY_SCORE = ("inference.", "dataset.val_split")  # options that evaluation.json states; these are compared instead

@@ -8,7 +8,7 @@ from segtrain.console import say
 from segtrain.engine.blackbox import recorded
 from segtrain.engine.start import task_of
 from segtrain.errors import DataError
-from segtrain.scoring.figures import write_png
+from segtrain.scoring.figures import captioned, write_png
 from segtrain.weights import checkpoint
 
 
@@ -47,7 +47,7 @@ def replay(config: ReplayConfig) -> Path:
         note = "" if record is None or record["loss"] is None else f"  loss {record['loss']:.4g}  rank {rank}"
         drawing, words = task.draw(image, target)
         say(f"position   {position}  {name}  window {window}  {words}{note}")
-        rows.append(drawing)
+        rows.append(captioned(drawing, f"{position}  {name}"))
     output = Path(config.output or folder / "replay")
     path = output / f"step_{config.step:07d}.png"
     write_png(path, task.sheet(rows))

@@ -43,7 +43,7 @@ from segtrain.config.dataset import (
     classifies,
 )
 from segtrain.config.inference import InferenceConfig
-from segtrain.config.keys import LENGTHS, is_safe, shared_values
+from segtrain.config.keys import LENGTHS, flatten, is_safe, shared_values
 from segtrain.config.loader import LoaderConfig
 from segtrain.config.logging import LoggingConfig
 from segtrain.config.loss import LossConfig
@@ -66,8 +66,8 @@ __all__ = [
     "PlanCommandConfig", "PlanConfig", "PredictConfig", "ReplayConfig", "ReportConfig", "RunsConfig", "SamplingConfig",
     "ScheduleConfig", "ScoreConfig", "ShowConfig", "StreetsCommandConfig", "StreetsConfig", "SubmitConfig",
     "SuspectsConfig", "TrainConfig", "TrainerConfig", "VerifyConfig", "VistasConfig", "WeightsConfig", "adopt_earlier",
-    "checkpoint_line", "checkpoint_path", "classifies", "dataset_schema", "is_safe", "names_pictures", "option",
-    "option_of", "refuse_other_task", "refuse_pictures", "require", "run_folder", "shared_values", "trained",
+    "checkpoint_line", "checkpoint_path", "classifies", "dataset_schema", "flatten", "is_safe", "names_pictures",
+    "option", "option_of", "refuse_other_task", "refuse_pictures", "require", "run_folder", "shared_values", "trained",
     "with_defaults",
 ]
 # fmt: on

@@ -103,7 +103,9 @@ class TrainConfig(CommandConfig):
     trainer: TrainerConfig = group(TrainerConfig)
     inference: InferenceConfig = group(InferenceConfig, resume=True)
     logging: LoggingConfig = group(LoggingConfig, resume=True)
-    mean_is_given = False  # whether model.mean or model.std was typed; composing sets it, it is no option
+    # Composing sets these, which are no options.
+    mean_is_given = False  # whether model.mean or model.std was typed
+    varied = tuple[str, ...]()  # keys or groups that a sweep varies; without one those that were typed
 
     def check(self) -> Any:
         require(
@@ -240,6 +242,17 @@ class RunsConfig(CommandConfig):
     table: str | None = option(
         None, "table of the paper's results beside those of finished runs, instead of the list", choices=("paper",)
     )
+    sort: str = option(
+        "written", "order of the runs; miou, best: the highest first", choices=("written", "miou", "best", "name")
+    )
+    seeds: str = option("grouped", "runs that differ in trainer.seed only", choices=("grouped", "each"))
+    output: str | None = option(None, "table to write too, as CSV: every run with all options that differ", path=True)
+
+    def check(self) -> Any:
+        for key, default in (("sort", "written"), ("seeds", "grouped"), ("output", None)):
+            value = getattr(self, key)
+            require(self.table is None or value == default, key, value, f"table={self.table} is not the list of runs")
+        return super().check()
 
 
 @dataclass

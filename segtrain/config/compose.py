@@ -19,11 +19,11 @@ from segtrain.config.chosen_checkpoint import checkpoint_path
 from segtrain.config.commands import CommandConfig, TrainConfig, refuse_other_task
 from segtrain.config.dataset import DATASET_CONFIGS, DatasetConfig
 from segtrain.config.inference import InferenceConfig
-from segtrain.config.keys import LENGTHS, group_names, known_options
+from segtrain.config.keys import LENGTHS, group_names, known_options, swept_keys
 from segtrain.config.locations import CONFIGS, group_choices
 from segtrain.config.messages import explain, mismatch, unknown_choice
 from segtrain.config.options import as_written
-from segtrain.config.overrides import as_override, literal, one_length, refuse_additions, run_name, shorten_warm_up
+from segtrain.config.overrides import as_override, literal, name_run, one_length, refuse_additions, shorten_warm_up
 from segtrain.config.plugin_files import load_plugin, loaded_parts, own_parts
 from segtrain.config.recipes import PREFIX, foreign_options, recipe_without
 from segtrain.config.results import settle_checkpoint
@@ -38,7 +38,7 @@ class Request:
     """A command line to be composed.
 
     words: overrides in Hydra's grammar. config_dir: a folder with the user's own YAML files. stored_options: reads the
-    options inside a checkpoint; needed for commands that take them from there.
+    options inside a checkpoint; needed for commands that take them from there. swept: the keys that a sweep varies.
     """
 
     verb: str
@@ -46,6 +46,7 @@ class Request:
     words: list[str] = field(default_factory=list)
     config_dir: str | None = None
     stored_options: Callable[[Path], dict[str, Any]] | None = None
+    swept: tuple[str, ...] = ()
 
     def chosen(self, key: str) -> str | None:
         """The value of the first word key=VALUE."""
@@ -141,7 +142,7 @@ def to_options(request: Request, composed: Any) -> CommandConfig:
             why = "the file of the dataset comes first" if its == options.dataset.name else f"it is for dataset={its}"
             warn(f"experiment={options.experiment}: its {listed} left out, as {why}")
         options.mean_is_given = any(word.startswith(("model.mean=", "model.std=")) for word in request.words)
-        options.name = options.name or run_name(options, request.words)
+        name_run(options, request.words, request.swept)
         shorten_warm_up(options, request.words)
     settle_checkpoint(options)
     options.check()
@@ -162,7 +163,7 @@ def combinations(request: Request) -> list[Request]:
     with explained(request):
         overrides = OverridesParser.create().parse_overrides(request.words)
         jobs = BasicSweeper.split_arguments(overrides, None)[0]
-    return [replace(request, words=words) for words in jobs]
+    return [replace(request, words=words, swept=swept_keys(jobs)) for words in jobs]
 
 
 def launch_by_hydra(request: Request, run: Callable[[CommandConfig], None]) -> None:
@@ -173,7 +174,7 @@ def launch_by_hydra(request: Request, run: Callable[[CommandConfig], None]) -> N
     def job(composed: Any) -> None:
         added = [f"{key}=null" for key in LENGTHS]
         words = [typed.get(word, word) for word in HydraConfig.get().overrides.task if word not in added]
-        run(to_options(replace(request, words=words), composed))
+        run(to_options(replace(request, words=words, swept=jobs[0].swept), composed))
 
     typed: dict[str, str] = {}  # what Hydra gets for the files of datasets -> what was typed
     sent = []
@@ -189,7 +190,7 @@ def launch_by_hydra(request: Request, run: Callable[[CommandConfig], None]) -> N
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
     sys.argv = ["segtrain", "-m", *path, *sent, *quiet]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints what is raised, and ends the process with 1
-    for job_request in combinations(request):
+    for job_request in (jobs := combinations(request)):
         prepare(job_request)
     with explained(request):
         hydra.main(version_base="1.3", config_path=str(CONFIGS.absolute()), config_name=request.verb)(job)()

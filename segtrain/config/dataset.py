@@ -129,7 +129,7 @@ class FolderConfig(DatasetConfig):
         items=("black", "white"), limit=MOST_VALUE,
     )  # fmt: skip
     exif: str = option(
-        "auto", "EXIF orientation of the images; auto: applied where the label's size asks for it",
+        "auto", "treatment of EXIF orientations; auto: turned where the label's size asks for it",
         choices=EXIF_RULES, before="ignore",
     )  # fmt: skip
     ignore_values: list[int] = option(

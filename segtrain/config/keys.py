@@ -86,4 +86,20 @@ def is_safe(key: str) -> bool:
     return resume_rule(key) is True
 
 
+def swept_keys(jobs: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """The keys whose values are not the same in the words of all jobs."""
+    values: dict[str, set[str]] = {}
+    for key, _, value in (word.partition("=") for words in jobs for word in words):
+        values.setdefault(key, set()).add(value)
+    return tuple(key for key, found in values.items() if len(found) > 1)
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"trainer.seed": 0, ...}"""
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        result |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result
+
+
 LENGTHS = tuple(key for key in known_options(TrainConfig) if resume_rule(key) == "longer")

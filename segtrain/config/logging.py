@@ -16,6 +16,9 @@ class LoggingConfig(Group):
     pictures: int = option(
         6, "number of validation images drawn with target and prediction", low=0, limit=MOST_PICTURES
     )
+    train_sample: int = option(
+        64, "training images to score at each validation, and the loss of both; 0: neither", low=0, limit=MOST_PICTURES
+    )
     wandb: bool = option(False, "Weights & Biases too; WANDB_MODE=offline keeps it in the run folder")
     mlflow: bool = option(False, "MLflow too, at MLFLOW_TRACKING_URI, else in the folder mlruns")
     project: str = option("segtrain", "project of Weights & Biases, experiment of MLflow")

@@ -7,12 +7,13 @@ from typing import Any, get_args
 
 from segtrain.config.commands import TrainConfig
 from segtrain.config.keys import LENGTHS, described, enclosing_mapping, is_safe
-from segtrain.config.options import is_list, is_mapping
+from segtrain.config.options import LONGEST_NAME, is_list, is_mapping
 from segtrain.config.schedule import ScheduleConfig
 from segtrain.console import warn
 from segtrain.errors import UsageError
 
-PATTERNS = ("images", "labels", "pairs")  # of a split, taken as typed
+LONG_NAME = 100  # characters
+PATTERNS = ("images", "labels", "list", "pairs")  # of a split, taken as typed
 BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")  # as YAML; other numbers are no answer
 
 
@@ -125,8 +126,18 @@ def shorten_warm_up(options: TrainConfig, words: list[str]) -> None:
         schedule.warmup_factor = ScheduleConfig.warmup_factor
 
 
-def run_name(options: TrainConfig, words: list[str]) -> str:
-    """The recipe and the overrides that change the run, so that the same command finds its run again."""
+def name_run(options: TrainConfig, words: list[str], swept: tuple[str, ...]) -> None:
+    """Note what is varied, and give the run its name unless it has one."""
+    typed = (word.lstrip("+").partition("=")[0] for word in words)
+    options.varied = swept or tuple(key for key in typed if not is_safe(key))
+    options.name = options.name or run_name(options, words, swept)
+
+
+def run_name(options: TrainConfig, words: list[str], swept: tuple[str, ...] = ()) -> str:
+    """The recipe and the overrides that change the run, so that the same command finds its run again.
+
+    swept: the keys that a sweep varies. Where the name becomes long, they stay in it, and the others are cut.
+    """
     base = options.experiment or f"{options.dataset.name}_{options.model.backbone}"
     keys = [word.lstrip("+").partition("=")[0] for word in words]
     chosen = [
@@ -135,7 +146,16 @@ def run_name(options: TrainConfig, words: list[str]) -> str:
     if options.experiment is None:
         named = (f"dataset={options.dataset.name}", f"model={options.model.backbone}")
         chosen = [word for word in chosen if word not in named]
-    slug = "-".join([base, *(re.sub(r"[^\w.=+-]+", "_", word).strip("_") for word in sorted(chosen))])
-    if len(slug) > 100:
-        slug = f"{slug[:90]}-{hashlib.sha256(os.fsencode(slug)).hexdigest()[:8]}"
-    return slug
+    slug = "-".join([base, *(as_part(word) for word in sorted(chosen))])
+    if len(slug) <= LONG_NAME:
+        return slug
+    digits = hashlib.sha256(os.fsencode(slug)).hexdigest()[:8]
+    varied = [as_part(word) for word in sorted(chosen) if word.lstrip("+").partition("=")[0] in swept]
+    if varied:  # of optimizer.lr=0.1, lr=0.1 is enough: the digits are of the whole name
+        slug = "-".join([base, *(re.sub(r"^[\w.]*\.(?=\w+=)", "", part) for part in varied)])
+    return f"{slug[: LONGEST_NAME - 60 if varied else LONG_NAME - 10]}-{digits}"
+
+
+def as_part(word: str) -> str:
+    """A word as a part of a name."""
+    return re.sub(r"[^\w.=+-]+", "_", word).strip("_")

@@ -45,7 +45,8 @@ def pixels_of_classes(mixture: Mixture, table: LabelTable, folder: Path) -> np.n
         sample, factor = mixture.samples[item[0]], item[1]
         if sample.label is None:
             raise DataError(f"loss.class_weights=auto: {sample.image} has no label to count")
-        return factor * counts_by_class(facts.histogram(sample.label), sample.table or table)[: len(total)]
+        histogram = facts.histogram(sample.label, sample.replaced)
+        return factor * counts_by_class(histogram, sample.table or table)[: len(total)]
 
     for done, pixels in enumerate(threaded_map(count, enumerate(often)), 1):
         total += pixels

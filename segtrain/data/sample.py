@@ -3,9 +3,9 @@
 import glob
 import re
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from segtrain.data.orientation import AS_STORED, turned_size
 from segtrain.data.rules import Rules
 from segtrain.data.verify.label_mistakes import Expected
 from segtrain.errors import DataError
+
+T = TypeVar("T")
 
 
 class Sample(NamedTuple):
@@ -182,6 +184,12 @@ def read_labels(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarr
         if instances.shape != stored.shape:
             raise different_sizes(sample._replace(image=sample.instances), instances.shape, stored.shape)
     return target, table.to_ids(stored), instances
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """At most so many of the items, evenly spread, the first and the last among them."""
+    count = min(most, len(items))
+    return [items[round(i * (len(items) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
 def different_sizes(

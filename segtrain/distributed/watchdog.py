@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any
 
+from segtrain.console import launcher_note
 from segtrain.errors import SegtrainError
 
 BEAT = 2.0  # seconds between signs of life
@@ -162,6 +163,6 @@ class Watchdog(threading.Thread):
         if self.stop.is_set():
             return
         if not why.quiet:
-            print(f"segtrain: rank {self.rank}: {why}", file=sys.stderr, flush=True)
+            print(f"segtrain: rank {self.rank}: {why}{launcher_note()}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(why.exit_status)

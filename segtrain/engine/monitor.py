@@ -5,9 +5,11 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
+from segtrain.config import TrainConfig, flatten
 from segtrain.data.loader import Batch
 from segtrain.device import is_out_of_memory
 from segtrain.distributed.watchdog import PeerDied
@@ -15,7 +17,7 @@ from segtrain.engine.blackbox import BlackBox
 from segtrain.engine.learner import Learner
 from segtrain.engine.planning.automatic import training_advice
 from segtrain.engine.progress_line import ProgressLine
-from segtrain.engine.run import Run, flatten
+from segtrain.engine.run import Run
 from segtrain.engine.sinks import RunLog
 from segtrain.engine.state import TrainState
 from segtrain.engine.step_result import StepResult
@@ -38,7 +40,7 @@ class Monitor:
         self.dist = learner.dist
         self.guard = learner.guard
         self.check_at_once = run.config.trainer.on_bad_step == "skip"
-        hyperparameters = flatten(asdict(run.config))
+        hyperparameters = varied_first(run.config)
         main = self.dist.main
         self.log: RunLog | None = None
         if main:
@@ -152,3 +154,10 @@ class Monitor:
             path = self.run.pictures / name
             with side_file(path):
                 write_png(path, pixels)
+
+
+def varied_first(config: TrainConfig) -> dict[str, Any]:
+    """The options by their keys: first what a sweep has varied, or what was typed beside the recipe."""
+    options = flatten(asdict(config))
+    first = [key for word in config.varied for key in options if key == word or key.startswith(f"{word}.")]
+    return {key: options[key] for key in first} | options

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 import yaml
 
-from segtrain.config import LENGTHS, TrainConfig, adopt_earlier, is_safe, run_folder, with_defaults
+from segtrain.config import LENGTHS, TrainConfig, adopt_earlier, flatten, is_safe, run_folder, with_defaults
 from segtrain.config.options import as_written
 from segtrain.console import duration, say
 from segtrain.distributed.group import World
 from segtrain.engine.normalisation import keep_normalisation
 from segtrain.engine.preemption import Preempted
+from segtrain.engine.prior_hint import prior_hint
 from segtrain.engine.run_folder import repair, require_own
 from segtrain.engine.run_reader import OTHER_INFERENCE
 from segtrain.engine.state import TrainState
@@ -34,7 +35,8 @@ class Run:
     summary.txt, state.json, environment.json, blackbox/, pictures/, tensorboard/.
 
     Only the first process writes. For the checkpoints it knows the classes, the fingerprints of the training images
-    (trained_on), the host and versions of this session, and what the weights come from (provenance).
+    (trained_on) and of what is in their files (contents), the host and versions of this session, and what the weights
+    come from (provenance).
     """
 
     def __init__(self, config: TrainConfig, dist: World) -> None:
@@ -52,6 +54,7 @@ class Run:
         self.validated_before: int | None = None  # last step that was validated with another inference
         self.classes: dict[str, Any] = {}
         self.trained_on = torch.empty(0, dtype=torch.int64)
+        self.contents: torch.Tensor | None = None
         self.session: dict[str, Any] = {}
         self.provenance: dict[str, Any] = {}
 
@@ -63,7 +66,7 @@ class Run:
             "trained_on": self.trained_on,
             "environment": self.session,
             "provenance": self.provenance,
-        }
+        } | ({} if self.contents is None else {"contents": self.contents})
 
     @property
     def evaluation(self) -> dict[str, Any] | None:
@@ -150,6 +153,7 @@ class Run:
         """Note the training images. DataError if the saved run began with others: order and crops would change."""
         self.trained_on = trained_on = fingerprints(image_ids)
         before = None if saved is None else saved.get("trained_on")
+        self.contents = (saved or {}).get("contents")
         if before is not None and not torch.equal(before, trained_on):
             raise DataError(
                 f"{self.folder} was trained on {len(before)} images, and these are {len(trained_on)} others: the run "
@@ -158,11 +162,19 @@ class Run:
 
     # ------------------------------------------------------------------------------------ while it trains
 
-    def begin(self, state: TrainState, classes: dict[str, Any], session: dict[str, Any]) -> None:
-        """Claim the folder and make it ready. Scores of a shorter training are removed: they are outdated."""
+    def begin(
+        self, state: TrainState, classes: dict[str, Any], session: dict[str, Any], contents: list[int] | None = None
+    ) -> None:
+        """Claim the folder and make it ready. Scores of a shorter training are removed: they are outdated.
+
+        contents: hashes of the files of the training images, which are added to those of earlier sessions.
+        """
         if self.validated_before is not None:
             session = session | {OTHER_INFERENCE: self.validated_before}
         self.state, self.classes, self.session = state, classes, session
+        if contents is not None:
+            before = [] if self.contents is None else self.contents.tolist()
+            self.contents = torch.tensor(sorted({*contents, *before}), dtype=torch.int64)
         if not self.dist.main:
             return
         self.claim()
@@ -255,6 +267,7 @@ class Run:
         split = self.config.dataset.val_split
         lines = [
             *lines,
+            *prior_hint(self.config, self.evaluation or {}),
             f"training      {state.step} steps in {duration(state.elapsed)}, seed {self.config.trainer.seed}",
             f"checkpoints   {self.last} and best.pt (selected on {split}, {state.best_score()})",
             *(
@@ -301,14 +314,6 @@ def modified(path: Path) -> int | None:
 
 
 # ------------------------------------------------------------------------------------------------ configurations
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"trainer.seed": 0, ...}"""
-    result: dict[str, Any] = {}
-    for key, value in config.items():
-        result |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return result
 
 
 def adopt_chosen(config: TrainConfig, stored: dict[str, Any]) -> None:

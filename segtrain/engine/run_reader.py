@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from segtrain.config.keys import flatten
 from segtrain.config.user_files import read_json, read_yaml
 from segtrain.errors import DataError
 
@@ -15,7 +16,8 @@ RECENT = 600  # the same since the last written file, for runs of versions witho
 
 
 class RunSummary(NamedTuple):
-    """One run. miou, best: fractions on the validation split. note: files that cannot be read, or why it ended."""
+    """One run. miou, best: fractions on the validation split. note: files that cannot be read, or why it ended.
+    options: those of config.yaml by their keys, such as trainer.seed."""
 
     name: str
     step: int
@@ -26,6 +28,7 @@ class RunSummary(NamedTuple):
     best_step: int | None
     written: float
     note: str
+    options: dict[str, Any] = {}
 
 
 def read_run(folder: Path) -> RunSummary | None:
@@ -51,6 +54,7 @@ def read_run(folder: Path) -> RunSummary | None:
         folder.name, max(last, int_or_zero(status.get("step")), int_or_zero(evaluation.get("step"))), max_steps,
         state_of(status, bool(evaluation), written), scores[-1][1] if scores else None,
         best[1] if best else None, best[0] if best else None, written, "; ".join(notes),
+        flatten(config or {}),
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def train(config: TrainConfig) -> Path:
         smallest_micro_batch(config, dist, loss)
         run.set_images(task.image_ids, saved)
         data = task.prepare(dist)  # checks files, fills the cache
-        run.begin(state, task.classes, session_environment(config, dist, saved))
+        run.begin(state, task.classes, session_environment(config, dist, saved), task.contents)
         learner = build_learner(config, task, loss, dist, device, run, saved)
         del saved  # as large as the weights
         print_start(config, run, learner, task, state)

@@ -7,6 +7,7 @@ from segtrain.console import say
 from segtrain.engine.checkpoint_writer import CheckpointWriter
 from segtrain.engine.learner import Learner
 from segtrain.engine.monitor import Monitor
+from segtrain.engine.parallel import Network
 from segtrain.engine.planning.automatic import advising
 from segtrain.engine.preemption import Preempted, Preemption
 from segtrain.engine.run import Run
@@ -36,31 +37,58 @@ class Validator:
         self.preemption = preemption
         self.dist = learner.dist
         self.evaluator = task.evaluator()
+        most = run.config.logging.train_sample
+        self.training = task.training_sample(most) if most else None
+        for evaluator in (self.evaluator, self.training):
+            if evaluator is not None:
+                evaluator.with_loss = most > 0
         self.evaluation: Evaluation | None = None
 
     def validate(self) -> None:
         """Score, save again with the score, report. Preempted, after saving, if a signal asks to stop meanwhile."""
         self.writer.wait_or_warn()  # loader processes start, which must not inherit a half-written file
-        evaluation = self.evaluate()
+        model = self.learner.evaluation_model()
+        evaluation, trained = self.evaluate(model), self.score_training(model)
         step, metric = self.state.step, self.task.metric
         # The log and the pictures come before the checkpoint that claims them.
-        self.monitor.log_validation(evaluation.scalars, evaluation.figures)
+        of_training = {f"train_sample/{name}": value for name, value in trained.items()}
+        self.monitor.log_validation(evaluation.scalars | of_training, evaluation.figures)
         self.monitor.draw(f"val_{step:07d}.png", evaluation.examples)
         is_best = self.state.add_validation(evaluation.result[metric])
         self.writer.save(self.learner, self.state, self.run, best=is_best)
         described = self.task.describe(evaluation.result)
-        say(f"validation at step {step}: {described}, best {self.state.best_score()}")
+        beside = self.overfitting(evaluation.scalars.get("val/loss"), trained)
+        say(f"validation at step {step}: {described}, best {self.state.best_score()}{beside}")
         self.evaluation = evaluation
         self.monitor.line.restart()
 
-    def evaluate(self) -> Evaluation:
+    def score_training(self, model: Network) -> dict[str, float | None]:
+        """The scores of a fixed sample of training images, or {}. A collective call."""
+        if self.training is None:
+            return {}
+        config, device = self.run.config, self.learner.device
+        with advising(config.model, self.task.num_classes, config.inference, device):
+            return self.training.brief(
+                model, device, self.dist, config.loader.count(), self.interruptible, self.preemption.asked
+            )
+
+    def overfitting(self, loss: float | None, trained: dict[str, float | None]) -> str:
+        """What shows whether the network learns the training images by heart, for the line of a validation."""
+        texts = [] if loss is None else [f", loss {loss:.4f}"]
+        if self.training is not None and trained[self.task.metric] is not None:
+            own = trained["loss"]
+            of_sample = "" if own is None else f", loss {own:.4f}"
+            texts.append(f"; {self.training.images} training images: {self.task.describe(trained)}{of_sample}")
+        return "".join(texts)
+
+    def evaluate(self, model: Network) -> Evaluation:
         """Score by the task's own evaluator. A collective call."""
         config, step = self.run.config, self.state.step
         card = {"step": step, "weights": "raw" if self.learner.average is None else "averaged"}
         device, classes = self.learner.device, self.task.num_classes
         with advising(config.model, classes, config.inference, device):
             return self.evaluator.run(
-                self.learner.evaluation_model(), device, self.dist, config.loader.count(), self.interruptible,
+                model, device, self.dist, config.loader.count(), self.interruptible,
                 config.logging.pictures if self.dist.main else 0,
                 facts=NetworkFacts(str(self.run.last), step, self.run.trained_on, card), stopped=self.preemption.asked,
             )  # fmt: skip

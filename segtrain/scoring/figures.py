@@ -12,6 +12,7 @@ from segtrain.data.labels import LabelTable
 from segtrain.files import write_atomically
 
 GAP = 4  # pixels between the parts of a panel
+OFF_DIAGONAL = 0.05  # fraction of a class's pixels from which a confusion is worth a figure
 
 
 def write_png(path: Path, pixels: np.ndarray, palette: np.ndarray | None = None) -> None:
@@ -76,17 +77,15 @@ def legend(table: LabelTable, width: int, texts: list[str] | None = None) -> np.
     for i, (name, color) in enumerate(zip(texts or table.names, table.colors, strict=True)):
         top, left = height * (i // columns), cell * (i % columns)
         canvas[top + 3 : top + height - 3, left + 3 : left + 21] = color
-        cv2.putText(
-            canvas, name[: cell // 8], (left + 26, top + 16), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA
-        )
+        write(canvas, name[: cell // 8], (left + 26, top + 16))
     return canvas
 
 
 def confusion(matrix: np.ndarray, table: LabelTable) -> np.ndarray:
-    """Draw a confusion matrix (C, C + 1) as fractions of each row: RGB uint8 (H, W, 3), dark for high fractions.
+    """Draw a confusion matrix (C, C + 1) in percent of each row's pixels: RGB uint8 (H, W, 3), dark for high fractions.
 
     Rows: ground truth. Columns: prediction; the last one is anything outside the classes. Classes without a label
-    are grey.
+    are grey. Figures stand on the diagonal, and off it from OFF_DIAGONAL on.
     """
     classes = table.num_classes
     cell = max(4, min(28, 1400 // classes))
@@ -97,30 +96,52 @@ def confusion(matrix: np.ndarray, table: LabelTable) -> np.ndarray:
     tint = np.stack([255 - 225 * share, 255 - 175 * share, 255 - 95 * share], -1).astype(np.uint8)
     tint[labelled[:, 0] == 0] = 225
     cells = tint.repeat(cell, 0).repeat(cell, 1)
-    canvas = np.full((cells.shape[0] + 4 + left, cells.shape[1] + left + 4, 3), 255, np.uint8)
-    canvas[4 : 4 + cells.shape[0], left : left + cells.shape[1]] = cells
+    if named:
+        for row, column in np.argwhere(share >= 0.005) if cell >= 20 else ():
+            value = share[row, column]
+            if row == column or value >= OFF_DIAGONAL:
+                color = (255, 255, 255) if value > 0.5 else (0, 0, 0)
+                write(cells, f"{100 * value:.0f}", (column * cell + 2, row * cell + cell // 2 + 4), 0.35, color)
+        rows = np.full((cells.shape[0], left, 3), 255, np.uint8)
+        columns = np.full((left, cells.shape[1], 3), 255, np.uint8)
+        for index, name in enumerate([*table.names, "(other)"]):
+            if index < classes:
+                write(rows, name[:18], (4, index * cell + cell // 2 + 4))
+            strip = np.full((cell, left, 3), 255, np.uint8)
+            write(strip, name[:18], (0, cell // 2 + 4))
+            columns[:, index * cell : (index + 1) * cell] = np.rot90(strip, -1)
+        corner = np.full((left, left, 3), 255, np.uint8)
+        cells = np.concatenate([np.concatenate([rows, cells], 1), np.concatenate([corner, columns], 1)])
+    return explained_matrix(np.pad(cells, ((4, 4), (4, 4), (0, 0)), constant_values=255), named)
+
+
+def explained_matrix(drawn: np.ndarray, named: bool) -> np.ndarray:
+    """The drawing of a confusion matrix, RGB uint8 (H, W, 3), between what its axes and colours mean."""
+    above = ["rows: ground truth; columns: prediction", "figures and colours: % of the row's labelled pixels"]
+    below = ["(other), the last column:", "predicted as an id outside the classes", "grey rows: not labelled"]
     if not named:
-        return canvas
-    font, black = cv2.FONT_HERSHEY_SIMPLEX, (0, 0, 0)
-    for index, name in enumerate([*table.names, "(other)"]):
-        middle = index * cell + cell // 2 + 4
-        if index < classes:
-            cv2.putText(canvas, name[:18], (4, 4 + middle), font, 0.4, black, 1, cv2.LINE_AA)
-        strip = np.full((cell, left, 3), 255, np.uint8)
-        cv2.putText(strip, name[:18], (0, cell // 2 + 4), font, 0.4, black, 1, cv2.LINE_AA)
-        at = left + index * cell
-        canvas[cells.shape[0] + 4 :, at : at + cell] = np.rot90(strip, -1)
-        if index < classes and share[index, index] >= 0.005 and cell >= 20:
-            text = f"{100 * share[index, index]:.0f}"
-            white = (255, 255, 255) if share[index, index] > 0.5 else black
-            cv2.putText(canvas, text, (at + 2, 4 + middle), font, 0.35, white, 1, cv2.LINE_AA)
-    return canvas
+        above.append("both in the order of the classes in evaluation.json")
+    width = max(drawn.shape[1], max(7 * len(line) + 10 for line in [*above, *below]))
+    drawn = np.pad(drawn, ((0, 0), (0, width - drawn.shape[1]), (0, 0)), constant_values=255)
+    blocks = [np.full((16 * len(lines) + 8, width, 3), 255, np.uint8) for lines in (above, below)]
+    for block, lines in zip(blocks, (above, below), strict=True):
+        for number, line in enumerate(lines):
+            write(block, line, (6, 16 * number + 15))
+    return np.concatenate([blocks[0], drawn, blocks[1]])
+
+
+def write(
+    canvas: np.ndarray, text: str, place: tuple[int, int], size: float = 0.4, color: tuple[int, int, int] = (0, 0, 0)
+) -> None:
+    """Write text into RGB uint8 (H, W, 3), its baseline beginning at (x, y). The font has ASCII only."""
+    plain = text.encode("ascii", "replace").decode()
+    cv2.putText(canvas, plain, place, cv2.FONT_HERSHEY_SIMPLEX, size, color, 1, cv2.LINE_AA)
 
 
 def captioned(image: np.ndarray, text: str) -> np.ndarray:
     """uint8 (h, w, 3) with a line of text below."""
     line = np.full((18, image.shape[1], 3), 255, np.uint8)
-    cv2.putText(line, text[: image.shape[1] // 7], (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    write(line, text[: image.shape[1] // 7], (2, 13))
     return np.concatenate([image, line])
 
 

@@ -4,6 +4,7 @@ Logits stay at the network's output stride until the arg-max, which enlarges the
 116 classes of a 22 megapixel image take 10 GB.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from segtrain.config import IGNORE_INDEX, InferenceConfig
 from segtrain.data.class_mapping import ClassMapping
 from segtrain.errors import UsageError
+from segtrain.losses.pixelwise import CrossEntropy
 from segtrain.native.pixels import upsampled_argmax
 
 Network = Callable[[Tensor], Tensor]  # (1, 3, h, w) -> (1, C, ceil(h / stride), ceil(w / stride)) logits
@@ -25,10 +27,12 @@ STRIP = 1 << 24  # logits at full resolution that are in memory at a time
 
 
 class Prediction(NamedTuple):
-    """train_ids: uint8 (H, W). probability: of that class, float32 (H, W), 0 to 1; None unless asked for."""
+    """train_ids: uint8 (H, W). probability: of that class, float32 (H, W), 0 to 1; None unless asked for. loss: the sum
+    of the cross-entropy over the labelled pixels; None unless a target is given."""
 
     train_ids: np.ndarray
     probability: np.ndarray | None
+    loss: float | None = None
 
 
 def fitted(image: np.ndarray, longest: int) -> np.ndarray:
@@ -51,26 +55,30 @@ def nearest(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 @torch.inference_mode()
 def segment(
     network: Network | Sequence[Network], image: Tensor, options: InferenceConfig, probability: bool = False,
-    mapping: ClassMapping | None = None,
+    mapping: ClassMapping | None = None, target: Tensor | None = None,
 ) -> Prediction:  # fmt: skip
     """Predict the class of every pixel of `image` (1, 3, H, W), which goes to the network as it is.
 
     One view: the arg-max of its logits, enlarged bilinearly. Several views (scales, flip): the arg-max of the mean of
     their probabilities, each view's logits enlarged first. probability: return that class's probability too.
     mapping: the network's probabilities are added up to those of other classes before the arg-max. Of several networks
-    the views are averaged like those of one.
+    the views are averaged like those of one. target: train ids int64 (H', W') of the network's own classes, of any
+    size, for the loss.
     """
     size = (image.shape[2], image.shape[3])
     networks = network if isinstance(network, Sequence) else [network]
     views = [one for some in networks for one in all_views(some, image, options)]
+    loss = None if target is None else cross_entropy_sum(views, target)
     device = views[0].device
     plain = len(views) == 1 and mapping is None  # the arg-max of logits is that of probabilities
     train_ids = upsampled_argmax(views[0].float(), size) if plain and device.type == "cpu" else None
     if train_ids is not None and not probability:
-        return Prediction(train_ids, None)
+        return Prediction(train_ids, None, loss)
     best, certain = fused(views, size, probability, mapping)
     return Prediction(
-        best.cpu().numpy() if train_ids is None else train_ids, None if certain is None else certain.cpu().numpy()
+        best.cpu().numpy() if train_ids is None else train_ids,
+        None if certain is None else certain.cpu().numpy(),
+        loss,
     )
 
 
@@ -107,6 +115,21 @@ def fused(
     if mapping is not None and mapping.has_void:
         best[best == len(mapping.sources)] = IGNORE_INDEX
     return best, certain
+
+
+def cross_entropy_sum(views: list[Tensor], target: Tensor) -> float:
+    """-log of the mean probability of each labelled pixel's class, summed up. views: logits (C, h, w)."""
+    if len(views) == 1:
+        return float(CrossEntropy()(views[0][None], target[None]))
+    size, total = (target.shape[0], target.shape[1]), 0.0
+    rows = strip_rows(views[0], size[1])
+    for top in range(0, size[0], rows):
+        bottom = min(top + rows, size[0])
+        logs = [enlarged(one, size, top, bottom).log_softmax(0) for one in views]
+        mean = torch.stack(logs).logsumexp(0) - math.log(len(views))
+        part = F.nll_loss(mean[None], target[None, top:bottom], ignore_index=IGNORE_INDEX, reduction="sum")
+        total += float(part)
+    return total
 
 
 def strip_rows(logits: Tensor, width: int) -> int:

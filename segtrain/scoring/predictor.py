@@ -88,19 +88,26 @@ class Predictor(NamedTuple):
         return self._replace(others=tuple(others))
 
     def segment(
-        self, image: np.ndarray, inference: InferenceConfig | None = None, probability: bool = False
-    ) -> Prediction:
-        """RGB uint8 (H, W, 3) -> train ids uint8 (H, W) and, if asked for, their probabilities float32 (H, W)."""
+        self, image: np.ndarray, inference: InferenceConfig | None = None, probability: bool = False,
+        target: np.ndarray | None = None,
+    ) -> Prediction:  # fmt: skip
+        """RGB uint8 (H, W, 3) -> train ids uint8 (H, W) and, if asked for, their probabilities float32 (H, W).
+
+        target: train ids uint8 (H, W) of the network's own classes, for the loss.
+        """
         options = inference or InferenceConfig()
         seen = image if options.longest_side is None else fitted(image, options.longest_side)
         tensor = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None].to(self.device)
 
         networks = [self.logits, *(other.logits for other in self.others)]
-        found = segment(networks, tensor, options, probability, self.mapping)
+        wanted = None if target is None else torch.from_numpy(target).to(self.device).long()
+        found = segment(networks, tensor, options, probability, self.mapping, wanted)
         if options.longest_side is None:
             return found
         size, certain = (image.shape[0], image.shape[1]), found.probability
-        return Prediction(nearest(found.train_ids, size), None if certain is None else nearest(certain, size))
+        return Prediction(
+            nearest(found.train_ids, size), None if certain is None else nearest(certain, size), found.loss
+        )
 
 
 @contextmanager

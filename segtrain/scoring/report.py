@@ -140,16 +140,14 @@ def fingerprints(image_ids: list[str]) -> Any:
     return torch.tensor([int.from_bytes(h, "big", signed=True) for h in hashes])
 
 
-def seen_in_training(trained_on: Any, image_ids: list[str]) -> list[str]:
-    """A warning, in a list, if any of the images are among those that a checkpoint was trained on; [] otherwise.
+def count_seen(trained_on: Any, image_ids: list[str]) -> int:
+    """How many of the images are among those that a checkpoint was trained on.
 
     trained_on: `fingerprints` of the training images; None: not known.
     """
     import torch
 
-    if trained_on is None:
-        return []
-    return seen_images(int(torch.isin(fingerprints(image_ids), trained_on).sum()), len(image_ids))
+    return 0 if trained_on is None else int(torch.isin(fingerprints(image_ids), trained_on).sum())
 
 
 def seen_images(seen: int, images: int) -> list[str]:

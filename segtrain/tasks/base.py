@@ -64,6 +64,7 @@ class Evaluator(ABC, Generic[Answer]):
         self.images = images
         self.model = model
         self.inference = inference
+        self.with_loss = False  # whether the cross-entropy of the predictions is counted too
 
     def run(
         self, network: nn.Module, device: torch.device, dist: World, workers: int, guard: Guard | None = None,
@@ -75,6 +76,27 @@ class Evaluator(ABC, Generic[Answer]):
         whether the guard is about to end the evaluation; then no image is waited for. DataError for an image that
         cannot be read, or if there is nothing to score.
         """
+        counts, panels = self.counted(network, device, dist, workers, guard, figures, stopped)
+        described = {
+            "dataset": self.dataset, "split": self.split, "inference": asdict(self.inference),
+            "checkpoint": facts.checkpoint, "step": facts.step,
+        }  # fmt: skip
+        how = {"inference": described["inference"], "precision": "float32", **facts.protocol}
+        return self.evaluation(counts, panels, described, self.protocol(counts, facts.trained_on, how))
+
+    def brief(
+        self, network: nn.Module, device: torch.device, dist: World, workers: int, guard: Guard | None = None,
+        stopped: Callable[[], bool] = never,
+    ) -> dict[str, float | None]:  # fmt: skip
+        """As `run`, but only the main scores and, `with_loss`, the loss; None where nothing is labelled."""
+        counts, _ = self.counted(network, device, dist, workers, guard, 0, stopped)
+        return self.main_scores(counts)
+
+    def counted(
+        self, network: nn.Module, device: torch.device, dist: World, workers: int, guard: Guard | None, figures: int,
+        stopped: Callable[[], bool],
+    ) -> tuple[Any, list[np.ndarray]]:  # fmt: skip
+        """The counts of all processes, and this one's figures. A collective call."""
         network.eval()
         own = range(dist.rank, self.images, dist.size)
         rounds = -(-len(range(0, self.images, dist.size)) // self.batch_size)
@@ -82,12 +104,7 @@ class Evaluator(ABC, Generic[Answer]):
             guarded = answers if guard is None else guard(answers, rounds)
             counts, panels = self.count(guarded, len(own), figures)
         counts.all_reduce()
-        described = {
-            "dataset": self.dataset, "split": self.split, "inference": asdict(self.inference),
-            "checkpoint": facts.checkpoint, "step": facts.step,
-        }  # fmt: skip
-        how = {"inference": described["inference"], "precision": "float32", **facts.protocol}
-        return self.evaluation(counts, panels, described, self.protocol(counts, facts.trained_on, how))
+        return counts, panels
 
     def count(self, answers: Iterator[Answer], images: int, figures: int) -> tuple[Any, list[np.ndarray]]:
         """Count the answers for `images` images, and draw `figures` of them, evenly spread."""
@@ -130,6 +147,10 @@ class Evaluator(ABC, Generic[Answer]):
         """The scores and figures of these counts."""
 
     @abstractmethod
+    def main_scores(self, counts: Any) -> dict[str, float | None]:
+        """The scores that a task describes, as fractions, and "loss"; None where nothing is labelled."""
+
+    @abstractmethod
     def warnings(self, trained_on: Tensor | None) -> list[str]:
         """Reasons not to trust the scores of a network that was trained on these images."""
 
@@ -149,6 +170,7 @@ class Task(ABC):
     num_train: int  # images
     num_val: int
     num_shared: int  # images of the validation that are trained on
+    contents: list[int] | None = None  # `content_hashes` of the training images, once they are checked
     image_ids: list[str]  # the training images, under names that are the same whatever split they were read from
 
     @abstractmethod
@@ -189,6 +211,13 @@ class Task(ABC):
         """An evaluator for a split, to be used for any number of evaluations.
 
         Default: the images and the inference of this training's validations.
+        """
+
+    @abstractmethod
+    def training_sample(self, most: int) -> Evaluator[Any] | None:
+        """An evaluator for `most` training images, evenly spread and always the same, no more than validate.
+
+        None if there are none, or if they validate themselves (trainer.overfit).
         """
 
     @abstractmethod

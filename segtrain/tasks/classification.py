@@ -27,12 +27,14 @@ from segtrain.models.preprocess import normalise_images
 from segtrain.scoring import figures
 from segtrain.scoring.accuracies import Accuracies
 from segtrain.scoring.extra_metrics import metric_scalars
+from segtrain.scoring.mean_loss import MeanLoss, loss_entry
 from segtrain.scoring.predictor import LoadedNetwork
 from segtrain.scoring.report import (
     Evaluation,
     code_version,
+    count_seen,
     names_hash,
-    seen_in_training,
+    seen_images,
 )
 from segtrain.tasks.base import Evaluator, Task
 
@@ -100,6 +102,13 @@ class Classification(Task):
             split = "train" if config.trainer.overfit is not None else config.dataset.val_split
         return ClassificationEvaluator(config.dataset, split, images, config.model, inference or config.inference)
 
+    def training_sample(self, most: int) -> "ClassificationEvaluator | None":
+        config, count = self.config, min(most, self.num_val)
+        if count == 0 or config.trainer.overfit is not None:
+            return None
+        some = self.samples.first(count)
+        return ClassificationEvaluator(config.dataset, config.dataset.train_split, some, config.model, config.inference)
+
     def draw(self, image: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, str]:
         """The image with its class below, and the class in words."""
         name = self.samples.classes[int(target)]
@@ -114,16 +123,30 @@ class Classification(Task):
 
 class TopK(NamedTuple):
     """The network's answer for N images of these numbers. targets: int64 (N,). best: int64 (N, min(5, C)), the
-    classes of the highest logits, the highest first."""
+    classes of the highest logits, the highest first. loss: the sum of the cross-entropy."""
 
     numbers: list[int]
     targets: np.ndarray
     best: np.ndarray
+    loss: float = 0.0
 
 
 class TopKCounts(Accuracies):
+    """loss: the cross-entropy, if it is counted."""
+
+    def __init__(self, classes: list[str], with_loss: bool = False) -> None:
+        super().__init__(classes)
+        self.loss = MeanLoss() if with_loss else None
+
     def add_answer(self, answer: TopK) -> None:
         self.add(answer.targets, answer.best)
+        if self.loss is not None:
+            self.loss.add(answer.loss, len(answer.targets))
+
+    def all_reduce(self) -> None:
+        super().all_reduce()
+        if self.loss is not None:
+            self.loss.all_reduce()
 
 
 class ClassificationEvaluator(Evaluator[TopK]):
@@ -161,10 +184,15 @@ class ClassificationEvaluator(Evaluator[TopK]):
                 seen = normalise_images(batch.images.flatten(0, 1).to(device), self.model.mean, self.model.std)
                 logits = network(seen).float().unflatten(0, batch.images.shape[:2]).mean(1)
                 best = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu().numpy()
-                yield TopK(batch.numbers, batch.targets.numpy(), best)
+                loss = F.cross_entropy(logits, batch.targets.to(logits.device), reduction="sum")
+                yield TopK(batch.numbers, batch.targets.numpy(), best, float(loss) if self.with_loss else 0.0)
 
     def counts(self) -> TopKCounts:
-        return TopKCounts(self.samples.classes)
+        return TopKCounts(self.samples.classes, self.with_loss)
+
+    def main_scores(self, counts: TopKCounts) -> dict[str, float | None]:
+        result = counts.result()
+        return {"top1": result["top1"], "top5": result["top5"], **loss_entry(counts)}
 
     def draw_answer(self, answer: TopK, place: int) -> np.ndarray:
         """The first view with its class, and with the prediction where it is another one."""
@@ -175,7 +203,7 @@ class ClassificationEvaluator(Evaluator[TopK]):
         return figures.captioned(crop_views(image, self.inference)[0], text)
 
     def warnings(self, trained_on: Tensor | None) -> list[str]:
-        return seen_in_training(trained_on, self.spec.identity(self.samples))
+        return seen_images(count_seen(trained_on, self.spec.identity(self.samples)), len(self.samples))
 
     def published(self, loaded: LoadedNetwork) -> dict[str, Any]:
         accuracy = None
@@ -213,6 +241,7 @@ class ClassificationEvaluator(Evaluator[TopK]):
     ) -> Evaluation:
         result = counts.result() | described | {"protocol": protocol}
         scalars = {"val/top1": result["top1"], "val/top5": result["top5"]} | metric_scalars(result)
+        scalars |= {f"val/{name}": value for name, value in loss_entry(counts).items()}
         examples = figures.grid(panels) if panels else None
         return Evaluation(result, scalars, {} if examples is None else {EXAMPLES: examples}, None, examples)
 

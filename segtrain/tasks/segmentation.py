@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from segtrain.config import (
+    IGNORE_INDEX,
     DatasetConfig,
     EvaluateConfig,
     InferenceConfig,
@@ -28,20 +29,21 @@ from segtrain.data.class_mapping import ClassMapping, class_mapping, require_sam
 from segtrain.data.class_weights import automatic_weights, describe_weights
 from segtrain.data.labels import LabelTable
 from segtrain.data.loader import EvaluationItem, TrainingData, evaluation_samples, read_pixels
-from segtrain.data.registry import dataset_spec, identities, label_table, split_samples, training_mixture
-from segtrain.data.sample import Sample
+from segtrain.data.registry import dataset_spec, identities, label_table, parts_of, split_samples, training_mixture
+from segtrain.data.sample import Sample, spread
 from segtrain.data.sampling import class_index
 from segtrain.data.verify.file_facts import FileFacts
-from segtrain.data.verify.files import check_samples
+from segtrain.data.verify.files import check_samples, content_hashes
 from segtrain.errors import DataError, UsageError
 from segtrain.losses import Loss, build_loss
 from segtrain.models import Segmenter
 from segtrain.scoring import figures
 from segtrain.scoring.extra_metrics import metric_scalars
 from segtrain.scoring.image_counts import ImageCounts
+from segtrain.scoring.mean_loss import MeanLoss, loss_entry
 from segtrain.scoring.position_prior import PositionPrior
 from segtrain.scoring.predictor import LoadedNetwork, Predictor, naming_image
-from segtrain.scoring.report import CONFUSION, Evaluation, protocol, seen_images, seen_in_training, summarise
+from segtrain.scoring.report import CONFUSION, Evaluation, count_seen, protocol, seen_images, summarise
 from segtrain.scoring.scores import Scores
 from segtrain.tasks.base import Evaluator, Task
 from segtrain.weights.network_file import published_figure
@@ -108,6 +110,7 @@ class Segmentation(Task):
         ]
         largest = max(height for height, _ in sizes), max(width for _, width in sizes)
         check_samples(self.val_samples, self.table, cache, say, dataset_spec(config.dataset).expected, training=False)
+        self.compare_contents()
         enlarged = [math.ceil(extent * config.augmentation.scale[1]) for extent in largest]
         crop = config.augmentation.crop_size
         if crop[0] > enlarged[0] or crop[1] > enlarged[1]:
@@ -115,6 +118,14 @@ class Segmentation(Task):
                 f"augmentation.crop_size={crop} is not possible: the largest image is {list(largest)} [height,width] "
                 f"and is enlarged at most {config.augmentation.scale[1]} times, so at most {enlarged} can be filled"
             )
+
+    def compare_contents(self) -> None:
+        """Note what is in the training images, and how many of the validation images are among them."""
+        cache = self.config.dataset.cache_folder()
+        parts = [some for _, some in self.mixture.parts] if self.config.trainer.overfit is None else [self.samples]
+        self.contents = [one for some in parts for one in content_hashes(some, cache)]
+        known = set(self.contents)
+        self.num_shared = sum(one in known for one in content_hashes(self.val_samples, cache))
 
     def data(self) -> TrainingData:
         config, samples = self.config, self.samples
@@ -140,6 +151,17 @@ class Segmentation(Task):
         made.num_shared = self.num_shared if samples is self.val_samples else 0
         return made
 
+    def training_sample(self, most: int) -> "SegmentationEvaluator | None":
+        """Of a mixture those of its target: the others' labels have other ids."""
+        config, parts = self.config, parts_of(self.config.dataset)
+        own = [part.config for part in parts if part.is_target]
+        mixed = (sample for data, some in self.mixture.parts if data in own for sample in some)
+        samples = spread(list(mixed) if parts else self.samples, min(most, self.num_val))
+        if not samples or config.trainer.overfit is not None:
+            return None
+        split = config.dataset.train_split
+        return SegmentationEvaluator(config.dataset, split, samples, self.table, config.model, config.inference, None)
+
     def draw(self, image: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, str]:
         """image | labels | both, and the classes and the fraction of ignored pixels in words."""
         ignored = 100 * float((target >= self.num_classes).mean())
@@ -155,20 +177,22 @@ class Segmentation(Task):
 
 
 class LabelledImage(NamedTuple):
-    """An image with its label, and the network's prediction: train ids uint8 (H, W)."""
+    """An image with its label, and the network's prediction: train ids uint8 (H, W). loss: its sum over the pixels."""
 
     item: EvaluationItem
     prediction: np.ndarray
+    loss: float | None = None
 
 
 class SegmentationCounts(NamedTuple):
-    """The pixels of a network's predictions, over all images and of each, and of the position prior's."""
+    """The pixels of a network's predictions, over all images and of each, and of the position prior's; its loss."""
 
     table: LabelTable
     network: Scores
     prior: PositionPrior | None
     of_prior: Scores | None
     images: ImageCounts
+    loss: MeanLoss | None = None
 
     def add_answer(self, answer: LabelledImage) -> None:
         item = answer.item
@@ -176,12 +200,16 @@ class SegmentationCounts(NamedTuple):
         self.images.add(item.sample.name, item.ids.shape, pixels, self.network.class_of)
         if self.prior is not None and self.of_prior is not None:
             self.of_prior.add(item.ids, self.table.decode(self.prior.predict(item.target.shape)))
+        if self.loss is not None and answer.loss is not None:
+            self.loss.add(answer.loss, int((item.target != IGNORE_INDEX).sum()))
 
     def all_reduce(self) -> None:
         self.network.all_reduce()
         self.images.all_gather()
         if self.of_prior is not None:
             self.of_prior.all_reduce()
+        if self.loss is not None:
+            self.loss.all_reduce()
 
 
 class SegmentationEvaluator(Evaluator[LabelledImage]):
@@ -202,7 +230,7 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         self.samples = list(samples)
         self.table = table
         self.prior_samples = prior_samples
-        self.num_shared = 0  # images that were trained on, where their names do not tell
+        self.num_shared = 0  # images that were trained on, by their content or path
         self.boundary = boundary
         self.mapping: ClassMapping | None = None  # of a network that has other classes
 
@@ -223,6 +251,9 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         stored = loaded.metadata["config"]["dataset"]
         if [stored.get(key) for key in ("name", "root", "train_split")] == [data.name, data.root, split]:
             made.num_shared = len(samples)
+        elif (contents := loaded.metadata.get("contents")) is not None:
+            known = set(contents.tolist())
+            made.num_shared = sum(one in known for one in content_hashes(samples, data.cache_folder()))
         for text in made.warnings(loaded.metadata.get("trained_on")):
             say(f"warning     {text}")
         if config.position_prior:
@@ -245,24 +276,33 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         with closing(evaluation_samples(samples, self.table, workers, stopped)) as items:
             for item in items:
                 with naming_image(str(item.sample.image), item.image):
-                    prediction = predictor.predict(item.image, self.inference)
-                yield LabelledImage(item, prediction)
+                    target = item.target if self.with_loss else None
+                    found = predictor.segment(item.image, self.inference, target=target)
+                yield LabelledImage(item, found.train_ids, found.loss)
 
     def counts(self) -> SegmentationCounts:
         rules = dataset_spec(self.data).rules
         if self.mapping is not None and self.mapping.has_void:
             rules = rules._replace(ignored_prediction="miss")  # dropping them would score only what is not void
         scores = Scores(self.table, rules, self.boundary)
-        of_prior = None if self.prior is None else Scores(self.table)
-        return SegmentationCounts(self.table, scores, self.prior, of_prior, ImageCounts(self.table.num_classes))
+        loss = MeanLoss() if self.with_loss else None
+        of_prior, images = None if self.prior is None else Scores(self.table), ImageCounts(self.table.num_classes)
+        return SegmentationCounts(self.table, scores, self.prior, of_prior, images, loss)
+
+    def main_scores(self, counts: SegmentationCounts) -> dict[str, float | None]:
+        return {"miou": counts.network.result()["miou"], **loss_entry(counts)}
 
     def draw_answer(self, answer: LabelledImage, place: int) -> np.ndarray:
-        return figures.triple(answer.item.image, answer.item.target, answer.prediction, self.table)
+        """With the file's name below."""
+        item = answer.item
+        panel = figures.triple(item.image, item.target, answer.prediction, self.table)
+        return figures.captioned(panel, item.sample.image.name)
 
     def warnings(self, trained_on: Tensor | None) -> list[str]:
-        if not dataset_spec(self.data).family:  # the names say nothing
-            return seen_images(0 if trained_on is None else self.num_shared, len(self.samples))
-        return seen_in_training(trained_on, identities(self.data, self.samples))
+        seen = 0 if trained_on is None else self.num_shared
+        if dataset_spec(self.data).family:  # else the names say nothing
+            seen = max(seen, count_seen(trained_on, identities(self.data, self.samples)))
+        return seen_images(seen, len(self.samples))
 
     def published(self, loaded: LoadedNetwork) -> dict[str, Any]:
         figure = published_figure(loaded.metadata)
@@ -279,6 +319,7 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         result = summarise(counts.network, counts.of_prior) | described | {"protocol": protocol}
         per_class = {f"val_iou/{name}": value for name, value in result["per_class"].items()}
         scalars = {"val/miou": result["miou"], "val/pixel_accuracy": result["pixel_accuracy"], **per_class}
+        scalars |= {f"val/{name}": value for name, value in loss_entry(counts).items()}
         confusion = counts.network.evaluated()
         drawn = {CONFUSION: figures.confusion(confusion, self.table)}
         examples = figures.sheet(panels, self.table) if panels else None

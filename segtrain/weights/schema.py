@@ -103,6 +103,7 @@ ENTRIES: dict[str, tuple[Callable[[Any], bool], bool]] = {
     "classes": (is_classes, True), "model": (is_mapping_of(is_weight), True), "step": (is_count, True),
     "ema": (is_mapping_of(is_weight), False), "ema_updates": (is_count, False), "validated": (is_count, False),
     "elapsed": (is_elapsed, False), "best": (is_best, False), "trained_on": (is_trained_on, False),
+    "contents": (is_trained_on, False),
     "environment": (is_environment, False), "provenance": (lambda v: not v or is_provenance(v), False),
     "optimizer": (lambda value: isinstance(value, Mapping), False), "recent": (is_list_of(is_number), False),
     "scaler": (lambda value: isinstance(value, Mapping), False),

@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,11 @@ import yaml
 from segtrain.cli import entry as cli
 from segtrain.cli.commands import COMMANDS, SECTIONS
 from segtrain.cli.words import override, parse
-from segtrain.config.compose import compose, to_options
+from segtrain.config import flatten
+from segtrain.config.compose import combinations, compose, to_options
 from segtrain.config.locations import GROUP_FOLDERS
 from segtrain.config.options import as_written
+from segtrain.engine.monitor import varied_first
 from segtrain.threads import describe_load
 from tests.helpers.checkout import environment
 from tests.helpers.own_parts import ODD
@@ -279,6 +281,30 @@ def test_the_name_follows_from_the_overrides_that_change_the_run():
     long = run_names(["experiment=toy", *many])[0]
     assert len(long) <= 100
     assert "/" not in long
+
+
+def test_swept_options_stay_in_the_names_of_a_sweep(segtrain):
+    fixed = ["model.mean=[0.1234567,0.7654321,0.5]", "model.std=[0.1234567,0.2,0.3]", "augmentation.scale=[0.12,0.654]"]
+    words = ["train", "-m", "experiment=toy", *fixed, "optimizer.lr=0.1,0.02", "trainer.seed=1,2", "--print-run"]
+    names = segtrain(*words).out.splitlines()
+    assert [name.rpartition("-")[0] for name in names] == [
+        f"runs/toy-lr={rate}-seed={seed}" for rate in (0.1, 0.02) for seed in (1, 2)
+    ]
+    other = segtrain(*(word.replace("0.654", "0.655") for word in words)).out.splitlines()
+    assert len({*names, *other}) == 8
+    short = segtrain("train", "-m", "experiment=toy", "optimizer.lr=0.1,0.02", "--print-run").out.splitlines()
+    assert short == ["runs/toy-optimizer.lr=0.1", "runs/toy-optimizer.lr=0.02"]  # as of a command alone
+
+
+def test_options_know_what_is_varied():
+    asked = request(["experiment=toy", "optimizer.lr=0.1,0.2", "trainer.max_steps=3", "device=cpu"])
+    swept = combinations(asked)[1]
+    assert to_options(swept, compose(swept)).varied == ("optimizer.lr",)
+    alone = request(["experiment=toy", "optimizer=adamw", "device=cpu"])
+    options = to_options(alone, compose(alone))
+    assert options.varied == ("optimizer",)
+    first = list(varied_first(options))
+    assert first[0] == "optimizer.name" and sorted(first) == sorted(flatten(asdict(options)))
 
 
 def test_a_sweep_runs_each_combination_under_its_own_name(segtrain, scenes):

@@ -190,3 +190,10 @@ def test_too_little_memory_is_one_sentence(segtrain, monkeypatch):
 
     monkeypatch.setattr(entry, "start", start)
     refused(segtrain("train", "experiment=toy"), "too little memory (Unable to allocate 9 TiB)", status=1)
+
+
+def test_what_torchrun_prints_is_announced(segtrain, monkeypatch):
+    assert "torchrun" not in segtrain("nonsense").err
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert "torchrun itself ends with status 1; the traceback that follows" in segtrain("nonsense").err
+    assert "torchrun" not in segtrain("--version").err

@@ -1,10 +1,12 @@
 """`segtrain runs`: a line for every run, from its small files."""
 
+import csv
 import json
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from segtrain.commands.runs import runs
 from segtrain.config import RunsConfig
@@ -14,11 +16,12 @@ from tests.helpers.runs import refused, small_run
 DAY = 24 * 3600
 
 
-def make(folder, name, max_steps=40, scores=(), steps=0, age=DAY, state=None, evaluation=None):
-    """The files that a training leaves; scores: (step, mIoU)."""
+def make(folder, name, max_steps=40, scores=(), steps=0, age=DAY, state=None, evaluation=None, seed=None, **options):
+    """The files that a training leaves; scores: (step, mIoU). options: further ones of config.yaml, by group."""
     run = folder / name
     run.mkdir(parents=True)
-    (run / "config.yaml").write_text(f"name: {name}\ntrainer:\n  max_steps: {json.dumps(max_steps)}\n")
+    trainer = {"max_steps": max_steps} | ({} if seed is None else {"seed": seed})
+    (run / "config.yaml").write_text(json.dumps({"name": name, "trainer": trainer, **options}))
     lines = [{"step": step, "train/loss": 1.0} for step in range(1, steps + 1)]
     lines += [{"step": step, "val/miou": miou} for step, miou in scores]
     lines.sort(key=lambda line: line["step"])
@@ -125,3 +128,86 @@ def test_what_a_real_run_leaves_is_understood(segtrain, scenes, tmp_path):
     row = listed(tmp_path)["real"]
     assert (row.step, row.max_steps, row.state, row.best_step) == (4, 4, "finished", 4)
     assert row.miou == json.loads((tmp_path / "runs/real/evaluation.json").read_text())["miou"]
+
+
+# ------------------------------------------------------------------------------------------------ sweeps
+
+
+def sweep(root, **more):
+    """Two rates with three seeds each, scored 0.1 to 0.6, and one run of the third rate that has failed."""
+    for number, (rate, seed) in enumerate([(rate, seed) for rate in (0.1, 0.2) for seed in (0, 1, 2)]):
+        score = (number + 1) / 10
+        loader = {"workers": number}
+        make(root, f"toy-lr={rate}-seed={seed}", scores=[(20, score + 0.01), (40, score)], evaluation=40, seed=seed,
+             optimizer={"name": "sgd", "lr": rate}, loader=loader, **more)  # fmt: skip
+    failed = {"state": "failed", "step": 3, "max_steps": 40, "reason": f"the loss is nan\nat {'x' * 200}"}
+    make(root, "toy-lr=9-seed=0", seed=0, optimizer={"name": "sgd", "lr": 9}, state=failed, loader={}, **more)
+
+
+def rows_of(text):
+    return [line.split() for line in text.splitlines()]
+
+
+def test_seeds_of_a_sweep_become_one_line_with_mean_and_spread(segtrain, tmp_path):
+    sweep(tmp_path / "runs")
+    answer = segtrain("runs", "sort=miou")
+    table = rows_of(answer.out)
+    assert " ".join(table[0]) == "run step state mIoU % +- best % +- at step lr seed last written"
+    assert " ".join(table[1][:12]) == "toy-lr=0.2 40 of 40 finished 50.0 10.0 51.0 10.0 - 0.2 0,1,2"  # 40, 50, 60 %
+    assert " ".join(table[2][:12]) == "toy-lr=0.1 40 of 40 finished 20.0 10.0 21.0 10.0 - 0.1 0,1,2"
+    assert " ".join(table[3][:12]) == "toy-lr=9-seed=0 3 of 40 failed - - - - - 9 0"
+    line = answer.out.splitlines()[3]
+    assert "the loss is nan\\nat xxx" in line and line.endswith("...") and len(line) < 200
+    assert "mean and standard deviation" in answer.out.splitlines()[4]
+    assert len(table) == 5
+
+
+def test_every_run_of_a_sweep(segtrain, tmp_path):
+    sweep(tmp_path / "runs")
+    table = rows_of(segtrain("runs", "seeds=each", "sort=name").out)
+    assert [row[0] for row in table[1:]] == sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert " ".join(table[0]) == "run step state mIoU % best % at step lr seed last written"
+    assert [row[0] for row in rows_of(segtrain("runs", "seeds=each", "sort=best").out)[1:]][:2] == [
+        "toy-lr=0.2-seed=2", "toy-lr=0.2-seed=1",
+    ]  # fmt: skip
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_no_group(tmp_path, segtrain):
+    root = tmp_path / "runs"
+    common = {"evaluation": 40, "scores": [(40, 0.5)]}
+    make(root, "a", seed=0, inference={"flip": True}, **common)
+    make(root, "b", seed=1, inference={"flip": False}, **common)
+    make(root, "c", seed=2, inference={"flip": False}, steps=30, scores=[(30, 0.9)])  # is not finished
+    assert [row[0] for row in rows_of(segtrain("runs", "sort=name").out)] == ["run", "a", "b", "c"]
+
+
+def test_a_file_has_every_run_and_every_option_that_differs(segtrain, tmp_path):
+    sweep(tmp_path / "runs", model={"std": [0.1, 0.2]})
+    answer = segtrain("runs", "output=runs (1).csv", "sort=miou")
+    assert answer.out.splitlines()[-1] == "runs (1).csv"
+    with Path("runs (1).csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["run", "state", "step", "max_steps", "miou", "best_miou", "best_step", "trainer.seed",
+                             "optimizer.lr", "loader.workers", "last_written", "note"]  # fmt: skip
+    assert [row["miou"] for row in rows] == ["0.6", "0.5", "0.4", "0.3", "0.2", "0.1", ""]
+    assert [row["optimizer.lr"] for row in rows] == ["0.2"] * 3 + ["0.1"] * 3 + ["9"]
+    assert rows[-1]["note"].endswith("x" * 200) and rows[-1]["loader.workers"] == ""
+
+
+def test_the_papers_table_takes_no_options_of_the_list(segtrain):
+    for word in ("sort=miou", "seeds=each", "output=a.csv"):
+        refused(segtrain("runs", "table=paper", word), word, "table=paper is not the list of runs")
+
+
+def test_what_a_recipe_or_a_choice_brings_along_has_no_column(segtrain, tmp_path):
+    root = tmp_path / "runs"
+    for number in range(4):
+        first = number < 2
+        make(
+            root, f"run{number}", experiment="toy" if first else "streets", seed=None,
+            model={"stride": 16 if first else 8}, optimizer={"name": "sgd" if number % 2 else "adamw",
+            "momentum": 0.9 if number % 2 else 0, "lr": number},
+        )  # fmt: skip
+    lines = segtrain("runs", "sort=name").out.splitlines()
+    assert " ".join(lines[0].split()) == "run step state mIoU % best % at step experiment optimizer lr last written"
+    assert lines[-1] == "2 more options differ (model.stride, optimizer.momentum): output=runs.csv has all"

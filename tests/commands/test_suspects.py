@@ -33,6 +33,7 @@ def test_regions_worked_by_hand():
     assert one[:4] == (10, 5, 10, 10) and one.area == 100 and one.confidence == pytest.approx(0.9)
     assert one.covered == 1.0 and two[:4] == (40, 30, 20, 10) and two.covered == 1.0  # of the predicted object
     assert 0 < one.suspicion < two.suspicion < 0.9
+    assert one.suspicion == pytest.approx(0.9 * (1 - np.exp(-100 / 400)))
     target[5:10, 10:20] = 1
     half = next(iter(contradictions(target, prediction, probability, 4)))
     assert half.covered in (1.0, 0.5) and list(contradictions(truth, truth, probability, 4)) == []

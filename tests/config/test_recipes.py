@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from segtrain.config import ModelConfig, classifies
+from segtrain.config import ModelConfig, classifies, flatten
 from segtrain.data.labels import read_json_table
 from segtrain.data.loader import Batch
 from segtrain.data.registry import label_table
@@ -18,7 +18,6 @@ from segtrain.distributed.group import World
 from segtrain.engine.learner import Learner
 from segtrain.engine.optim import learning_rate
 from segtrain.engine.parallel import smallest_micro_batch
-from segtrain.engine.run import flatten
 from segtrain.losses import build_loss
 from segtrain.models import from_config
 from segtrain.tasks.classification import ImageCrossEntropy

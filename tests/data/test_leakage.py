@@ -1,14 +1,21 @@
 """`segtrain check` finds images that are in two splits, whatever their names and files are."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from segtrain.data.sample import Sample
+from segtrain.data.verify import file_facts
+from segtrain.data.verify.files import content_hashes
 from segtrain.data.verify.leakage import find_leakage
+from segtrain.weights import checkpoint
+from tests.helpers.checkout import TINY
 from tests.helpers.runs import refused
 
 
@@ -102,3 +109,44 @@ def test_check_refuses_a_folder_with_a_copy(segtrain, folder_data):
     assert "error: 1 of the 3 images of val" in answer.out
     kinds = [one["kind"] for one in json.loads(Path("out/report.json").read_text())["findings"]]
     assert "leakage" in kinds
+
+
+def test_copies_of_training_images_are_known_by_their_content(segtrain, folder_data):
+    """Under another name, in training and in an evaluation of other data; the checkpoint knows the contents."""
+    root, words = folder_data
+    words = [*words, "model.backbone=tiny", f"plugins=[{TINY}]", "trainer.max_steps=1"]
+    for kind in ("images", "labels"):
+        shutil.copy(root / "train" / kind / "p3.png", root / "val" / kind / "p1.png")
+    answer = segtrain("train", *words, "run=r")
+    assert answer.status == 0, answer
+    assert "WARNING    1 of these 2 validation images are trained on" in answer.out
+    marked = ["1 of the 2 images were in this checkpoint's training: the score is too high"]
+    assert json.loads(Path("r/evaluation.json").read_text())["protocol"]["warnings"] == marked
+    contents = checkpoint.load(Path("r/last.pt"))["contents"]
+    assert contents.dtype == torch.int64 and len(contents) == 4
+    moved = root.with_name("moved")
+    for kind in ("images", "labels"):
+        (moved / kind).mkdir(parents=True)
+        for number in range(3):
+            shutil.copy(root / "train" / kind / f"p{number}.png", moved / kind / f"other{number}.png")
+        shutil.copy(root / "val" / kind / "p0.png", moved / kind / "new.png")
+    data = ["dataset=folder", f"dataset.root={moved}", f"dataset.classes={root / 'classes.csv'}", "split=val",
+            "dataset.splits.val={images:images/*.png,labels:labels/*.png}", "position_prior=false"]  # fmt: skip
+    words = ["checkpoint=r/last.pt", f"plugins=[{TINY}]", "device=cpu", "loader.workers=0", "output=e"]
+    again = segtrain("evaluate", *words, *data)
+    assert again.status == 0, again
+    expected = "3 of the 4 images were in this checkpoint's training: the score is too high"
+    assert json.loads(Path("e/evaluation.json").read_text())["protocol"]["warnings"] == [expected]
+
+
+def test_hashes_of_contents_are_kept_and_follow_the_file(folder_data, tmp_path, monkeypatch):
+    root, _ = folder_data
+    samples = [Sample(path.name, path, None) for path in sorted((root / "train" / "images").iterdir())]
+    first = content_hashes(samples, tmp_path / "cache")
+    assert len(set(first)) == 4
+    digest = hashlib.blake2b(samples[0].image.read_bytes(), digest_size=16).digest()
+    assert first[0] == int.from_bytes(digest[:8], "big", signed=True)
+    shutil.copy(samples[1].image, samples[0].image)
+    assert content_hashes(samples, tmp_path / "cache") == [first[1], *first[1:]]
+    monkeypatch.setattr(file_facts, "read_bytes", lambda path: 1 / 0)  # not read again
+    assert content_hashes(samples, tmp_path / "cache") == [first[1], *first[1:]]

@@ -1,5 +1,8 @@
 """Checks of all files before the training."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,6 +11,7 @@ from segtrain.data.labels import published_table
 from segtrain.data.sample import Sample
 from segtrain.data.verify.files import check_samples
 from segtrain.errors import DataError
+from tests.helpers.runs import refused
 from tests.helpers.samples import picture
 
 
@@ -82,3 +86,17 @@ def test_a_second_check_reads_no_file(pairs, tmp_path, monkeypatch):
     monkeypatch.setattr("segtrain.data.verify.file_facts.read_bytes", no_reading)
     monkeypatch.setattr("segtrain.data.verify.file_facts.read_label", no_reading)
     assert check(pairs, tmp_path) == (6, 4)
+
+
+def test_files_that_cannot_be_used_are_counted_and_all_are_in_the_report(folder_data, segtrain):
+    root, words = folder_data
+    for number in range(30):
+        for kind in ("images", "labels"):
+            (root / "train" / kind / f"broken{number}.png").write_bytes(b"nothing")
+    answer = segtrain("train", *words, "run=r")
+    more = "... and 25 more: segtrain check lists them in report.json"
+    refused(answer, "30 of 34 samples cannot be used", more, status=1)
+    data = [word for word in words if word.startswith("dataset")]
+    assert segtrain("check", *data, "output=o").status == 1
+    report = json.loads(Path("o/report.json").read_text())
+    assert [len(texts) for texts in report["splits"]["train"]["bad_files"].values() if texts] == [30]

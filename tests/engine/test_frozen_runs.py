@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from segtrain.config.compose import compose_training
+from segtrain.engine.planning.trace import StepTracer
 from tests.helpers.runs import Ranks, refused, same, state
 
 FROZEN = ["model.frozen=[backbone]", "model.frozen_norm=true", "trainer.keep_last=3", "trainer.save_every=2"]
@@ -40,3 +42,14 @@ def test_a_resume_goes_on_to_the_bit_and_refuses_other_parts(words, segtrain):
     assert cut["step"] == 6 and same(whole["model"], cut["model"]) and same(whole["optimizer"], cut["optimizer"])
     other = ["model.frozen=[head]", "model.frozen_norm=true"]
     refused(segtrain("train", *options, *other, "run=cut"), "model.frozen", "belongs to another", status=1)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "bootstrapped"])
+def test_a_plan_counts_no_state_of_frozen_parameters(words, loss):
+    options = [*words, f"loss={loss}", "model.frozen=[backbone]"]
+    tracer = StepTracer(compose_training(*options), 2)
+    rest, body = (sum(p.numel() for p in part.parameters()) for part in (tracer.network, tracer.network.body))
+    plain = StepTracer(compose_training(*options[:-1]), 2)
+    found, every = (one.trace(2, (32, 48)).static for one in (tracer, plain))
+    assert (found["optimizer"], every["optimizer"]) == (4 * (rest - body), 4 * rest)  # momentum; float32
+    assert every["gradients"] - found["gradients"] >= 4 * body

@@ -174,7 +174,7 @@ def pair_in_line(root: Path, text: str, where: str) -> tuple[Path, Path]:
             places = [place for place, letter in enumerate(line) if letter == mark]
             for place in places:
                 parts = [part.strip().strip('"') for part in (line[:place], line[place + 1 :])]
-                files = [below(root, part) for part in parts if part]
+                files = [listed_path(root, part) for part in parts if part]
                 absent = [str(file) for file in files if not file.is_file()]
                 if len(files) == 2 and not absent:
                     return files[0], files[1]
@@ -185,7 +185,7 @@ def pair_in_line(root: Path, text: str, where: str) -> tuple[Path, Path]:
     raise DataError(f"{where}: expected 'image,label', found {plain!r}")
 
 
-def below(root: Path, part: str) -> Path:
+def listed_path(root: Path, part: str) -> Path:
     """A path in a list: below root, or absolute; VOC's lists begin those below root with a slash too."""
     path = root / part
     inside = root / part.lstrip("/\\")

@@ -85,7 +85,13 @@ class FileFacts:
         line = self.known.get(name, "")
         if line.startswith(f"{stamp} "):
             return name, stamp, parsed(line[len(stamp) + 1 :])
-        return name, stamp, self.facts_by_content(path)
+        facts = self.facts_by_content(path)
+        if facts:  # so that its bytes are hashed once
+            self.note(name, stamp, facts)
+        return name, stamp, facts
+
+    def note(self, name: str, stamp: str, facts: Mapping[str, Any]) -> None:
+        self.known[name], self.changed = f"{stamp} {json.dumps(facts, separators=(',', ':'))}", True
 
     def facts_by_content(self, path: Path) -> dict[str, Any]:
         """What is known of a file with the same bytes, copied or touched, if a check has hashed any."""
@@ -103,8 +109,7 @@ class FileFacts:
         place, stamp, facts = self.entry(path)
         if name not in facts or not sound(facts[name]):
             facts = facts | {name: find(path)}
-            line = f"{stamp} {json.dumps(facts, separators=(',', ':'))}"
-            self.known[place], self.changed = line, True
+            self.note(place, stamp, facts)
         return facts[name]
 
     def content(self, path: Path) -> str:

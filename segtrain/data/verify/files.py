@@ -7,7 +7,7 @@ what has changed.
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,9 +82,21 @@ def refuse(findings: list[Finding], errors: list[str], samples: int, say: Callab
     if mistakes and mistakes[0].kind != "unknown ids":
         raise DataError(mistakes[0].text)
     if errors:
-        more = f"\n... and {len(errors) - ERRORS_SHOWN} more" if len(errors) > ERRORS_SHOWN else ""
+        left = len(errors) - ERRORS_SHOWN
+        more = f"\n... and {left} more: segtrain check lists them in report.json" if left > 0 else ""
         heading = "" if len(errors) == 1 else f"{len(errors)} of {samples} samples cannot be used:\n"
         raise DataError(heading + "\n".join(errors[:ERRORS_SHOWN]) + more)
+
+
+def content_hashes(samples: Sequence[Sample], folder: Path) -> list[int]:
+    """The first 64 bits, as a signed number, of the hash of each image file: the same for a copy under another name.
+
+    What was hashed before is taken from the cache `folder`. DataError for a file that cannot be read.
+    """
+    seen = FileFacts(folder, samples)
+    digits = list(threaded_map(seen.content, (sample.image for sample in samples)))
+    seen.save()
+    return [int.from_bytes(bytes.fromhex(one)[:8], "big", signed=True) for one in digits]
 
 
 def describe_turns(tags: dict[Path, tuple[int, int]], samples: list[Sample]) -> str:

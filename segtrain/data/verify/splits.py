@@ -72,7 +72,7 @@ def check_split(
         "sizes": [{"height": h, "width": w, "pictures": count} for (h, w), count in scan.sizes.most_common(20)],
         "label_values": {int(value): int(scan.histogram[value]) for value in np.flatnonzero(scan.histogram)},
         "class_pixels": dict(zip(table.names, counts_by_class(scan.histogram, table).tolist(), strict=True)),
-        "bad_files": {kind: texts[:20] for kind, texts in scan.bad.items()},
+        "bad_files": {kind: list(texts) for kind, texts in scan.bad.items()},
     }  # fmt: skip
     return facts, findings
 

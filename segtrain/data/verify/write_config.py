@@ -10,6 +10,7 @@ import yaml
 
 from segtrain.config import DatasetConfig, FolderConfig
 from segtrain.console import say
+from segtrain.data.folders import matching
 from segtrain.data.sets.folder import match_patterns
 from segtrain.data.verify.guess import LABELS_READ, Pairs, guess_classes, guess_splits
 from segtrain.data.verify.recognise import (
@@ -30,6 +31,7 @@ from segtrain.data.verify.recognise_masks import (
     recognise_parquet,
     recognise_voc,
 )
+from segtrain.data.verify.suggest import suggestion
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
 
@@ -78,8 +80,16 @@ def write_guess(data: DatasetConfig, path: Path) -> None:
         names = ", ".join(row.name for row in found.rows[:8])
         say(f"classes     {names}{', ...' if len(found.rows) > 8 else ''} in {table}")
     say(f"then        segtrain check dataset={path}")
-    say(f"and         segtrain train dataset={path} augmentation.crop_size=[256,256] trainer.epochs=60")
+    for line in suggestion(path, training_images(found, root, splits["train"])):
+        say(line)
     say(str(path))
+
+
+def training_images(found: Recognised, root: Path, entry: dict[str, str]) -> list[Path]:
+    """Those that the suggestion for a training looks at; none of a parquet file."""
+    if found.pairs.get("train") or "images" not in entry:
+        return [image for image, _ in found.pairs.get("train", [])]
+    return [file for _, file in matching(root, entry["images"])]
 
 
 def say_guesses(found: Recognised) -> None:
