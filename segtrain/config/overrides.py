@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from pathlib import Path
 from typing import Any, get_args
 
 from segtrain.config.commands import TrainConfig
@@ -151,9 +152,12 @@ def run_name(options: TrainConfig, words: list[str], swept: tuple[str, ...] = ()
         return slug
     digits = hashlib.sha256(os.fsencode(slug)).hexdigest()[:8]
     varied = [as_part(word) for word in sorted(chosen) if word.lstrip("+").partition("=")[0] in swept]
-    if varied:  # of optimizer.lr=0.1, lr=0.1 is enough: the digits are of the whole name
-        slug = "-".join([base, *(re.sub(r"^[\w.]*\.(?=\w+=)", "", part) for part in varied)])
-    return f"{slug[: LONGEST_NAME - 60 if varied else LONG_NAME - 10]}-{digits}"
+    earlier = f"{slug[: LONG_NAME - 10]}-{digits}"
+    if not varied or Path("runs", earlier).is_dir():  # a sweep that began when names were cut there
+        return earlier
+    # Of optimizer.lr=0.1, lr=0.1 is enough: the digits are of the whole name.
+    slug = "-".join([base, *(re.sub(r"^[\w.]*\.(?=\w+=)", "", part) for part in varied)])
+    return f"{slug[: LONGEST_NAME - 60]}-{digits}"
 
 
 def as_part(word: str) -> str:

@@ -292,6 +292,10 @@ def test_swept_options_stay_in_the_names_of_a_sweep(segtrain):
     ]
     other = segtrain(*(word.replace("0.654", "0.655") for word in words)).out.splitlines()
     assert len({*names, *other}) == 8
+    first = ["train", "experiment=toy", *fixed, "optimizer.lr=0.1", "trainer.seed=1", "--print-run"]
+    earlier = segtrain(*first).out.strip()
+    Path(earlier).mkdir(parents=True)  # a sweep begun when its names were cut
+    assert segtrain(*words).out.splitlines() == [earlier, *names[1:]]
     short = segtrain("train", "-m", "experiment=toy", "optimizer.lr=0.1,0.02", "--print-run").out.splitlines()
     assert short == ["runs/toy-optimizer.lr=0.1", "runs/toy-optimizer.lr=0.02"]  # as of a command alone
 
