@@ -11,6 +11,7 @@ from segtrain.device import describe_device, resolve_device
 from segtrain.distributed.group import init_distributed
 from segtrain.engine.planning.automatic import advising
 from segtrain.files import as_component
+from segtrain.models.precision import require_precision
 from segtrain.scoring.engine import read_engine
 from segtrain.scoring.predictor import LoadedNetwork, load_network
 from segtrain.scoring.report import file_hash, print_table
@@ -27,11 +28,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     with init_distributed(shared_values(config)) as dist:
         device, data = resolve_device(config.device), config.dataset
         path, split = Path(config.checkpoint or ""), config.split or data.val_split
+        require_precision(config.inference.precision, device)
         loaded = load_network(path, device, config.checkpoint_weights, config.activation)
         refuse_other_task(path, loaded.options.head, type(data), data.name)
         step = loaded.metadata["step"]
         say(f"checkpoint  {checkpoint_line(path, config.run, loaded.metadata)}")
-        say(f"evaluating  {data.name} {split}, inference {config.inference.name}, on {describe_device(device)}")
+        say(f"evaluating  {data.name} {split}, {config.inference}, on {describe_device(device)}")
         evaluator: Evaluator[Any]
         if classifies(data):
             evaluator = ClassificationEvaluator.of_checkpoint(config, path, loaded)
@@ -65,7 +67,7 @@ def evaluate_engine(config: EvaluateConfig, path: Path) -> dict[str, Any]:
         evaluator = EngineEvaluator.of_engine(config, engine, loaded)
         say(f"engine      {path}, of {engine.metadata['checkpoint']}, step {engine.metadata['step']}")
         say(f"beside      {config.checkpoint or 'nothing: checkpoint=FILE compares its pixels'}")
-        how = f"inference {config.inference.name}, on {describe_device(device)}"
+        how = f"{config.inference}, on {describe_device(device)}"
         say(f"evaluating  {data.name} {evaluator.split}, {how}")
         trained_on = None if loaded is None else loaded.metadata.get("trained_on")
         facts = NetworkFacts(
@@ -101,6 +103,8 @@ def result_folder(config: EvaluateConfig, path: Path, loaded: LoadedNetwork, spl
     mapped = [] if config.taxonomy == "none" else [Path(config.taxonomy).stem.replace(":", "-")]
     mapped += [config.taxonomy_rest] if mapped and config.taxonomy_rest != "void" else []
     best = ["best"] if path.name == "best.pt" else []  # beside the scores of last.pt
-    name = as_component("-".join([config.dataset.name, split, config.inference.name, *activation, *mapped, *best]))
+    half = [] if config.inference.precision == "fp32" else [config.inference.precision]
+    how = [config.inference.name, *half, *activation, *mapped, *best]
+    name = as_component("-".join([config.dataset.name, split, *how]))
     is_published = "report" in loaded.metadata
     return (Path("segtrain-out/evaluate") / path.name if is_published else path.parent / "evaluations") / name

@@ -16,6 +16,7 @@ from segtrain.engine.run_reader import int_or_zero, read_mapping, read_run
 
 STATED_BY_SCORE = ("inference.", "dataset.val_split")  # options that evaluation.json states; these are compared instead
 PIXELS = {"scales": [1.0], "flip": False, "tile": None, "longest_side": None}  # inference of the segmentation tables
+PRECISION = {"precision": "fp32"}  # of both
 
 
 class Line(NamedTuple):
@@ -145,7 +146,7 @@ def conditions(row: Mapping[str, Any], score: Mapping[str, Any]) -> list[str]:
             notes.append(f"{key} {score.get(key)}, not {row[key]}")
     how = score.get("inference") or {}
     published = PIXELS if "miou" in row else read_json_table("paper")["protocols"][protocol_of(score)]
-    for key, usual in published.items():
+    for key, usual in (published | PRECISION).items():
         if how.get(key, usual) != usual:
             notes.append(f"inference.{key}={how[key]}")
     if (name := Path(str(score.get("checkpoint"))).name) != "last.pt":

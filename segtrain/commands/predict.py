@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from segtrain.distributed.group import World, init_distributed
 from segtrain.engine.planning.automatic import advising
 from segtrain.errors import DataError, UsageError
 from segtrain.files import read_side_json, write_atomically
+from segtrain.models.precision import require_precision
 from segtrain.scoring import figures
 from segtrain.scoring.inference import Prediction
 from segtrain.scoring.predictor import Predictor, load_predictor, naming_image
@@ -39,6 +39,7 @@ def predict(config: PredictConfig) -> Path:
     with init_distributed(shared_values(config)) as dist:
         inputs = find_inputs(config.input)
         predictor = networks_of(config)
+        require_precision(config.inference.precision, predictor.device)
         output = Path(config.output or "segtrain-out/predict")
         numbers = []
         if dist.main:
@@ -47,7 +48,7 @@ def predict(config: PredictConfig) -> Path:
         todo = [inputs[n] for n in dist.all_gather(numbers)[0]]  # before any process finishes another
         if len(todo) < len(inputs):
             say(f"finished    {len(inputs) - len(todo)} of {len(inputs)} images before; overwrite=true does them again")
-        how = f"inference {config.inference.name}, on {describe_device(predictor.device)}"
+        how = f"{config.inference}, on {describe_device(predictor.device)}"
         say(f"predicting  {len(todo)} images, {how}")
         progress, mine = Progress("predicting", len(todo)), todo[dist.rank :: dist.size]
         errors, tags = predict_all(mine, predictor, config, output, progress, dist)
@@ -128,7 +129,7 @@ def made_by(config: PredictConfig) -> dict[str, Any]:
     return {
         "checkpoint": ", ".join(files), "sha256": [file_hash(Path(file)) for file in files],
         "weights": config.checkpoint_weights,
-        "taxonomy": config.taxonomy, "taxonomy_rest": config.taxonomy_rest, "inference": asdict(config.inference),
+        "taxonomy": config.taxonomy, "taxonomy_rest": config.taxonomy_rest, "inference": config.inference.stated(),
     }  # fmt: skip
 
 

@@ -5,7 +5,6 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from segtrain.data.sample import SplitFiles, Submission
 from segtrain.device import describe_device
 from segtrain.errors import DataError, UsageError
 from segtrain.files import as_component, temporary_beside
+from segtrain.models.precision import require_precision
 from segtrain.scoring import figures
 from segtrain.scoring.predictor import load_predictor
 from segtrain.scoring.report import file_hash
@@ -79,15 +79,16 @@ def predict_labels(config: SubmitConfig, files: SplitFiles, table: LabelTable, o
     predictor = load_predictor(
         path, config.device, config.checkpoint_weights, config.taxonomy, config.taxonomy_rest, table
     )
+    require_precision(config.inference.precision, predictor.device)
     if predictor.mapping is None:
         require_same_labels(predictor.table, table, path, config.dataset.name)
     mapped = [] if predictor.mapping is None else [predictor.mapping.card()]
-    options = json.dumps([asdict(config.inference), config.checkpoint_weights, *mapped])
+    options = json.dumps([config.inference.stated(), config.checkpoint_weights, *mapped])
     recipe = f"{as_component(config.inference.name)}-{hashlib.sha256(options.encode()).hexdigest()[:8]}"
     folder = output / f"labels-{file_hash(path)[:12]}-{recipe}"
     say(f"checkpoint  {checkpoint_line(path, config.run, predictor.metadata)}")
     images = files.images
-    say(f"predicting  {len(images)} images, inference {config.inference.name}, on {describe_device(predictor.device)}")
+    say(f"predicting  {len(images)} images, {config.inference}, on {describe_device(predictor.device)}")
     progress = Progress("predicting", len(images))
     answers = {name: folder / f"{name}.png" for name in images}
     for number, (name, image) in enumerate(images.items(), 1):

@@ -1,7 +1,7 @@
 """Options of inference: inference.*"""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 from segtrain.config.dataset import SIZE
 from segtrain.config.options import LARGEST_SIZE, Group, option, require
@@ -32,6 +32,16 @@ class InferenceConfig(Group):
     )
     crop: int | None = option(None, "side of the central square, in classification [pixels]", low=1, limit=LARGEST_SIZE)
     crops: str = option("center", "crops per image, in classification; ten: with flips", choices=("center", "ten"))
+    precision: str = option(
+        "fp32", "precision of the network; weights and logits stay float32", choices=("fp32", "bf16", "fp16")
+    )
+
+    def __str__(self) -> str:
+        return f"inference {self.name} in {self.precision}"
+
+    def stated(self) -> dict[str, Any]:
+        """As results state it: without the precision where it is fp32, which all had before there was a choice."""
+        return {key: value for key, value in asdict(self).items() if (key, value) != ("precision", "fp32")}
 
     def check(self) -> None:
         super().check()

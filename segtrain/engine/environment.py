@@ -22,6 +22,7 @@ from segtrain.distributed.group import World
 from segtrain.engine.graphs import not_capturable
 from segtrain.errors import UsageError
 from segtrain.models import not_compilable
+from segtrain.models.precision import require_precision
 from segtrain.threads import cpus
 
 
@@ -29,13 +30,15 @@ from segtrain.threads import cpus
 def training_device(config: TrainConfig, dist: World) -> Iterator[torch.device]:
     """The device of this process, with deterministic algorithms while inside if trainer.deterministic asks for them.
 
-    UsageError if there are more processes than GPUs, or if trainer.compile or trainer.cuda_graphs cannot work here.
+    UsageError if there are more processes than GPUs, or if trainer.compile, trainer.cuda_graphs or inference.precision
+    cannot work here.
     """
     device, threads = resolve_device(config.device), torch.get_num_threads()
     if config.trainer.compile and (reason := not_compilable(config.model, device)):
         raise UsageError(f"trainer.compile=true is not possible: {reason}")
     if config.trainer.cuda_graphs and (reason := not_capturable(config, dist, device)):
         raise UsageError(f"trainer.cuda_graphs=true is not possible: {reason}")
+    require_precision(config.inference.precision, device)
     if device.type == "cuda":
         device = own_gpu(config, dist)
     if config.trainer.deterministic:

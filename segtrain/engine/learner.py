@@ -24,10 +24,9 @@ from segtrain.engine.step_result import StepResult
 from segtrain.errors import SegtrainError, UsageError
 from segtrain.losses import Loss
 from segtrain.models import Segmenter
+from segtrain.models.precision import PRECISIONS
 from segtrain.models.preprocess import normalise_images
 from segtrain.weights import checkpoint
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Learner:

@@ -61,6 +61,11 @@ class Engine(NamedTuple):
         """UsageError for an inference that this engine cannot do."""
         plain = InferenceConfig(name=inference.name)
         unread = [key for key, value in vars(plain).items() if value != getattr(inference, key)]
+        if "precision" in unread:
+            raise UsageError(
+                f"inference.precision={inference.precision} is not possible with {self.path}, which computes in the "
+                "float32 that it was exported in: give inference.precision=fp32"
+            )
         if "longest_side" in unread or (unread and "argmax" in self.metadata["include"]):
             shown = getattr(inference, unread[0])
             raise UsageError(

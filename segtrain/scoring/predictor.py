@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from segtrain.data.labels import LabelTable
 from segtrain.device import is_out_of_memory, resolve_device
 from segtrain.errors import ImageTooLarge, UsageError
 from segtrain.models import BACKBONES, HEADS, Classifier, Segmenter, from_config
+from segtrain.models.precision import answer_in
 from segtrain.models.preprocess import normalise_images
 from segtrain.scoring.inference import Prediction, fitted, nearest, segment
 from segtrain.weights import checkpoint
@@ -61,11 +63,11 @@ class Predictor(NamedTuple):
         found = self.metadata.get("config", {}).get("dataset", {}).get("value_range")
         return None if found is None else (found[0], found[1])
 
-    def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (N, 3, H, W) -> logits (N, C, h, w) at the network's output stride."""
+    def logits(self, images: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
+        """uint8 (N, 3, H, W) -> logits float32 (N, C, h, w) at the network's output stride. precision: as of
+        inference.precision."""
         ready = normalise_images(images, self.options.mean, self.options.std)
-        logits: torch.Tensor = self.network(ready, upsample=False)
-        return logits
+        return answer_in(precision, partial(self.network, upsample=False), ready)
 
     def own_classes(self) -> list[str]:
         """The classes of its logits, before a taxonomy."""
@@ -99,7 +101,7 @@ class Predictor(NamedTuple):
         seen = image if options.longest_side is None else fitted(image, options.longest_side)
         tensor = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None].to(self.device)
 
-        networks = [self.logits, *(other.logits for other in self.others)]
+        networks = [partial(one.logits, precision=options.precision) for one in (self, *self.others)]
         wanted = None if target is None else torch.from_numpy(target).to(self.device).long()
         found = segment(networks, tensor, options, probability, self.mapping, wanted)
         if options.longest_side is None:

@@ -223,6 +223,7 @@ def describe_inference(inference: Mapping[str, Any]) -> str:
         f"scale{'s' if len(inference['scales']) > 1 else ''} {scales}, {'with' if inference['flip'] else 'no'} flip, "
         + (f"longest side {longest}" if longest else "the images' own size")
         + (f", windows {inference['tile']}" if inference["tile"] else "")
+        + (f", in {inference['precision']}" if inference.get("precision", "fp32") != "fp32" else "")
     )
 
 

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -17,6 +16,7 @@ from segtrain.data.labels import LabelTable
 from segtrain.data.workers import never
 from segtrain.distributed.group import World
 from segtrain.losses import Loss
+from segtrain.models.precision import dtype_name
 from segtrain.scoring.predictor import LoadedNetwork
 from segtrain.scoring.report import Evaluation
 
@@ -78,10 +78,10 @@ class Evaluator(ABC, Generic[Answer]):
         """
         counts, panels = self.counted(network, device, dist, workers, guard, figures, stopped)
         described = {
-            "dataset": self.dataset, "split": self.split, "inference": asdict(self.inference),
+            "dataset": self.dataset, "split": self.split, "inference": self.inference.stated(),
             "checkpoint": facts.checkpoint, "step": facts.step,
         }  # fmt: skip
-        how = {"inference": described["inference"], "precision": "float32", **facts.protocol}
+        how = {"inference": described["inference"], "precision": dtype_name(self.inference.precision), **facts.protocol}
         return self.evaluation(counts, panels, described, self.protocol(counts, facts.trained_on, how))
 
     def brief(

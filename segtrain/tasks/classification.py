@@ -23,6 +23,7 @@ from segtrain.data.labels import read_json_table
 from segtrain.data.registry import classification_spec, list_images
 from segtrain.errors import DataError
 from segtrain.losses import Loss
+from segtrain.models.precision import answer_in
 from segtrain.models.preprocess import normalise_images
 from segtrain.scoring import figures
 from segtrain.scoring.accuracies import Accuracies
@@ -182,7 +183,8 @@ class ClassificationEvaluator(Evaluator[TopK]):
         with closing(read) as batches:
             for batch in batches:
                 seen = normalise_images(batch.images.flatten(0, 1).to(device), self.model.mean, self.model.std)
-                logits = network(seen).float().unflatten(0, batch.images.shape[:2]).mean(1)
+                views = answer_in(self.inference.precision, network, seen).float()
+                logits = views.unflatten(0, batch.images.shape[:2]).mean(1)
                 best = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu().numpy()
                 loss = F.cross_entropy(logits, batch.targets.to(logits.device), reduction="sum")
                 yield TopK(batch.numbers, batch.targets.numpy(), best, float(loss) if self.with_loss else 0.0)

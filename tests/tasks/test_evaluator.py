@@ -151,3 +151,13 @@ def test_training_data_are_checked_first_and_returned(task):
     data = task.prepare(World())
     assert asked == ["check"] and len(data[0]) == 5
     assert isinstance(task, Task) and len(task.image_ids) == task.num_train
+
+
+def test_the_network_of_either_task_computes_in_inference_precision(task):
+    network, seen = network_of(task), set()
+    network.conv.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        task.config.inference.precision = name
+        card = task.evaluator().run(network, CPU, World(), 0, facts=FACTS).result["protocol"]
+        assert (seen, f"torch.{card['precision']}") == ({dtype}, str(dtype))
+        seen.clear()

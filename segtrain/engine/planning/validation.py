@@ -12,6 +12,7 @@ from segtrain.engine.planning.solve import Line, Needs, largest
 from segtrain.engine.planning.trace import granule_of, kind_of_device
 from segtrain.models import from_config
 from segtrain.models.ledger import Ledger, bytes_of, on_fake_tensors
+from segtrain.models.precision import PRECISIONS
 from segtrain.models.preprocess import normalise_images
 from segtrain.scoring.inference import ALIGNED, all_views, fused, strip_rows
 
@@ -67,7 +68,9 @@ class InferenceTracer:
             if window.shape[-2:].numel() < widest or left == 0:
                 return outline(window)
             left -= 1
-            logits: Tensor = self.network(normalise_images(window, self.model.mean, self.model.std), upsample=False)
+            ready = normalise_images(window, self.model.mean, self.model.std)
+            with autocast_of(options):
+                logits: Tensor = self.network(ready, upsample=False).float()
             return logits
 
         ledger = Ledger(self.granule, self.there, self.granule == 1)
@@ -88,8 +91,14 @@ class InferenceTracer:
         with self.mode, torch.no_grad(), ledger:
             ledger.begin("inference")
             pixels: Any = torch.empty(images, 3, side, side, dtype=torch.uint8)
-            self.network(normalise_images(pixels, self.model.mean, self.model.std))
+            with autocast_of(config):
+                self.network(normalise_images(pixels, self.model.mean, self.model.std))
         return ledger.peaks()["inference"][0]
+
+
+def autocast_of(options: InferenceConfig) -> torch.autocast:
+    """The precision of the options, for fake tensors, which are on the CPU."""
+    return torch.autocast("cpu", PRECISIONS[options.precision], enabled=options.precision != "fp32")
 
 
 def validation_ways(config: TrainConfig, num_classes: int, size: tuple[int, int], memory: int) -> list[Inference]:
@@ -100,7 +109,7 @@ def validation_ways(config: TrainConfig, num_classes: int, size: tuple[int, int]
     ways = {f"inference={configured.name}": configured}
     if classifies(config.dataset):
         return [Inference(name, [name], tracer.classification_peak(configured, 32)) for name in ways]
-    whole = InferenceConfig(longest_side=configured.longest_side)
+    whole = InferenceConfig(longest_side=configured.longest_side, precision=configured.precision)
     ways.setdefault("inference=whole", whole)
     if not configured.flip or len(configured.scales) == 1:
         ways[f"inference.scales={MANY_SCALES} inference.flip=true".replace(", ", ",")] = replace(
