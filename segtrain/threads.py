@@ -8,10 +8,11 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
-from typing import TypeVar
+from types import TracebackType
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,28 +34,70 @@ def describe_load() -> str | None:
 
 
 def threaded_map(
-    function: Callable[[T], R], items: Iterable[T], ahead: int = 4, at_once: int = 1
-) -> Iterator[R]:  # fmt: skip
+    function: Callable[[T], R], items: Iterable[T], ahead: int = 4, at_once: int = 1, threads: int | None = None
+) -> Generator[R, None, None]:
     """function(item) for each item, in order; at most `ahead` results a thread wait to be taken.
 
-    at_once: items that a thread gets at a time, each of which counts as one for `ahead`.
+    at_once: items that a thread gets at a time, each of which counts as one for `ahead`. threads: None: one for each
+    CPU of this process. Closing waits for the calls that have begun.
     """
+    threads = threads or cpus()
     waiting: deque[Future[list[R]]] = deque()
     remaining = iter(items)
 
     def several(some: list[T]) -> list[R]:
         return [function(item) for item in some]
 
-    with ThreadPoolExecutor(cpus()) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         try:
             while some := list(itertools.islice(remaining, at_once)):
                 waiting.append(pool.submit(several, some))
-                if len(waiting) >= ahead * cpus():
+                if len(waiting) >= ahead * threads:
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Background:
+    """Calls functions in other threads, which begin in the order in which they are given, while the caller goes on.
+
+    At most `threads` + 1 calls are unfinished: then the next one waits. The first error is raised by a later `call` or
+    at the end of the context, and what has not begun by then is left out. An error of the caller is raised after the
+    calls that were given before it.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.pool = ThreadPoolExecutor(threads, "background")
+        self.most = threads + 1
+        self.unfinished: deque[Future[None]] = deque()
+        self.failed = threading.Event()
+
+    def call(self, function: Callable[..., None], *arguments: Any) -> None:
+        while self.unfinished and (len(self.unfinished) == self.most or self.unfinished[0].done()):
+            self.unfinished.popleft().result()
+        self.unfinished.append(self.pool.submit(self.begin, function, arguments))
+
+    def begin(self, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        if self.failed.is_set():
+            return
+        try:
+            function(*arguments)
+        except BaseException:
+            self.failed.set()
+            raise
+
+    def __enter__(self) -> "Background":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.pool.shutdown()
+        if error is None:  # else that error is the one to report
+            for one in self.unfinished:
+                one.result()
 
 
 def portion(items: int) -> int:

@@ -2,7 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,14 @@ from segtrain.scoring import figures
 from segtrain.scoring.inference import Prediction
 from segtrain.scoring.predictor import Predictor, load_predictor, naming_image
 from segtrain.scoring.report import file_hash
+from segtrain.threads import Background, cpus, threaded_map
 
 RECORD = "predict.json"  # in the output folder: what made the files there
+READERS, READ_AHEAD = 2, 2  # threads that read images, and images of each that may wait for the network
+WRITERS = 3  # threads that write, at most; one image more may wait for them
+# An input with its image, RGB uint8 (H, W, 3), turned as a viewer shows it, or the reason that there is none, and its
+# EXIF tag.
+ReadInput = tuple[Input, np.ndarray | DataError, int]
 
 
 def predict(config: PredictConfig) -> Path:
@@ -81,43 +89,60 @@ def predict_all(
     """Predict this process's share. Returns what could not be read, and the EXIF tags found, of all processes."""
     errors: list[str] = []
     tags: Counter[int] = Counter()
-    for number, (one, image, tag) in enumerate(read_inputs(inputs, predictor.value_range), 1):
-        progress.show(min(number * dist.size, progress.total))
-        if isinstance(image, DataError):
-            errors.append(str(image))
-            continue
-        tags.update([tag] if tag != AS_STORED else [])
-        answering = advising(predictor.options, predictor.table.num_classes, config.inference, predictor.device)
-        with answering, naming_image(str(one), image):
-            found = predictor.segment(image, config.inference, "prob" in config.outputs)
-        for kind in config.outputs:
-            palette = predictor.table.colors if kind == "palette" else None
-            drawn = draw_output(kind, image, found, predictor.table)
-            figures.write_png(output_place(one, output, kind), drawn, palette)
+    reading = closing(read_inputs(inputs, predictor.value_range))
+    with reading as images, Background(min(WRITERS, cpus())) as writing:
+        for number, (one, image, tag) in enumerate(images, 1):
+            progress.show(min(number * dist.size, progress.total))
+            if isinstance(image, DataError):
+                errors.append(str(image))
+                continue
+            tags.update([tag] if tag != AS_STORED else [])
+            answering = advising(predictor.options, predictor.table.num_classes, config.inference, predictor.device)
+            with answering, naming_image(str(one), image):
+                found = predictor.segment(image, config.inference, "prob" in config.outputs)
+            writing.call(write_outputs, one, image, found, predictor.table, config.outputs, output)
     everyone = dist.all_gather([errors, dict(tags)])
     for _, theirs in everyone[: dist.rank] + everyone[dist.rank + 1 :]:
         tags.update({int(tag): count for tag, count in theirs.items()})
     return [error for some, _ in everyone for error in some], tags
 
 
-def read_inputs(
-    inputs: Sequence[Input], value_range: tuple[float, float] | None
-) -> Iterator[tuple[Input, np.ndarray | DataError, int]]:
-    """Each input with its image, turned as a viewer shows it, or the reason that there is none, and its EXIF tag."""
-    for one in inputs:
-        if one.frame is None:
-            try:
-                image = read_image(one.path, value_range, exif="apply")
-                yield one, image, orientation_of(read_bytes(one.path), one.path)
-            except DataError as error:
-                yield one, error, AS_STORED
+def write_outputs(
+    one: Input, image: np.ndarray, found: Prediction, table: LabelTable, kinds: Sequence[str], output: Path
+) -> None:
+    for kind in kinds:
+        palette = table.colors if kind == "palette" else None
+        figures.write_png(output_place(one, output, kind), draw_output(kind, image, found, table), palette)
+
+
+def read_inputs(inputs: Sequence[Input], value_range: tuple[float, float] | None) -> Generator[ReadInput, None, None]:
+    """All inputs in order, files first, read ahead in other threads. Closing waits for the reading that has begun."""
+    files = [one for one in inputs if one.frame is None]
+    with closing(threaded_map(partial(read_file, value_range), files, READ_AHEAD, threads=READERS)) as images:
+        yield from images
     frames = {one.frame: one for one in inputs if one.frame is not None}
     if frames:
-        try:
-            for number, image in read_frames(inputs[0].path, frames):
-                yield frames[number], image, AS_STORED
-        except DataError as error:
-            yield inputs[0], error, AS_STORED
+        found = frames_of(inputs[0], frames)
+        following = closing(threaded_map(lambda _: next(found, None), frames, READERS * READ_AHEAD, threads=1))
+        with closing(found), following as read:  # one thread, as a video is read in order
+            yield from (one for one in read if one is not None)
+
+
+def read_file(value_range: tuple[float, float] | None, one: Input) -> ReadInput:
+    try:
+        image = read_image(one.path, value_range, exif="apply")
+        return one, image, orientation_of(read_bytes(one.path), one.path)
+    except DataError as error:
+        return one, error, AS_STORED
+
+
+def frames_of(first: Input, frames: Mapping[int, Input]) -> Generator[ReadInput, None, None]:
+    """The frames of the video until one cannot be read; first: the input that the reason is named with."""
+    try:
+        for number, image in read_frames(first.path, frames):
+            yield frames[number], image, AS_STORED
+    except DataError as error:
+        yield first, error, AS_STORED
 
 
 # ------------------------------------------------------------------------------------------------- finished images

@@ -1,6 +1,8 @@
 """`segtrain predict`: what is finished stays, what is broken is named at the end, and processes share the images."""
 
+import errno
 import os
+import time
 from pathlib import Path
 
 import cv2
@@ -10,6 +12,9 @@ import torch
 from PIL import Image
 
 from segtrain import load
+from segtrain.commands import predict as predicting
+from segtrain.data import inputs
+from segtrain.scoring.predictor import Predictor
 from tests.helpers.checkout import TINY
 from tests.helpers.runs import Ranks, refused
 
@@ -62,7 +67,57 @@ def test_images_that_cannot_be_read_are_named_at_the_end(segtrain, trained):
     assert set(written()) == {f"{kind}/{name}.png" for kind in ("raw", "color") for name in ("a", "b/d")}
 
 
-def test_the_frames_of_a_video(segtrain, trained):
+def test_images_are_computed_before_all_are_read_and_written(segtrain, trained, monkeypatch):
+    """At most 2 x 2 images are read ahead, and 2 + 1 wait for two threads that write; the order is that of one
+    thread."""
+    for number in range(20):
+        Path(f"photos/b/x{number:02}.png").write_bytes(Path("photos/a.png").read_bytes())
+    read, computed, written, ahead, behind = [], [], [], [], []
+    read_file, segment, write = predicting.read_file, Predictor.segment, predicting.write_outputs
+
+    def reading(value_range, one):
+        read.append(one.name)
+        return read_file(value_range, one)
+
+    def computing(self, *arguments):
+        ahead.append(len(read) - len(computed))
+        behind.append(len(computed) - len(written))
+        computed.append(None)
+        return segment(self, *arguments)
+
+    def writing(one, *arguments):
+        time.sleep(0.005)
+        write(one, *arguments)
+        written.append(one.name)
+
+    for name, function in (("read_file", reading), ("write_outputs", writing), ("cpus", lambda: 2)):
+        monkeypatch.setattr(predicting, name, function)
+    monkeypatch.setattr(Predictor, "segment", computing)
+    assert segtrain("predict", *trained).status == 0
+    assert len(written) == 23 and sorted(written) == sorted(read)
+    assert 1 < max(ahead) <= 4 and max(behind) <= 3
+
+
+@pytest.mark.parametrize("broken", ["b/c", "b/d"])
+def test_what_cannot_be_written_ends_the_command(segtrain, trained, monkeypatch, broken):
+    """Also the last one. What was written before is whole, and done."""
+    write = predicting.figures.write_png
+
+    def full(path, *arguments):
+        if path == Path(f"out/color/{broken}.png"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, *arguments)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(predicting.figures, "write_png", full)
+        answer = segtrain("predict", *trained)
+    assert answer.status == 1 and f"out/color/{broken}.png" in answer.err and "disk" in answer.err, answer
+    assert {"raw/a.png", "color/a.png", f"raw/{broken}.png"} <= written().keys()
+    answer = segtrain("predict", *trained)
+    assert "finished    1 of 3 images before" in answer.out or "finished    2 of 3 images before" in answer.out
+
+
+def test_the_frames_of_a_video(segtrain, trained, monkeypatch):
     writer = cv2.VideoWriter("film.avi", cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
     for level in (0, 120, 240):
         writer.write(np.full((48, 64, 3), level, np.uint8))
@@ -70,6 +125,10 @@ def test_the_frames_of_a_video(segtrain, trained):
     answer = segtrain("predict", *trained[1:], "input=film.avi")
     assert answer.status == 0 and "3 images" in answer.out
     assert {name for name in written() if name.startswith("raw")} == {f"raw/film/00000{n}.png" for n in (1, 2, 3)}
+    monkeypatch.setattr(inputs, "count_frames", lambda path: 5)  # as if it had become shorter since
+    answer = segtrain("predict", *trained[1:], "input=film.avi", "overwrite=true")
+    refused(answer, "film.avi ends at frame 3", status=1)
+    assert "4 images; " in answer.out
 
 
 def test_two_processes_share_the_images(segtrain, trained):

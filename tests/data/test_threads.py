@@ -1,0 +1,89 @@
+"""Threads that read ahead and that write behind: bounded, in order, and no error is lost."""
+
+import threading
+import time
+
+import pytest
+
+from segtrain.threads import Background, threaded_map
+
+WAIT = 20  # seconds, at most
+
+
+def test_calls_go_on_beside_the_caller_and_are_bounded():
+    open_now, begun, done = threading.Event(), [], []
+
+    def work(number):
+        begun.append(number)
+        assert open_now.wait(WAIT)
+        done.append(number)
+
+    with Background(2) as calls:
+        for number in range(3):
+            calls.call(work, number)
+        assert not done and set(begun) <= {0, 1}
+        threading.Timer(0.05, open_now.set).start()
+        for number in range(3, 9):
+            calls.call(work, number)
+            assert len(done) >= number - 2
+    assert sorted(done) == list(range(9))
+
+
+def test_the_first_error_is_raised_and_what_waits_behind_it_is_left_out():
+    done, go = [], threading.Event()
+
+    def work(number):
+        assert go.wait(WAIT)
+        if number == 1:
+            raise OSError(f"call {number}")
+        done.append(number)
+
+    with pytest.raises(OSError, match="call 1"), Background(1) as calls:
+        calls.call(work, 0)
+        calls.call(work, 1)
+        go.set()
+        for number in range(2, 1000):
+            calls.call(work, number)
+    assert done == [0]
+
+
+def test_the_error_of_the_last_call_is_raised_too():
+    def fail():
+        time.sleep(0.02)
+        raise MemoryError
+
+    with pytest.raises(MemoryError), Background(2) as calls:
+        calls.call(fail)
+
+
+def test_an_error_of_the_caller_waits_for_the_calls_before_it():
+    done = []
+
+    def work(number):
+        time.sleep(0.01)
+        done.append(number)
+
+    with pytest.raises(KeyError, match="mine"), Background(1) as calls:
+        calls.call(work, 0)
+        calls.call(work, 1)
+        raise KeyError("mine")
+    assert done == [0, 1]
+
+
+@pytest.mark.parametrize(("threads", "ahead"), [(1, 3), (2, 2)])
+def test_results_wait_in_order_as_many_as_asked_for(threads, ahead):
+    begun = []
+
+    def work(number):
+        begun.append(number)
+        time.sleep(0.002 * (number % 3))
+        return number
+
+    taken = []
+    results = threaded_map(work, range(30), ahead, threads=threads)
+    for number in results:
+        assert len(begun) <= len(taken) + threads * ahead
+        taken.append(number)
+        if number == 20:
+            results.close()
+    assert taken == list(range(21)) and len(begun) <= 21 + threads * ahead
