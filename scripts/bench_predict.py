@@ -1,10 +1,11 @@
 """Images per second of `segtrain predict`, with reading and writing in other threads, against one after another.
 
     python scripts/bench_predict.py [--images 100] [--rounds 5] [--threads 2] [--size 512 1024] [--device cpu]
-                                    [--precision fp32]
+                                    [--precision fp32] [--quick-png]
 
 ResNet-18 with DeepLabV3 at output stride 16, random weights, JPEG photographs of noise, the default outputs. Both ways
-predict the same images, alternately, a part of the images in each round. The shares are those of one after another.
+predict the same images, alternately, a part of the images in each round. The shares are those of one after another,
+which compresses PNG by zlib's default unless --quick-png is given, as `segtrain predict` does.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from segtrain.commands.predict import predict_all, read_file, write_outputs
+from segtrain.commands.predict import draw_output, output_place, predict_all, read_file
 from segtrain.config import InferenceConfig, ModelConfig, PredictConfig
 from segtrain.console import Progress
 from segtrain.data.inputs import Input, find_inputs
@@ -28,6 +29,7 @@ from segtrain.data.labels import published_table
 from segtrain.distributed.group import World
 from segtrain.errors import DataError
 from segtrain.models import build_model
+from segtrain.scoring import figures
 from segtrain.scoring.predictor import Predictor
 
 
@@ -42,9 +44,9 @@ def write_photographs(folder: Path, count: int, size: Sequence[int]) -> None:
 
 
 def one_after_another(
-    inputs: Sequence[Input], predictor: Predictor, config: PredictConfig, output: Path
+    inputs: Sequence[Input], predictor: Predictor, config: PredictConfig, output: Path, quick: bool
 ) -> dict[str, float]:
-    """Seconds of each part."""
+    """Seconds of each part. quick: as of `write_png`."""
     spent = {"decoding": 0.0, "network": 0.0, "writing": 0.0}
     for one in inputs:
         times = [time.perf_counter()]
@@ -53,7 +55,9 @@ def one_after_another(
         times.append(time.perf_counter())
         found = predictor.segment(image, config.inference)
         times.append(time.perf_counter())
-        write_outputs(one, image, found, predictor.table, config.outputs, output)
+        for kind in config.outputs:
+            path = output_place(one, output, kind)
+            figures.write_png(path, draw_output(kind, image, found, predictor.table), quick=quick)
         times.append(time.perf_counter())
         for name, begin, end in zip(spent, times, times[1:], strict=False):
             spent[name] += end - begin
@@ -68,6 +72,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(512, 1024))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--quick-png", action="store_true", help="one after another writes PNG quickly too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     table, device = published_table("cityscapes"), torch.device(arguments.device)
@@ -79,12 +84,12 @@ def main() -> None:
         photographs.mkdir()
         write_photographs(photographs, arguments.images, tuple(arguments.size))
         inputs = find_inputs(str(photographs))
-        one_after_another(inputs[:1], predictor, config, output)  # compiles what is compiled at first use
+        one_after_another(inputs[:1], predictor, config, output, True)  # compiles what is compiled at first use
         spent: dict[str, float] = {}
         ratios, beside = [], 0.0
         for number in range(arguments.rounds):
             some = inputs[number :: arguments.rounds]
-            parts = one_after_another(some, predictor, config, output)
+            parts = one_after_another(some, predictor, config, output, arguments.quick_png)
             spent = {name: spent.get(name, 0.0) + seconds for name, seconds in parts.items()}
             began = time.perf_counter()
             predict_all(some, predictor, config, output, Progress("predicting", len(some), True), World())

@@ -112,7 +112,7 @@ def write_outputs(
 ) -> None:
     for kind in kinds:
         palette = table.colors if kind == "palette" else None
-        figures.write_png(output_place(one, output, kind), draw_output(kind, image, found, table), palette)
+        figures.write_png(output_place(one, output, kind), draw_output(kind, image, found, table), palette, quick=True)
 
 
 def read_inputs(inputs: Sequence[Input], value_range: tuple[float, float] | None) -> Generator[ReadInput, None, None]:

@@ -103,10 +103,10 @@ def test_what_cannot_be_written_ends_the_command(segtrain, trained, monkeypatch,
     """Also the last one. What was written before is whole, and done."""
     write = predicting.figures.write_png
 
-    def full(path, *arguments):
+    def full(path, *arguments, **options):
         if path == Path(f"out/color/{broken}.png"):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        write(path, *arguments)
+        write(path, *arguments, **options)
 
     with monkeypatch.context() as changed:
         changed.setattr(predicting.figures, "write_png", full)

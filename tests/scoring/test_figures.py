@@ -1,7 +1,10 @@
 """Drawings: the matrix says what its axes and figures are, and rows of images carry the names of their files."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from segtrain.data.labels import LabelTable
 from segtrain.scoring import figures
@@ -46,3 +49,17 @@ def test_captions_have_a_line_and_only_ascii():
     plain, odd, long = (figures.captioned(panel, text) for text in ("a_?.png", "a_\u00e9.png", "b" * 200))
     assert plain.shape == long.shape == (38, 140, 3)
     assert (plain == odd).all() and (plain[20:] < 128).any() and not (plain == long).all()
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (40, 60, 3)])
+def test_a_png_that_is_written_quickly_has_the_same_pixels(shape):
+    rng = np.random.default_rng(0)
+    pixels = np.repeat(rng.integers(0, 4, shape, dtype=np.uint8), 3, axis=0) + rng.integers(0, 2, dtype=np.uint8)
+    colors = rng.integers(0, 256, (6, 3), dtype=np.uint8)
+    for palette in [None] if len(shape) == 3 else [None, colors]:
+        for quick in (False, True):
+            figures.write_png(Path(f"{quick}.png"), pixels, palette, quick)
+        with Image.open("True.png") as fast, Image.open("False.png") as usual:
+            assert fast.mode == usual.mode and (np.asarray(fast) == pixels).all()
+            assert palette is None or fast.getpalette() == usual.getpalette()
+    assert Path("True.png").read_bytes() != Path("False.png").read_bytes()
