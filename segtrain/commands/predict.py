@@ -11,7 +11,8 @@ import numpy as np
 
 from segtrain.config import PredictConfig, checkpoint_line, shared_values
 from segtrain.console import Progress, say
-from segtrain.data.images import orientation_of, read_bytes, read_image
+from segtrain.data.bands import read_channels
+from segtrain.data.images import orientation_of, read_bytes
 from segtrain.data.inputs import Input, find_inputs, read_frames
 from segtrain.data.labels import LabelTable
 from segtrain.data.orientation import AS_STORED, describe_tags
@@ -80,7 +81,7 @@ def predict_all(
     """Predict this process's share. Returns what could not be read, and the EXIF tags found, of all processes."""
     errors: list[str] = []
     tags: Counter[int] = Counter()
-    for number, (one, image, tag) in enumerate(read_inputs(inputs, predictor.value_range), 1):
+    for number, (one, image, tag) in enumerate(read_inputs(inputs, predictor), 1):
         progress.show(min(number * dist.size, progress.total))
         if isinstance(image, DataError):
             errors.append(str(image))
@@ -99,14 +100,12 @@ def predict_all(
     return [error for some, _ in everyone for error in some], tags
 
 
-def read_inputs(
-    inputs: Sequence[Input], value_range: tuple[float, float] | None
-) -> Iterator[tuple[Input, np.ndarray | DataError, int]]:
+def read_inputs(inputs: Sequence[Input], predictor: Predictor) -> Iterator[tuple[Input, np.ndarray | DataError, int]]:
     """Each input with its image, turned as a viewer shows it, or the reason that there is none, and its EXIF tag."""
     for one in inputs:
         if one.frame is None:
             try:
-                image = read_image(one.path, value_range, exif="apply")
+                image = read_channels(one.path, predictor.channels, predictor.value_range, exif="apply")
                 yield one, image, orientation_of(read_bytes(one.path), one.path)
             except DataError as error:
                 yield one, error, AS_STORED
