@@ -110,6 +110,11 @@ def read_inputs(inputs: Sequence[Input], predictor: Predictor) -> Iterator[tuple
             except DataError as error:
                 yield one, error, AS_STORED
     frames = {one.frame: one for one in inputs if one.frame is not None}
+    if frames and predictor.channels is not None:
+        raise UsageError(
+            f"{inputs[0].path} is a video of red, green and blue, and the network takes the bands dataset.channels="
+            f"{list(predictor.channels)}: give images"
+        )
     if frames:
         try:
             for number, image in read_frames(inputs[0].path, frames):

@@ -104,17 +104,12 @@ class ModelConfig(Group):
 
     def check_channels(self) -> None:
         """Raise UsageError unless there is a mean and a standard deviation for each channel."""
-        shape = "[red,green,blue]" if self.in_channels == 3 else f"{self.in_channels} numbers, as model.in_channels"
+        shape, remedy = f"{self.in_channels} numbers, as model.in_channels", ": segtrain check measures them"
+        if self.in_channels == 3:
+            shape, remedy = "[red,green,blue]", ""
         for key, value in (("mean", self.mean), ("std", self.std)):
             if len(value) != self.in_channels:
-                raise UsageError(
-                    f"model.{key} must be {shape}, got {value}"
-                    + (
-                        ""
-                        if self.in_channels == 3
-                        else ": segtrain check measures them where dataset.channels is given"
-                    )
-                )
+                raise UsageError(f"model.{key} must be {shape}, got {value}{remedy}")
 
     def check(self) -> None:
         super().check()

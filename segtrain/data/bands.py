@@ -20,6 +20,7 @@ from segtrain.data.images import (
     BROKEN,
     LENGTH,
     MOST_PIXELS,
+    PHOTOMETRIC,
     SAMPLE_FORMAT,
     SAMPLES,
     WIDTH,
@@ -38,10 +39,12 @@ from segtrain.data.orientation import tag_to_apply, turned
 from segtrain.errors import DataError
 
 # Further tags (TIFF 6.0, sections 8, 14 and 15).
-COMPRESSION, OFFSETS, ROWS, COUNTS, PLANAR, PREDICTOR = 259, 273, 278, 279, 284, 317
+COMPRESSION, FILL_ORDER, OFFSETS, ROWS, COUNTS, PLANAR, PREDICTOR = 259, 266, 273, 278, 279, 284, 317
 TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS = 322, 323, 324, 325
 PLAIN, LZW, DEFLATE, PACKED = 1, 5, (8, 32946), 32773  # values of COMPRESSION
 SEPARATE = 2  # of PLANAR
+GREY_ALPHA = 4  # colour type of a PNG file
+BY_VALUE = (1, 2, 5, 8)  # values of PHOTOMETRIC whose bands are what they say: grey, RGB, CMYK, Lab
 KINDS = {1: "u", 2: "i", 3: "f"}  # of SAMPLE_FORMAT, as NumPy's
 
 
@@ -84,9 +87,11 @@ def all_bands(data: bytes, path: Path) -> np.ndarray:
         pixels = decoded(data, cv2.IMREAD_UNCHANGED)
         if pixels is None:
             raise ValueError("OpenCV cannot decode it")
-        return with_bands(pixels if pixels.ndim == 2 or pixels.shape[2] < 3 else rgb_first(pixels))
+        pixels = with_bands(pixels if pixels.ndim == 2 else rgb_first(pixels))
+        return pixels[..., [0, 3]] if data.startswith(b"\x89PNG") and data[25] == GREY_ALPHA else pixels
     with opened(path, data) as image:
-        seen = image if image.mode in ("L", "LA", "RGB", "RGBA") else image.convert("RGB")
+        as_it_is = image.mode in ("L", "LA", "RGB", "RGBA") or image.mode.startswith(("I", "F"))
+        seen = image if as_it_is else image.convert("RGB")
         pixels = with_bands(np.asarray(seen))
         if is_cut_short(data):
             raise ValueError("the end of the JPEG data is missing")
@@ -99,7 +104,7 @@ def with_bands(pixels: np.ndarray) -> np.ndarray:
 
 def rgb_first(pixels: np.ndarray) -> np.ndarray:
     """From OpenCV's order: blue, green, red, transparency."""
-    return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+    return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]] if pixels.shape[2] > 2 else pixels
 
 
 def array_bands(array: np.ndarray, path: Path) -> np.ndarray:
@@ -126,18 +131,21 @@ def tiff_bands(data: bytes, tags: dict[int, Any], path: Path) -> np.ndarray:
     """The first image of a TIFF file. DataError, naming what it is, for a form that is not read here."""
     width, height, samples = int(tags[WIDTH]), int(tags[LENGTH]), int(tags.get(SAMPLES, 1))
     bits, kinds = set(numbers_in(tags.get(BITS, 1))), set(numbers_in(tags.get(SAMPLE_FORMAT, 1)))
+    colours = tags.get(PHOTOMETRIC, 1)
     packing, predictor = tags.get(COMPRESSION, PLAIN), tags.get(PREDICTOR, 1)
     for what, possible in (
         (f"{sorted(bits)} bits", len(bits) == 1 and bits <= {8, 16, 32, 64}),
         (f"the sample format {sorted(kinds)}", len(kinds) == 1 and kinds <= set(KINDS) and (kinds, bits) != ({3}, {8})),
         (f"the compression {packing}", packing in (PLAIN, LZW, *DEFLATE, PACKED)),
+        (f"the colours {colours} (PhotometricInterpretation)", colours in BY_VALUE),
+        (f"the fill order {tags.get(FILL_ORDER, 1)}", tags.get(FILL_ORDER, 1) == 1),
         (f"the predictor {predictor}", predictor == 1 or (predictor == 2 and kinds <= {1, 2})),
         (f"{width}x{height} pixels of {samples} bands", 0 < width * height * samples <= MOST_PIXELS),
     ):
         if not possible:
             raise DataError(
-                f"{path} has {what}, of which bands cannot be read: write 8, 16, 32 or 64 bits without compression, or "
-                "compressed by LZW or deflate"
+                f"{path} has {what}, of which bands cannot be read: write grey or RGB bands of 8, 16, 32 or 64 bits, "
+                "without compression or by LZW or deflate"
             )
     dtype = np.dtype(f"{'>' if data.startswith(b'MM') else '<'}{KINDS[kinds.pop()]}{bits.pop() // 8}")
     is_tiled, planes = TILE_WIDTH in tags, samples if tags.get(PLANAR, 1) == SEPARATE else 1

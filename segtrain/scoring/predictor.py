@@ -144,7 +144,12 @@ def as_pixels(
     value_range, channels: as of `read_channels`, for files. count: of the channels; a PIL image is RGB."""
     if isinstance(image, str | Path):
         return read_channels(Path(image), channels, value_range, exif="apply")
-    if isinstance(image, Image.Image) and count == 3:
+    if isinstance(image, Image.Image):
+        if channels is not None or count != 3:
+            raise UsageError(
+                f"predict takes an array uint8 (H, W, {count}) of the bands dataset.channels, or a path, got a PIL "
+                "image, which is taken as RGB"
+            )
         return np.asarray(image.convert("RGB"))
     is_tensor = isinstance(image, torch.Tensor)
     if not is_tensor and not isinstance(image, np.ndarray):

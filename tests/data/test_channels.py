@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -14,7 +16,10 @@ from segtrain import load
 from segtrain.config.plugin_files import load_plugin
 from segtrain.data.augment import fill_of
 from segtrain.data.bands import read_channels
+from segtrain.data.cache import read_as
 from segtrain.data.images import read_image
+from segtrain.data.inputs import find_inputs
+from segtrain.data.sample import Sample
 from segtrain.errors import DataError, UsageError
 from segtrain.scoring.figures import as_rgb
 from tests.helpers.checkout import TINY
@@ -86,6 +91,8 @@ def test_four_bands_from_training_to_answers(segtrain, words):
     assert (network.predict(torch.from_numpy(pixels).permute(2, 0, 1)) == found).all()
     with pytest.raises(UsageError, match=r"uint8 \(H, W, 4\).*got uint8 \(64, 96, 3\)"):
         network.predict(pixels[..., :3])
+    with pytest.raises(UsageError, match="got a PIL image"):
+        network.predict(Image.open(path))
     answer = segtrain("show", *data, "dataset.channels=[3,0]", "count=2", "augmentation.crop_size=[32,32]")
     assert answer.status == 0, answer.err
 
@@ -170,6 +177,33 @@ def test_bands_of_other_pictures(tmp_path, name, mode):
     assert np.array_equal(read_channels(tmp_path / name, (last, 0)), np.atleast_3d(bands)[..., [last, 0]])
 
 
+def test_grey_and_transparency_of_sixteen_bits(tmp_path):
+    """A PNG file by its specification: signature, header, pixels with their bytes high first, end."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = VALUES[..., :2].astype(">u2")
+    head = struct.pack(">IIBBBBB", 50, 37, 16, 4, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    assert np.array_equal(read_channels(tmp_path / "x.png", (1, 0)), (rows >> 8).astype(np.uint8)[..., ::-1])
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ({"photometric": "miniswhite"}, "the colours 0"),
+        ({"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)}, "the colours 3"),
+    ],
+)
+def test_forms_of_tiff_that_mean_something_else_are_refused(tmp_path, form, text):
+    tifffile.imwrite(tmp_path / "x.tif", (VALUES[..., 0] >> 8).astype(np.uint8), **form)
+    with pytest.raises(DataError, match=rf"x.tif has {text}.*bands cannot be read"):
+        read_channels(tmp_path / "x.tif", (0,))
+
+
 @pytest.mark.parametrize(
     ("array", "text"),
     [
@@ -184,6 +218,31 @@ def test_arrays_that_are_no_images(tmp_path, array, text):
     np.save(tmp_path / "x.npy", array)
     with pytest.raises(DataError, match=text):
         read_channels(tmp_path / "x.npy", (0,))
+
+
+def test_differences_of_floating_point_are_refused(tmp_path):
+    whole = io.BytesIO()
+    Image.fromarray(VALUES[..., 0].astype(np.uint8)).save(whole, "TIFF", compression="tiff_lzw", tiffinfo={317: 2})
+    entry = struct.pack("<HHI", 317, 3, 1)
+    assert entry + b"\2" in whole.getvalue()
+    (tmp_path / "x.tif").write_bytes(whole.getvalue().replace(entry + b"\2", entry + b"\3"))
+    with pytest.raises(DataError, match="the predictor 3"):
+        read_channels(tmp_path / "x.tif", (0,))
+
+
+def test_the_cache_keeps_channels_apart(tmp_path):
+    sample = Sample("x", tmp_path / "x.npy", None)
+    keys = {read_as(sample._replace(channels=channels), (4, 6)) for channels in (None, (0, 1, 2), (2, 1, 0), (0,))}
+    assert len(keys) == 4
+
+
+def test_arrays_are_found_where_there_are_no_images(tmp_path):
+    for name in ("a.npy", "b.npy"):
+        np.save(tmp_path / name, VALUES)
+    for text in (str(tmp_path), f"{tmp_path}/*.npy", f"{tmp_path}/*"):
+        assert [one.name for one in find_inputs(text)] == ["a", "b"]
+    Image.fromarray(VALUES[..., 0]).save(tmp_path / "c.png")
+    assert [one.name for one in find_inputs(str(tmp_path))] == ["c"]
 
 
 def test_a_file_cut_short_is_no_image(tmp_path):

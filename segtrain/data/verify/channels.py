@@ -34,8 +34,9 @@ def measure_channels(samples: Sequence[Sample]) -> Measured | None:
     sums = [part for part in threaded_map(sums_of, spread(samples, MOST)) if part is not None]
     if not sums:
         return None
-    pixels, first, second = (sum(part[i] for part in sums) for i in range(3))
-    mean = first / pixels / 255
+    counts, ones, squares = zip(*sums, strict=True)
+    pixels, first, second = sum(counts), np.sum(ones, axis=0), np.sum(squares, axis=0)
+    mean: np.ndarray = first / pixels / 255
     std = np.sqrt(np.maximum(second / pixels / 255**2 - mean**2, 0))
     constant = np.flatnonzero(std < LEAST / 100).tolist()
     return Measured(mean.tolist(), np.maximum(std, LEAST).tolist(), len(sums), constant)
