@@ -99,7 +99,7 @@ def test_weights_of_four_channels_are_taken_as_they_are(tmp_path):
             load_weights(path, network(in_channels=other))
 
 
-def test_timms_weights_in_other_channels(tmp_path):
+def test_timms_weights_in_other_channels(tmp_path, capsys):
     torch.manual_seed(5)
     published = timm.create_model("test_resnet")
     torch.save(published.state_dict(), tmp_path / "model.pth")
@@ -113,7 +113,7 @@ def test_timms_weights_in_other_channels(tmp_path):
     torch.testing.assert_close(first, wanted.sum(1, keepdim=True).expand(-1, 2, -1, -1) / 2)
     assert "takes 2 channels here" in str(report)
     assert not take_normalisation(TrainConfig(model=config), report.normalised)
-    assert config.mean == [0.1, 0.2]
+    assert config.mean == [0.1, 0.2] and "add model.mean" not in capsys.readouterr().out
 
 
 def test_images_are_normalised_by_channel_and_exported_so():
