@@ -57,8 +57,8 @@ def installed(wheel, tmp_path_factory):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
 
-    def call(folder, *words):
-        program = "import segtrain, sys; from segtrain.cli import main; print(segtrain.__file__); main(sys.argv[1:])"
+    def call(folder, *words, then="from segtrain.cli import main; main(sys.argv[1:])"):
+        program = f"import segtrain, sys; print(segtrain.__file__); {then}"
         result = subprocess.run(
             [sys.executable, "-c", program, *words],
             cwd=folder, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True,
@@ -72,6 +72,9 @@ def installed(wheel, tmp_path_factory):
 def test_the_installed_wheel_trains_outside_the_checkout(installed, tmp_path, scenes):
     installed(tmp_path, "train", *small_run(scenes, "trainer.max_steps=1", "name=wheel"))
     assert (tmp_path / "runs/wheel/evaluation.json").exists()
+    image = next((scenes / "leftImg8bit/val").rglob("*.png"))
+    use = "network = segtrain.load('runs/wheel').to('cpu'); classes = network.predict(sys.argv[1])"
+    installed(tmp_path, image, then=f"{use}; assert len(network.classes) == 19; network.palette[classes]")
 
 
 def test_the_installed_wheel_takes_parts_of_ones_own(installed, tmp_path, ponds):

@@ -22,9 +22,12 @@ def overview(commands: dict[str, Command]) -> str:
         "",
         "usage: segtrain COMMAND key=value ...",
     ]
+    width = max(len(verb) for verb in commands)
     for section in SECTIONS:
         lines += ["", section]
-        lines += [f"  {verb:<10} {command.summary}" for verb, command in commands.items() if command.section == section]
+        lines += [
+            f"  {verb:<{width}} {command.summary}" for verb, command in commands.items() if command.section == section
+        ]
     lines += ["", "segtrain COMMAND --help shows a command's options and examples; segtrain --version the version."]
     lines += ['eval "$(segtrain --completion bash)" completes commands, options and their values; zsh and fish too.']
     return "\n".join(lines)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from segtrain.config.keys import flatten
+from segtrain.config.stored import with_defaults
 from segtrain.config.user_files import read_json, read_yaml
 from segtrain.errors import DataError
 
@@ -54,8 +55,16 @@ def read_run(folder: Path) -> RunSummary | None:
         folder.name, max(last, int_or_zero(status.get("step")), int_or_zero(evaluation.get("step"))), max_steps,
         state_of(status, bool(evaluation), written), scores[-1][1] if scores else None,
         best[1] if best else None, best[0] if best else None, written, "; ".join(notes),
-        flatten(config or {}),
+        flatten(completed(config or {})),
     )  # fmt: skip
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the options that came later, so that they make no difference between runs."""
+    try:
+        return with_defaults(config) if config else config
+    except (AttributeError, TypeError):  # groups that are no mappings, by hand
+        return config
 
 
 def other_inference(path: Path) -> int:

@@ -51,11 +51,31 @@ class Predictor(NamedTuple):
 
         >>> network = segtrain.load("runs/toy")
         >>> classes = network.predict("photo.jpg")
-        >>> [network.table.names[i] for i in np.unique(classes)]
-        >>> Image.fromarray(network.table.colorize(classes)).save("classes.png")
+        >>> [network.classes[i] for i in np.unique(classes)]
+        >>> Image.fromarray(network.palette[classes]).save("classes.png")
         """
         pixels = as_pixels(image, self.value_range, self.channels, self.options.in_channels)
         return self.segment(pixels, inference).train_ids
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes that `predict` returns, by train id."""
+        return self.table.names
+
+    @property
+    def palette(self) -> np.ndarray:
+        """Their colours: RGB uint8 (256, 3), so that `palette[predict(image)]` is an image; void is black."""
+        return self.table.colorize(np.arange(256, dtype=np.uint8)[None])[0]
+
+    def to(self, device: str | torch.device) -> "Predictor":
+        """The same on another device. The network itself is moved, as by nn.Module.to.
+
+        >>> network = segtrain.load("runs/toy", device="cpu").to("cuda")
+        """
+        on = torch.device(device)
+        return self._replace(
+            network=self.network.to(on), device=on, others=tuple(other.to(on) for other in self.others)
+        )
 
     @property
     def value_range(self) -> tuple[float, float] | None:

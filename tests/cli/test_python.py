@@ -157,6 +157,9 @@ def test_predict_takes_a_path_an_image_an_array_and_a_tensor(trained):
     grey = image.convert("L")
     grey.save("grey.png")
     assert (network.predict(grey) == network.predict("grey.png")).all()
+    assert network.classes == network.table.names and len(network.classes) == 19
+    assert (network.palette[expected] == network.table.colorize(expected)).all()
+    assert (network.to("cpu").predict(array) == expected).all()
 
 
 def test_what_predict_and_load_cannot_take(trained):

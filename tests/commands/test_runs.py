@@ -187,11 +187,20 @@ def test_a_file_has_every_run_and_every_option_that_differs(segtrain, tmp_path):
     assert answer.out.splitlines()[-1] == "runs (1).csv"
     with Path("runs (1).csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["run", "state", "step", "max_steps", "miou", "best_miou", "best_step", "trainer.seed",
-                             "optimizer.lr", "loader.workers", "last_written", "note"]  # fmt: skip
+    assert list(rows[0]) == ["run", "state", "step", "max_steps", "miou", "best_miou", "best_step", "optimizer.lr",
+                             "loader.workers", "trainer.seed", "last_written", "note"]  # fmt: skip
     assert [row["miou"] for row in rows] == ["0.6", "0.5", "0.4", "0.3", "0.2", "0.1", ""]
     assert [row["optimizer.lr"] for row in rows] == ["0.2"] * 3 + ["0.1"] * 3 + ["9"]
-    assert rows[-1]["note"].endswith("x" * 200) and rows[-1]["loader.workers"] == ""
+    assert rows[-1]["note"].endswith("x" * 200) and rows[-1]["loader.workers"] == "null"
+
+
+def test_an_option_that_came_later_is_no_difference(segtrain, tmp_path):
+    make(tmp_path / "runs", "old", model={"backbone": "resnet18"})
+    make(tmp_path / "runs", "new", model={"backbone": "resnet18", "frozen": [], "keep": "exact"})
+    make(tmp_path / "runs", "other", model={"backbone": "resnet18", "frozen": ["backbone"]})
+    lines = rows_of(segtrain("runs", "sort=name").out)
+    assert " ".join(lines[0]) == "run step state mIoU % best % at step frozen last written"
+    assert ["[]" in line for line in lines[1:]] == [True, True, False]
 
 
 def test_the_papers_table_takes_no_options_of_the_list(segtrain):
