@@ -170,7 +170,8 @@ def check_options(backbone: str, options: Mapping[str, Any]) -> None:
     named = {one.name: one for one in taken if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
     for key in options:
         if key not in named and not any(one.kind == one.VAR_KEYWORD for one in taken):
-            raise UsageError(f"model.backbone_options.{key}: {backbone} has no such option{with_available(key, named)}")
+            known = [name for name in named if name != CHANNELS]
+            raise UsageError(f"model.backbone_options.{key}: {backbone} has no such option{with_available(key, known)}")
     missing = [name for name, one in named.items() if one.default is one.empty and name not in {*options, CHANNELS}]
     if missing:
         raise UsageError(f"model.backbone={backbone} needs model.backbone_options={{{missing[0]}: ...}}")
