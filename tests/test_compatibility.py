@@ -201,7 +201,7 @@ def test_plugins_as_users_have_written_them(home, ponds, plugin, words):
 
 # Options that came later, each with the value that behaves as before.
 ADDED = {
-    "model": ["keep: exact", "frozen: []", "frozen_norm: false"],
+    "model": ["keep: exact", "frozen: []", "frozen_norm: false", "in_channels: 3"],
     "dataset": [
         "value_range: null",
         "exif: auto",
@@ -210,6 +210,7 @@ ADDED = {
         "order: last",
         "unlabelled: null",
         "columns: null",
+        "channels: null",
     ],
     "trainer": ["auto_fit: false", "memory_budget: null", "cuda_graphs: false"],
     "logging": ["train_sample: 64"],

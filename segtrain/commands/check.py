@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from segtrain.config import CheckConfig, DatasetConfig, classifies
+from segtrain.config import CheckConfig, DatasetConfig, channels_of, classifies
 from segtrain.console import Progress, printable, say
 from segtrain.data.classify.samples import ClassImages
 from segtrain.data.images import read_image
@@ -23,6 +23,7 @@ from segtrain.data.registry import (
 )
 from segtrain.data.sample import DatasetSpec, SplitFiles, read_sample_image
 from segtrain.data.scenes.layouts import MANIFEST
+from segtrain.data.verify.channels import measure_channels
 from segtrain.data.verify.label_mistakes import Finding
 from segtrain.data.verify.leakage import find_leakage
 from segtrain.data.verify.splits import check_split
@@ -171,7 +172,19 @@ def check_dataset(
         findings += [
             finding._replace(text=f"{prefix}{name}: {finding.text}") for finding in found if finding.text not in known
         ]
+        if data.train_split == name and channels_of(data) is not None:
+            say_channels(name, files)
         panels += contact(files, table, SHEET - len(panels)) if len(panels) < SHEET else []
+
+
+def say_channels(name: str, files: SplitFiles) -> None:
+    """Print mean and standard deviation of each channel, as options of the training."""
+    found = measure_channels(files.with_images())
+    if found is None:
+        return  # no image can be read, which is among the findings
+    say(f"channels    of {found.images} of {len(files.images)} images of {name}: {found}")
+    for channel in found.constant:
+        say(f"            channel {channel} has one value everywhere: its std is taken as 1/255")
 
 
 def check_leakage(data: DatasetConfig, dataset: DatasetSpec) -> list[Finding]:

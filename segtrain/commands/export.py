@@ -15,7 +15,7 @@ import torch
 from segtrain.abn.convert import fold
 from segtrain.config import ENGINES, ExportConfig, InferenceConfig, checkpoint_line
 from segtrain.console import say
-from segtrain.data.images import read_image
+from segtrain.data.bands import read_channels
 from segtrain.data.registry import split_samples
 from segtrain.errors import DataError, SegtrainError, UsageError
 from segtrain.models.deployed import Deployed, trace
@@ -44,17 +44,17 @@ def export(config: ExportConfig) -> Path:
     network, options = folded(predictor), predictor.options
     ends = "normalise" in config.include, "argmax" in config.include
     deployed = Deployed(network, options.mean, options.std, *ends)
-    say(f"takes       {described_input(config)}; returns {described_output(config, predictor)}")
+    say(f"takes       {described_input(config, options.in_channels)}; returns {described_output(config, predictor)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own deprecated calls
-        program = trace(deployed, 3, config.size, options.output_stride)
+        program = trace(deployed, options.in_channels, config.size, options.output_stride)
     described = description(config, path, predictor)
     refuse_other_source(output, config.format)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as folder:
         made = Path(folder) / output.name
         WRITERS[config.format](program, made, described)
-        images = list(proving_images(config, predictor.value_range))
+        images = list(proving_images(config, predictor))
         say(f"proof       {prove(read_engine(made), predictor, images, deployed)}")
         for part in sorted(Path(folder).iterdir(), key=lambda part: part.suffix == output.suffix):
             part.replace(output.with_name(part.name))  # the file itself last
@@ -65,7 +65,7 @@ def export(config: ExportConfig) -> Path:
 
 def folded(predictor: Predictor) -> torch.nn.Module:
     """A copy of the network with its norms in its convolutions, where that is exact."""
-    probe = torch.zeros(1, 3, *PROBED)
+    probe = torch.zeros(1, predictor.options.in_channels, *PROBED)
     probe.uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
     conversion = fold(predictor.network, probe)
     left = len(conversion.left)
@@ -77,10 +77,15 @@ def folded(predictor: Predictor) -> torch.nn.Module:
     return conversion.model.eval()
 
 
-def described_input(config: ExportConfig) -> str:
+def described_input(config: ExportConfig, channels: int) -> str:
     size = "any size" if config.size is None else f"{config.size[0]}x{config.size[1]} pixels (height x width)"
-    kind = "uint8 RGB" if "normalise" in config.include else "float32 RGB, (x / 255 - mean) / std,"
-    return f"images {kind} (N, 3, H, W) of {size}"
+    seen = channels_in_words(channels)
+    kind = f"uint8 {seen}" if "normalise" in config.include else f"float32 {seen}, (x / 255 - mean) / std,"
+    return f"images {kind} (N, {channels}, H, W) of {size}"
+
+
+def channels_in_words(channels: int) -> str:
+    return "RGB" if channels == 3 else f"{channels} channels"
 
 
 def described_output(config: ExportConfig, predictor: Predictor) -> str:
@@ -96,7 +101,8 @@ def description(config: ExportConfig, path: Path, predictor: Predictor) -> dict[
         "format": config.format, "include": sorted(config.include), "classes": predictor.table.as_dict(),
         "mean": list(options.mean), "std": list(options.std), "output_stride": options.output_stride,
         "input": {
-            "name": "images", "layout": "NCHW, RGB", "size": config.size, "minimum": options.output_stride + 1,
+            "name": "images", "layout": f"NCHW, {channels_in_words(options.in_channels)}",
+            "size": config.size, "minimum": options.output_stride + 1,
             "dtype": "uint8" if "normalise" in config.include else "float32",
         },
         "output": described_output(config, predictor), "backbone": options.backbone, "head": options.head,
@@ -176,18 +182,18 @@ WRITERS = {"onnx": write_onnx, "torch_export": write_program, "state_dict": writ
 # ---------------------------------------------------------------------------------------------------------- proof
 
 
-def proving_images(config: ExportConfig, value_range: tuple[float, float] | None) -> Iterator[np.ndarray]:
-    """Images RGB uint8 (H, W, 3): of the validation split if it is there, else drawn."""
+def proving_images(config: ExportConfig, predictor: Predictor) -> Iterator[np.ndarray]:
+    """Images uint8 (H, W, C): of the validation split if it is there, else drawn."""
     found: list[np.ndarray] = []
     here = config.dataset.folder().is_dir()  # the street scenes would be drawn
     try:
         for sample in split_samples(config.dataset, config.dataset.val_split)[: IMAGES if here else 0]:
-            found.append(read_image(sample.image, value_range))
+            found.append(read_channels(sample.image, predictor.channels, predictor.value_range))
     except SegtrainError:
         found = []
     if not found:
-        random = np.random.default_rng(0)
-        blocks = [random.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((9, 13), (12, 8), (16, 16))]
+        random, depth = np.random.default_rng(0), predictor.options.in_channels
+        blocks = [random.integers(0, 256, (h, w, depth), dtype=np.uint8) for h, w in ((9, 13), (12, 8), (16, 16))]
         found = [np.kron(block, np.ones((12, 12, 1), np.uint8)) for block in blocks]
         say(f"proof       with {len(found)} drawn images: {config.dataset.name} {config.dataset.val_split} is not here")
     else:

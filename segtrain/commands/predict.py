@@ -12,7 +12,8 @@ import numpy as np
 
 from segtrain.config import PredictConfig, checkpoint_line, shared_values
 from segtrain.console import Progress, say
-from segtrain.data.images import orientation_of, read_bytes, read_image
+from segtrain.data.bands import read_channels
+from segtrain.data.images import orientation_of, read_bytes
 from segtrain.data.inputs import Input, find_inputs, read_frames
 from segtrain.data.labels import LabelTable
 from segtrain.data.orientation import AS_STORED, describe_tags
@@ -89,7 +90,7 @@ def predict_all(
     """Predict this process's share. Returns what could not be read, and the EXIF tags found, of all processes."""
     errors: list[str] = []
     tags: Counter[int] = Counter()
-    reading = closing(read_inputs(inputs, predictor.value_range))
+    reading = closing(read_inputs(inputs, predictor))
     with reading as images, Background(min(WRITERS, cpus())) as writing:
         for number, (one, image, tag) in enumerate(images, 1):
             progress.show(min(number * dist.size, progress.total))
@@ -115,12 +116,17 @@ def write_outputs(
         figures.write_png(output_place(one, output, kind), draw_output(kind, image, found, table), palette, quick=True)
 
 
-def read_inputs(inputs: Sequence[Input], value_range: tuple[float, float] | None) -> Generator[ReadInput, None, None]:
+def read_inputs(inputs: Sequence[Input], predictor: Predictor) -> Generator[ReadInput, None, None]:
     """All inputs in order, files first, read ahead in other threads. Closing waits for the reading that has begun."""
     files = [one for one in inputs if one.frame is None]
-    with closing(threaded_map(partial(read_file, value_range), files, READ_AHEAD, threads=READERS)) as images:
+    with closing(threaded_map(partial(read_file, predictor), files, READ_AHEAD, threads=READERS)) as images:
         yield from images
     frames = {one.frame: one for one in inputs if one.frame is not None}
+    if frames and predictor.channels is not None:
+        raise UsageError(
+            f"{inputs[0].path} is a video of red, green and blue, and the network takes the bands dataset.channels="
+            f"{list(predictor.channels)}: give images"
+        )
     if frames:
         found = frames_of(inputs[0], frames)
         following = closing(threaded_map(lambda _: next(found, None), frames, READERS * READ_AHEAD, threads=1))
@@ -128,9 +134,9 @@ def read_inputs(inputs: Sequence[Input], value_range: tuple[float, float] | None
             yield from (one for one in read if one is not None)
 
 
-def read_file(value_range: tuple[float, float] | None, one: Input) -> ReadInput:
+def read_file(predictor: Predictor, one: Input) -> ReadInput:
     try:
-        image = read_image(one.path, value_range, exif="apply")
+        image = read_channels(one.path, predictor.channels, predictor.value_range, exif="apply")
         return one, image, orientation_of(read_bytes(one.path), one.path)
     except DataError as error:
         return one, error, AS_STORED

@@ -13,6 +13,7 @@ import numpy as np
 
 from segtrain.config import IGNORE_INDEX, DatasetConfig, ScoreConfig
 from segtrain.console import Progress, say
+from segtrain.data.bands import read_channels
 from segtrain.data.images import orientation_of, read_bytes, read_header
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable
@@ -127,7 +128,12 @@ def orientation_warnings(data: DatasetConfig, samples: list[Sample]) -> list[str
             continue
         tag = orientation_of(read_bytes(sample.image), sample.image)
         if tag != AS_STORED:
-            sizes = read_header(sample.image)[:2], read_header(sample.label)[:2]
+            stored = (
+                read_header(sample.image)
+                if sample.channels is None
+                else read_channels(sample.image, sample.channels).shape
+            )
+            sizes = stored[:2], read_header(sample.label)[:2]
             left += tag_to_apply(tag, sample.exif, *sizes, sample.image) == AS_STORED
     if not left:
         return []

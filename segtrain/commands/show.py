@@ -37,7 +37,7 @@ def show(config: ShowConfig) -> Path:
             raise item
         image, target, name, _, window = item
         pixels += np.bincount(target.ravel(), minlength=len(pixels))
-        parts = image, table.colorize(target), figures.overlay(image, target, table)
+        parts = figures.as_rgb(image), table.colorize(target), figures.overlay(image, target, table)
         panels.append(figures.captioned(figures.beside(*parts, HEIGHT), f"{position}  {name}  {window}"))
         progress.show(position + 1)
     shares = pixels / pixels.sum()

@@ -13,8 +13,9 @@ from PIL import Image
 from segtrain.commands.score import expect_encoding, find_answers, known_encodings
 from segtrain.config import IGNORE_INDEX, SubmitConfig, checkpoint_line
 from segtrain.console import Progress, say
+from segtrain.data.bands import read_channels
 from segtrain.data.class_mapping import require_same_labels
-from segtrain.data.images import read_header, read_image
+from segtrain.data.images import read_header
 from segtrain.data.label_files import read_label
 from segtrain.data.labels import LabelTable
 from segtrain.data.registry import dataset_spec, label_table, pixel_labelled, split_files, submission
@@ -93,7 +94,7 @@ def predict_labels(config: SubmitConfig, files: SplitFiles, table: LabelTable, o
     answers = {name: folder / f"{name}.png" for name in images}
     for number, (name, image) in enumerate(images.items(), 1):
         if not answers[name].is_file():
-            pixels = read_image(image, files.value_range, files.exif)
+            pixels = read_channels(image, files.channels, files.value_range, files.exif)
             figures.write_png(answers[name], table.decode(predictor.predict(pixels, config.inference)))
         progress.show(number)
     return answers

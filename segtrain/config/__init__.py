@@ -6,6 +6,7 @@ the options are composed, before anything is built.
 
 from segtrain.config.augmentation import AugmentationConfig
 from segtrain.config.chosen_checkpoint import checkpoint_line, checkpoint_path
+from segtrain.config.combined import check_channels
 from segtrain.config.commands import (
     CheckConfig,
     CommandConfig,
@@ -40,6 +41,7 @@ from segtrain.config.dataset import (
     MixtureConfig,
     StreetsConfig,
     VistasConfig,
+    channels_of,
     classifies,
 )
 from segtrain.config.inference import InferenceConfig
@@ -66,8 +68,8 @@ __all__ = [
     "PlanCommandConfig", "PlanConfig", "PredictConfig", "ReplayConfig", "ReportConfig", "RunsConfig", "SamplingConfig",
     "ScheduleConfig", "ScoreConfig", "ShowConfig", "StreetsCommandConfig", "StreetsConfig", "SubmitConfig",
     "SuspectsConfig", "TrainConfig", "TrainerConfig", "VerifyConfig", "VistasConfig", "WeightsConfig", "adopt_earlier",
-    "checkpoint_line", "checkpoint_path", "classifies", "dataset_schema", "flatten", "is_safe", "names_pictures",
-    "option", "option_of", "refuse_other_task", "refuse_pictures", "require", "run_folder", "shared_values", "trained",
-    "with_defaults",
+    "channels_of", "check_channels", "checkpoint_line", "checkpoint_path", "classifies", "dataset_schema", "flatten",
+    "is_safe", "names_pictures", "option", "option_of", "refuse_other_task", "refuse_pictures", "require", "run_folder",
+    "shared_values", "trained", "with_defaults",
 ]
 # fmt: on

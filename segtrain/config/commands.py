@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from segtrain.config.augmentation import AugmentationConfig
+from segtrain.config.combined import check_channels, check_colours, check_untested, check_views
 from segtrain.config.dataset import (
     COLUMNS,
     FORMATS,
@@ -148,34 +149,10 @@ class TrainConfig(CommandConfig):
                     f"it is for image classification, dataset=imagenet; {self.dataset.name} has labels of pixels",
                 )
         check_views(self.inference, self.dataset)
-        return super().check()
-
-
-def check_untested(model: ModelConfig, trainer: TrainerConfig) -> None:
-    """Raise UsageError for frozen parts and timm's encoders together with what they are not tested with."""
-    for key, value, instead in (
-        ("trainer.compile", trainer.compile, "false"), ("trainer.parallel", trainer.parallel == "fsdp", "ddp"),
-    ):  # fmt: skip
-        require(
-            not (model.frozen and value), "model.frozen", model.frozen,
-            f"parts are not frozen in graphs or shards; choose {key}={instead}, or leave it out",
-        )  # fmt: skip
-        require(
-            not (model.is_timm() and value), "model.backbone", model.backbone,
-            f"encoders of timm are not tested in graphs or shards; choose {key}={instead}",
-        )  # fmt: skip
-
-
-def check_views(inference: InferenceConfig, dataset: DatasetConfig) -> None:
-    """Raise UsageError where inference=... is for the other task."""
-    tasks = ("segmentation", "image classification")
-    here, there = reversed(tasks) if classifies(dataset) else tasks
-    known = "center224, tencrop or center320" if classifies(dataset) else "whole, tiled or multiscale"
-    require(
-        (inference.crop is not None) == classifies(dataset), "inference", inference.name,
-        f"it is for {there}, as is a checkpoint that brings it along, and dataset={dataset.name} is for {here}: "
-        f"choose inference={known}",
-    )  # fmt: skip
+        checked = super().check()
+        check_channels(self.model, self.dataset)
+        check_colours(self.augmentation, self.dataset)
+        return checked
 
 
 def run_folder(config: TrainConfig) -> Path:
@@ -233,6 +210,7 @@ class ShowConfig(CommandConfig):
 
     def check(self) -> Any:
         refuse_pictures(self.dataset)
+        check_colours(self.augmentation, self.dataset)
         return super().check()
 
 

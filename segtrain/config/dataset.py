@@ -128,6 +128,9 @@ class FolderConfig(DatasetConfig):
         None, "values of black and white in images of more than 8 bits (default: of the type)",
         items=("black", "white"), limit=MOST_VALUE,
     )  # fmt: skip
+    channels: list[int] | None = option(
+        None, "bands that are the channels, counted from 0, in this order (default: RGB)", low=0, limit=65535
+    )
     exif: str = option(
         "auto", "treatment of EXIF orientations; auto: turned where the label's size asks for it",
         choices=EXIF_RULES, before="ignore",
@@ -145,6 +148,11 @@ class FolderConfig(DatasetConfig):
         if self.value_range is not None:
             black, white = self.value_range
             require(black < white, "dataset.value_range", self.value_range, "give [black,white], the lower value first")
+        require(self.channels != [], "dataset.channels", "[]", "name the bands, as [0,1,2,3], or leave it out")
+        require(
+            self.channels is None or self.format == "masks", "dataset.channels", self.channels,
+            f"dataset.format={self.format} reads RGB images; choose dataset.format=masks, or leave it out",
+        )  # fmt: skip
         for split, entry in self.splits.items():
             keys = set(entry)
             fits = keys == {"pairs"} or {"images"} <= keys <= {"images", "labels", "list"}
@@ -203,6 +211,11 @@ class ImageNetConfig(DatasetConfig):
         require(
             self.cache == "none", "dataset.cache", self.cache, f"dataset={self.name} has no such cache; leave it out"
         )
+
+
+def channels_of(dataset: DatasetConfig) -> list[int] | None:
+    """dataset.channels, None for RGB images."""
+    return getattr(dataset, "channels", None)
 
 
 def classifies(dataset: DatasetConfig | type[DatasetConfig]) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from segtrain.config.dataset import SIZE
 from segtrain.config.options import LARGEST_SIZE, Group, option, require
+from segtrain.errors import UsageError
 
 BACKBONES = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnext50", "resnext101", "resnext152", "resnext50_32x4d",
@@ -16,7 +17,6 @@ NORMS = ("inplace_abn", "inplace_abn_sync", "abn", "batch_norm", "batch_norm_syn
 ACTIVATIONS = ("leaky_relu", "relu", "elu", "identity")
 SCALES = ("abs", "signed")
 REBUILDING = ("grouped", "identity_input", "both")
-RGB = ("red", "green", "blue")
 TIMM = "timm:"  # with a name of that package behind it, a backbone
 
 
@@ -73,12 +73,10 @@ class ModelConfig(Group):
     )
     negative_slope: float = option(0.01, "slope of leaky_relu below zero, or alpha of elu", below=inf, limit=1000)
     mean: list[float] = option(
-        [0.485, 0.456, 0.406], "RGB mean of the input [0 to 1]", items=RGB, below=inf, limit=1000
+        [0.485, 0.456, 0.406], "mean of each channel, red, green, blue [0 to 1]", below=inf, limit=1000
     )
-    std: list[float] = option(
-        [0.229, 0.224, 0.225], "RGB standard deviation of the input [0 to 1]", items=RGB, above=0, limit=1000
-    )
-
+    std: list[float] = option([0.229, 0.224, 0.225], "standard deviation of each channel [0 to 1]", above=0, limit=1000)
+    in_channels: int = option(3, "channels of the images; those of dataset.channels", low=1, limit=1024)
     frozen: list[str] = option([], "parts whose parameters do not train, such as backbone, stem, layer1")
     frozen_norm: bool = option(False, "running statistics of model.frozen stay as they are too")
 
@@ -104,8 +102,18 @@ class ModelConfig(Group):
             f"encoders of timm have segmentation heads here; choose one of {', '.join(HEADS)}",
         )  # fmt: skip
 
+    def check_channels(self) -> None:
+        """Raise UsageError unless there is a mean and a standard deviation for each channel."""
+        shape, remedy = f"{self.in_channels} numbers, as model.in_channels", ": segtrain check measures them"
+        if self.in_channels == 3:
+            shape, remedy = "[red,green,blue]", ""
+        for key, value in (("mean", self.mean), ("std", self.std)):
+            if len(value) != self.in_channels:
+                raise UsageError(f"model.{key} must be {shape}, got {value}{remedy}")
+
     def check(self) -> None:
         super().check()
+        self.check_channels()
         self.check_timm()
         require(
             bool(self.frozen) or not self.frozen_norm, "model.frozen_norm", "true",

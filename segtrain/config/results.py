@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from segtrain.config.chosen_checkpoint import checkpoint_path
-from segtrain.config.commands import CommandConfig, check_views, device_option, plugins_option, refuse_pictures
+from segtrain.config.combined import check_views
+from segtrain.config.commands import CommandConfig, device_option, plugins_option, refuse_pictures
 from segtrain.config.dataset import SIZE, DatasetConfig, classifies
 from segtrain.config.inference import InferenceConfig
 from segtrain.config.loader import LoaderConfig

@@ -24,7 +24,7 @@ class Span(NamedTuple):
 
 
 class Augmentation:
-    """Random scale, crop, flip, colours and `extra`: image uint8 (H, W, 3), labels uint8 (H, W) -> the same at
+    """Random scale, crop, flip, colours and `extra`: image uint8 (H, W, C), labels uint8 (H, W) -> the same at
     crop_size.
 
     A pure function of the inputs and `seed`. Images smaller than the window are padded on random sides: with FILL in
@@ -45,12 +45,12 @@ class Augmentation:
         rows, columns, flip = self.draw(image.shape, rng, focus)
         window = np.s_[rows.start : rows.start + rows.length, columns.start : columns.start + columns.length]
         target = np.ascontiguousarray(labels[window])
-        sample = resize_window(image[window], rows, columns, self.config.crop_size, cv2.INTER_LINEAR, FILL)
+        sample = resize_window(image[window], rows, columns, self.config.crop_size, cv2.INTER_LINEAR, fill_of(image))
         if encode is not None:
             target = encode(target)
         target = resize_window(target, rows, columns, self.config.crop_size, cv2.INTER_NEAREST_EXACT, IGNORE_INDEX)
         if flip:
-            sample, target = cv2.flip(sample, 1), cv2.flip(target, 1)
+            sample, target = with_axes(cv2.flip(sample, 1), image), cv2.flip(target, 1)
         if self.config.color > 0:
             sample = self.recolored(sample, rng)
         for extra in self.extra:
@@ -87,6 +87,17 @@ class Augmentation:
         return result
 
 
+def fill_of(image: np.ndarray) -> tuple[int, ...]:
+    """What surrounds an image (H, W, C): FILL, or its mean in every channel where they are not red, green and blue."""
+    channels = image.shape[2]
+    return FILL if channels == 3 else (round(sum(FILL) / 3),) * channels
+
+
+def with_axes(result: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """What OpenCV made of an array, with the last axis that it drops from (H, W, 1)."""
+    return result[..., None] if result.ndim < given.ndim else result
+
+
 def draw_span(extent: int, crop: int, scale: float, rng: np.random.Generator, focus: int | None) -> Span:
     """A window that is `crop` pixels when enlarged by `scale`, anywhere in 0 .. extent - 1, or around `focus`."""
     length = max(1, round(crop / scale))
@@ -104,7 +115,7 @@ def resize_window(
 ) -> np.ndarray:
     """The window at the size of the crop, padded with `fill` where it is smaller."""
     size = (columns.size, rows.size)
-    content = cv2.resize(window, size, interpolation=interpolation)
+    content = with_axes(cv2.resize(window, size, interpolation=interpolation), window)
     if [rows.size, columns.size] == crop:
         return content
     result = np.full((*crop, *content.shape[2:]), fill, np.uint8)

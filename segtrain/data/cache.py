@@ -30,7 +30,7 @@ A_DAY = 24 * 3600  # seconds
 
 
 class Decoded:
-    """reads(sample) -> image uint8 (H, W, 3) and labels uint8 (H, W) as stored, as memory maps."""
+    """reads(sample) -> image uint8 (H, W, C) and labels uint8 (H, W) as stored, as memory maps."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -72,8 +72,9 @@ class Decoded:
             """Bytes that this sample needs."""
             height, width = seen.image_size(sample)
             label = (height, width) if sample.label is None or sample.exif != "auto" else seen.size(sample.label)
-            parts = ((sample.image, 3, read_as(sample, label)), (sample.label, 1, label_read_as(sample)))
-            absent = [depth for path, depth, how in parts if path and not self.place(path, how).is_file()]
+            depth = 3 if sample.channels is None else len(sample.channels)
+            parts = ((sample.image, depth, read_as(sample, label)), (sample.label, 1, label_read_as(sample)))
+            absent = [bands for path, bands, how in parts if path and not self.place(path, how).is_file()]
             return height * width * sum(absent)
 
         for torn in self.folder.glob(".*.tmp"):  # of a process that was killed; a younger one may be under way
@@ -113,6 +114,7 @@ def read_as(sample: Sample, label: tuple[int, ...]) -> str:
     """What the pixels of an image depend on beside its file, as part of a key. label: the shape of its label."""
     levels = "" if sample.value_range is None else f"\n{sample.value_range}"
     shape = f" {label[0]} {label[1]}" if sample.exif == "auto" else ""
+    levels += "" if sample.channels is None else f"\nchannels {list(sample.channels)}"
     return levels + ("" if sample.exif == "ignore" else f"\nexif {sample.exif}{shape}")
 
 

@@ -107,7 +107,8 @@ def header_of(data: bytes, path: Path) -> Header:
     if samples != colours and not (samples == colours + 1 == colours + len(extra) and extra[0] in (1, 2)):
         raise DataError(
             f"{path} has {samples} bands: grey or red, green and blue can be used, with a band that the file marks as "
-            "transparency (ExtraSamples), and the others would be lost; write the wanted three bands to a file"
+            "transparency (ExtraSamples), and the others would be lost; write the wanted three bands to a file, or "
+            f"name the bands of dataset=folder, as dataset.channels={list(range(samples))[:8]}"
         )
     return Header(max(tags.get(BITS, (1,))) > 8 or max(tags.get(SAMPLE_FORMAT, (1,))) > 1, tags)
 

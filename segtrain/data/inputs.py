@@ -34,7 +34,7 @@ def find_inputs(text: str) -> list[Input]:
     """
     source = Path(text)
     if source.is_dir():
-        files = sorted(path for path in files_below(source) if path.suffix.lower() in SUFFIXES)
+        files = sorted(images_among(list(files_below(source))))
         if not files:
             raise UsageError(f"input={text}: the folder holds no images ({', '.join(SUFFIXES)})")
         return with_names(files, source)
@@ -49,6 +49,12 @@ def find_inputs(text: str) -> list[Input]:
     return matched(text)
 
 
+def images_among(files: list[Path]) -> list[Path]:
+    """The images, or else the arrays of NumPy, which networks of other channels than RGB take."""
+    found = [path for path in files if path.suffix.lower() in SUFFIXES]
+    return found or [path for path in files if path.suffix == ".npy"]
+
+
 def matched(pattern: str) -> list[Input]:
     """The images that a pattern such as photos/**/*.jpg fits; what is no image of another suffix is left out."""
     parts = Path(pattern).parts
@@ -58,7 +64,7 @@ def matched(pattern: str) -> list[Input]:
         found = sorted({path for _, path in matching(root, "/".join(parts[fixed:]))}) if root.is_dir() else []
     except ValueError as error:
         raise UsageError(f"input={pattern}: {error}") from error
-    files = [path for path in found if path.suffix.lower() in SUFFIXES]
+    files = images_among(found)
     if not files:
         raise UsageError(f"input={pattern}: it fits no images; quote it, so that the shell leaves it as it is")
     return with_names(files, root)

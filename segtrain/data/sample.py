@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from segtrain.config import DatasetConfig
+from segtrain.data.bands import read_channels
 from segtrain.data.folders import matching
-from segtrain.data.images import read_image
 from segtrain.data.label_files import read_instances, read_label
 from segtrain.data.labels import LabelTable
 from segtrain.data.orientation import AS_STORED, turned_size
@@ -25,7 +25,7 @@ T = TypeVar("T")
 class Sample(NamedTuple):
     """name is unique within its split and becomes the name of the prediction. instances: values as the rules say.
     table: what its label means, if that differs from the dataset's table. value_range, exif: of `images.read_image`.
-    replaced: of `label_files.read_label`."""
+    replaced: of `label_files.read_label`. channels: of `bands.read_channels`."""
 
     name: str
     image: Path
@@ -35,12 +35,14 @@ class Sample(NamedTuple):
     value_range: tuple[float, float] | None = None
     exif: str = "ignore"
     replaced: Mapping[int, int] | None = None
+    channels: tuple[int, ...] | None = None
 
 
 class SplitFiles(NamedTuple):
     """The files of a split by sample name; labels is None for a split that has none.
 
-    value_range, exif: of `images.read_image`. replaced: of `label_files.read_label`. lost: sentences about what the
+    value_range, exif: of `images.read_image`. replaced: of `label_files.read_label`. channels: of
+    `bands.read_channels`. lost: sentences about what the
     labels have and the label images made of them do not.
     """
 
@@ -51,6 +53,7 @@ class SplitFiles(NamedTuple):
     exif: str = "ignore"
     replaced: Mapping[int, int] | None = None
     lost: tuple[str, ...] = ()
+    channels: tuple[int, ...] | None = None
 
     def samples(self) -> list[Sample]:
         """Sorted by name. DataError unless every image has a label and the reverse."""
@@ -60,12 +63,12 @@ class SplitFiles(NamedTuple):
 
     def with_images(self) -> list[Sample]:
         """The samples that have an image, with their labels where there are any, sorted by name."""
-        labels, rest = self.labels or {}, (None, self.value_range, self.exif, self.replaced)
+        labels, rest = self.labels or {}, (None, self.value_range, self.exif, self.replaced, self.channels)
         return [Sample(n, self.images[n], labels.get(n), self.instances.get(n), *rest) for n in sorted(self.images)]
 
     def labelled(self) -> list[Sample]:
         """The labelled samples, which can be scored without images: the label stands in for a missing image."""
-        labels, rest = self.labels or {}, (None, self.value_range, self.exif, self.replaced)
+        labels, rest = self.labels or {}, (None, self.value_range, self.exif, self.replaced, self.channels)
         return [
             Sample(n, self.images.get(n, labels[n]), labels[n], self.instances.get(n), *rest) for n in sorted(labels)
         ]
@@ -168,9 +171,9 @@ def expect_split(split: str, known: Collection[str], root: Path) -> None:
 
 
 def read_sample_image(sample: Sample, label: tuple[int, ...] | None) -> np.ndarray:
-    """RGB uint8 (H, W, 3), turned as the sample's `exif` says. label: the shape of its label."""
+    """uint8 (H, W, C), its channels or RGB, turned as the sample's `exif` says. label: the shape of its label."""
     size = None if label is None else (label[0], label[1])
-    return read_image(sample.image, sample.value_range, sample.exif, size)
+    return read_channels(sample.image, sample.channels, sample.value_range, sample.exif, size)
 
 
 def read_labels(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

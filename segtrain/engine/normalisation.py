@@ -18,7 +18,7 @@ def take_normalisation(config: TrainConfig, usual: tuple[list[float], list[float
     usual: None if the file does not tell. If the user gave others, they stay, and that is printed.
     """
     model = config.model
-    if usual is None or usual == (model.mean, model.std):
+    if usual is None or usual == (model.mean, model.std) or len(usual[0]) != model.in_channels:
         return False
     if is_given(config):
         say(f"its images were normalised differently: add model.mean={usual[0]} model.std={usual[1]}")

@@ -346,7 +346,7 @@ def stage(*blocks: nn.Module) -> Stage:
 
 
 class Backbone(nn.Sequential):
-    """A sequence of modules: (N, 3, H, W) -> (N, out_channels, H / output_stride, W / output_stride).
+    """A sequence of modules: (N, in_channels, H, W) -> (N, out_channels, H / output_stride, W / output_stride).
 
     low_level: name of the module whose output, with low_channels channels, a decoder may use too; None if a later layer
     overwrites it. With `keeps` set to that name, forward returns (output, early map).

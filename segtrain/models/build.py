@@ -17,6 +17,8 @@ from segtrain.models.registry import BACKBONES, HEADS
 from segtrain.models.segmenter import Segmenter
 from segtrain.models.timm_encoder import PREFIX, TimmEncoder, build_timm
 
+CHANNELS = "in_channels"  # argument of a backbone's builder
+
 
 def from_config(config: ModelConfig, num_classes: int) -> Segmenter | Classifier:
     """Build the network that the model options describe, in channels-last memory, which convolutions prefer.
@@ -44,6 +46,7 @@ def from_config(config: ModelConfig, num_classes: int) -> Segmenter | Classifier
         "recompute": config.recompute,
         "keep": config.keep,
         "backbone_options": config.backbone_options,
+        "in_channels": config.in_channels,
     }
     model: Segmenter | Classifier
     if config.head == "classifier":
@@ -70,6 +73,7 @@ def build_model(
     recompute: str = "none",
     keep: str = "exact",
     backbone_options: Mapping[str, Any] | None = None,
+    in_channels: int = 3,
 ) -> Segmenter:
     """Build a freshly initialised segmentation network; under `torch.device("meta")` only its shapes.
 
@@ -79,12 +83,13 @@ def build_model(
     refuse_unknown("head", head, [*HEADS, "classifier"])
     refuse_unknown("norm", norm, NORMS)
     layers = Norm(norm, activation, negative_slope, norm_variant, scale, recompute, keep)
-    body = build_backbone(backbone, layers, output_stride, backbone_options or {})
+    body = build_backbone(backbone, layers, output_stride, backbone_options or {}, in_channels)
     build = HEADS[head]
     more = {"low_channels": early_map(body, backbone, head)} if getattr(build, "takes_early_map", False) else {}
-    in_channels = int(body.out_channels)  # type: ignore[arg-type]
-    top = build(in_channels, head_channels, layers, output_stride, pooling_size, **more)
+    features = int(body.out_channels)  # type: ignore[arg-type]
+    top = build(features, head_channels, layers, output_stride, pooling_size, **more)
     model = Segmenter(body, top, head_channels, num_classes, recompute, keep)
+    model.in_channels = in_channels
     with torch.no_grad():
         initialise(model, negative_slope)
     return model
@@ -102,6 +107,7 @@ def build_classifier(
     recompute: str = "none",
     keep: str = "exact",
     backbone_options: Mapping[str, Any] | None = None,
+    in_channels: int = 3,
 ) -> Classifier:
     """Build a freshly initialised classification network; under `torch.device("meta")` only its shapes.
 
@@ -110,24 +116,46 @@ def build_classifier(
     """
     refuse_unknown("norm", norm, NORMS)
     layers = Norm(norm, activation, negative_slope, norm_variant, scale, recompute, keep)
-    body = build_backbone(backbone, layers, output_stride, backbone_options or {})
+    body = build_backbone(backbone, layers, output_stride, backbone_options or {}, in_channels)
     model = Classifier(body, num_classes, recompute, keep)
+    model.in_channels = in_channels
     with torch.no_grad():
         initialise(model, negative_slope)
     return model
 
 
-def build_backbone(backbone: str, norm: Norm, output_stride: int, options: Mapping[str, Any]) -> nn.Module:
-    """Raises UsageError (a ValueError) for a name, an output stride or an option that does not exist."""
+def build_backbone(
+    backbone: str, norm: Norm, output_stride: int, options: Mapping[str, Any], in_channels: int = 3
+) -> nn.Module:
+    """in_channels: of the images. Raises UsageError (a ValueError) for a name, an output stride or an option that does
+    not exist, and for a backbone of a plugin that takes RGB only."""
     if backbone.startswith(PREFIX):
-        return build_timm(backbone, norm, output_stride, options)
+        return build_timm(backbone, norm, output_stride, options, in_channels=in_channels)
     refuse_unknown("backbone", backbone, BACKBONES)
     refuse_unknown("output_stride", output_stride, (8, 16, 32))
     check_options(backbone, options)
-    body = BACKBONES[backbone](norm, output_stride, **options)
+    body = BACKBONES[backbone](norm, output_stride, **with_channels(backbone, options, in_channels))
     if not hasattr(body, "out_channels"):
         raise UsageError(f"model.backbone={backbone}: the module lacks out_channels, the number of its output channels")
     return body
+
+
+def with_channels(backbone: str, options: Mapping[str, Any], in_channels: int) -> dict[str, Any]:
+    """The options with the channels of the images, if the backbone's builder takes them; UsageError if it has to."""
+    if options.get(CHANNELS, in_channels) != in_channels:
+        raise UsageError(
+            f"model.backbone_options.{CHANNELS}={options[CHANNELS]} is not possible: the images have {in_channels} "
+            f"channels; give model.{CHANNELS} instead"
+        )
+    taken = inspect.signature(BACKBONES[backbone]).parameters
+    if CHANNELS in taken:
+        return {**options, CHANNELS: in_channels}
+    if in_channels != 3:
+        raise UsageError(
+            f"model.{CHANNELS}={in_channels} is not possible with {backbone}, which takes 3: its builder needs the "
+            f"argument {CHANNELS}, the number of channels of its input"
+        )
+    return dict(options)
 
 
 def refuse_unknown(option: str, value: object, known: Collection[object]) -> None:
@@ -142,8 +170,9 @@ def check_options(backbone: str, options: Mapping[str, Any]) -> None:
     named = {one.name: one for one in taken if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
     for key in options:
         if key not in named and not any(one.kind == one.VAR_KEYWORD for one in taken):
-            raise UsageError(f"model.backbone_options.{key}: {backbone} has no such option{with_available(key, named)}")
-    missing = [name for name, one in named.items() if one.default is one.empty and name not in options]
+            known = [name for name in named if name != CHANNELS]
+            raise UsageError(f"model.backbone_options.{key}: {backbone} has no such option{with_available(key, known)}")
+    missing = [name for name, one in named.items() if one.default is one.empty and name not in {*options, CHANNELS}]
     if missing:
         raise UsageError(f"model.backbone={backbone} needs model.backbone_options={{{missing[0]}: ...}}")
 

@@ -18,11 +18,13 @@ class GlobalAvgPool2d(nn.Module):
 
 
 class Classifier(Freezable, nn.Sequential):
-    """(N, 3, H, W) normalised RGB -> (N, num_classes) logits.
+    """(N, in_channels, H, W) normalised images -> (N, num_classes) logits.
 
     The backbone's modules are direct children, next to `classifier.fc`: these are the keys of the published files,
     and with the prefix `body.` those of a Segmenter.
     """
+
+    in_channels = 3
 
     def __init__(self, body: nn.Module, num_classes: int, recompute: str = "none", keep: str = "exact") -> None:
         super().__init__(OrderedDict(body.named_children()))

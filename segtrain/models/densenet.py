@@ -56,10 +56,12 @@ class DenseNet(Backbone):
 
     low_level = None  # the transition after mod2 overwrites its output
 
-    def __init__(self, structure: tuple[int, ...], norm: Norm, output_stride: int, growth: int = 32) -> None:
+    def __init__(
+        self, structure: tuple[int, ...], norm: Norm, output_stride: int, in_channels: int = 3, growth: int = 32
+    ) -> None:
         super().__init__()
         channels = 2 * growth
-        self.mod1 = stem(channels, norm)
+        self.mod1 = stem(channels, norm, in_channels)
         for i, (layers, stride, dilation) in enumerate(zip(structure, *STRIDES_DILATIONS[output_stride], strict=True)):
             if i > 0:
                 transition = OrderedDict[str, nn.Module](bn=norm(channels), conv=conv(channels, channels // 2, 1))
@@ -74,5 +76,5 @@ class DenseNet(Backbone):
         self.out_channels = channels
 
 
-def densenet264(norm: Norm, output_stride: int) -> Backbone:
-    return DenseNet((6, 12, 64, 48), norm, output_stride)
+def densenet264(norm: Norm, output_stride: int, in_channels: int = 3) -> Backbone:
+    return DenseNet((6, 12, 64, 48), norm, output_stride, in_channels)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 class Deployed(nn.Module):
     """A network between its two optional ends.
 
-    normalise: takes uint8 RGB (N, 3, H, W), and computes (x / 255 - mean) / std itself; else float32 of that form.
+    normalise: takes uint8 (N, C, H, W), RGB for C = 3, and computes (x / 255 - mean) / std itself; else float32.
     argmax: returns train ids, uint8 (N, H, W), the arg-max of the logits enlarged bilinearly to the image; else float32
     logits (N, C, h, w) at the network's output stride. network: in eval mode; `network(images, upsample=...)`, as of
     `Segmenter`.
@@ -27,8 +27,8 @@ class Deployed(nn.Module):
         self.network = network
         self.normalise, self.argmax = normalise, argmax
         if normalise:
-            self.register_buffer("shift", torch.tensor(mean).view(3, 1, 1) * 255)
-            self.register_buffer("factor", torch.tensor(std).view(3, 1, 1) * 255)
+            self.register_buffer("shift", torch.tensor(mean).view(-1, 1, 1) * 255)
+            self.register_buffer("factor", torch.tensor(std).view(-1, 1, 1) * 255)
 
     def forward(self, images: Tensor) -> Tensor:
         x = (images.float() - self.shift) / self.factor if self.normalise else images

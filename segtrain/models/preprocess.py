@@ -9,12 +9,12 @@ from segtrain.device import kept_constant
 
 
 def in_bytes(values: list[float]) -> Tensor:
-    """(3, 1, 1): one value per channel, times 255."""
-    return torch.tensor(values).view(3, 1, 1) * 255
+    """(C, 1, 1): one value per channel, times 255."""
+    return torch.tensor(values).view(-1, 1, 1) * 255
 
 
 def normalise_images(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """uint8 (N, 3, H, W) RGB -> float32 (value / 255 - mean) / std, per channel, channels last in memory."""
+    """uint8 (N, C, H, W) -> float32 (value / 255 - mean) / std, per channel, channels last in memory."""
     shift, scale = (
         kept_constant(images.device, partial(in_bytes, values), "in bytes", tuple(values)) for values in (mean, std)
     )

@@ -33,12 +33,13 @@ class ResNet(Backbone):
         groups: int = 1,
         width: int = 64,
         first_dilation: str = "own",
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         if first_dilation not in ("own", "previous"):
             raise UsageError(f"model.backbone_options.first_dilation={first_dilation}: choose own or previous")
         self.mod1 = nn.Sequential(
-            OrderedDict(conv1=nn.Conv2d(3, 64, 7, 2, 3, bias=False), bn1=norm(64), pool1=MaxPool2d(3, 2, 1))
+            OrderedDict(conv1=nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False), bn1=norm(64), pool1=MaxPool2d(3, 2, 1))
         )
         channels, previous = 64, 1
         for i, (blocks, stride, dilation) in enumerate(zip(structure, *STRIDES_DILATIONS[output_stride], strict=True)):
@@ -57,25 +58,43 @@ class ResNet(Backbone):
         self.out_channels = channels
 
 
-def resnet18(norm: Norm, output_stride: int, first_dilation: str = "own") -> Backbone:
-    return ResNet((2, 2, 2, 2), False, norm, output_stride, first_dilation=first_dilation)
+def resnet18(norm: Norm, output_stride: int, first_dilation: str = "own", in_channels: int = 3) -> Backbone:
+    return ResNet((2, 2, 2, 2), False, norm, output_stride, first_dilation=first_dilation, in_channels=in_channels)
 
 
-def resnet34(norm: Norm, output_stride: int, first_dilation: str = "own") -> Backbone:
-    return ResNet((3, 4, 6, 3), False, norm, output_stride, first_dilation=first_dilation)
+def resnet34(norm: Norm, output_stride: int, first_dilation: str = "own", in_channels: int = 3) -> Backbone:
+    return ResNet((3, 4, 6, 3), False, norm, output_stride, first_dilation=first_dilation, in_channels=in_channels)
 
 
-def resnet50(norm: Norm, output_stride: int, first_dilation: str = "own") -> Backbone:
-    return ResNet((3, 4, 6, 3), True, norm, output_stride, first_dilation=first_dilation)
+def resnet50(norm: Norm, output_stride: int, first_dilation: str = "own", in_channels: int = 3) -> Backbone:
+    return ResNet((3, 4, 6, 3), True, norm, output_stride, first_dilation=first_dilation, in_channels=in_channels)
 
 
-def resnet101(norm: Norm, output_stride: int, first_dilation: str = "own") -> Backbone:
-    return ResNet((3, 4, 23, 3), True, norm, output_stride, first_dilation=first_dilation)
+def resnet101(norm: Norm, output_stride: int, first_dilation: str = "own", in_channels: int = 3) -> Backbone:
+    return ResNet((3, 4, 23, 3), True, norm, output_stride, first_dilation=first_dilation, in_channels=in_channels)
 
 
-def resnext50_32x4d(norm: Norm, output_stride: int, first_dilation: str = "own") -> Backbone:
-    return ResNet((3, 4, 6, 3), True, norm, output_stride, groups=32, width=128, first_dilation=first_dilation)
+def resnext50_32x4d(norm: Norm, output_stride: int, first_dilation: str = "own", in_channels: int = 3) -> Backbone:
+    return ResNet(
+        (3, 4, 6, 3),
+        True,
+        norm,
+        output_stride,
+        groups=32,
+        width=128,
+        first_dilation=first_dilation,
+        in_channels=in_channels,
+    )
 
 
-def resnext101_32x8d(norm: Norm, output_stride: int, first_dilation: str = "own") -> Backbone:
-    return ResNet((3, 4, 23, 3), True, norm, output_stride, groups=32, width=256, first_dilation=first_dilation)
+def resnext101_32x8d(norm: Norm, output_stride: int, first_dilation: str = "own", in_channels: int = 3) -> Backbone:
+    return ResNet(
+        (3, 4, 23, 3),
+        True,
+        norm,
+        output_stride,
+        groups=32,
+        width=256,
+        first_dilation=first_dilation,
+        in_channels=in_channels,
+    )

@@ -9,14 +9,14 @@ from segtrain.models.pooling import MaxPool2d
 from segtrain.models.resnet import STRIDES_DILATIONS
 
 
-def stem(channels: int, norm: Norm) -> nn.Sequential:
-    """Three 3x3 convolutions, (N, 3, H, W) -> (N, channels, H / 4, W / 4): `input_3x3` of the official code.
+def stem(channels: int, norm: Norm, in_channels: int = 3) -> nn.Sequential:
+    """Three 3x3 convolutions, (N, in_channels, H, W) -> (N, channels, H / 4, W / 4): `input_3x3` of the official code.
 
     No norm after conv3: the first norm of the first block normalises its output.
     """
     return nn.Sequential(
         OrderedDict(
-            conv1=conv(3, channels, 3, stride=2), bn1=norm(channels), conv2=conv(channels, channels, 3),
+            conv1=conv(in_channels, channels, 3, stride=2), bn1=norm(channels), conv2=conv(channels, channels, 3),
             bn2=norm(channels), conv3=conv(channels, channels, 3), pool=MaxPool2d(3, 2, 1),
         )
     )  # fmt: skip
@@ -25,9 +25,9 @@ def stem(channels: int, norm: Norm) -> nn.Sequential:
 class ResNeXt(Backbone):
     """Output (N, 2048, H / output_stride, W / output_stride). Three 3x3 convolutions in the stem."""
 
-    def __init__(self, structure: tuple[int, ...], norm: Norm, output_stride: int) -> None:
+    def __init__(self, structure: tuple[int, ...], norm: Norm, output_stride: int, in_channels: int) -> None:
         super().__init__()
-        self.mod1 = stem(64, norm)
+        self.mod1 = stem(64, norm, in_channels)
         channels = 64
         for i, (blocks, stride, dilation) in enumerate(zip(structure, *STRIDES_DILATIONS[output_stride], strict=True)):
             widths = (128 * 2**i, 128 * 2**i, 256 * 2**i)
@@ -41,13 +41,13 @@ class ResNeXt(Backbone):
         self.out_channels, self.low_channels = channels, 256
 
 
-def resnext50(norm: Norm, output_stride: int) -> Backbone:
-    return ResNeXt((3, 4, 6, 3), norm, output_stride)
+def resnext50(norm: Norm, output_stride: int, in_channels: int = 3) -> Backbone:
+    return ResNeXt((3, 4, 6, 3), norm, output_stride, in_channels)
 
 
-def resnext101(norm: Norm, output_stride: int) -> Backbone:
-    return ResNeXt((3, 4, 23, 3), norm, output_stride)
+def resnext101(norm: Norm, output_stride: int, in_channels: int = 3) -> Backbone:
+    return ResNeXt((3, 4, 23, 3), norm, output_stride, in_channels)
 
 
-def resnext152(norm: Norm, output_stride: int) -> Backbone:
-    return ResNeXt((3, 8, 36, 3), norm, output_stride)
+def resnext152(norm: Norm, output_stride: int, in_channels: int = 3) -> Backbone:
+    return ResNeXt((3, 8, 36, 3), norm, output_stride, in_channels)

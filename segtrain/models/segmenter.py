@@ -10,11 +10,13 @@ from segtrain.models.rebuilding import rebuilding_of
 
 
 class Segmenter(Freezable):
-    """(N, 3, H, W) normalised RGB -> (N, num_classes, H, W) logits, upsampled bilinearly from the output stride.
+    """(N, in_channels, H, W) normalised images -> (N, num_classes, H, W) logits, upsampled bilinearly from the stride.
 
     `upsample=False` returns the logits at that stride. The submodules are named body, head and cls, as in the released
     checkpoints. recompute, keep: as in ModelConfig.
     """
+
+    in_channels = 3
 
     def __init__(
         self,

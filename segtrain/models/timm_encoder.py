@@ -26,7 +26,7 @@ ANY_SIZE: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict
 
 
 class TimmEncoder(nn.Module):
-    """The feature maps of a timm network: (N, 3, H, W) -> (N, out_channels, H / stride, W / stride).
+    """The feature maps of a timm network: (N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride).
 
     With `keeps`, (output, early map), as other backbones return it. certificate: what the conversion to In-Place ABN
     has changed, in words. about: what timm knows of the network's weights.
@@ -67,7 +67,7 @@ def import_timm() -> Any:
 
 def build_timm(
     backbone: str, norm: Norm, output_stride: int, options: Mapping[str, Any], pretrained: bool = False,
-    overlay: Mapping[str, Any] | None = None,
+    overlay: Mapping[str, Any] | None = None, in_channels: int = 3,
 ) -> TimmEncoder:  # fmt: skip
     """The encoder of `timm:NAME`, its BatchNorm layers converted as the norm asks.
 
@@ -78,12 +78,14 @@ def build_timm(
     name, given = backbone.removeprefix(PREFIX), dict(options)
     slope = given.pop("replace_relu", None)
     refuse_unknown_encoder(name)
+    if in_channels != 3:
+        given["in_chans"] = in_channels
     target = torch.get_default_device()
     if overlay is not None:
         given["pretrained_cfg_overlay"] = dict(overlay)
     with torch.device("cpu"), torch.random.fork_rng(enabled=target.type == "meta"):
         encoder = created(name, output_stride, given, pretrained)
-        encoder = converted_encoder(encoder, norm, slope)
+        encoder = converted_encoder(encoder, norm, slope, in_channels)
     return encoder.to(target) if target.type == "meta" else encoder
 
 
@@ -126,7 +128,7 @@ def of_any_size(name: str, pretrained: bool, options: Mapping[str, Any], strides
         try:
             features = create(name, pretrained, {**options, **sizes})
             with torch.no_grad(), torch.random.fork_rng():
-                last = features.eval()(torch.zeros(1, 3, *PROBE))[-1]
+                last = features.eval()(torch.zeros(1, options.get("in_chans", 3), *PROBE))[-1]
         except (AssertionError, TypeError, ValueError, RuntimeError) as failure:
             if pretrained and not sizes and not isinstance(failure, AssertionError | TypeError):
                 raise  # the weights cannot be had
@@ -167,7 +169,7 @@ def strides_of(
     return None
 
 
-def converted_encoder(encoder: TimmEncoder, norm: Norm, slope: float | None) -> TimmEncoder:
+def converted_encoder(encoder: TimmEncoder, norm: Norm, slope: float | None, in_channels: int) -> TimmEncoder:
     """Convert BatchNorm to In-Place ABN for model.norm=inplace_abn; the certificate says what became what."""
     layers = sum(isinstance(module, _BatchNorm) for module in encoder.modules())
     if not layers or norm.layer is BatchNormAct:
@@ -183,7 +185,7 @@ def converted_encoder(encoder: TimmEncoder, norm: Norm, slope: float | None) -> 
             f"model.norm is not possible with a timm encoder of {layers} BatchNorm layers: choose inplace_abn, which "
             "converts them where that is exact, or batch_norm"
         )
-    probe = torch.randn(2, 3, *PROBE, generator=torch.Generator().manual_seed(0))
+    probe = torch.randn(2, in_channels, *PROBE, generator=torch.Generator().manual_seed(0))
     try:
         conversion = to_inplace(encoder, probe, replace_relu=slope)
     except ValueError as error:

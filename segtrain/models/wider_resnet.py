@@ -25,12 +25,14 @@ class WiderResNet38(Backbone):
     drops: "channel" (official code) or "element": what the dropout of mod6 and mod7 zeroes.
     """
 
-    def __init__(self, norm: Norm, output_stride: int, pooled: bool = False, drops: str = "channel") -> None:
+    def __init__(
+        self, norm: Norm, output_stride: int, pooled: bool = False, drops: str = "channel", in_channels: int = 3
+    ) -> None:
         super().__init__()
         if drops not in ("channel", "element"):
             raise UsageError(f"model.backbone_options.drops={drops}: choose channel or element")
         self.mod1 = nn.Sequential()
-        self.mod1.add_module("conv1", conv(3, 64, 3))
+        self.mod1.add_module("conv1", conv(in_channels, 64, 3))
         strides, dilations = ((1,) * 6, (1,) * 6) if pooled else STRIDES_DILATIONS[output_stride]
         dropouts = (0.0,) * 6 if pooled else DROPOUT
         channels = 64
@@ -50,15 +52,15 @@ class WiderResNet38(Backbone):
         self.out_channels, self.low_channels = channels, CHANNELS[0][-1]
 
 
-def wider_resnet38(norm: Norm, output_stride: int, drops: str = "channel") -> Backbone:
-    return WiderResNet38(norm, output_stride, drops=drops)
+def wider_resnet38(norm: Norm, output_stride: int, drops: str = "channel", in_channels: int = 3) -> Backbone:
+    return WiderResNet38(norm, output_stride, drops=drops, in_channels=in_channels)
 
 
-def wider_resnet38_pooled(norm: Norm, output_stride: int) -> Backbone:
+def wider_resnet38_pooled(norm: Norm, output_stride: int, in_channels: int = 3) -> Backbone:
     if output_stride != 32:
         raise UsageError(
             f"model.output_stride={output_stride} is not possible: wider_resnet38_pooled, the ImageNet form, halves "
             "by max-pools between its modules, which cannot dilate instead: choose 32, or model.backbone="
             "wider_resnet38, which takes the same weights"
         )
-    return WiderResNet38(norm, output_stride, pooled=True)
+    return WiderResNet38(norm, output_stride, pooled=True, in_channels=in_channels)

@@ -32,9 +32,16 @@ def write_png(path: Path, pixels: np.ndarray, palette: np.ndarray | None = None,
     write_atomically(path, buffer.getvalue())
 
 
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, C) as RGB (H, W, 3): its first three channels, or the first as grey where there are fewer."""
+    if image.shape[2] == 3:
+        return image
+    return np.ascontiguousarray(image[..., :3] if image.shape[2] > 3 else np.repeat(image[..., :1], 3, axis=2))
+
+
 def overlay(image: np.ndarray, train_ids: np.ndarray, table: LabelTable, opacity: float = 0.5) -> np.ndarray:
     """The image with its classes' colours laid over it: uint8 (H, W, 3)."""
-    return np.asarray(cv2.addWeighted(table.colorize(train_ids), opacity, image, 1 - opacity, 0))
+    return np.asarray(cv2.addWeighted(table.colorize(train_ids), opacity, as_rgb(image), 1 - opacity, 0))
 
 
 def triple(
@@ -54,7 +61,7 @@ def beside(image: np.ndarray, first: np.ndarray, second: np.ndarray, height: int
     """An image and two label images, RGB uint8 of one size, side by side, `height` pixels high."""
     size = (max(1, round(image.shape[1] * height / image.shape[0])), height)
     parts = [
-        cv2.resize(image, size, interpolation=cv2.INTER_AREA),
+        cv2.resize(as_rgb(image), size, interpolation=cv2.INTER_AREA),
         cv2.resize(first, size, interpolation=cv2.INTER_NEAREST_EXACT),
         cv2.resize(second, size, interpolation=cv2.INTER_NEAREST_EXACT),
     ]

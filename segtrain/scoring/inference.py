@@ -36,7 +36,7 @@ class Prediction(NamedTuple):
 
 
 def fitted(image: np.ndarray, longest: int) -> np.ndarray:
-    """Resize RGB uint8 (H, W, 3) to `longest` pixels along its longest side, by PIL's bilinear filter.
+    """Resize uint8 (H, W, C) to `longest` pixels along its longest side, by PIL's bilinear filter.
 
     Sizes are floating-point products, truncated and not rounded, as in the official Vistas script: for 2048, 1242x375
     becomes 2048x618, and a few widths, such as 49, give a longest side of 2047.
@@ -44,7 +44,9 @@ def fitted(image: np.ndarray, longest: int) -> np.ndarray:
     height, width = image.shape[:2]
     scale = longest / max(height, width)
     size = max(1, int(width * scale)), max(1, int(height * scale))
-    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    parts = [image] if image.shape[2] == 3 else np.moveaxis(image, 2, 0)
+    resized = [np.array(Image.fromarray(part).resize(size, Image.Resampling.BILINEAR)) for part in parts]
+    return resized[0] if image.shape[2] == 3 else np.stack(resized, axis=2)
 
 
 def nearest(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:

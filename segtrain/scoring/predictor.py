@@ -12,8 +12,8 @@ from PIL import Image
 
 from segtrain.config import InferenceConfig, ModelConfig, checkpoint_path, names_pictures, with_defaults
 from segtrain.console import say
+from segtrain.data.bands import read_channels
 from segtrain.data.class_mapping import ClassMapping, class_mapping
-from segtrain.data.images import read_image
 from segtrain.data.labels import LabelTable
 from segtrain.device import is_out_of_memory, resolve_device
 from segtrain.errors import ImageTooLarge, UsageError
@@ -46,7 +46,8 @@ class Predictor(NamedTuple):
     def predict(self, image: ImageLike, inference: InferenceConfig | None = None) -> np.ndarray:
         """Predict the class of each pixel: train ids uint8 (H, W), which index table.names; 255 for a taxonomy's void.
 
-        image: a path, a PIL image, RGB uint8 (H, W, 3), or a tensor uint8 (3, H, W). The EXIF orientation of a file is
+        image: a path, a PIL image, RGB uint8 (H, W, 3), or a tensor uint8 (3, H, W); of a network of other channels,
+        those of dataset.channels instead of RGB. The EXIF orientation of a file is
         applied, so that the answer is that of the image as a viewer shows it; a PIL image is taken as it is.
         inference: scales, flip and tiles; default: the whole image once. UsageError for another type or shape.
 
@@ -55,7 +56,8 @@ class Predictor(NamedTuple):
         >>> [network.classes[i] for i in np.unique(classes)]
         >>> Image.fromarray(network.palette[classes]).save("classes.png")
         """
-        return self.segment(as_rgb(image, self.value_range), inference).train_ids
+        pixels = as_pixels(image, self.value_range, self.channels, self.options.in_channels)
+        return self.segment(pixels, inference).train_ids
 
     @property
     def classes(self) -> list[str]:
@@ -83,8 +85,14 @@ class Predictor(NamedTuple):
         found = self.metadata.get("config", {}).get("dataset", {}).get("value_range")
         return None if found is None else (found[0], found[1])
 
+    @property
+    def channels(self) -> tuple[int, ...] | None:
+        """dataset.channels of its training: which bands of an image it takes; None for RGB images."""
+        found = self.metadata.get("config", {}).get("dataset", {}).get("channels")
+        return None if found is None else tuple(found)
+
     def logits(self, images: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
-        """uint8 (N, 3, H, W) -> logits float32 (N, C, h, w) at the network's output stride. precision: as of
+        """uint8 (N, in_channels, H, W) -> logits float32 (N, C, h, w) at the network's output stride. precision: as of
         inference.precision."""
         ready = normalise_images(images, self.options.mean, self.options.std)
         return answer_in(precision, partial(self.network, upsample=False), ready)
@@ -101,6 +109,7 @@ class Predictor(NamedTuple):
         for other, name in zip(others, names[1:], strict=True):
             for what, theirs, ours in (
                 ("classes", other.own_classes(), self.own_classes()),
+                ("dataset.channels", other.channels, self.channels),
                 ("mean and std", [other.options.mean, other.options.std], [self.options.mean, self.options.std]),
             ):
                 if theirs != ours:
@@ -113,11 +122,16 @@ class Predictor(NamedTuple):
         self, image: np.ndarray, inference: InferenceConfig | None = None, probability: bool = False,
         target: np.ndarray | None = None,
     ) -> Prediction:  # fmt: skip
-        """RGB uint8 (H, W, 3) -> train ids uint8 (H, W) and, if asked for, their probabilities float32 (H, W).
+        """uint8 (H, W, in_channels) -> train ids uint8 (H, W) and, if asked for, their probabilities float32 (H, W).
 
         target: train ids uint8 (H, W) of the network's own classes, for the loss.
         """
         options = inference or InferenceConfig()
+        if image.shape[2] != self.options.in_channels:
+            raise UsageError(
+                f"the network takes images of {self.options.in_channels} channels (model.in_channels), got "
+                f"{image.shape[2]}"
+            )
         seen = image if options.longest_side is None else fitted(image, options.longest_side)
         tensor = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None].to(self.device)
 
@@ -143,24 +157,35 @@ def naming_image(name: str, image: np.ndarray) -> Iterator[None]:
         raise ImageTooLarge(name, (image.shape[0], image.shape[1])) from error
 
 
-def as_rgb(image: ImageLike, value_range: tuple[float, float] | None = None) -> np.ndarray:
-    """An image in any form that `Predictor.predict` takes -> RGB uint8 (H, W, 3). value_range: as of `read_image`."""
+def as_pixels(
+    image: ImageLike, value_range: tuple[float, float] | None = None, channels: tuple[int, ...] | None = None,
+    count: int = 3,
+) -> np.ndarray:  # fmt: skip
+    """An image in any form that `Predictor.predict` takes -> uint8 (H, W, count).
+
+    value_range, channels: as of `read_channels`, for files. count: of the channels; a PIL image is RGB."""
     if isinstance(image, str | Path):
-        return read_image(Path(image), value_range, exif="apply")
+        return read_channels(Path(image), channels, value_range, exif="apply")
     if isinstance(image, Image.Image):
+        if channels is not None or count != 3:
+            raise UsageError(
+                f"predict takes an array uint8 (H, W, {count}) of the bands dataset.channels, or a path, got a PIL "
+                "image, which is taken as RGB"
+            )
         return np.asarray(image.convert("RGB"))
     is_tensor = isinstance(image, torch.Tensor)
     if not is_tensor and not isinstance(image, np.ndarray):
         raise UsageError(f"predict takes a path, a PIL image, an array or a tensor, got {type(image).__name__}")
-    wanted = "a tensor uint8 (3, H, W)" if is_tensor else "an array uint8 (H, W, 3)"
+    wanted = f"a tensor uint8 ({count}, H, W)" if is_tensor else f"an array uint8 (H, W, {count})"
     found = f"{str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}"
     if not found.startswith("uint8 "):
         convert = "to(torch.uint8)" if is_tensor else "astype(np.uint8)"
         raise UsageError(
             f"predict takes {wanted}, got {found}: for values from 0 to 1, (image * 255).round().{convert}"
         )
-    if image.ndim != 3 or image.shape[0 if is_tensor else 2] != 3 or 0 in image.shape:
-        raise UsageError(f"predict takes {wanted}, the channels in the order red, green, blue, got {found}")
+    if image.ndim != 3 or image.shape[0 if is_tensor else 2] != count or 0 in image.shape:
+        order = "red, green, blue" if count == 3 else "of the training"
+        raise UsageError(f"predict takes {wanted}, the channels in the order {order}, got {found}")
     return image.permute(1, 2, 0).cpu().numpy() if isinstance(image, torch.Tensor) else image
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segtrain.config import EvaluateConfig, InferenceConfig, ModelConfig
+from segtrain.config import EvaluateConfig, InferenceConfig, ModelConfig, check_channels
 from segtrain.data.class_mapping import require_same_labels
 from segtrain.data.loader import EvaluationItem, evaluation_samples
 from segtrain.data.registry import dataset_spec, label_table, split_samples
@@ -76,9 +76,11 @@ class EngineEvaluator(SegmentationEvaluator):
         if loaded is not None:
             made = cls.of_checkpoint(config, engine.path, loaded)
         else:
+            model = ModelConfig(in_channels=len(engine.metadata["mean"]))
+            check_channels(model, data)
             split = config.split or data.val_split
             prior = split_samples(data, data.train_split) if config.position_prior else None
-            made = cls(data, split, split_samples(data, split), table, ModelConfig(), config.inference, prior)
+            made = cls(data, split, split_samples(data, split), table, model, config.inference, prior)
         assert isinstance(made, EngineEvaluator)
         made.engine = engine
         return made

@@ -21,6 +21,7 @@ from segtrain.config import (
     InferenceConfig,
     ModelConfig,
     TrainConfig,
+    check_channels,
 )
 from segtrain.console import say
 from segtrain.data.augment import Augmentation
@@ -245,6 +246,7 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         else:
             say("\n".join(mapping.lines()))
         split = config.split or data.val_split
+        check_channels(loaded.options, data)
         samples = split_samples(data, split)
         made = cls(data, split, samples, table, loaded.options, config.inference, None, config.boundary)
         made.mapping = mapping

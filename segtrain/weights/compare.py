@@ -40,7 +40,7 @@ def output_differences(model: Network, source: WeightsFile, activation: str, slo
     for key in rows:
         del matched[key]
     device = next(model.parameters()).device
-    probe = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)).to(device)
+    probe = torch.randn(1, model.in_channels, 96, 96, generator=torch.Generator().manual_seed(0)).to(device)
     mode = model.training
     outputs = probe_outputs(model, probe, bool(rows))
     model.train(mode)

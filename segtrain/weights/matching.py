@@ -116,6 +116,10 @@ def match(source: WeightsFile, model: Network) -> tuple[dict[str, Tensor], Repor
         if value.shape == own.shape or (last and value.shape[1:] == own.shape[1:]):
             matched[key] = value
             report.matched += 1
+        elif takes_other_channels(key, value, own, model.in_channels):
+            matched[key] = spread_rgb(value, model.in_channels)
+            report.matched += 1
+            report.notes.append(channels_note(key, model.in_channels))
         else:
             report.other_shape.append(f"{key} is {tuple(value.shape)} there, {tuple(own.shape)} here")
     reasons: Counter[str] = Counter()
@@ -130,6 +134,27 @@ def match(source: WeightsFile, model: Network) -> tuple[dict[str, Tensor], Repor
             reasons[reason] += 1
     report.explained = dict(reasons)
     return matched, report
+
+
+def takes_other_channels(key: str, value: Tensor, own: Tensor, channels: int) -> bool:
+    """Whether a tensor of a file is the first convolution of RGB images, and the network's takes other images."""
+    like = (*value.shape[:1], channels, *value.shape[2:])
+    return key.startswith("body.") and channels != 3 and value.shape[1:2] == (3,) and own.shape == like
+
+
+def spread_rgb(weight: Tensor, channels: int) -> Tensor:
+    """Weights of a convolution of RGB images, (n, 3, h, w) -> (n, channels, h, w): their mean, times 3 / channels.
+
+    So an image that is the same in all channels has the same outputs as before.
+    """
+    return weight.sum(1, keepdim=True).div(channels).expand(-1, channels, -1, -1)
+
+
+def channels_note(key: str, channels: int) -> str:
+    return (
+        f"{key} is of RGB images in the file and takes {channels} channels here: each has the mean over red, green "
+        f"and blue, times 3/{channels}"
+    )
 
 
 def copy_(model: Network, tensors: Mapping[str, Tensor], scale: str) -> None:

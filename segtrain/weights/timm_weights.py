@@ -10,6 +10,7 @@ from segtrain.models import Segmenter
 from segtrain.models.blocks import Norm
 from segtrain.models.timm_encoder import PREFIX, TimmEncoder, build_timm
 from segtrain.weights.files import existing, hashes, read_safetensors, read_torch, unwrap
+from segtrain.weights.matching import channels_note, spread_rgb, takes_other_channels
 from segtrain.weights.provenance import with_terms
 
 NON_COMMERCIAL = ("-nc", "noncommercial", "non-commercial", "research")
@@ -63,14 +64,20 @@ def load_timm(config: ModelConfig, network: Segmenter, file: Path | None = None)
         raise
     except Exception as error:
         raise unobtainable(name, file, error) from error
-    body.load_state_dict(trained.state_dict())
+    own, notes = body.state_dict(), [trained.certificate]
+    state = dict(trained.state_dict())
+    for key, value in state.items():
+        if takes_other_channels(f"body.{key}", value, own[key], network.in_channels):
+            state[key] = spread_rgb(value, network.in_channels)
+            notes.append(channels_note(key, network.in_channels))
+    body.load_state_dict(state)
     about, origin = trained.about, f"https://huggingface.co/timm/{name}" if file is None else str(file)
     full = f"timm:{about.get('architecture', name)}{'.' + str(about['tag']) if about.get('tag') else ''}"
     mean, std = about.get("mean"), about.get("std")
     count = sum(not key.endswith("num_batches_tracked") for key in trained.state_dict())
     return TimmReport(
         full, str(about.get("license") or "not stated"), origin, count, hashes(file)[1] if file else "",
-        trained.certificate, (list(mean), list(std)) if mean and std and len(mean) == 3 else None,
+        "\n".join(notes), (list(mean), list(std)) if mean and std and len(mean) == 3 else None,
     )  # fmt: skip
 
 

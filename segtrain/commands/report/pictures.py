@@ -18,6 +18,7 @@ from segtrain.data.registry import label_table, split_samples
 from segtrain.data.sample import Sample
 from segtrain.device import resolve_device
 from segtrain.errors import DataError, SegtrainError
+from segtrain.scoring import figures
 from segtrain.scoring.bootstrap import scores_of
 from segtrain.scoring.image_counts import ImageConfusions
 from segtrain.scoring.predictor import Predictor, load_network
@@ -169,7 +170,7 @@ class Renewed:
             title = f"{names[pair.truth]} predicted as {names[pair.prediction]}"
             window = region_window((target == pair.truth) & (np.minimum(prediction, len(names) - 1) == pair.prediction))
             image, target, prediction = image[window], target[window], prediction[window]
-        return Shown(name, title, *reduced(image, target, prediction), moved)
+        return Shown(name, title, *reduced(figures.as_rgb(image), target, prediction), moved)
 
 
 def region_window(mask: np.ndarray) -> tuple[slice, slice]:

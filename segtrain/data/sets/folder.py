@@ -61,7 +61,9 @@ def files(config: FolderConfig, split: str) -> SplitFiles:
         source = source_of(root, found.images, entry["labels"], found.labels or {}, classes, config.format, columns)
         images, labels, lost = painted_split(config, split, source, classes)
         found = SplitFiles(images, labels, lost=lost)
-    return found._replace(value_range=config.levels(), exif=config.exif, replaced=replaced(config))
+    channels = None if config.channels is None else tuple(config.channels)
+    found = found._replace(value_range=config.levels(), exif=config.exif, channels=channels)
+    return found._replace(replaced=replaced(config))
 
 
 def replaced(config: FolderConfig) -> dict[int, int] | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple, get_args, get_origin
 
-from segtrain.config import DATASET_CONFIGS, DatasetConfig, MixtureConfig, option_of
+from segtrain.config import DATASET_CONFIGS, DatasetConfig, MixtureConfig, channels_of, option_of, require
 from segtrain.console import say
 from segtrain.data.labels import LabelTable
 from segtrain.data.order import TURNS
@@ -73,6 +73,11 @@ def check_weight(key: str, weight: Any) -> None:
 
 def parts(config: MixtureConfig) -> list[Part]:
     every = [part(config, name) for name in config.parts]
+    for item in every:
+        require(
+            len(channels_of(item.config) or "rgb") == 3, f"dataset.parts.{item.name}.channels",
+            channels_of(item.config), "the parts of a mixture have 3 channels; name three bands, or leave it out",
+        )  # fmt: skip
     weighted = [item.name for item in every if item.weight is not None]
     if weighted and len(weighted) < len(every):
         raise UsageError(f"dataset.parts: only {', '.join(weighted)} has a weight: give all parts one, or none")

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from segtrain.data.bands import read_channels
 from segtrain.data.images import (
     header_of,
     is_cut_short,
@@ -124,7 +125,8 @@ class FileFacts:
     def image_size(self, sample: Sample) -> tuple[int, int]:
         """(height, width) of an undamaged image, of whatever depth, turned as its orientation and `exif` say."""
         name = "image" if sample.value_range is None else "image {:g} {:g}".format(*sample.value_range)
-        examine = partial(examine_image, value_range=sample.value_range)
+        name += "" if sample.channels is None else f" of {list(sample.channels)}"
+        examine = partial(examine_image, value_range=sample.value_range, channels=sample.channels)
         height, width, tag = self.fact(sample.image, name, examine, are_three)
         if tag == AS_STORED:
             return height, width
@@ -241,9 +243,13 @@ def examine_bytes(data: bytes, path: Path) -> tuple[int, int, int]:
     return height, width, orientation_of(data, path)
 
 
-def examine_image(path: Path, value_range: tuple[float, float] | None) -> list[int]:
+def examine_image(
+    path: Path, value_range: tuple[float, float] | None, channels: tuple[int, ...] | None = None
+) -> list[int]:
     """As `examine_file`. DataError also for values that do not fill the range of their type."""
     data = read_bytes(path)
+    if channels is not None:
+        return [*read_channels(path, channels, value_range).shape[:2], orientation_of(data, path)]
     if not header_of(data, path).is_deep:
         return list(examine_bytes(data, path))
     return [*stored_pixels(data, path, value_range).shape[:2], orientation_of(data, path)]

@@ -23,6 +23,8 @@ from segtrain.threads import portion, threaded_map
 INSTANCES_READ = 200  # at most so many instance maps of a split are compared with the labels
 LISTED = 5
 
+CHOSEN = "channels"  # in place of Pillow's mode where they are chosen
+
 
 class Scan(NamedTuple):
     """What reading all files of a split gives. sizes: number of images by (height, width). modes: by Pillow's mode.
@@ -62,7 +64,7 @@ def check_split(
     findings += check_instances(samples, table, dataset)
     if scan.tags:
         findings.append(Finding("note", "exif", describe_turns(scan.tags, samples)))
-    strange = {mode: count for mode, count in scan.modes.items() if mode != "RGB"}
+    strange = {mode: count for mode, count in scan.modes.items() if mode != "RGB" and not mode.startswith(CHOSEN)}
     if strange:
         listed = ", ".join(f"{count} of mode {mode}" for mode, count in strange.items())
         findings.append(Finding("note", "modes", f"images that are not RGB are converted to RGB: {listed}"))
@@ -117,6 +119,8 @@ def scan_files(name: str, samples: list[Sample], table: LabelTable, cache: Path)
 
     def examine(sample: Sample) -> tuple[tuple[int, int], np.ndarray | None, str] | Finding:
         try:
+            if sample.channels is not None:
+                return *seen.sample(sample), f"{CHOSEN} {list(sample.channels)}"
             return *seen.sample(sample), seen.fact(sample.image, "mode", mode_of, lambda value: isinstance(value, str))
         except DataError as error:
             return explain_error(sample, error, table, seen)

@@ -70,7 +70,7 @@ def loss_of(config: TrainConfig, num_classes: int) -> Loss:
 def fake_batch(config: TrainConfig, images: int, crop: tuple[int, int]) -> Batch:
     """A batch as the loader gives it; its numbers are never read."""
     whole = classifies(config.dataset)
-    pixels = torch.empty(images, 3, *crop, dtype=torch.float32 if whole else torch.uint8)
+    pixels = torch.empty(images, config.model.in_channels, *crop, dtype=torch.float32 if whole else torch.uint8)
     targets = torch.empty(images, dtype=torch.int64) if whole else torch.empty(images, *crop, dtype=torch.uint8)
     return Batch(pixels, targets, [""] * images, [0] * images, [[0] * 5] * images)
 

@@ -60,7 +60,7 @@ class InferenceTracer:
             return torch.empty(1, self.num_classes, *cells)
 
         with self.mode, torch.no_grad():
-            all_views(outline, torch.empty(1, 3, *size), options)
+            all_views(outline, torch.empty(1, self.model.in_channels, *size), options)
         widest, left = max(areas), 2  # the second of several windows finds the logits of the first
 
         def network(window: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class InferenceTracer:
         ledger = Ledger(self.granule, self.there, self.granule == 1)
         with self.mode, torch.no_grad(), ledger:
             ledger.begin("inference")
-            image = torch.empty(1, 3, *size, dtype=torch.uint8)
+            image = torch.empty(1, self.model.in_channels, *size, dtype=torch.uint8)
             views = all_views(network, image, options)
             rows = min(size[0], 2 * strip_rows(views[0], size[1]))  # a third strip finds what the second has found
             rest = torch.empty(size[0] - rows, size[1], dtype=torch.uint8)  # of the classes
@@ -90,7 +90,7 @@ class InferenceTracer:
         side = config.crop or 224
         with self.mode, torch.no_grad(), ledger:
             ledger.begin("inference")
-            pixels: Any = torch.empty(images, 3, side, side, dtype=torch.uint8)
+            pixels: Any = torch.empty(images, self.model.in_channels, side, side, dtype=torch.uint8)
             with autocast_of(config):
                 self.network(normalise_images(pixels, self.model.mean, self.model.std))
         return ledger.peaks()["inference"][0]
