@@ -23,7 +23,7 @@ def offered(*words):
     ("words", "wanted"),
     [
         (["tra"], ["train"]),
-        (["s"], ["streets", "show", "score", "submit"]),
+        (["s"], ["streets", "show", "score", "suspects", "submit"]),
         (["--c"], ["--completion"]),
         (["--completion", ""], ["bash", "zsh", "fish"]),
         (["nonsense", "x"], []),

@@ -154,7 +154,7 @@ def test_replay_shows_what_the_network_saw(segtrain, words, monkeypatch):
     from segtrain.commands.replay import config_of_run
     from segtrain.engine.start import task_of
 
-    trained = config_of_run(Path("r"), config.ReplayConfig(run="r"))
+    trained = config_of_run(Path("r"), None)
     data = task_of(trained)(trained).data()
     for place, position in enumerate(range(4, 8)):
         image, target, name, _, window = data[position]

@@ -18,11 +18,12 @@ from segtrain.models.deeplabv3 import DeepLabV3
 from segtrain.models.segmenter import Segmenter
 from tests.helpers import processes
 from tests.helpers.steps import batch
-from tests.helpers.tiny import Tiny
 from tests.helpers.waits import CONSTANT, Calls, Operators, waits_of
 
 
 def network(norm):
+    from tests.helpers.tiny import Tiny  # which adds itself to the backbones, for this test
+
     torch.manual_seed(0)
     made = Norm(norm)
     return Segmenter(Tiny(made, 8, 0.2), DeepLabV3(8, 8, made, 8), 8, 3)

@@ -26,7 +26,7 @@ CONSTANT, COUNT = "device.py kept_constant", "losses/tiles.py labelled_pixels"
 def where() -> str:
     """The innermost function of segtrain that is running; CONSTANT for what is made once, by device.kept_constant."""
     frames = [frame for frame in traceback.extract_stack() if "/segtrain/" in frame.filename]
-    if any(frame.name == "constant" for frame in frames):
+    if any(frame.name == "kept_constant" for frame in frames):
         return CONSTANT
     return f"{frames[-1].filename.rpartition('/segtrain/')[2]} {frames[-1].name}" if frames else "?"
 

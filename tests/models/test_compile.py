@@ -1,6 +1,7 @@
 """torch.compile of networks: one graph, the same numbers, no more memory kept for backward."""
 
 import copy
+import importlib
 import logging
 
 import pytest
@@ -16,7 +17,6 @@ from segtrain.models import build_model, compiled, execution, not_compilable
 from segtrain.models.blocks import NORMS, IdentityResidualBlock, Norm, ResidualBlock, Stage, stage
 from segtrain.models.execution import within_budget
 from segtrain.models.memory import Saving, graphs_of, kept_bytes, training_step_costs
-from tests.helpers import tiny  # noqa: F401 (a backbone)
 
 CPU = torch.device("cpu")
 
@@ -168,6 +168,7 @@ def test_a_graph_that_draws_again_in_backward_is_refused(monkeypatch):
 
 def test_what_is_counted_of_a_compiled_step():
     """Without a limit it computes and keeps what the network does; with one it computes more and keeps less."""
+    importlib.import_module("tests.helpers.tiny")  # adds its backbone, for this test
     forms = [Saving("", "batch_norm"), *(Saving("", "batch_norm", budget=budget) for budget in (1.0, 0.3))]
     plain, free, limited = (training_step_costs(form, "tiny", CrossEntropy(), 2, (64, 64)) for form in forms)
     assert free.flops == plain.flops < limited.flops < 1.05 * plain.flops
