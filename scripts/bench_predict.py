@@ -50,7 +50,7 @@ def one_after_another(
     spent = {"decoding": 0.0, "network": 0.0, "writing": 0.0}
     for one in inputs:
         times = [time.perf_counter()]
-        _, image, _ = read_file(predictor.value_range, one)
+        _, image, _ = read_file(predictor, one)
         assert not isinstance(image, DataError)
         times.append(time.perf_counter())
         found = predictor.segment(image, config.inference)

@@ -13,7 +13,7 @@ from torch import Tensor
 from segtrain.errors import UsageError
 
 CUDA13_DRIVER = 580  # first driver series for CUDA 13, which plain pip's torch is built with
-NEW_ENOUGH = f"r{CUDA13_DRIVER} or newer for CUDA 13, where nvidia-smi shows CUDA 13.0 or newer"
+NEW_ENOUGH = f"driver r{CUDA13_DRIVER} or newer (nvidia-smi then shows CUDA 13.0 or newer)"
 CUDA13_CAPABILITY = (7, 5)  # Turing; CUDA 13 dropped older ones
 CUDA126_DRIVER = 525
 MOST_CONSTANTS = 256

@@ -61,6 +61,7 @@ def elsewhere(tmp_path, tmp_path_factory, monkeypatch, compiled):
     monkeypatch.delenv("SEGTRAIN_DATA", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     threads, backbones = torch.get_num_threads(), set(BACKBONES)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # to which a plugin's folder is added
     yield
     for library in (cache / "abn").glob("*.so"):
         with contextlib.suppress(FileExistsError):  # it was there, or another process was first

@@ -41,6 +41,10 @@ def wrong_options(old: Any) -> Iterator[str]:
                     yield from wrong_option(f"{item.name}.{key}", inner, own[key])
                 elif schema is not DatasetConfig:  # else it may be of a plugin
                     yield f"config.{item.name}.{key} is no option of this version"
+    model = old["model"]
+    for key in ("mean", "std"):
+        if isinstance(model.get(key), list) and len(model[key]) != model.get("in_channels", 3):
+            yield f"config.model.{key}={str(model[key])[:40]!r} is not possible"
 
 
 def wrong_option(key: str, value: Any, item: Field[Any]) -> Iterator[str]:

@@ -96,8 +96,6 @@ def test_what_is_converted(name):
         assert sum(isinstance(module, InPlaceABN) for module in model.body.modules()) == wanted
         text = model.body.certificate
         assert text.startswith(f"{wanted} of {every} BatchNorm layers became" if every else "no BatchNorm"), text
-        relus = any(isinstance(module, nn.ReLU) for module in model.body.modules())
-        assert not (more and wanted == every and relus)
 
 
 def test_memory_falls_where_relu_is_replaced():

@@ -235,7 +235,8 @@ SMALL = ("inference=vistas_official", "inference.longest_side=128", "device=cpu"
 
 
 def files(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """The images of a folder of predictions."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
 
 
 @torch.no_grad()
