@@ -118,6 +118,8 @@ def unknown_choice(group: str, choice: str, choices: Sequence[str]) -> str:
 def unknown_key(key: str, known: Mapping[str, Field[Any]]) -> str:
     prefix, _, last = key.rpartition(".")
     siblings = [name for name in known if name.rpartition(".")[0] == prefix]
+    if not prefix:  # groups are chosen by their names
+        siblings += sorted({name.partition(".")[0] for name in known} - set(siblings))
     same = [name for name in known if name.rpartition(".")[2] == last]  # lr=1 instead of optimizer.lr=1
     # The common prefix says nothing about likeness.
     near = meant(last, [name.rpartition(".")[2] for name in siblings], f"{prefix}." if prefix else "")

@@ -94,7 +94,9 @@ def refuse_unknown_encoder(name: str) -> None:
     plain, _, tag = name.partition(".")
     known = timm.list_models()
     if plain not in known:
-        raise UsageError(f"model.backbone={PREFIX}{name}: timm has no {plain}{meant(plain, known, PREFIX)}")
+        raise UsageError(
+            f"model.backbone={PREFIX}{name}: timm has no {plain}{meant(plain, known, PREFIX) or '; timm.list_models() has all names'}"
+        )
     tags = [one.partition(".")[2] for one in timm.list_pretrained(f"{plain}.*")]
     if tag and tag not in tags:
         raise UsageError(

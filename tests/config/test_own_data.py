@@ -132,6 +132,7 @@ def test_wrong_kinds_in_a_recipe_are_named_in_plain_words(tmp_path, segtrain, te
     [
         ("model.freeze=true", "model.freeze; did you mean model.frozen?"),
         ("optimizer.momentm=0.9", "optimizer.momentm; did you mean optimizer.momentum?"),
+        ("datset=kitti", "datset; did you mean dataset?"), ("optimzer=sgd", "optimzer; did you mean optimizer?"),
         ("optimzer.lr=1", "optimzer.lr; did you mean optimizer.lr?"), ("lr=1", "lr; did you mean optimizer.lr?"),
         ("trainer.lr=1", "trainer.lr; did you mean optimizer.lr?"),
     ],
