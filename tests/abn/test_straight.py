@@ -63,11 +63,15 @@ CASES = {
     "eval": {"training": False},
     "frozen": {"frozen": True},
 }
+OTHER_OPTIONS = {
+    "momentum": {"momentum": 0.5}, "eps": {"eps": 0.3}, "slope": {"activation_param": 0.3},
+    "signed form": {"scale": "signed"}, "other activation": {"activation": "elu"},
+}  # fmt: skip
 
 
 def results(case, mode=None, change=lambda t: t):
     """What a call changes and gives: z, the running statistics, all gradients."""
-    options = dict(CASES[case])
+    options = dict((CASES | OTHER_OPTIONS)[case])
     dtype, last, affine = options.pop("dtype", torch.float32), options.pop("last", False), options.pop("affine", True)
     tracked, frozen, shortcut = options.pop("tracked", True), options.pop("frozen", False), options.pop("shortcut", 0)
     random = torch.Generator().manual_seed(0)
@@ -217,6 +221,16 @@ def test_what_traces_sees_operators():
 
 
 # ------------------------------------------------------------------------------------------------- what is remembered
+
+
+def test_what_is_remembered_of_one_call_holds_for_no_call_with_other_options(backend):
+    """On tensors of one shape, layout and dtype. The same back end's operators would remember the same."""
+    cases = [case for case in ("plain", *OTHER_OPTIONS) for _ in range(2)]
+    found = [results(case) for case in cases]
+    operators.use_backend("aten")
+    for case, mine in zip(cases, found, strict=True):
+        for a, b in zip(mine, results(case), strict=True):
+            assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-4, atol=1e-4), case
 
 
 def test_plans_are_made_once_and_their_number_is_bounded(backend, monkeypatch):

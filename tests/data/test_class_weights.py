@@ -11,9 +11,11 @@ from segtrain.config import DATASET_CONFIGS
 from segtrain.config.compose import compose_training
 from segtrain.data import class_weights
 from segtrain.data.class_weights import describe_weights, inverse_frequency, pixels_of_classes
+from segtrain.data.labels import LabelTable
 from segtrain.data.registry import label_table, training_mixture
+from segtrain.data.verify import file_facts
 from segtrain.engine.planning.trace import loss_of
-from segtrain.errors import UsageError
+from segtrain.errors import DataError, UsageError
 from tests.helpers.checkout import TINY
 from tests.helpers.runs import refused, state
 
@@ -45,6 +47,29 @@ def test_parts_of_a_mixture_count_as_often_as_they_are_sampled(folder_data, tmp_
     twice = once._replace(samples=[*once.samples[:2], *once.samples], weights=[(2, 3.0), (4, 1.0)])
     found = pixels_of_classes(twice, label_table(config), tmp_path)
     assert found.tolist() == [45 * 44 * 3 / 2 + WATER / 4, 45 * 84 * 3 / 2 + LAND / 4]
+
+
+def test_a_part_is_counted_by_its_own_table(folder_data, tmp_path):
+    config = folder_options(folder_data[0])
+    table, mixture = label_table(config), training_mixture(config)
+    swapped = LabelTable([row | {"train_id": {0: 1, 1: 0}.get(row["train_id"], 255)} for row in table.rows], "swapped")
+    mixture = mixture._replace(samples=[sample._replace(table=swapped) for sample in mixture.samples])
+    assert pixels_of_classes(mixture, table, tmp_path).tolist() == [LAND, WATER]
+
+
+def test_counts_are_kept_for_the_next_start(folder_data, tmp_path, monkeypatch):
+    config = folder_options(folder_data[0])
+    first = pixels_of_classes(training_mixture(config), label_table(config), tmp_path)
+    monkeypatch.setattr(file_facts, "read_label", None)
+    assert pixels_of_classes(training_mixture(config), label_table(config), tmp_path).tolist() == first.tolist()
+
+
+def test_labels_that_hold_nothing_but_ignored_ids_give_no_weights(folder_data, tmp_path):
+    config = folder_options(folder_data[0])
+    mixture = training_mixture(config)
+    mixture = mixture._replace(samples=[sample._replace(replaced={0: 9, 7: 9}) for sample in mixture.samples])
+    with pytest.raises(DataError, match="not one labelled pixel in the training images"):
+        pixels_of_classes(mixture, label_table(config), tmp_path)
 
 
 def test_open_labels_are_refused(folder_data, tmp_path):

@@ -52,6 +52,7 @@ JSON_CASES = [
     ("coco", changed("images", 1, "file_name", drop=True), ["image 2", "expected 'file_name' (a text)"]),
     ("coco", changed("images", 1, "height", to=41), ["image 2", "the labels are for 48x41, but", "is 48x40"]),
     ("coco", changed("images", 1, "file_name", to="train0.png"), ["image 2", "has labels already, in"]),
+    ("coco", changed("images", 1, "id", to=1), ["image 2", "the id 1 occurs twice"]),
     ("coco", changed("categories", 1, "id", to=17), ["category 2", "the id 17 occurs twice"]),
     ("coco_rle", changed(A, 2, "segmentation", "counts", 0, to=7), ["annotation 3", "add up to"]),
     ("coco_rle", changed(A, 2, "segmentation", "size", drop=True), ["annotation 3", "expected 'size'"]),

@@ -7,9 +7,10 @@ from PIL import Image
 
 from segtrain.config import FolderConfig
 from segtrain.data.cache import Decoded
+from segtrain.data.class_weights import pixels_of_classes
 from segtrain.data.label_files import read_label
 from segtrain.data.loader import read_pixels
-from segtrain.data.registry import label_table, split_samples
+from segtrain.data.registry import label_table, split_samples, training_mixture
 from segtrain.data.sets.folder import table
 from segtrain.data.verify.file_facts import FileFacts
 from segtrain.errors import DataError, UsageError
@@ -50,9 +51,25 @@ def test_values_become_an_ignored_id_everywhere(tmp_path, kind, value, rows, voi
     np.testing.assert_array_equal(decoded(sample)[1], expected)
     histogram = FileFacts(tmp_path / "facts", [sample]).histogram(sample.label, sample.replaced)
     assert histogram[void] == 2 and histogram.sum() == 6
+    weighed = pixels_of_classes(training_mixture(data), label_table(data), tmp_path / "facts")
+    assert weighed.tolist() == [1, 3]
     if kind != np.uint8:
         with pytest.raises(DataError, match=r"dataset\.ignore_values=\["):
             read_label(sample.label)
+
+
+def test_the_decoded_cache_keeps_replacements_apart(tmp_path):
+    (tmp_path / "classes.csv").write_text("id,name,ignore\n0,a,\n1,b,\n7,x,true\n")
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(tmp_path / "images/x.png")
+    tifffile.imwrite(tmp_path / "labels/x.tif", np.array([[0, 1, -1], [-1, 1, 1]], np.int16))
+    (sample,) = split_samples(config(tmp_path, ignore_values=[-1]), "train")
+    decoded = Decoded(tmp_path / "cache")
+    assert decoded(sample)[1].tolist() == [[0, 1, 7], [7, 1, 1]]
+    assert decoded(sample._replace(replaced={-1: 9}))[1].tolist() == [[0, 1, 9], [9, 1, 1]]
+    with pytest.raises(DataError, match=r"dataset\.ignore_values=\["):
+        decoded(sample._replace(replaced=None))
 
 
 def test_a_class_cannot_be_ignored_so(tmp_path):

@@ -94,6 +94,8 @@ WAYS = {
     "equal parts": ([[2, 2, 2]], {}),
     "shapes in turn": ([[2], [3]], {}),
     "parts and shapes": ([[2, 3], [3, 2]], {}),
+    "one shape after two others": ([[2, 3], [4, 3]], {}),  # adds to the memory of either's graph
+    "another shape begins": ([[2, 2, 2]] * 3 + [[3, 2, 2]], {}),  # outside of graphs, where no graph may add
     "clipped, averaged": ([[2, 2]], {"ema_decay": 0.9}),
     "bad steps skipped": ([[2]], {"on_bad_step": "skip"}),
     "bf16": ([[2]], {"precision": "bf16"}),

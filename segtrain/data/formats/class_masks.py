@@ -9,7 +9,7 @@ import numpy as np
 from segtrain.data.folders import matching
 from segtrain.data.formats.colors import require_size
 from segtrain.data.formats.rasterise import Canvas
-from segtrain.data.formats.records import Item, Record, Source, collected, file_key
+from segtrain.data.formats.records import Item, Record, Source, collected, content_key, file_key
 from segtrain.data.images import opened
 from segtrain.errors import DataError, UsageError
 
@@ -45,7 +45,7 @@ def read_class_masks(source: Source) -> Iterator[Item]:
 
 def masked_image(name: str, image: Path, masks: list[tuple[str, Path]]) -> Record:
     first = masks[0][1] if masks else None
-    key = file_key(path for _, path in masks)
+    key = content_key([[label for label, _ in masks], file_key(path for _, path in masks)])
     return Record(name, image, str(first or image), key, partial(paint_masks, masks), mask=first)
 
 

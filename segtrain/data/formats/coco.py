@@ -31,17 +31,28 @@ def read_coco(source: Source) -> Iterator[Item]:
     path = source.single("one JSON file a split")
     content = Fields(read_annotation(path), str(path))
     names = coco_categories(content, path)
-    objects: dict[Any, list[Any]] = defaultdict(list)
-    listed = {str(image.get("id")) for image in content.items("images") if isinstance(image, dict)}
+    objects: dict[str, list[Any]] = defaultdict(list)
+    listed = ids_of_images(content, path)
     for number, one in enumerate(content.items("annotations"), 1):
         annotation = Fields(one, f"{path}, annotation {number}")
         image = annotation.get("image_id", (int, str), "the id of an image")
         if str(image) not in listed:
             yield DataError(f"{annotation.where}: image_id {image} is not the id of one of the images")
-        objects[image].append(one)
+        objects[str(image)].append(one)
     index = ImageIndex(source.images)
     for number, one in enumerate(content.items("images"), 1):
         yield collected(partial(coco_image, one, f"{path}, image {number}", index, names, objects))
+
+
+def ids_of_images(content: Fields, path: Path) -> set[str]:
+    """The ids as texts: some tools write the same one as a number among the images and as a text elsewhere."""
+    found: set[str] = set()
+    for number, one in enumerate(content.items("images"), 1):
+        label = str(one.get("id")) if isinstance(one, dict) and "id" in one else None  # `coco_image` reports the others
+        if label in found:
+            raise DataError(f"{path}, image {number}: the id {label} occurs twice")
+        found |= set() if label is None else {label}
+    return found
 
 
 def coco_categories(content: Fields, path: Path) -> dict[Any, str]:
@@ -57,13 +68,13 @@ def coco_categories(content: Fields, path: Path) -> dict[Any, str]:
 
 
 def coco_image(
-    content: Any, where: str, index: ImageIndex, names: dict[Any, str], objects: dict[Any, list[Any]]
+    content: Any, where: str, index: ImageIndex, names: dict[Any, str], objects: dict[str, list[Any]]
 ) -> Record:  # fmt: skip
     fields = Fields(content, where)
     label = fields.get("id", (int, str), "the id of the image")
     where = f"{where} ({fields.text('file_name')})"
     name, path = index.find(fields.text("file_name"), where)
-    some = objects.get(label, [])
+    some = objects.get(str(label), [])
     paint = partial(paint_annotations, some, names, where)
     size = fields.size("height", "width") if "height" in fields.content else None
     return Record(name, path, where, content_key([some, sorted(names.items(), key=str)]), paint, size)

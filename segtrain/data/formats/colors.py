@@ -10,7 +10,7 @@ import numpy as np
 
 from segtrain.config.user_files import read_text
 from segtrain.data.formats.rasterise import Canvas
-from segtrain.data.formats.records import Item, Record, Source, collected, file_key
+from segtrain.data.formats.records import Item, Record, Source, collected, content_key, file_key
 from segtrain.data.images import opened
 from segtrain.errors import DataError
 
@@ -29,7 +29,8 @@ def read_colors(source: Source) -> Iterator[Item]:
 
 
 def color_image(name: str, image: Path, path: Path, lookup: np.ndarray) -> Record:
-    return Record(name, image, str(path), file_key([path]), partial(paint_colors, path, lookup), mask=path)
+    key = content_key([file_key([path]), lookup.tolist()])
+    return Record(name, image, str(path), key, partial(paint_colors, path, lookup), mask=path)
 
 
 def paint_colors(path: Path, lookup: np.ndarray, canvas: Canvas) -> None:

@@ -53,7 +53,7 @@ def find_columns(path: Path, asked: tuple[str, str] | None) -> tuple[str, str]:
 def extract_parquet(
     files: Mapping[str, Path], columns: tuple[str, str] | None, folder: Path
 ) -> tuple[dict[str, Path], dict[str, Path], list[str]]:  # fmt: skip
-    """Write the images and masks of all rows below `folder`, as they are. Files that are there are not written again.
+    """Write the images and masks of all rows below `folder`, as they are. Files that hold the same stay.
 
     Returns images and labels by sample name, and an error for each row that has no image and mask.
     """
@@ -82,7 +82,7 @@ def extract_parquet(
                 name = stem if names[stem] == 1 else f"{stem}_{path.stem}_{number:06d}"
                 for kind, target, content in zip(("images", "labels"), (images, labels), pair, strict=True):
                     target[name] = place = folder / kind / f"{name}{suffix_of(content)}"
-                    if not place.is_file() or place.stat().st_size != len(content):
+                    if not place.is_file() or place.read_bytes() != content:
                         write_atomically(place, content)
                 progress.show(row)
     return images, labels, errors

@@ -11,7 +11,7 @@ def decode_coco_rle(counts: Any, size: Any, where: str) -> np.ndarray:
     """bool (H, W) of COCO's run lengths: of 0 and 1 by turns, down the columns, as a list or as compressed text.
 
     The text has six bits a character, from 48 on: five of the number, lowest first, and one if more follow; from the
-    third number on it is the difference to the one two before (maskApi.c of pycocotools). DataError for anything else.
+    fourth number on it is the difference to the one two before (maskApi.c of pycocotools). DataError for anything else.
     """
     if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n < 2**20 for n in size)):
         raise DataError(f"{where}: the size of a mask must be [height, width], found {str(size)[:40]}")
