@@ -163,7 +163,8 @@ def made_by(config: PredictConfig, predictor: Predictor) -> dict[str, Any]:
     return {
         "checkpoint": ", ".join(files), "sha256": [file_hash(Path(file)) for file in files],
         "weights": config.checkpoint_weights,
-        "taxonomy": config.taxonomy, "taxonomy_rest": config.taxonomy_rest, "inference": config.inference.stated(), **own_taxonomy,
+        "taxonomy": config.taxonomy, "taxonomy_rest": config.taxonomy_rest,
+        **own_taxonomy, "inference": config.inference.stated(),
     }  # fmt: skip
 
 

@@ -115,9 +115,10 @@ class EngineEvaluator(SegmentationEvaluator):
         if compared and counts.network is not None:
             theirs = summarise(counts.network, None)
             found |= {"pixels": compared, "changed_pixels": changed, "miou_of_checkpoint": theirs["miou"]}
-        for part, of in ((changed, compared), (by_batch, batched)):
+        for part, of, what in (
+            (changed, compared, "the checkpoint"), (by_batch, batched, "itself in a batch of two"),
+        ):  # fmt: skip
             if part > CHANGED * of:
-                what = "the checkpoint" if part is changed else "itself in a batch of two"
                 raise DataError(
                     f"{self.engine.path} predicts {part} of {of} pixels otherwise than {what} ({part / of:.2%}, "
                     f"allowed {CHANGED:.1%}), so it is not scored: export it again, or give the checkpoint it is of"
