@@ -57,6 +57,17 @@ def test_the_first_one_may_be_better_and_few_images_are_marked(segtrain, tmp_pat
     assert "few images" not in segtrain("compare", *ten).out
 
 
+@pytest.mark.parametrize("rules", [PLAIN, VISTAS])
+def test_predictions_outside_the_classes_count_by_the_rules(segtrain, tmp_path, rules):
+    runs = [evaluation_folder(tmp_path / name, 0.3, seed, rules=rules, outside=0.2) for seed, name in enumerate("ab")]
+    answer = segtrain("compare", *runs)
+    assert answer.status == 0, answer
+    one, two = (json.loads((run / "evaluation.json").read_text())["miou"] for run in runs)
+    found = json.loads(Path("segtrain-out/compare/compare.json").read_text())
+    assert [each["miou"]["value"] for each in found["inputs"]] == pytest.approx([one, two], rel=1e-12)
+    assert found["pairs"][0]["miou"]["value"] == pytest.approx(two - one, rel=1e-9)
+
+
 @given(st.floats(1e-3, 1.05))
 @example(0.81)
 def test_ticks_of_the_picture_are_two_to_five(reach):

@@ -112,11 +112,14 @@ def test_logits_take_tiles_and_a_fixed_size_takes_no_other(segtrain, trained):
         fixed.segment(image, InferenceConfig())
 
 
-def test_what_cannot_be_is_refused_before_anything_is_written(segtrain, trained):
+def test_what_cannot_be_is_refused_before_anything_is_written(segtrain, trained, folder_data):
     refused(segtrain("export", *trained, "output=a.pt"), "output=a.pt", ".onnx")
     refused(segtrain("export", *trained, "include=[softmax]"), "include", "normalise, argmax")
     refused(segtrain("export", "output=a.onnx"), "checkpoint=FILE", "run=FOLDER")
     refused(segtrain("evaluate", "engine=a.onnx"), "engine=FILE alone", "dataset=")
+    data = [word for word in folder_data[1] if word.startswith("dataset")]
+    for word in ("checkpoint_weights=raw", "taxonomy=own.yaml", "activation=relu", "boundary=true", "device=cuda"):
+        refused(segtrain("evaluate", "engine=a.onnx", word, *data), word.partition("=")[0], "leave this out")
     export.Path("a.py").write_text("# mine\n")
     refused(segtrain("export", *trained, "format=state_dict", "output=a.safetensors"), "a.py", "not of an export")
     assert export.Path("a.py").read_text() == "# mine\n" and not export.Path("a.safetensors").exists()
