@@ -72,7 +72,7 @@ class EngineEvaluator(SegmentationEvaluator):
         """The evaluator that `segtrain evaluate engine=` asks for. UsageError if the classes are not the dataset's."""
         engine.refuse(config.inference)
         data, table = config.dataset, label_table(config.dataset)
-        require_same_labels(engine.table, table, engine.path, data.name)
+        require_same_labels(engine.table, table, engine.path, data.name, has_taxonomy=False)
         if loaded is not None:
             made = cls.of_checkpoint(config, engine.path, loaded)
         else:

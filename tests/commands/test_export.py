@@ -125,8 +125,10 @@ def test_what_cannot_be_is_refused_before_anything_is_written(segtrain, trained,
     assert export.Path("a.py").read_text() == "# mine\n" and not export.Path("a.safetensors").exists()
 
 
-def test_an_engine_that_predicts_otherwise_is_refused(segtrain, trained, monkeypatch):
+def test_an_engine_that_predicts_otherwise_is_refused(segtrain, trained, scenes, monkeypatch):
     assert segtrain("export", *trained, "format=state_dict", "output=a.safetensors").status == 0
+    answer = segtrain("evaluate", "engine=a.safetensors", "dataset=streets", f"dataset.root={scenes}")
+    refused(answer, "a.safetensors predicts 2 classes", "dataset=streets has", "or score the checkpoint itself")
     with safe_open("a.safetensors", "pt") as file:
         tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     tensors["network.cls.weight"].neg_()
