@@ -1,5 +1,6 @@
 """The wheel, the Docker image and the scripts that a new user meets."""
 
+import ast
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import yaml
 from segtrain import device
 from segtrain.errors import UsageError
 from tests.helpers.checkout import ROOT
+from tests.helpers.house import imported, modules_of
 from tests.helpers.own_parts import OWN_PARTS, PLUGINS
 from tests.helpers.runs import small_run
 
@@ -103,6 +105,19 @@ def test_every_direct_dependency_is_constrained():
     constraints = (ROOT / "constraints.txt").read_text().lower()
     for name in re.findall(r'"([\w-]+)', dependencies):
         assert f"\n{name.lower()}==" in constraints, name
+
+
+def test_every_package_that_is_imported_is_declared():
+    """Else the tests of a clean clone fail where something is installed by chance here."""
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "tests").rglob("*.py") if "fixtures" not in path.parts]
+    names = {name.split(".")[0] for tree in trees for name, _ in imported(tree, "tests", ())}
+    names |= {name for module in modules_of(ROOT).values() for name in module.libraries}
+    declared = {re.sub(r"[-_.]+", "-", name).lower() for name in re.findall(r'"([\w.-]+)\s*[\[<>=~;"]', pyproject())}
+    known = metadata.packages_distributions()
+    ours = {"segtrain", "tests", "inplace_abn", *(path.stem for path in (ROOT / "scripts").glob("*.py"))}
+    for name in sorted(names & known.keys() - ours):
+        packages = {re.sub(r"[-_.]+", "-", package).lower() for package in known[name]}
+        assert packages & declared, f"{name}, of {packages}"
 
 
 # ------------------------------------------------------------------------------------------------ docker

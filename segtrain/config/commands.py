@@ -183,18 +183,24 @@ class PlanCommandConfig(TrainConfig):
 
 
 @dataclass
-class ReplayConfig(CommandConfig):
+class RunCommandConfig(CommandConfig):
+    """Base of the options of commands about one run."""
+
     run: str | None = option(None, "run folder", path=True)
+
+    def check(self) -> Any:
+        require(self.run is not None, "run", "null", "give the folder of a run")
+        return super().check()
+
+
+@dataclass
+class ReplayConfig(RunCommandConfig):
     step: int = option(
         1, "step whose batch is rebuilt, counted from 1 as in the progress lines", low=1, limit=MOST_STEPS
     )
     root: str | None = option(None, "folder of the data, if it has moved", path=True)
     plugins: list[str] = plugins_option()
     output: str | None = option(None, "folder for the image (default: <run>/replay)", path=True)
-
-    def check(self) -> Any:
-        require(self.run is not None, "run", "null", "give the folder of a run")
-        return super().check()
 
 
 @dataclass
@@ -247,32 +253,22 @@ class CompareConfig(CommandConfig):
 
 
 @dataclass
-class ReportConfig(CommandConfig):
-    run: str | None = option(None, "run folder", path=True)
+class ReportConfig(RunCommandConfig):
     output: str | None = option(None, "file to write (default: <run>/report.html)", path=True)
     root: str | None = option(None, "folder of the data, if it has moved", path=True)
     pictures: int = option(4, "number of best, of worst and of confused images shown; 0: none", low=0, high=24)
     plugins: list[str] = plugins_option()
     device: str = device_option()
 
-    def check(self) -> Any:
-        require(self.run is not None, "run", "null", "give the folder of a run")
-        return super().check()
-
 
 @dataclass
-class SuspectsConfig(CommandConfig):
-    run: str | None = option(None, "run folder", path=True)
+class SuspectsConfig(RunCommandConfig):
     split: str | None = option(None, "split to examine (default: training and validation)")
     top: int = option(50, "number of regions to list", low=1, limit=MOST_PICTURES)
     root: str | None = option(None, "folder of the data, if it has moved", path=True)
     output: str | None = option(None, "folder for the CSV file and the sheet (default: <run>/suspects)", path=True)
     plugins: list[str] = plugins_option()
     device: str = device_option()
-
-    def check(self) -> Any:
-        require(self.run is not None, "run", "null", "give the folder of a run")
-        return super().check()
 
 
 @dataclass

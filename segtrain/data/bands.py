@@ -21,8 +21,10 @@ from segtrain.data.images import (
     LENGTH,
     MOST_PIXELS,
     PHOTOMETRIC,
+    PLANAR,
     SAMPLE_FORMAT,
     SAMPLES,
+    SEPARATE,
     WIDTH,
     decoded,
     header_of,
@@ -39,10 +41,9 @@ from segtrain.data.orientation import tag_to_apply, turned
 from segtrain.errors import DataError
 
 # Further tags (TIFF 6.0, sections 8, 14 and 15).
-COMPRESSION, FILL_ORDER, OFFSETS, ROWS, COUNTS, PLANAR, PREDICTOR = 259, 266, 273, 278, 279, 284, 317
+COMPRESSION, FILL_ORDER, OFFSETS, ROWS, COUNTS, PREDICTOR = 259, 266, 273, 278, 279, 317
 TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS = 322, 323, 324, 325
 PLAIN, LZW, DEFLATE, PACKED = 1, 5, (8, 32946), 32773  # values of COMPRESSION
-SEPARATE = 2  # of PLANAR
 GREY_ALPHA = 4  # colour type of a PNG file
 BY_VALUE = (1, 2, 5, 8)  # values of PHOTOMETRIC whose bands are what they say: grey, RGB, CMYK, Lab
 KINDS = {1: "u", 2: "i", 3: "f"}  # of SAMPLE_FORMAT, as NumPy's

@@ -88,8 +88,9 @@ class Header(NamedTuple):
 
 
 # Tags (TIFF 6.0, section 8).
-WIDTH, LENGTH, BITS, PHOTOMETRIC, SAMPLES, EXTRA, SAMPLE_FORMAT = 256, 257, 258, 262, 277, 338, 339
+WIDTH, LENGTH, BITS, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA, SAMPLE_FORMAT = 256, 257, 258, 262, 277, 284, 338, 339
 WHITE_IS_ZERO, CMYK = 0, 5  # values of PHOTOMETRIC
+SEPARATE = 2  # of PLANAR
 
 
 def header_of(data: bytes, path: Path) -> Header:
@@ -110,7 +111,13 @@ def header_of(data: bytes, path: Path) -> Header:
             "transparency (ExtraSamples), and the others would be lost; write the wanted three bands to a file, or "
             f"name the bands of dataset=folder, as dataset.channels={list(range(samples))[:8]}"
         )
-    return Header(max(tags.get(BITS, (1,))) > 8 or max(tags.get(SAMPLE_FORMAT, (1,))) > 1, tags)
+    is_deep = max(tags.get(BITS, (1,))) > 8 or max(tags.get(SAMPLE_FORMAT, (1,))) > 1
+    if is_deep and samples > 1 and tags.get(PLANAR) == SEPARATE:  # OpenCV 5 mixes their pixels up
+        raise DataError(
+            f"{path} stores its bands one behind the other (PlanarConfiguration 2) in more than 8 bits, which is read "
+            "only with dataset.channels=[0,1,2]: give that, or write the file with interleaved bands"
+        )
+    return Header(is_deep, tags)
 
 
 def tiff_tags(data: bytes) -> dict[int, Any]:

@@ -17,7 +17,7 @@ from segtrain.config.plugin_files import load_plugin
 from segtrain.data.augment import fill_of
 from segtrain.data.bands import read_channels
 from segtrain.data.cache import read_as
-from segtrain.data.images import read_image
+from segtrain.data.images import read_header, read_image
 from segtrain.data.inputs import find_inputs
 from segtrain.data.sample import Sample
 from segtrain.errors import DataError, UsageError
@@ -58,6 +58,22 @@ def words(tmp_path, monkeypatch):
 def losses(run):
     lines = [json.loads(line) for line in (open(f"{run}/metrics.jsonl"))]  # noqa: PTH123, SIM115
     return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_bands_one_behind_the_other_are_read_by_channels_alone(tmp_path, dtype):
+    """OpenCV mixes up their pixels, and says nothing."""
+    values = np.random.default_rng(0).integers(0, 65536, (20, 30, 3)) / (1 if dtype is np.uint16 else 65535)
+    values = values.astype(dtype)
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, values.transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
+    for read in (read_image, read_header):
+        with pytest.raises(
+            DataError, match=r"x\.tif stores its bands one behind the other .*dataset.channels=\[0,1,2\]"
+        ):
+            read(path)
+    tifffile.imwrite(tmp_path / "y.tif", values, photometric="rgb", planarconfig="contig")
+    assert (read_channels(path, [0, 1, 2]) == read_image(tmp_path / "y.tif")).all()
 
 
 def test_four_bands_from_training_to_answers(segtrain, words):
