@@ -59,6 +59,6 @@ def reach_of(rows: list[dict[str, Any]]) -> float:
 
 
 def tick_of(reach: float) -> float:
-    """A distance of 1, 2 or 5 times a power of ten, of which three to seven reach the edge."""
+    """A distance of 1, 2 or 5 times a power of ten, of which two to five fit between 0 and `reach`."""
     power = 10.0 ** np.floor(np.log10(reach))
-    return float(next(step for step in (0.1 * power, 0.2 * power, 0.5 * power, power) if reach / step <= 5))
+    return float(next(step for step in (0.2 * power, 0.5 * power, power, 2 * power) if reach / step <= 5))

@@ -52,7 +52,7 @@ def predict(config: PredictConfig) -> Path:
         output = Path(config.output or "segtrain-out/predict")
         numbers = []
         if dist.main:
-            start_folder(output, made_by(config), config.overwrite)
+            start_folder(output, made_by(config, predictor), config.overwrite)
             numbers = [n for n, one in enumerate(inputs) if not is_finished(one, output, config.outputs)]
         todo = [inputs[n] for n in dist.all_gather(numbers)[0]]  # before any process finishes another
         if len(todo) < len(inputs):
@@ -60,12 +60,12 @@ def predict(config: PredictConfig) -> Path:
         how = f"{config.inference}, on {describe_device(predictor.device)}"
         say(f"predicting  {len(todo)} images, {how}")
         progress, mine = Progress("predicting", len(todo)), todo[dist.rank :: dist.size]
-        errors, tags = predict_all(mine, predictor, config, output, progress, dist)
+        done, errors, tags = predict_all(mine, predictor, config, output, progress, dist)
         classes = predictor.table.source
         held = [f"{kind}/ holds {text.format(classes)}" for kind, text in HOLDS.items() if kind in config.outputs]
         if tags:
             say(f"exif        {describe_tags(tags)}: turned, the answers fit the images as a viewer shows them")
-        say("; ".join([f"{len(inputs) - len(errors)} images", *held]))
+        say("; ".join([f"{len(inputs) - len(todo) + done} images", *held]))
         say(str(output))
         if errors:
             listed = DataError("\n".join(errors))
@@ -86,9 +86,10 @@ def networks_of(config: PredictConfig) -> Predictor:
 
 def predict_all(
     inputs: Sequence[Input], predictor: Predictor, config: PredictConfig, output: Path, progress: Progress, dist: World
-) -> tuple[list[str], Counter[int]]:
-    """Predict this process's share. Returns what could not be read, and the EXIF tags found, of all processes."""
-    errors: list[str] = []
+) -> tuple[int, list[str], Counter[int]]:
+    """Predict this process's share. Returns how many images were predicted, what could not be read, and the EXIF tags
+    found, of all processes."""
+    done, errors = 0, list[str]()
     tags: Counter[int] = Counter()
     reading = closing(read_inputs(inputs, predictor))
     with reading as images, Background(min(WRITERS, cpus())) as writing:
@@ -102,10 +103,11 @@ def predict_all(
             with answering, naming_image(str(one), image):
                 found = predictor.segment(image, config.inference, "prob" in config.outputs)
             writing.call(write_outputs, one, image, found, predictor.table, config.outputs, output)
-    everyone = dist.all_gather([errors, dict(tags)])
-    for _, theirs in everyone[: dist.rank] + everyone[dist.rank + 1 :]:
+            done += 1
+    everyone = dist.all_gather([done, errors, dict(tags)])
+    for _, _, theirs in everyone[: dist.rank] + everyone[dist.rank + 1 :]:
         tags.update({int(tag): count for tag, count in theirs.items()})
-    return [error for some, _ in everyone for error in some], tags
+    return sum(number for number, _, _ in everyone), [error for _, some, _ in everyone for error in some], tags
 
 
 def write_outputs(
@@ -154,13 +156,15 @@ def frames_of(first: Input, frames: Mapping[int, Input]) -> Generator[ReadInput,
 # ------------------------------------------------------------------------------------------------- finished images
 
 
-def made_by(config: PredictConfig) -> dict[str, Any]:
+def made_by(config: PredictConfig, predictor: Predictor) -> dict[str, Any]:
     """What all files of an output folder have in common. Images of another network or inference are no answers."""
-    files = config.checkpoints()
+    files, mapping = config.checkpoints(), predictor.mapping
+    own_taxonomy = {"taxonomy_sha256": mapping.sha256} if mapping is not None and mapping.sha256 else {}
     return {
         "checkpoint": ", ".join(files), "sha256": [file_hash(Path(file)) for file in files],
         "weights": config.checkpoint_weights,
-        "taxonomy": config.taxonomy, "taxonomy_rest": config.taxonomy_rest, "inference": config.inference.stated(),
+        "taxonomy": config.taxonomy, "taxonomy_rest": config.taxonomy_rest,
+        **own_taxonomy, "inference": config.inference.stated(),
     }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ class Row(NamedTuple):
     run: RunSummary
     seeds: list[Any] = []
     spread: float | None = None  # standard deviations of mIoU and best mIoU
-    best_spread: float | None = None
+    best_spread: float | None = None  # None too where a run has no best mIoU
 
 
 def runs(config: RunsConfig) -> list[RunSummary]:
@@ -82,9 +82,10 @@ def group_seeds(summaries: Sequence[RunSummary]) -> list[Row]:
         best = [run.best for run in members if run.best is not None]
         newest = max(members, key=lambda run: run.written)
         name = re.sub(r"-(trainer\.)?seed=\d+(-[0-9a-f]{8}$)?", "", newest.name)
-        mean = newest._replace(name=name, miou=fmean(scores), best=fmean(best), best_step=None, note="")
+        of_best = (fmean(best), stdev(best)) if len(best) == len(members) else (None, None)
+        mean = newest._replace(name=name, miou=fmean(scores), best=of_best[0], best_step=None, note="")
         seeds = sorted((run.options[SEED] for run in members), key=str)
-        rows.append(Row(mean, seeds, stdev(scores), stdev(best)))
+        rows.append(Row(mean, seeds, stdev(scores), of_best[1]))
     return rows
 
 

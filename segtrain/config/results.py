@@ -113,6 +113,11 @@ def check_engine(options: EvaluateConfig) -> None:
         ("boundary", options.boundary, False),
     ):  # fmt: skip
         require(value == unread, key, value, "engine=FILE is scored as it is; leave this out")
+    require(
+        options.checkpoint_weights == "auto" or options.checkpoint is not None or options.run is not None,
+        "checkpoint_weights", options.checkpoint_weights,
+        "engine=FILE has the weights that it was exported with; give checkpoint=FILE too, or leave this out",
+    )  # fmt: skip
     require(options.device != "cuda", "device", options.device, "engines run on the CPU; leave this out")
 
 

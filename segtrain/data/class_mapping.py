@@ -140,17 +140,22 @@ def fitting(network: LabelTable, target: LabelTable) -> list[str]:
     return found
 
 
-def require_same_labels(network: LabelTable, data: LabelTable, path: Path, dataset: str) -> None:
+def require_same_labels(
+    network: LabelTable, data: LabelTable, path: Path, dataset: str, has_taxonomy: bool = True
+) -> None:
     """UsageError unless the network in the file `path` has the classes of the dataset. It lists the taxonomies that
-    fit."""
+    fit, if the command takes one."""
     if network.names == data.names:
         return
+    found = (
+        f"{path} predicts {network.num_classes} classes ({', '.join(network.names[:4])}, ...), "
+        f"dataset={dataset} has {data.num_classes} ({', '.join(data.names[:4])}, ...): take a dataset with the same "
+        "classes"
+    )
+    if not has_taxonomy:
+        raise UsageError(f"{found}, or score the checkpoint itself, with taxonomy=")
     choices = fitting(network, data)
     remedy = "\nadd one of these, which add up the probabilities of its classes:" if choices else ""
     remedy += "".join(f"\n  taxonomy={choice}" for choice in choices)
     own = "taxonomy=FILE, a YAML file with a line `class of the network: class of the dataset` (or null) for each class"
-    raise UsageError(
-        f"{path} predicts {network.num_classes} classes ({', '.join(network.names[:4])}, ...), "
-        f"dataset={dataset} has {data.num_classes} ({', '.join(data.names[:4])}, ...): take a dataset with the same "
-        f"classes, or a taxonomy{remedy or ' (none of the published ones fits)'}\n  {own}"
-    )
+    raise UsageError(f"{found}, or a taxonomy{remedy or ' (none of the published ones fits)'}\n  {own}")

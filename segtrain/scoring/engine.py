@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from segtrain.config import ENGINES, InferenceConfig
+from segtrain.config.options import as_written
 from segtrain.data.labels import LabelTable
 from segtrain.errors import DataError, UsageError
 from segtrain.models.preprocess import normalise_images
@@ -66,12 +67,14 @@ class Engine(NamedTuple):
                 f"inference.precision={inference.precision} is not possible with {self.path}, which computes in the "
                 "float32 that it was exported in: give inference.precision=fp32"
             )
-        if "longest_side" in unread or (unread and "argmax" in self.metadata["include"]):
-            shown = getattr(inference, unread[0])
+        has_labels = "argmax" in self.metadata["include"]
+        impossible = [key for key in unread if has_labels or key == "longest_side"]
+        if impossible:
+            key = "longest_side" if "longest_side" in impossible else impossible[0]
             raise UsageError(
-                f"inference.{unread[0]}={shown} is not possible with {self.path}, "
-                + ("whose arg-max is inside: export it with include=[normalise]" if "argmax" in self.metadata["include"]
-                   else "which sees images as they are: leave it out")
+                f"inference.{key}={as_written(getattr(inference, key))} is not possible with {self.path}, "
+                + ("which sees images as they are: leave it out" if key == "longest_side"
+                   else "whose arg-max is inside: export it with include=[normalise]")
             )  # fmt: skip
 
 

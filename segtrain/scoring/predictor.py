@@ -104,12 +104,13 @@ class Predictor(NamedTuple):
     def averaged_with(self, others: Sequence["Predictor"], names: Sequence[str]) -> "Predictor":
         """This network, its probabilities averaged with those of others. names: of the files, the first is its own.
 
-        UsageError unless all have the same classes and normalisation.
+        UsageError unless all have the same classes, channels, range of values and normalisation.
         """
         for other, name in zip(others, names[1:], strict=True):
             for what, theirs, ours in (
                 ("classes", other.own_classes(), self.own_classes()),
                 ("dataset.channels", other.channels, self.channels),
+                ("dataset.value_range", other.value_range, self.value_range),
                 ("mean and std", [other.options.mean, other.options.std], [self.options.mean, self.options.std]),
             ):
                 if theirs != ours:

@@ -72,7 +72,7 @@ class EngineEvaluator(SegmentationEvaluator):
         """The evaluator that `segtrain evaluate engine=` asks for. UsageError if the classes are not the dataset's."""
         engine.refuse(config.inference)
         data, table = config.dataset, label_table(config.dataset)
-        require_same_labels(engine.table, table, engine.path, data.name)
+        require_same_labels(engine.table, table, engine.path, data.name, has_taxonomy=False)
         if loaded is not None:
             made = cls.of_checkpoint(config, engine.path, loaded)
         else:
@@ -115,9 +115,10 @@ class EngineEvaluator(SegmentationEvaluator):
         if compared and counts.network is not None:
             theirs = summarise(counts.network, None)
             found |= {"pixels": compared, "changed_pixels": changed, "miou_of_checkpoint": theirs["miou"]}
-        for part, of in ((changed, compared), (by_batch, batched)):
+        for part, of, what in (
+            (changed, compared, "the checkpoint"), (by_batch, batched, "itself in a batch of two"),
+        ):  # fmt: skip
             if part > CHANGED * of:
-                what = "the checkpoint" if part is changed else "itself in a batch of two"
                 raise DataError(
                     f"{self.engine.path} predicts {part} of {of} pixels otherwise than {what} ({part / of:.2%}, "
                     f"allowed {CHANGED:.1%}), so it is not scored: export it again, or give the checkpoint it is of"

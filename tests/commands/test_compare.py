@@ -6,12 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
+from segtrain.commands.compare import recipe_of
+from segtrain.commands.compare_picture import tick_of
 from segtrain.config import TrainConfig
 from segtrain.data.labels import LabelTable
 from segtrain.data.rules import PLAIN, VISTAS
+from segtrain.scoring.evaluation_file import read_evaluation
 from segtrain.scoring.seeds import difference_of_means, seed_spread, seeds_needed
 from tests.helpers.evaluations import TABLE, evaluation_folder, seed_runs
 from tests.helpers.runs import refused
@@ -37,6 +42,37 @@ def test_a_better_one_is_named(segtrain, tmp_path):
     assert len({line.count(" | ") for line in text.splitlines() if line.startswith("| a\\|b")}) == 1
     with Image.open("segtrain-out/compare/compare.png") as image:
         assert image.size == (1000, 58 + 22 * 4 + 34) and len(image.getcolors(1 << 16)) > 4
+
+
+def test_the_first_one_may_be_better_and_few_images_are_marked(segtrain, tmp_path):
+    a, b = (evaluation_folder(tmp_path / name, wrong, seed, images=9) for seed, (name, wrong) in
+            enumerate((("a", 0.05), ("b", 0.8))))  # fmt: skip
+    answer = segtrain("compare", a, b)
+    assert answer.status == 0 and "B - A: A is better: mIoU -" in answer.out, answer
+    found = json.loads(Path("segtrain-out/compare/compare.json").read_text())
+    assert found["pairs"][0]["better"] == "A" and found["few_images"] == ["road", "a|b <i>", "sky"]
+    rows = [line for line in answer.out.splitlines() if line.startswith(("road", "a|b", "sky"))]
+    assert len(rows) == 3 and all(row.endswith("A better (few images)") for row in rows), rows
+    ten = [evaluation_folder(tmp_path / name, wrong, images=10) for name, wrong in (("c", 0.05), ("d", 0.8))]
+    assert "few images" not in segtrain("compare", *ten).out
+
+
+@pytest.mark.parametrize("rules", [PLAIN, VISTAS])
+def test_predictions_outside_the_classes_count_by_the_rules(segtrain, tmp_path, rules):
+    runs = [evaluation_folder(tmp_path / name, 0.3, seed, rules=rules, outside=0.2) for seed, name in enumerate("ab")]
+    answer = segtrain("compare", *runs)
+    assert answer.status == 0, answer
+    one, two = (json.loads((run / "evaluation.json").read_text())["miou"] for run in runs)
+    found = json.loads(Path("segtrain-out/compare/compare.json").read_text())
+    assert [each["miou"]["value"] for each in found["inputs"]] == pytest.approx([one, two], rel=1e-12)
+    assert found["pairs"][0]["miou"]["value"] == pytest.approx(two - one, rel=1e-9)
+
+
+@given(st.floats(1e-3, 1.05))
+@example(0.81)
+def test_ticks_of_the_picture_are_two_to_five(reach):
+    step = tick_of(reach)
+    assert 2 <= reach / step <= 5 and f"{step:.0e}"[0] in "125"
 
 
 def test_the_files_are_the_same_every_time(segtrain, tmp_path):
@@ -141,6 +177,24 @@ def test_seeds_of_two_recipes(segtrain, tmp_path):
     assert "A, B, C: 3 seeds of one recipe: mean mIoU " in answer.out
     assert "seeds of each recipe to see a difference of 0.25 points: " in answer.out
     assert [one["seed"] for one in found["inputs"]] == [0, 1, 2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inference": {"name": "whole", "flip": True}}, {"step": 8}, {"protocol": {"weights": "averaged"}},
+        {"protocol": {"weights": "raw", "taxonomy": {"name": "own"}}},
+        {"protocol": {"weights": "raw", "selected_on": "val"}},
+    ],
+    ids=["inference", "step", "weights", "taxonomy", "selected_on"],
+)  # fmt: skip
+def test_seeds_that_were_scored_otherwise_are_no_recipe(tmp_path, change):
+    runs = seed_runs(tmp_path, "a", 0.4, 3, asdict(TrainConfig()))
+    result = json.loads((runs[1] / "evaluation.json").read_text())
+    (runs[1] / "evaluation.json").write_text(json.dumps(result | change))
+    recipes = [recipe_of(read_evaluation(run)) for run in runs]
+    assert [one.seed for one in recipes] == [0, 1, 2]
+    assert recipes[0].options == recipes[2].options != recipes[1].options
 
 
 def test_needed_seeds_are_those_of_power_tables():

@@ -1,8 +1,10 @@
 """`segtrain export` and `segtrain evaluate engine=`: the exported network predicts what the checkpoint does."""
 
+import hashlib
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +18,14 @@ from safetensors.torch import save_file
 from segtrain import load
 from segtrain.abn.convert import fold
 from segtrain.commands import export
-from segtrain.config import InferenceConfig
+from segtrain.config import InferenceConfig, ModelConfig
+from segtrain.errors import DataError, UsageError
 from segtrain.models import build_model
 from segtrain.models.deeplabv3 import DeepLabV3, window_means
 from segtrain.models.deployed import Deployed, trace
-from segtrain.scoring.engine import read_engine
+from segtrain.scoring.engine import Engine, read_engine
+from segtrain.scoring.inference import Prediction
+from segtrain.tasks.exported import EngineEvaluator, in_a_batch
 from tests.helpers import pages
 from tests.helpers.checkout import TINY
 from tests.helpers.networks import lived_in
@@ -107,18 +112,23 @@ def test_logits_take_tiles_and_a_fixed_size_takes_no_other(segtrain, trained):
         fixed.segment(image, InferenceConfig())
 
 
-def test_what_cannot_be_is_refused_before_anything_is_written(segtrain, trained):
+def test_what_cannot_be_is_refused_before_anything_is_written(segtrain, trained, folder_data):
     refused(segtrain("export", *trained, "output=a.pt"), "output=a.pt", ".onnx")
     refused(segtrain("export", *trained, "include=[softmax]"), "include", "normalise, argmax")
     refused(segtrain("export", "output=a.onnx"), "checkpoint=FILE", "run=FOLDER")
     refused(segtrain("evaluate", "engine=a.onnx"), "engine=FILE alone", "dataset=")
+    data = [word for word in folder_data[1] if word.startswith("dataset")]
+    for word in ("checkpoint_weights=raw", "taxonomy=own.yaml", "activation=relu", "boundary=true", "device=cuda"):
+        refused(segtrain("evaluate", "engine=a.onnx", word, *data), word.partition("=")[0], "leave this out")
     export.Path("a.py").write_text("# mine\n")
     refused(segtrain("export", *trained, "format=state_dict", "output=a.safetensors"), "a.py", "not of an export")
     assert export.Path("a.py").read_text() == "# mine\n" and not export.Path("a.safetensors").exists()
 
 
-def test_an_engine_that_predicts_otherwise_is_refused(segtrain, trained, monkeypatch):
+def test_an_engine_that_predicts_otherwise_is_refused(segtrain, trained, scenes, monkeypatch):
     assert segtrain("export", *trained, "format=state_dict", "output=a.safetensors").status == 0
+    answer = segtrain("evaluate", "engine=a.safetensors", "dataset=streets", f"dataset.root={scenes}")
+    refused(answer, "a.safetensors predicts 2 classes", "dataset=streets has", "or score the checkpoint itself")
     with safe_open("a.safetensors", "pt") as file:
         tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     tensors["network.cls.weight"].neg_()
@@ -134,6 +144,75 @@ def test_an_engine_that_predicts_otherwise_is_refused(segtrain, trained, monkeyp
     answer = segtrain("export", *trained, "format=torch_export", "output=b.pt2")
     refused(answer, "predicts otherwise", "nothing is written", status=1)
     assert not list(export.Path().glob("b.*")) and not list(export.Path().glob(".export-*"))
+
+
+def test_a_batch_must_not_change_what_an_engine_predicts(segtrain, trained):
+    assert segtrain("export", *trained, "format=state_dict", "output=a.safetensors").status == 0
+    with safe_open("a.safetensors", "pt") as file:
+        tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    source = export.Path("a.py").read_text() + (
+        "\n\nalone = forward\n\n\ndef forward(tensors, images):\n    found = alone(tensors, images)\n"
+        "    return found if len(images) == 1 else 1 - found\n"
+    )
+    export.Path("a.py").write_text(source)
+    described = json.loads(about["segtrain"]) | {"source_sha256": hashlib.sha256(source.encode()).hexdigest()}
+    save_file(tensors, "a.safetensors", {"segtrain": json.dumps(described)})
+    answer = segtrain("evaluate", "engine=a.safetensors", "checkpoint=run/last.pt", trained[1])
+    refused(answer, "6144 of 6144 pixels otherwise than itself in a batch of two", "not scored", status=1)
+
+
+@pytest.mark.parametrize(
+    ("counted", "text"),
+    [
+        ([1000, 2, 10000, 2], "2 of 1000 pixels otherwise than the checkpoint"),
+        ([10000, 2, 1000, 2], "2 of 1000 pixels otherwise than itself in a batch of two"),
+    ],
+)
+def test_what_differs_is_named(counted, text):
+    evaluator = EngineEvaluator.__new__(EngineEvaluator)
+    evaluator.engine = Engine(export.Path("a.onnx"), {}, lambda images: images)
+    with pytest.raises(DataError, match=text):
+        evaluator.evaluation(SimpleNamespace(pixels=np.array(counted), network=None), [], {}, {})
+
+
+def test_the_batch_has_the_mirrored_image_first():
+    seen = []
+
+    def run(images):
+        seen.append(images)
+        return torch.arange(len(images), dtype=torch.uint8)[:, None, None].expand(-1, *images.shape[2:])
+
+    about = {"include": ["normalise", "argmax"], "input": {"size": None, "minimum": 5}}
+    engine, image = Engine(export.Path("a.onnx"), about, run), pixels(6, 8, 3)
+    assert (in_a_batch(engine, image, InferenceConfig()) == 1).all()
+    assert (seen[0].numpy() == np.stack([image[:, ::-1], image]).transpose(0, 3, 1, 2)).all()
+    with pytest.raises(UsageError, match="at least 5 pixels a side, got 4x8"):
+        engine.segment(image[:4], InferenceConfig())
+
+
+@pytest.mark.parametrize(("changed", "batched", "logits"), [(1, 0, 0), (0, 1, 0), (0, 0, 0.002), (0, 0, 0)])
+def test_the_proof_bounds_each_difference(changed, batched, logits):
+    """Of 900 pixels one may not differ, and logits may by 0.001 of the largest."""
+    scores = torch.full((1, 2, 30, 30), 1.9999)
+    scores[:, 0] = 2.0
+
+    def run(images):
+        found = scores * (1 + logits)
+        if changed or len(images) > 1 and batched:
+            found[0, 1, 0, 0] = 2.0001
+        return found.expand(len(images), -1, -1, -1)
+
+    about = {"include": ["normalise"], "input": {"size": None, "minimum": 1}}
+    predictor = SimpleNamespace(
+        segment=lambda image, inference: Prediction(np.zeros((30, 30), np.uint8), None),
+        options=ModelConfig(), network=lambda images, upsample: scores,
+    )  # fmt: skip
+    engine, ends = Engine(export.Path("a.onnx"), about, run), SimpleNamespace(argmax=False)
+    if not (changed or batched or logits):
+        assert export.prove(engine, predictor, [pixels(30, 30, 3)], ends)[:3] == (900, 0, 0)
+        return
+    with pytest.raises(DataError, match=f"{changed} of 900 pixels changed, {batched} by a batch of two"):
+        export.prove(engine, predictor, [pixels(30, 30, 3)], ends)
 
 
 def test_what_is_no_engine_gets_one_sentence(segtrain, folder_data):

@@ -13,7 +13,10 @@ from PIL import Image
 
 from segtrain import load
 from segtrain.commands import predict as predicting
+from segtrain.config import ModelConfig
 from segtrain.data import inputs
+from segtrain.data.labels import LabelTable
+from segtrain.errors import UsageError
 from segtrain.scoring.predictor import Predictor
 from tests.helpers.checkout import TINY
 from tests.helpers.runs import Ranks, refused
@@ -58,6 +61,41 @@ def test_the_answers_of_another_network_or_inference_are_replaced(segtrain, trai
     assert "predicting  0 images" in segtrain("predict", *trained, "inference.flip=true").out
     Path("out/predict.json").write_text("damaged")
     assert "predicting  3 images" in segtrain("predict", *trained, "inference.flip=true").out
+    for word, names in (("taxonomy=own.yaml", "wet dry"), ("taxonomy=own.yaml", "dry wet"),
+                        ("checkpoint_weights=raw", "dry wet")):  # fmt: skip
+        Path("own.yaml").write_text("water: {}\nland: {}\n".format(*names.split()))
+        answer = segtrain("predict", *trained, word)
+        assert "replaced    out holds" in answer.out and "predicting  3 images" in answer.out, answer
+    checkpoint = torch.load("run/last.pt", weights_only=True)
+    names = [name for name in checkpoint["model"] if name.endswith("weight")]
+    checkpoint["model"][names[-1]] *= -1  # trained again, under the same name
+    torch.save(checkpoint, "run/last.pt")
+    answer = segtrain("predict", *trained, "checkpoint_weights=raw")
+    assert "replaced    out holds" in answer.out and "predicting  3 images" in answer.out, answer
+    Path("run").rename("moved")
+    answer = segtrain("predict", *(word.replace("run=run", "run=moved") for word in trained), "checkpoint_weights=raw")
+    assert "predicting  0 images" in answer.out, answer
+
+
+def test_only_networks_of_the_same_classes_and_inputs_are_averaged():
+    rows = [{"id": i, "name": name, "color": [i, i, i], "train_id": i} for i, name in enumerate("ab")]
+    table, other = LabelTable(rows, "a test"), LabelTable([rows[0], rows[1] | {"name": "c"}], "a test")
+
+    def network(table=table, options=None, **dataset):
+        options = options or ModelConfig()
+        return Predictor(torch.nn.Identity(), table, options, torch.device("cpu"), {"config": {"dataset": dataset}})
+
+    first = network(value_range=[0, 4095], channels=[0, 1, 2])
+    same = network(value_range=[0, 4095], channels=[0, 1, 2])
+    assert first.averaged_with([same], ["a.pt", "b.pt"]).others == (same,)
+    for what, second in (
+        ("classes", network(other, value_range=[0, 4095], channels=[0, 1, 2])),
+        ("dataset.channels", network(value_range=[0, 4095], channels=[2, 1, 0])),
+        ("dataset.value_range", network(value_range=[0, 255], channels=[0, 1, 2])),
+        ("mean and std", network(options=ModelConfig(std=[1, 1, 1]), value_range=[0, 4095], channels=[0, 1, 2])),
+    ):
+        with pytest.raises(UsageError, match=f"c.pt has other {what} than a.pt"):
+            first.averaged_with([same, second], ["a.pt", "b.pt", "c.pt"])
 
 
 def test_images_that_cannot_be_read_are_named_at_the_end(segtrain, trained):
@@ -128,14 +166,18 @@ def test_the_frames_of_a_video(segtrain, trained, monkeypatch):
     monkeypatch.setattr(inputs, "count_frames", lambda path: 5)  # as if it had become shorter since
     answer = segtrain("predict", *trained[1:], "input=film.avi", "overwrite=true")
     refused(answer, "film.avi ends at frame 3", status=1)
-    assert "4 images; " in answer.out
+    assert "predicting  5 images" in answer.out and "\n3 images; " in answer.out
 
 
 def test_two_processes_share_the_images(segtrain, trained):
     Path("photos/b/e.png").write_bytes(b"no image")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open("photos/b/c.png").save("photos/b/c.png", exif=exif)  # the second process reads it
     out, err = Ranks(2, "predict", *trained).ended(status=1)
     assert "photos/b/e.png" in err and "Traceback" not in err
     assert out.count("predicting  4 images") == 1 and "\n3 images; " in out
+    assert "exif        1 on its left side (6)" in out
     predictor = load("run", device="cpu")
     for name in ("a", "b/c", "b/d"):
         assert (np.asarray(Image.open(f"out/raw/{name}.png")) == predictor.predict(f"photos/{name}.png")).all()

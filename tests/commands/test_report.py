@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from segtrain.commands.report import pictures
 from segtrain.commands.report.charts import line_chart, thinned, ticks
+from segtrain.commands.report.page import made_of
 from segtrain.commands.report.pictures import Shown, as_uris, region_window
 from segtrain.commands.report.tables import image_table
 from segtrain.data.labels import LabelTable
@@ -230,6 +232,11 @@ def test_what_is_missing_is_said(segtrain, trained_run, tmp_path):
     answer = segtrain(*words)
     assert answer.status == 0 and "The run is not finished" in answer.out and "There is no checkpoint" in answer.out
     assert "Curves" in (run / "report.html").read_text()
+
+
+def test_the_configuration_is_shown_as_it_is():
+    facts = SimpleNamespace(saved={}, sessions=[], config={"dataset": {"root": "C:\\new <data>", "name": "a"}})
+    assert '<pre tabindex="0">dataset:\n  root: C:\\new &lt;data&gt;\n  name: a</pre>' in made_of(facts)
 
 
 def test_a_run_of_image_classification(segtrain, trained_run, tmp_path):

@@ -172,6 +172,17 @@ def test_every_run_of_a_sweep(segtrain, tmp_path):
     ]  # fmt: skip
 
 
+def test_seeds_without_a_best_score_are_listed(segtrain, tmp_path):
+    """Every validation of the second one was by another inference than it has now."""
+    common = {"evaluation": 40, "steps": 40}
+    make(tmp_path / "runs", "toy-seed=0", seed=0, scores=[(20, 0.5), (40, 0.4)], **common)
+    run = make(tmp_path / "runs", "toy-seed=1", seed=1, scores=[(40, 0.6)], **common)
+    (run / "environment.json").write_text('[{"other_inference_until": 40}]')
+    answer = segtrain("runs")
+    assert answer.status == 0, answer
+    assert " ".join(rows_of(answer.out)[1][:11]) == "toy 40 of 40 finished 50.0 14.1 - - - 0,1"
+
+
 def test_runs_that_differ_in_more_than_the_seed_are_no_group(tmp_path, segtrain):
     root = tmp_path / "runs"
     common = {"evaluation": 40, "scores": [(40, 0.5)]}

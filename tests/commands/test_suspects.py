@@ -35,8 +35,9 @@ def test_regions_worked_by_hand():
     assert 0 < one.suspicion < two.suspicion < 0.9
     assert one.suspicion == pytest.approx(0.9 * (1 - np.exp(-100 / 400)))
     target[5:10, 10:20] = 1
-    half = next(iter(contradictions(target, prediction, probability, 4)))
-    assert half.covered in (1.0, 0.5) and list(contradictions(truth, truth, probability, 4)) == []
+    half = {one.label: one for one in contradictions(target, prediction, probability, 4)}[3]
+    assert (half.area, half.covered) == (50, 1.0)  # half of the predicted object, and all of the labelled one
+    assert list(contradictions(truth, truth, probability, 4)) == []
     cut = truth.copy()
     cut[5:15, 15:20] = 0  # the label is half as wide as the object
     assert [one.covered for one in contradictions(cut, truth, probability, 4)] == [0.5]

@@ -47,6 +47,20 @@ def test_the_first_error_is_raised_and_what_waits_behind_it_is_left_out():
     assert done == [0]
 
 
+def test_what_is_given_before_the_error_but_begins_after_it_is_left_out():
+    done, go = [], threading.Event()
+
+    def fail():
+        assert go.wait(WAIT)
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"), Background(1) as calls:
+        calls.call(fail)
+        calls.call(done.append, 1)
+        go.set()
+    assert done == []
+
+
 def test_the_error_of_the_last_call_is_raised_too():
     def fail():
         time.sleep(0.02)

@@ -16,11 +16,13 @@ TABLE = LabelTable(
 
 
 def evaluation_folder(
-    folder, wrong=0.2, seed=0, images=30, rules=PLAIN, table=TABLE, names=None, labels=0, size=(12, 16), step=7
-):
+    folder, wrong=0.2, seed=0, images=30, rules=PLAIN, table=TABLE, names=None, labels=0, size=(12, 16), step=7,
+    outside=0.0,
+):  # fmt: skip
     """Write an evaluation in which that fraction of the pixels is predicted as a random class.
 
-    labels: seed of the label images; seed: of the predictions. Returns the folder.
+    labels: seed of the label images; seed: of the predictions. outside: fraction of the pixels that is predicted as an
+    id of no class. Returns the folder.
     """
     names = names or [f"image {number:03d}" for number in range(images)]
     scores, collected = Scores(table, rules), ImageCounts(table.num_classes)
@@ -29,6 +31,7 @@ def evaluation_folder(
         ids = np.sort(truth.integers(0, 3, size).astype(np.uint8), 0)
         errors = own.random(size) < min(1, wrong * own.gamma(2) / 2)
         predicted = np.where(errors, own.integers(0, 3, size), ids).astype(np.uint8)
+        predicted[own.random(size) < outside] = 9
         collected.add(name, ids.shape, scores.add(ids, predicted), scores.class_of)
     identities = [f"/{name}" for name in names]
     by_image = collected.in_order(names, identities, table.names, rules, {"dataset": "mine", "split": "val"})

@@ -83,6 +83,8 @@ def test_the_file_is_the_same_in_any_order_and_reads_back(tmp_path):
     again = read_image_counts(tmp_path / "1/images.npz")
     assert (again.names, again.identities) == (NAMES, [f"family/{name}" for name in NAMES])
     assert (again.about["absent_classes"], again.about["ignored_predictions"]) == ("union", "dropped")
+    assert again.keys() == again.identities
+    assert again._replace(identities=["family/a", "family/a", "family/b"]).keys() == NAMES
     for mine, theirs in zip(first, again, strict=True):
         np.testing.assert_array_equal(mine, theirs)
     with np.load(tmp_path / "1/images.npz") as file:

@@ -138,6 +138,19 @@ def test_an_exported_network_has_one_precision():
         engine.refuse(InferenceConfig(precision="bf16"))
 
 
+def test_what_an_exported_network_cannot_do_is_named():
+    logits = Engine(Path("a.onnx"), {"include": ["normalise"]}, lambda images: images)
+    labels = logits._replace(metadata={"include": ["argmax", "normalise"]})
+    views = {"scales": [0.5, 1.0], "flip": True}
+    for engine in (logits, labels):
+        engine.refuse(InferenceConfig(name="other"))
+        with pytest.raises(UsageError, match=r"inference.longest_side=64 is not possible .*: leave it out"):
+            engine.refuse(InferenceConfig(longest_side=64, **views))
+    logits.refuse(InferenceConfig(**views))
+    with pytest.raises(UsageError, match=r"inference.flip=true is not possible .*include=\[normalise\]"):
+        labels.refuse(InferenceConfig(flip=True))
+
+
 def test_results_state_a_precision_only_where_it_was_chosen():
     """What earlier versions have written, such as predict.json, is compared with it."""
     assert "precision" not in InferenceConfig().stated()

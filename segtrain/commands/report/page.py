@@ -177,8 +177,8 @@ def example_images(facts: RunFacts, shown: Pictures) -> str:
             parts += [example(one, uri) for one, uri in zip(images, uris, strict=True)]
     moved = sum(one.moved for one in {one.name: one for _, images in groups for one in images}.values())
     if moved:
-        parts.append(f'<p class="note">{moved:,} pixels of these images are predicted otherwise than in the '
-                     "evaluation, as on another device or with another version of torch.</p>")  # fmt: skip
+        parts.append(f'<p class="note">At least {moved:,} pixels of these images are predicted otherwise than '
+                     "in the evaluation, as on another device or with another version of torch.</p>")  # fmt: skip
     return "".join(parts)
 
 
@@ -233,7 +233,7 @@ def made_of(facts: RunFacts) -> str:
     parts = [limits, card(entries) if entries else '<p class="soft">The checkpoint names neither data nor weights.</p>']
     if sessions:
         parts.append(f"<h3>Sessions</h3>{sessions}")
-    lines = "\n".join(text(line).replace("\\n", "") for line in config.splitlines())
+    lines = "\n".join(map(text, config.splitlines()))
     parts.append(f'<details><summary>Configuration (config.yaml)</summary><pre tabindex="0">{lines}</pre></details>')
     return "".join(parts)
 
