@@ -18,6 +18,7 @@ import cv2
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from segtrain.console import say
 from segtrain.errors import DataError, SegtrainError
@@ -60,6 +61,27 @@ def items_of(loader: "DataLoader[Any]", stopped: Callable[[], bool] = never) -> 
         workers.end()
 
 
+class Started(_MultiProcessingDataLoaderIter):
+    """torch's iterator. Where its __init__ ends early, its __del__ fails and prints a traceback."""
+
+    def __del__(self) -> None:
+        if hasattr(self, "_workers_num_tasks"):  # __init__ set it, after all that the end needs
+            super().__del__()
+        elif getattr(self, "_worker_pids_set", False):
+            torch._C._remove_worker_pids(id(self))
+
+
+@contextlib.contextmanager
+def keeping_child_handler() -> Generator[None, None, None]:
+    """Restore the handler of SIGCHLD: torch sets one that raises wherever the main thread happens to be."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler)
+
+
 class Workers:
     """The processes of a loader, and the thread that takes items from them.
 
@@ -67,18 +89,19 @@ class Workers:
     """
 
     def __init__(self, loader: "DataLoader[Any]") -> None:
-        before, handler = child_processes(), signal.getsignal(signal.SIGCHLD)
+        before = child_processes()
         try:
-            iterator = iter(loader)
-        except OSError as error:
+            with keeping_child_handler():
+                iterator = Started(loader)
+        except BaseException as error:  # that of a signal too
             for process in child_processes() - before:
                 process.kill()
+            if not isinstance(error, OSError):
+                raise
             raise SegtrainError(
                 f"{loader.num_workers} loader processes cannot be started ({error.strerror or error}): "
                 f"{remedy_of(error)}"
             ) from error
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, handler)  # torch's raises wherever the main thread happens to be
         self.processes = child_processes() - before
         self.owner = os.getpid()
         self.wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()

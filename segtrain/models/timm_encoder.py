@@ -94,9 +94,8 @@ def refuse_unknown_encoder(name: str) -> None:
     plain, _, tag = name.partition(".")
     known = timm.list_models()
     if plain not in known:
-        raise UsageError(
-            f"model.backbone={PREFIX}{name}: timm has no {plain}{meant(plain, known, PREFIX) or '; timm.list_models() has all names'}"
-        )
+        near = meant(plain, known, PREFIX) or "; timm.list_models() has all names"
+        raise UsageError(f"model.backbone={PREFIX}{name}: timm has no {plain}{near}")
     tags = [one.partition(".")[2] for one in timm.list_pretrained(f"{plain}.*")]
     if tag and tag not in tags:
         raise UsageError(

@@ -1,5 +1,6 @@
 """Loader processes that die, stop or fail: one sentence, no waiting for ever, and none of them is left."""
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -163,6 +164,7 @@ def test_full_shared_memory_is_a_sentence(scenes, monkeypatch):
     assert "docker run --shm-size" in str(said.value)
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_processes_that_cannot_be_started_leave_none(monkeypatch):
     forked, fork = itertools.count(), os.fork
 
@@ -174,6 +176,33 @@ def test_processes_that_cannot_be_started_leave_none(monkeypatch):
     monkeypatch.setattr(os, "fork", scarce)
     with reading(abs) as items, pytest.raises(SegtrainError, match="2 loader processes cannot be started .*Resource"):
         next(items)
+    gc.collect()
+
+
+class Interrupted(BaseException):
+    """As a handler of a signal raises, which is not an Exception."""
+
+
+def interrupt(*_):
+    raise Interrupted
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("moment", ["_set_worker_pids", "_set_SIGCHLD_handler"])
+def test_a_signal_while_processes_are_started_leaves_none_and_prints_nothing(moment, monkeypatch):
+    before, handler = multiprocessing.active_children(), signal.getsignal(signal.SIGCHLD)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.utils.data._utils.signal_handling, moment, interrupt)
+        with reading(abs) as items, pytest.raises(Interrupted):
+            next(items)
+    gc.collect()
+    assert signal.getsignal(signal.SIGCHLD) == handler
+    until = time.monotonic() + 10
+    while set(multiprocessing.active_children()) - set(before):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    with reading(abs) as items:
+        assert list(items)[:2] == [0, 1]
 
 
 def test_a_fork_does_not_end_the_processes_of_its_parent():
