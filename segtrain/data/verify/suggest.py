@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from segtrain.data.images import LENGTH, WIDTH, opened, read_bytes, tiff_tags
+from segtrain.data.images import read_extent
 from segtrain.data.sample import spread
 from segtrain.errors import DataError
 
@@ -24,13 +24,8 @@ def typical_size(paths: Sequence[Path]) -> tuple[int, int] | None:
     sizes = []
     for path in spread(paths, SIZES_READ):
         try:
-            data = read_bytes(path)
-            if tags := tiff_tags(data):  # Pillow reads not all of them
-                sizes.append((int(tags[LENGTH]), int(tags[WIDTH])))
-                continue
-            with opened(path, data) as image:
-                sizes.append((image.size[1], image.size[0]))
-        except (DataError, KeyError):
+            sizes.append(read_extent(path))
+        except DataError:
             continue  # `segtrain check` names it
     return None if not sizes else (round(median(h for h, _ in sizes)), round(median(w for _, w in sizes)))
 

@@ -13,7 +13,7 @@ from segtrain.config import DatasetConfig, FolderConfig
 from segtrain.console import say
 from segtrain.data.bands import lost_bands
 from segtrain.data.folders import matching
-from segtrain.data.images import read_bytes
+from segtrain.data.images import SUFFIXES, read_bytes
 from segtrain.data.sample import Sample, spread
 from segtrain.data.sets.folder import match_patterns
 from segtrain.data.verify.channels import measure_channels
@@ -74,7 +74,7 @@ def write_guess(data: DatasetConfig, path: Path) -> None:
     if found.unlabelled is not None:
         content |= {"order": data.order, "unlabelled": found.unlabelled}
     images = training_images(found, root, splits["train"])
-    content |= (channels := bands_to_name(images, found.format))
+    content |= (channels := bands_to_name(images))
     content["splits"] = splits
     write_atomically(path, (GUESSED + yaml.safe_dump(content, sort_keys=False)).encode())
     for split, entry in splits.items():
@@ -98,10 +98,10 @@ def training_images(found: Recognised, root: Path, entry: dict[str, str]) -> lis
     """Those that the suggestion for a training looks at; none of a parquet file."""
     if found.pairs.get("train") or "images" not in entry:
         return [image for image, _ in found.pairs.get("train", [])]
-    return [file for _, file in matching(root, entry["images"])]
+    return [file for _, file in matching(root, entry["images"]) if file.suffix.lower() in SUFFIXES]
 
 
-def bands_to_name(images: list[Path], form: str) -> dict[str, list[int]]:
+def bands_to_name(images: list[Path]) -> dict[str, list[int]]:
     """`channels` where images have bands that would be lost otherwise; nothing where they are read as RGB."""
     found = set()
     for path in spread(images, BANDS_READ):
@@ -109,9 +109,6 @@ def bands_to_name(images: list[Path], form: str) -> dict[str, list[int]]:
             found.add(lost_bands(read_bytes(path), path))
     counts = sorted(count for count in found if count is not None)
     if not counts:
-        return {}
-    if form != "masks":
-        say(f"note: images have {counts[0]} bands, of which labels of the format {form} take RGB only: convert both")
         return {}
     if len(found) > 1:
         say(f"note: some images have {counts[0]} bands and others not: add channels, such as [0,1,2], that all have")
