@@ -99,15 +99,16 @@ class ElementDropoutFunction(torch.autograd.Function):
 
 
 def pack(mask: Tensor) -> Tensor:
-    """A dense mask of zeros and ones as uint8 (ceil(numel / 8),), in the order of its memory.
+    """A dense mask of zeros and ones as uint8 (1, ceil(numel / 8)), in the order of its memory.
 
-    Bit i of the bytes is the eighth number i of the mask, so that each eighth is one run of memory.
+    Bit i of the bytes is the eighth number i of the mask, so that each eighth is one run of memory. Two dimensions, as
+    codes have them: `kept_bytes` and the ledger take one dimension for a vector of the channels.
     """
     flat = mask.as_strided((mask.numel(),), (1,))
     eighth = -(-flat.numel() // 8)
-    bits = torch.zeros(eighth, dtype=torch.uint8, device=mask.device)
+    bits = torch.zeros(1, eighth, dtype=torch.uint8, device=mask.device)
     for i, part in enumerate(flat.split(eighth)):
-        bits[: part.numel()].add_(part.to(torch.uint8), alpha=1 << i)
+        bits[0, : part.numel()].add_(part.to(torch.uint8), alpha=1 << i)
     return bits
 
 
@@ -115,4 +116,4 @@ def unpack_into(mask: Tensor, bits: Tensor) -> None:
     """Write what `pack` packed into a dense mask of the same size and stride, of any dtype."""
     flat = mask.as_strided((mask.numel(),), (1,))
     for i, part in enumerate(flat.split(bits.numel())):
-        part.copy_(bits[: part.numel()].bitwise_right_shift(i).bitwise_and_(1))
+        part.copy_(bits[0, : part.numel()].bitwise_right_shift(i).bitwise_and_(1))

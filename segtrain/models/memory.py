@@ -23,13 +23,12 @@ from segtrain.models.pooling import MaxPool2d
 def kept_bytes(function: Callable[[], Tensor]) -> int:
     """Bytes that autograd keeps for backward while `function` runs: each storage once, without parameters.
 
-    Vectors (statistics per channel) are not counted, but packed bytes are. Works on real and on fake tensors.
+    Vectors (statistics per channel) are not counted. Works on real and on fake tensors.
     """
     storages: dict[int, tuple[Any, int]] = {}
 
     def pack(t: Tensor) -> Tensor:
-        counts = t.dim() > 1 or t.dtype == torch.uint8
-        if counts and not isinstance(t if t._base is None else t._base, nn.Parameter):
+        if not isinstance(t if t._base is None else t._base, nn.Parameter) and t.dim() > 1:
             storage = t.untyped_storage()
             storages[storage._cdata] = storage, storage.nbytes()  # held, so that no other storage gets its address
         return t

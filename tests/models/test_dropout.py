@@ -88,7 +88,7 @@ def test_a_packed_mask_is_read_again():
     """By a layout that a hand can follow: bit i is eighth i."""
     mask = torch.tensor([1, 0, 1, 1, 0, 0, 1, 0, 0, 1.0]).view(2, 5)
     bits = dropout.pack(mask)
-    assert bits.tolist() == [0b00001011, 0b00010010]  # pairs 10 11 00 10 01
+    assert bits.tolist() == [[0b00001011, 0b00010010]]  # pairs 10 11 00 10 01
     again = torch.full((2, 5), 7.0)
     dropout.unpack_into(again, bits)
     assert torch.equal(again, mask)
