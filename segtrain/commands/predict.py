@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,9 @@ from segtrain.errors import DataError, UsageError
 from segtrain.files import read_side_json, write_atomically
 from segtrain.models.precision import require_precision
 from segtrain.scoring import figures
+from segtrain.scoring.batches import Given, predictions
 from segtrain.scoring.inference import Prediction
-from segtrain.scoring.predictor import Predictor, load_predictor, naming_image
+from segtrain.scoring.predictor import Predictor, load_predictor
 from segtrain.scoring.report import file_hash
 from segtrain.threads import Background, cpus, threaded_map
 
@@ -91,19 +92,24 @@ def predict_all(
     found, of all processes."""
     done, errors = 0, list[str]()
     tags: Counter[int] = Counter()
-    reading = closing(read_inputs(inputs, predictor))
-    with reading as images, Background(min(WRITERS, cpus())) as writing:
+
+    def readable(images: Iterable[ReadInput]) -> Iterator[Given]:
         for number, (one, image, tag) in enumerate(images, 1):
             progress.show(min(number * dist.size, progress.total))
             if isinstance(image, DataError):
                 errors.append(str(image))
                 continue
             tags.update([tag] if tag != AS_STORED else [])
-            answering = advising(predictor.options, predictor.table.num_classes, config.inference, predictor.device)
-            with answering, naming_image(str(one), image):
-                found = predictor.segment(image, config.inference, "prob" in config.outputs)
-            writing.call(write_outputs, one, image, found, predictor.table, config.outputs, output)
-            done += 1
+            yield Given((one, image), str(one), image)
+
+    reading = closing(read_inputs(inputs, predictor))
+    advice = advising(predictor.options, predictor.table.num_classes, config.inference, predictor.device)
+    with reading as images, Background(min(WRITERS, cpus())) as writing, advice:
+        found = predictions(predictor, readable(images), config.inference, "prob" in config.outputs)
+        with closing(found) as answers:
+            for (one, image), answer in answers:
+                writing.call(write_outputs, one, image, answer, predictor.table, config.outputs, output)
+                done += 1
     everyone = dist.all_gather([done, errors, dict(tags)])
     for _, _, theirs in everyone[: dist.rank] + everyone[dist.rank + 1 :]:
         tags.update({int(tag): count for tag, count in theirs.items()})

@@ -1,7 +1,7 @@
 """What a task offers to training, and the one evaluator that training, `segtrain evaluate` and the API use."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -81,7 +81,10 @@ class Evaluator(ABC, Generic[Answer]):
             "dataset": self.dataset, "split": self.split, "inference": self.inference.stated(),
             "checkpoint": facts.checkpoint, "step": facts.step,
         }  # fmt: skip
-        how = {"inference": described["inference"], "precision": dtype_name(self.inference.precision), **facts.protocol}
+        how = {
+            "inference": described["inference"], "precision": dtype_name(self.inference.precision),
+            **self.inference.execution(), **facts.protocol,
+        }  # fmt: skip
         return self.evaluation(counts, panels, described, self.protocol(counts, facts.trained_on, how))
 
     def brief(
@@ -121,8 +124,9 @@ class Evaluator(ABC, Generic[Answer]):
 
     @abstractmethod
     def predict(
-        self, network: nn.Module, device: torch.device, numbers: range, workers: int, stopped: Callable[[], bool]
-    ) -> Generator[Answer, None, None]:
+        self, network: nn.Module, device: torch.device, numbers: Sequence[int], workers: int,
+        stopped: Callable[[], bool],
+    ) -> Generator[Answer, None, None]:  # fmt: skip
         """The network's answers for the images of these numbers, each image once, in order.
 
         They end early if `stopped` while an image is waited for. Closing ends the loader processes.

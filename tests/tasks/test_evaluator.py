@@ -161,3 +161,19 @@ def test_the_network_of_either_task_computes_in_inference_precision(task):
         card = task.evaluator().run(network, CPU, World(), 0, facts=FACTS).result["protocol"]
         assert (seen, f"torch.{card['precision']}") == ({dtype}, str(dtype))
         seen.clear()
+
+
+def test_a_batch_changes_neither_scores_nor_their_order(task):
+    """evaluation.json and images.npz, but for one entry of the protocol."""
+    network, found = network_of(task), []
+    for batch in (None, 1, 3):
+        task.config.inference.batch_size = batch
+        evaluation = task.evaluator("train").run(network, CPU, World(), 0, figures=3, facts=FACTS)
+        card = evaluation.result["protocol"]
+        assert card.pop("batch_size", None) == batch and "batch_size" not in evaluation.result["inference"]
+        found.append(evaluation)
+    assert found[0].result == found[1].result == found[2].result
+    assert (found[0].examples == found[2].examples).all()
+    if isinstance(task, Segmentation):
+        for one, other in zip(found[0].images, found[2].images, strict=True):
+            assert np.array_equal(one, other)
