@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from segtrain.config import PredictConfig, checkpoint_line, shared_values
+from segtrain.config import InferenceConfig, PredictConfig, checkpoint_line, shared_values
 from segtrain.console import Progress, say
 from segtrain.data.bands import read_channels
 from segtrain.data.images import orientation_of, read_bytes
@@ -18,13 +18,13 @@ from segtrain.data.inputs import Input, find_inputs, read_frames
 from segtrain.data.labels import LabelTable
 from segtrain.data.orientation import AS_STORED, describe_tags
 from segtrain.device import describe_device
-from segtrain.distributed.group import World, init_distributed
+from segtrain.distributed.group import World, equal_shares, init_distributed
 from segtrain.engine.planning.automatic import advising
 from segtrain.errors import DataError, UsageError
 from segtrain.files import read_side_json, write_atomically
 from segtrain.models.precision import require_precision
 from segtrain.scoring import figures
-from segtrain.scoring.batches import Given, predictions
+from segtrain.scoring.batches import Given, pixels_to_predict, predictions
 from segtrain.scoring.inference import Prediction
 from segtrain.scoring.predictor import Predictor, load_predictor
 from segtrain.scoring.report import file_hash
@@ -51,16 +51,18 @@ def predict(config: PredictConfig) -> Path:
         predictor = networks_of(config)
         require_precision(config.inference.precision, predictor.device)
         output = Path(config.output or "segtrain-out/predict")
-        numbers = []
+        shares: list[list[int]] = []
         if dist.main:
             start_folder(output, made_by(config, predictor), config.overwrite)
             numbers = [n for n, one in enumerate(inputs) if not is_finished(one, output, config.outputs)]
-        todo = [inputs[n] for n in dist.all_gather(numbers)[0]]  # before any process finishes another
+            shares = shared_inputs(inputs, numbers, config.inference, dist.size)
+        shares = dist.all_gather(shares)[0]  # before any process finishes another
+        todo = [inputs[n] for share in shares for n in share]
         if len(todo) < len(inputs):
             say(f"finished    {len(inputs) - len(todo)} of {len(inputs)} images before; overwrite=true does them again")
         how = f"{config.inference}, on {describe_device(predictor.device)}"
         say(f"predicting  {len(todo)} images, {how}")
-        progress, mine = Progress("predicting", len(todo)), todo[dist.rank :: dist.size]
+        progress, mine = Progress("predicting", len(todo)), [inputs[n] for n in shares[dist.rank]]
         done, errors, tags = predict_all(mine, predictor, config, output, progress, dist)
         classes = predictor.table.source
         held = [f"{kind}/ holds {text.format(classes)}" for kind, text in HOLDS.items() if kind in config.outputs]
@@ -73,6 +75,16 @@ def predict(config: PredictConfig) -> Path:
             listed.everywhere = True
             raise listed
         return output
+
+
+def shared_inputs(
+    inputs: Sequence[Input], numbers: Sequence[int], inference: InferenceConfig, processes: int
+) -> list[list[int]]:
+    """These numbers of inputs, divided among the processes by the pixels of the images; frames are of one size."""
+    costs = [1] * len(numbers)
+    if processes > 1 and all(inputs[n].frame is None for n in numbers):
+        costs = pixels_to_predict([inputs[n].path for n in numbers], inference)
+    return [[numbers[place] for place in share] for share in equal_shares(costs, processes)]
 
 
 def networks_of(config: PredictConfig) -> Predictor:

@@ -1,7 +1,8 @@
 """Predictions of many images: images of equal size in batches, the next batch on its way to the device meanwhile."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 
 from segtrain.config import InferenceConfig
+from segtrain.data.images import announced_size
 from segtrain.scoring.inference import Prediction
 from segtrain.scoring.predictor import Predictor, naming_image
+from segtrain.threads import portion, threaded_map
 
 T = TypeVar("T")
 Begun = TypeVar("Begun")
@@ -102,6 +105,20 @@ def predictions(
                 images, seen = [one.image for one in batch], transfer.finish(begun)
                 found = predictor.segment_batch(images, seen, options, probability, targets or None)
             yield from zip([one.key for one in batch], found, strict=True)
+
+
+def pixels_to_predict(paths: Sequence[Path], options: InferenceConfig) -> list[int]:
+    """How many pixels of each image file the network will see; 1 where the file does not say its size."""
+
+    def seen(path: Path) -> int:
+        size = announced_size(path)
+        if size is None or min(size) < 1:
+            return 1
+        enlarged = 1.0 if options.longest_side is None else options.longest_side / max(size)
+        return max(1, round(size[0] * size[1] * enlarged**2))
+
+    with closing(threaded_map(seen, paths, at_once=portion(len(paths)))) as found:
+        return list(found)
 
 
 def equal_sizes(items: Iterable[Given], most: int) -> Iterator[list[Given]]:

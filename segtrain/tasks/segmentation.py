@@ -39,7 +39,7 @@ from segtrain.errors import DataError, UsageError
 from segtrain.losses import Loss, build_loss
 from segtrain.models import Segmenter
 from segtrain.scoring import figures
-from segtrain.scoring.batches import Given, predictions
+from segtrain.scoring.batches import Given, pixels_to_predict, predictions
 from segtrain.scoring.extra_metrics import metric_scalars
 from segtrain.scoring.image_counts import ImageCounts
 from segtrain.scoring.mean_loss import MeanLoss, loss_entry
@@ -285,6 +285,9 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
             with closing(predictions(predictor, given, self.inference)) as answers:
                 for item, found in answers:
                     yield LabelledImage(item, found.train_ids, found.loss)
+
+    def image_costs(self) -> list[int]:
+        return pixels_to_predict([sample.image for sample in self.samples], self.inference)
 
     def counts(self) -> SegmentationCounts:
         rules = dataset_spec(self.data).rules
