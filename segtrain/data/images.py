@@ -191,6 +191,20 @@ def opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
         raise unreadable(path, error) from error
 
 
+def announced_size(path: Path) -> tuple[int, int] | None:
+    """Height and width, in either order, as the first bytes of an image file say; None where Pillow finds none.
+
+    Nothing is decoded or checked: for how long an image will take, not for what is in it.
+    """
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file, Image.open(file) as image:
+            return image.height, image.width
+    except BROKEN:
+        return None
+
+
 def require_possible(image: Image.Image, data: bytes, path: Path) -> None:
     """DataError for a size that no memory holds, or that the file cannot have."""
     pixels, fault = image.width * image.height, ""
