@@ -244,6 +244,14 @@ def read_header(path: Path) -> tuple[int, int, str]:
         return *stored_size(image, kind), str(image.mode)
 
 
+def read_extent(path: Path) -> tuple[int, int]:
+    """(height, width) as stored, of an image with any bands. DataError for what is no image."""
+    tags = tiff_tags(read_bytes(path))
+    if WIDTH in tags and LENGTH in tags:  # Pillow does not read all of them
+        return int(tags[LENGTH]), int(tags[WIDTH])
+    return read_header(path)[:2]
+
+
 def stored_size(image: Image.Image, kind: Header) -> tuple[int, int]:
     """(height, width) as stored; of a TIFF file, Pillow has already applied the orientation."""
     return turned_size((image.height, image.width), valid_tag(kind.tags.get(TAG)))

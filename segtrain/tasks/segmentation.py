@@ -91,6 +91,10 @@ class Segmentation(Task):
             options.class_weights = automatic_weights(self.mixture, self.table, cache)
             listed = describe_weights(options.class_weights, self.table.names)
             say(f"weights    of the classes, inverse to their pixels in {self.num_train} labels: {listed}")
+            drawn = self.config.sampling.class_uniform
+            if drawn > 0:
+                both = f"loss.class_weights=auto and sampling.class_uniform={drawn:g}"
+                say(f"WARNING    {both} both favour rare classes, which so count twice: leave one of the two out")
 
     def loss(self) -> Loss:
         return build_loss(self.config.loss, self.num_classes, self.mixture.groups)
