@@ -1,10 +1,10 @@
 """Options of inference: inference.*"""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from segtrain.config.dataset import SIZE
-from segtrain.config.options import LARGEST_SIZE, Group, option, require
+from segtrain.config.options import LARGEST_SIZE, Group, as_written, default_of, option, require
 
 
 @dataclass
@@ -37,7 +37,12 @@ class InferenceConfig(Group):
     )
 
     def __str__(self) -> str:
-        return f"inference {self.name} in {self.precision}"
+        """'inference whole in fp32', or 'inference whole (scales=[0.45] flip=true) in fp32'."""
+        plain = {item.name: default_of(item) for item in fields(self)}
+        seen = ("scales", "flip", "tile", "longest_side")
+        chosen = [f"{key}={as_written(getattr(self, key))}" for key in seen if getattr(self, key) != plain[key]]
+        how = f"{self.name} ({' '.join(chosen)})" if chosen else self.name
+        return f"inference {how} in {self.precision}"
 
     def stated(self) -> dict[str, Any]:
         """As results state it: without the precision where it is fp32, which all had before there was a choice."""
