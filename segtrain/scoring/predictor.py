@@ -20,7 +20,7 @@ from segtrain.errors import ImageTooLarge, UsageError
 from segtrain.models import BACKBONES, HEADS, Classifier, Segmenter, from_config
 from segtrain.models.precision import answer_in, require_precision
 from segtrain.models.preprocess import normalise_images
-from segtrain.scoring.inference import Prediction, fitted, nearest, segment
+from segtrain.scoring.inference import Prediction, fitted, nearest, segment_batch
 from segtrain.weights import checkpoint
 from segtrain.weights.network_file import run_content
 
@@ -138,34 +138,48 @@ class Predictor(NamedTuple):
         target: train ids uint8 (H, W) of the network's own classes, for the loss.
         """
         options = inference or InferenceConfig()
-        if image.shape[2] != self.options.in_channels:
-            raise UsageError(
-                f"the network takes images of {self.options.in_channels} channels (model.in_channels), got "
-                f"{image.shape[2]}"
-            )
-        seen = image if options.longest_side is None else fitted(image, options.longest_side)
-        tensor = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None].to(self.device)
+        targets = None if target is None else [target]
+        return self.segment_batch([image], self.seen([image], options), options, probability, targets)[0]
 
+    def seen(self, images: Sequence[np.ndarray], options: InferenceConfig) -> torch.Tensor:
+        """Images uint8 (H, W, in_channels) of one size, as the network sees them: uint8 (N, in_channels, h, w) on the
+        host. UsageError for other channels."""
+        channels = images[0].shape[2]
+        if channels != self.options.in_channels:
+            raise UsageError(
+                f"the network takes images of {self.options.in_channels} channels (model.in_channels), got {channels}"
+            )
+        fitting = [one if options.longest_side is None else fitted(one, options.longest_side) for one in images]
+        planes = [torch.from_numpy(np.ascontiguousarray(one.transpose(2, 0, 1))) for one in fitting]
+        return planes[0][None] if len(planes) == 1 else torch.stack(planes)
+
+    def segment_batch(
+        self, images: Sequence[np.ndarray], seen: torch.Tensor, options: InferenceConfig, probability: bool = False,
+        targets: Sequence[np.ndarray] | None = None,
+    ) -> list[Prediction]:  # fmt: skip
+        """`segment` for images of one size. seen: `seen(images, options)`, on whatever device."""
+        tensor = seen.to(self.device)
         networks = [partial(one.logits, precision=options.precision) for one in (self, *self.others)]
-        wanted = None if target is None else torch.from_numpy(target).to(self.device).long()
-        found = segment(networks, tensor, options, probability, self.mapping, wanted)
+        wanted = None if targets is None else [torch.from_numpy(one).to(self.device).long() for one in targets]
+        found = segment_batch(networks, tensor, options, probability, self.mapping, wanted)
         if options.longest_side is None:
             return found
-        size, certain = (image.shape[0], image.shape[1]), found.probability
-        return Prediction(
-            nearest(found.train_ids, size), None if certain is None else nearest(certain, size), found.loss
-        )
+        size = images[0].shape[0], images[0].shape[1]
+        return [
+            Prediction(nearest(ids, size), None if certain is None else nearest(certain, size), loss)
+            for ids, certain, loss in found
+        ]
 
 
 @contextmanager
-def naming_image(name: str, image: np.ndarray) -> Iterator[None]:
-    """Inside, running out of memory is the fault of this image (H, W, 3): ImageTooLarge."""
+def naming_image(name: str, image: np.ndarray, together: int = 1) -> Iterator[None]:
+    """Inside, running out of memory is the fault of this image (H, W, 3), the first of so many: ImageTooLarge."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise ImageTooLarge(name, (image.shape[0], image.shape[1])) from error
+        raise ImageTooLarge(name, (image.shape[0], image.shape[1]), together) from error
 
 
 def as_pixels(

@@ -167,13 +167,13 @@ def test_predict_sees_images_at_the_scale_of_the_validation(trained, monkeypatch
     stored = network.metadata["config"]
     validated = stored["inference"] | {"scales": [0.5], "flip": True}
     network = network._replace(metadata=network.metadata | {"config": stored | {"inference": validated}})
-    seen, segment = [], segtrain.scoring.predictor.segment
+    seen, segment = [], type(network).segment
 
-    def watched(networks, tensor, options, *others):
+    def watched(self, image, options):
         seen.append((options.scales, options.flip))
-        return segment(networks, tensor, options, *others)
+        return segment(self, image, options)
 
-    monkeypatch.setattr("segtrain.scoring.predictor.segment", watched)
+    monkeypatch.setattr(type(network), "segment", watched)
     image = np.zeros((64, 96, 3), np.uint8)
     network.predict(image)
     network.predict(image, InferenceConfig(scales=[0.75]))
