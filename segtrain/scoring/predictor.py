@@ -19,7 +19,7 @@ from segtrain.device import is_out_of_memory, resolve_device
 from segtrain.errors import ImageTooLarge, UsageError
 from segtrain.models import BACKBONES, HEADS, Classifier, Segmenter, from_config
 from segtrain.models.execution import compiled_answer, require_inference_compile
-from segtrain.models.precision import answer_in
+from segtrain.models.precision import answer_in, require_precision
 from segtrain.models.preprocess import normalise_images
 from segtrain.scoring.inference import Prediction, fitted, nearest, segment_batch
 from segtrain.weights import checkpoint
@@ -50,7 +50,8 @@ class Predictor(NamedTuple):
         image: a path, a PIL image, RGB uint8 (H, W, 3), or a tensor uint8 (3, H, W); of a network of other channels,
         those of dataset.channels instead of RGB. The EXIF orientation of a file is
         applied, so that the answer is that of the image as a viewer shows it; a PIL image is taken as it is.
-        inference: scales, flip and tiles; default: the whole image once. UsageError for another type or shape.
+        inference: scales, flip and tiles; default: those with which the run was validated, as `segtrain predict` takes
+        them. UsageError for another type or shape.
 
         >>> network = segtrain.load("runs/toy")
         >>> classes = network.predict("photo.jpg")
@@ -58,7 +59,15 @@ class Predictor(NamedTuple):
         >>> Image.fromarray(network.palette[classes]).save("classes.png")
         """
         pixels = as_pixels(image, self.value_range, self.channels, self.options.in_channels)
+        if inference is None:
+            inference = self.inference
+            require_precision(inference.precision, self.device)
         return self.segment(pixels, inference).train_ids
+
+    @property
+    def inference(self) -> InferenceConfig:
+        """With which its run was validated: another scale would show it objects of sizes that it has not learned."""
+        return InferenceConfig(**self.metadata.get("config", {}).get("inference", {}))
 
     @property
     def classes(self) -> list[str]:
@@ -129,6 +138,7 @@ class Predictor(NamedTuple):
     ) -> Prediction:  # fmt: skip
         """uint8 (H, W, in_channels) -> train ids uint8 (H, W) and, if asked for, their probabilities float32 (H, W).
 
+        inference: default: the whole image once, at scale 1.
         target: train ids uint8 (H, W) of the network's own classes, for the loss.
         """
         options = inference or InferenceConfig()
