@@ -28,11 +28,13 @@ STRIP = 1 << 24  # logits at full resolution that are in memory at a time
 
 class Prediction(NamedTuple):
     """train_ids: uint8 (H, W). probability: of that class, float32 (H, W), 0 to 1; None unless asked for. loss: the sum
-    of the cross-entropy over the labelled pixels; None unless a target is given."""
+    of the cross-entropy over the labelled pixels; None unless a target is given. of_asked: the probabilities of the
+    classes that were asked for, float32 (H, W), 0 where none was; None unless asked for."""
 
     train_ids: np.ndarray
     probability: np.ndarray | None
     loss: float | None = None
+    of_asked: np.ndarray | None = None
 
 
 def fitted(image: np.ndarray, longest: int) -> np.ndarray:
@@ -57,7 +59,7 @@ def nearest(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 @torch.inference_mode()
 def segment(
     network: Network | Sequence[Network], image: Tensor, options: InferenceConfig, probability: bool = False,
-    mapping: ClassMapping | None = None, target: Tensor | None = None,
+    mapping: ClassMapping | None = None, target: Tensor | None = None, asked: Tensor | None = None,
 ) -> Prediction:  # fmt: skip
     """Predict the class of every pixel of `image` (1, 3, H, W), which goes to the network as it is.
 
@@ -65,7 +67,7 @@ def segment(
     their probabilities, each view's logits enlarged first. probability: return that class's probability too.
     mapping: the network's probabilities are added up to those of other classes before the arg-max. Of several networks
     the views are averaged like those of one. target: train ids int64 (H', W') of the network's own classes, of any
-    size, for the loss.
+    size, for the loss. asked: train ids int64 (H, W) of the classes whose probabilities to return.
     """
     size = (image.shape[2], image.shape[3])
     networks = network if isinstance(network, Sequence) else [network]
@@ -74,13 +76,14 @@ def segment(
     device = views[0].device
     plain = len(views) == 1 and mapping is None  # the arg-max of logits is that of probabilities
     train_ids = upsampled_argmax(views[0].float(), size) if plain and device.type == "cpu" else None
-    if train_ids is not None and not probability:
+    if train_ids is not None and not probability and asked is None:
         return Prediction(train_ids, None, loss)
-    best, certain = fused(views, size, probability, mapping)
+    best, certain, of_asked = fused(views, size, probability, mapping, asked)
     return Prediction(
         best.cpu().numpy() if train_ids is None else train_ids,
         None if certain is None else certain.cpu().numpy(),
         loss,
+        None if of_asked is None else of_asked.cpu().numpy(),
     )
 
 
@@ -91,16 +94,18 @@ def all_views(network: Network, image: Tensor, options: InferenceConfig) -> list
 
 
 def fused(
-    views: list[Tensor], size: tuple[int, int], probability: bool = False, mapping: ClassMapping | None = None
-) -> tuple[Tensor, Tensor | None]:
+    views: list[Tensor], size: tuple[int, int], probability: bool = False, mapping: ClassMapping | None = None,
+    asked: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """Enlarge the logits (C, h, w) of all views to `size`, strip by strip, and take the best class of their mean.
 
-    Returns the class, uint8 (H, W), and if asked for its probability, float32 (H, W), where the views are. mapping: as
-    of `segment`.
+    Returns the class, uint8 (H, W), and what was asked for of its probability and that of the classes `asked`, float32
+    (H, W), where the views are. mapping, asked: as of `segment`.
     """
     plain = len(views) == 1 and mapping is None
     best = torch.empty(size, dtype=torch.uint8, device=views[0].device)
     certain = torch.empty(size, device=views[0].device) if probability else None
+    of_asked = None if asked is None else torch.empty(size, device=views[0].device)
     rows = strip_rows(views[0], size[1])
     for top in range(0, size[0], rows):
         bottom = min(top + rows, size[0])
@@ -112,11 +117,17 @@ def fused(
         if mapping is not None:
             scores = added_up(scores, mapping)
         best[top:bottom] = scores.argmax(0)
+        if plain and (probability or asked is not None):
+            scores = scores.softmax(0)
         if certain is not None:
-            certain[top:bottom] = scores.softmax(0).amax(0) if plain else scores.amax(0) / len(views)
+            certain[top:bottom] = scores.amax(0) / len(views)
+        if asked is not None and of_asked is not None:
+            classes = asked[top:bottom]
+            chosen = scores.gather(0, classes.clamp(max=len(scores) - 1)[None])[0] / len(views)
+            of_asked[top:bottom] = torch.where(classes < len(scores), chosen, 0.0)
     if mapping is not None and mapping.has_void:
         best[best == len(mapping.sources)] = IGNORE_INDEX
-    return best, certain
+    return best, certain, of_asked
 
 
 def cross_entropy_sum(views: list[Tensor], target: Tensor) -> float:

@@ -121,11 +121,12 @@ class Predictor(NamedTuple):
 
     def segment(
         self, image: np.ndarray, inference: InferenceConfig | None = None, probability: bool = False,
-        target: np.ndarray | None = None,
+        target: np.ndarray | None = None, asked: np.ndarray | None = None,
     ) -> Prediction:  # fmt: skip
         """uint8 (H, W, in_channels) -> train ids uint8 (H, W) and, if asked for, their probabilities float32 (H, W).
 
-        target: train ids uint8 (H, W) of the network's own classes, for the loss.
+        target: train ids uint8 (H, W) of the network's own classes, for the loss. asked: train ids uint8 (H, W) of the
+        classes whose probabilities to return; 255 for none.
         """
         options = inference or InferenceConfig()
         if image.shape[2] != self.options.in_channels:
@@ -138,13 +139,16 @@ class Predictor(NamedTuple):
 
         networks = [partial(one.logits, precision=options.precision) for one in (self, *self.others)]
         wanted = None if target is None else torch.from_numpy(target).to(self.device).long()
-        found = segment(networks, tensor, options, probability, self.mapping, wanted)
+        classes = None if asked is None else nearest(asked, (seen.shape[0], seen.shape[1]))
+        of = None if classes is None else torch.from_numpy(classes).to(self.device).long()
+        found = segment(networks, tensor, options, probability, self.mapping, wanted, of)
         if options.longest_side is None:
             return found
-        size, certain = (image.shape[0], image.shape[1]), found.probability
-        return Prediction(
-            nearest(found.train_ids, size), None if certain is None else nearest(certain, size), found.loss
+        size = image.shape[0], image.shape[1]
+        certain, of_asked = (
+            None if plane is None else nearest(plane, size) for plane in (found.probability, found.of_asked)
         )
+        return Prediction(nearest(found.train_ids, size), certain, found.loss, of_asked)
 
 
 @contextmanager
