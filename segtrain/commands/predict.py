@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from segtrain.config import PredictConfig, checkpoint_line, shared_values
+from segtrain.config import InferenceConfig, PredictConfig, checkpoint_line, shared_values
 from segtrain.console import Progress, say
 from segtrain.data.bands import read_channels
 from segtrain.data.images import orientation_of, read_bytes
@@ -18,14 +18,15 @@ from segtrain.data.inputs import Input, find_inputs, read_frames
 from segtrain.data.labels import LabelTable
 from segtrain.data.orientation import AS_STORED, describe_tags
 from segtrain.device import describe_device
-from segtrain.distributed.group import World, init_distributed
+from segtrain.distributed.group import World, equal_shares, init_distributed
 from segtrain.engine.planning.automatic import advising
 from segtrain.errors import DataError, UsageError
 from segtrain.files import read_side_json, write_atomically
 from segtrain.models.precision import require_precision
 from segtrain.scoring import figures
+from segtrain.scoring.batches import Given, pixels_to_predict, predictions
 from segtrain.scoring.inference import Prediction
-from segtrain.scoring.predictor import Predictor, load_predictor, naming_image
+from segtrain.scoring.predictor import Predictor, load_predictor
 from segtrain.scoring.report import file_hash
 from segtrain.threads import Background, cpus, threaded_map
 
@@ -50,16 +51,18 @@ def predict(config: PredictConfig) -> Path:
         predictor = networks_of(config)
         require_precision(config.inference.precision, predictor.device)
         output = Path(config.output or "segtrain-out/predict")
-        numbers = []
+        shares: list[list[int]] = []
         if dist.main:
             start_folder(output, made_by(config, predictor), config.overwrite)
             numbers = [n for n, one in enumerate(inputs) if not is_finished(one, output, config.outputs)]
-        todo = [inputs[n] for n in dist.all_gather(numbers)[0]]  # before any process finishes another
+            shares = shared_inputs(inputs, numbers, config.inference, dist.size)
+        shares = dist.all_gather(shares)[0]  # before any process finishes another
+        todo = [inputs[n] for share in shares for n in share]
         if len(todo) < len(inputs):
             say(f"finished    {len(inputs) - len(todo)} of {len(inputs)} images before; overwrite=true does them again")
         how = f"{config.inference}, on {describe_device(predictor.device)}"
         say(f"predicting  {len(todo)} images, {how}")
-        progress, mine = Progress("predicting", len(todo)), todo[dist.rank :: dist.size]
+        progress, mine = Progress("predicting", len(todo)), [inputs[n] for n in shares[dist.rank]]
         done, errors, tags = predict_all(mine, predictor, config, output, progress, dist)
         classes = predictor.table.source
         held = [f"{kind}/ holds {text.format(classes)}" for kind, text in HOLDS.items() if kind in config.outputs]
@@ -72,6 +75,16 @@ def predict(config: PredictConfig) -> Path:
             listed.everywhere = True
             raise listed
         return output
+
+
+def shared_inputs(
+    inputs: Sequence[Input], numbers: Sequence[int], inference: InferenceConfig, processes: int
+) -> list[list[int]]:
+    """These numbers of inputs, divided among the processes by the pixels of the images; frames are of one size."""
+    costs = [1] * len(numbers)
+    if processes > 1 and all(inputs[n].frame is None for n in numbers):
+        costs = pixels_to_predict([inputs[n].path for n in numbers], inference)
+    return [[numbers[place] for place in share] for share in equal_shares(costs, processes)]
 
 
 def networks_of(config: PredictConfig) -> Predictor:
@@ -91,19 +104,24 @@ def predict_all(
     found, of all processes."""
     done, errors = 0, list[str]()
     tags: Counter[int] = Counter()
-    reading = closing(read_inputs(inputs, predictor))
-    with reading as images, Background(min(WRITERS, cpus())) as writing:
+
+    def readable(images: Iterable[ReadInput]) -> Iterator[Given]:
         for number, (one, image, tag) in enumerate(images, 1):
             progress.show(min(number * dist.size, progress.total))
             if isinstance(image, DataError):
                 errors.append(str(image))
                 continue
             tags.update([tag] if tag != AS_STORED else [])
-            answering = advising(predictor.options, predictor.table.num_classes, config.inference, predictor.device)
-            with answering, naming_image(str(one), image):
-                found = predictor.segment(image, config.inference, "prob" in config.outputs)
-            writing.call(write_outputs, one, image, found, predictor.table, config.outputs, output)
-            done += 1
+            yield Given((one, image), str(one), image)
+
+    reading = closing(read_inputs(inputs, predictor))
+    advice = advising(predictor.options, predictor.table.num_classes, config.inference, predictor.device)
+    with reading as images, Background(min(WRITERS, cpus())) as writing, advice:
+        found = predictions(predictor, readable(images), config.inference, "prob" in config.outputs)
+        with closing(found) as answers:
+            for (one, image), answer in answers:
+                writing.call(write_outputs, one, image, answer, predictor.table, config.outputs, output)
+                done += 1
     everyone = dist.all_gather([done, errors, dict(tags)])
     for _, _, theirs in everyone[: dist.rank] + everyone[dist.rank + 1 :]:
         tags.update({int(tag): count for tag, count in theirs.items()})

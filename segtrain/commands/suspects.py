@@ -19,9 +19,10 @@ from segtrain.data.sample import Sample
 from segtrain.errors import DataError
 from segtrain.files import write_atomically
 from segtrain.scoring import figures
+from segtrain.scoring.batches import Given, predictions
 from segtrain.scoring.contradictions import Contradiction, Ranking
 from segtrain.scoring.inference import Prediction
-from segtrain.scoring.predictor import Predictor, load_predictor, naming_image
+from segtrain.scoring.predictor import Predictor, load_predictor
 
 COLUMNS = ("file", "x", "y", "w", "h", "label", "predicted", "confidence", "area", "suspicion")
 AROUND, HEIGHT = 24, 160  # pixels around a region on the sheet, and the height of its panels
@@ -78,9 +79,9 @@ def answers(
     """Samples, as they are evaluated, with the network's answer and its probabilities of the labels."""
     progress = Progress(what, len(samples))
     with closing(evaluation_samples(samples, table, 0)) as items:
-        for number, item in enumerate(items, 1):
-            with naming_image(str(item.sample.image), item.image):
-                answer = predictor.segment(item.image, trained.inference, probability=True, asked=item.target)
+        given = (Given(item, str(item.sample.image), item.image, asked=item.target) for item in items)
+        found = predictions(predictor, given, trained.inference, probability=True)
+        for number, (item, answer) in enumerate(found, 1):
             yield item, answer
             progress.show(number)
 

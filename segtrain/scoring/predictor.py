@@ -20,7 +20,7 @@ from segtrain.errors import ImageTooLarge, UsageError
 from segtrain.models import BACKBONES, HEADS, Classifier, Segmenter, from_config
 from segtrain.models.precision import answer_in
 from segtrain.models.preprocess import normalise_images
-from segtrain.scoring.inference import Prediction, fitted, nearest, segment
+from segtrain.scoring.inference import Prediction, fitted, nearest, segment_batch
 from segtrain.weights import checkpoint
 from segtrain.weights.network_file import run_content
 
@@ -129,37 +129,54 @@ class Predictor(NamedTuple):
         classes whose probabilities to return; 255 for none.
         """
         options = inference or InferenceConfig()
-        if image.shape[2] != self.options.in_channels:
-            raise UsageError(
-                f"the network takes images of {self.options.in_channels} channels (model.in_channels), got "
-                f"{image.shape[2]}"
-            )
-        seen = image if options.longest_side is None else fitted(image, options.longest_side)
-        tensor = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None].to(self.device)
+        targets, classes = (None if one is None else [one] for one in (target, asked))
+        return self.segment_batch([image], self.seen([image], options), options, probability, targets, classes)[0]
 
+    def seen(self, images: Sequence[np.ndarray], options: InferenceConfig) -> torch.Tensor:
+        """Images uint8 (H, W, in_channels) of one size, as the network sees them: uint8 (N, in_channels, h, w) on the
+        host. UsageError for other channels."""
+        channels = images[0].shape[2]
+        if channels != self.options.in_channels:
+            raise UsageError(
+                f"the network takes images of {self.options.in_channels} channels (model.in_channels), got {channels}"
+            )
+        fitting = [one if options.longest_side is None else fitted(one, options.longest_side) for one in images]
+        planes = [torch.from_numpy(np.ascontiguousarray(one.transpose(2, 0, 1))) for one in fitting]
+        return planes[0][None] if len(planes) == 1 else torch.stack(planes)
+
+    def segment_batch(
+        self, images: Sequence[np.ndarray], seen: torch.Tensor, options: InferenceConfig, probability: bool = False,
+        targets: Sequence[np.ndarray] | None = None, asked: Sequence[np.ndarray] | None = None,
+    ) -> list[Prediction]:  # fmt: skip
+        """`segment` for images of one size. seen: `seen(images, options)`, on whatever device."""
+        tensor = seen.to(self.device)
         networks = [partial(one.logits, precision=options.precision) for one in (self, *self.others)]
-        wanted = None if target is None else torch.from_numpy(target).to(self.device).long()
-        classes = None if asked is None else nearest(asked, (seen.shape[0], seen.shape[1]))
-        of = None if classes is None else torch.from_numpy(classes).to(self.device).long()
-        found = segment(networks, tensor, options, probability, self.mapping, wanted, of)
+        wanted = None if targets is None else [torch.from_numpy(one).to(self.device).long() for one in targets]
+        height, width = tensor.shape[-2:]
+        fitting = None if asked is None else [nearest(one, (height, width)) for one in asked]
+        classes = None if fitting is None else [torch.from_numpy(one).to(self.device).long() for one in fitting]
+        found = segment_batch(networks, tensor, options, probability, self.mapping, wanted, classes)
         if options.longest_side is None:
             return found
-        size = image.shape[0], image.shape[1]
-        certain, of_asked = (
-            None if plane is None else nearest(plane, size) for plane in (found.probability, found.of_asked)
-        )
-        return Prediction(nearest(found.train_ids, size), certain, found.loss, of_asked)
+        size = images[0].shape[0], images[0].shape[1]
+        return [
+            Prediction(
+                nearest(one.train_ids, size), None if one.probability is None else nearest(one.probability, size),
+                one.loss, None if one.of_asked is None else nearest(one.of_asked, size),
+            )
+            for one in found
+        ]  # fmt: skip
 
 
 @contextmanager
-def naming_image(name: str, image: np.ndarray) -> Iterator[None]:
-    """Inside, running out of memory is the fault of this image (H, W, 3): ImageTooLarge."""
+def naming_image(name: str, image: np.ndarray, together: int = 1) -> Iterator[None]:
+    """Inside, running out of memory is the fault of this image (H, W, 3), the first of so many: ImageTooLarge."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise ImageTooLarge(name, (image.shape[0], image.shape[1])) from error
+        raise ImageTooLarge(name, (image.shape[0], image.shape[1]), together) from error
 
 
 def as_pixels(

@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from segtrain.commands import suspects as command
@@ -125,10 +126,17 @@ def test_planted_errors_come_first(segtrain, planted, tmp_path, monkeypatch):
     class Oracle:
         def __init__(self, *more):
             self.table = load(*more).table
-            self.seen = {read_image(run.parent / "data" / name).tobytes(): name for name in truths}
+            self.device = torch.device("cpu")
+            self.known = {read_image(run.parent / "data" / name).tobytes(): name for name in truths}
 
-        def segment(self, image, inference, probability, asked):
-            truth = truths[self.seen[image.tobytes()]].copy()
+        def seen(self, images, options):
+            return torch.zeros(len(images))
+
+        def segment_batch(self, images, seen, options, probability, targets, asked):
+            return [self.answer(*one) for one in zip(images, asked, strict=True)]
+
+        def answer(self, image, asked):
+            truth = truths[self.known[image.tobytes()]].copy()
             certain = np.full(truth.shape, 0.95, np.float32)
             truth[40:42], certain[40:42] = 0, 0.55  # along an edge
             truth[50:60, 60:70], certain[50:60, 60:70] = 2, 0.5
