@@ -22,6 +22,7 @@ from segtrain.distributed.group import World, equal_shares, init_distributed
 from segtrain.engine.planning.automatic import advising
 from segtrain.errors import DataError, UsageError
 from segtrain.files import read_side_json, write_atomically
+from segtrain.models.execution import require_inference_compile
 from segtrain.models.precision import require_precision
 from segtrain.scoring import figures
 from segtrain.scoring.batches import Given, pixels_to_predict, predictions
@@ -50,6 +51,9 @@ def predict(config: PredictConfig) -> Path:
         inputs = find_inputs(config.input)
         predictor = networks_of(config)
         require_precision(config.inference.precision, predictor.device)
+        if config.inference.compile:
+            for one in (predictor, *predictor.others):
+                require_inference_compile(one.options, one.device)
         output = Path(config.output or "segtrain-out/predict")
         shares: list[list[int]] = []
         if dist.main:

@@ -18,6 +18,7 @@ from segtrain.data.labels import LabelTable
 from segtrain.device import is_out_of_memory, resolve_device
 from segtrain.errors import ImageTooLarge, UsageError
 from segtrain.models import BACKBONES, HEADS, Classifier, Segmenter, from_config
+from segtrain.models.execution import compiled_answer, require_inference_compile
 from segtrain.models.precision import answer_in
 from segtrain.models.preprocess import normalise_images
 from segtrain.scoring.inference import Prediction, fitted, nearest, segment_batch
@@ -91,11 +92,14 @@ class Predictor(NamedTuple):
         found = self.metadata.get("config", {}).get("dataset", {}).get("channels")
         return None if found is None else tuple(found)
 
-    def logits(self, images: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
-        """uint8 (N, in_channels, H, W) -> logits float32 (N, C, h, w) at the network's output stride. precision: as of
-        inference.precision."""
+    def logits(self, images: torch.Tensor, precision: str = "fp32", compile: bool = False) -> torch.Tensor:
+        """uint8 (N, in_channels, H, W) -> logits float32 (N, C, h, w) at the network's output stride. precision,
+        compile: as of inference.precision and inference.compile."""
         ready = normalise_images(images, self.options.mean, self.options.std)
-        return answer_in(precision, partial(self.network, upsample=False), ready)
+        if compile:
+            require_inference_compile(self.options, self.device)
+        network = partial(compiled_answer, self.network) if compile else self.network
+        return answer_in(precision, partial(network, upsample=False), ready)
 
     def own_classes(self) -> list[str]:
         """The classes of its logits, before a taxonomy."""
@@ -150,7 +154,9 @@ class Predictor(NamedTuple):
     ) -> list[Prediction]:  # fmt: skip
         """`segment` for images of one size. seen: `seen(images, options)`, on whatever device."""
         tensor = seen.to(self.device)
-        networks = [partial(one.logits, precision=options.precision) for one in (self, *self.others)]
+        networks = [
+            partial(one.logits, precision=options.precision, compile=options.compile) for one in (self, *self.others)
+        ]
         wanted = None if targets is None else [torch.from_numpy(one).to(self.device).long() for one in targets]
         height, width = tensor.shape[-2:]
         fitting = None if asked is None else [nearest(one, (height, width)) for one in asked]

@@ -75,11 +75,10 @@ def test_a_batch_changes_no_bit_of_an_exact_network(options, together):
             assert (one.of_asked == other.of_asked).all()
 
 
-@pytest.mark.parametrize("norm", ["batch_norm", "inplace_abn"])
-def test_rounding_of_a_real_network_moves_few_pixels(norm):
+def test_rounding_of_a_real_network_moves_few_pixels():
     """oneDNN may choose another algorithm for another batch: a part in 10^5 of the largest logit, 0.1 % of pixels."""
     torch.manual_seed(0)
-    network = build_model("resnet18", "deeplabv3", 19, output_stride=16, head_channels=16, norm=norm).eval()
+    network = build_model("resnet18", "deeplabv3", 19, output_stride=16, head_channels=16, norm="inplace_abn").eval()
     one = Predictor(network, CITYSCAPES, ModelConfig(), CPU)
     images = [noise(64, 64, seed=n) for n in range(4)]
     with torch.inference_mode():
