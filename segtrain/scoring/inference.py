@@ -30,11 +30,13 @@ STRIP = 1 << 24  # logits at full resolution that are in memory at a time
 
 class Prediction(NamedTuple):
     """train_ids: uint8 (H, W). probability: of that class, float32 (H, W), 0 to 1; None unless asked for. loss: the sum
-    of the cross-entropy over the labelled pixels; None unless a target is given."""
+    of the cross-entropy over the labelled pixels; None unless a target is given. of_asked: the probabilities of the
+    classes that were asked for, float32 (H, W), 0 where none was; None unless asked for."""
 
     train_ids: np.ndarray
     probability: np.ndarray | None
     loss: float | None = None
+    of_asked: np.ndarray | None = None
 
 
 def fitted(image: np.ndarray, longest: int) -> np.ndarray:
@@ -58,17 +60,18 @@ def nearest(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def segment(
     network: Network | Sequence[Network], image: Tensor, options: InferenceConfig, probability: bool = False,
-    mapping: ClassMapping | None = None, target: Tensor | None = None,
+    mapping: ClassMapping | None = None, target: Tensor | None = None, asked: Tensor | None = None,
 ) -> Prediction:  # fmt: skip
     """Predict the class of every pixel of `image` (1, 3, H, W), as `segment_batch` does."""
-    targets = None if target is None else [target]
-    return segment_batch(network, image, options, probability, mapping, targets)[0]
+    targets, classes = (None if one is None else [one] for one in (target, asked))
+    return segment_batch(network, image, options, probability, mapping, targets, classes)[0]
 
 
 @torch.inference_mode()
 def segment_batch(
     network: Network | Sequence[Network], images: Tensor, options: InferenceConfig, probability: bool = False,
     mapping: ClassMapping | None = None, targets: Sequence[Tensor] | None = None,
+    asked: Sequence[Tensor] | None = None,
 ) -> list[Prediction]:  # fmt: skip
     """Predict the class of every pixel of `images` (N, 3, H, W), which go to the network as they are, N at a time.
 
@@ -76,33 +79,37 @@ def segment_batch(
     their probabilities, each view's logits enlarged first. probability: return that class's probability too.
     mapping: the network's probabilities are added up to those of other classes before the arg-max. Of several networks
     the views are averaged like those of one. targets: of each image, train ids int64 (H', W') of the network's own
-    classes, of any size, for the loss.
+    classes, of any size, for the loss. asked: of each image, train ids int64 (H, W) of the classes whose probabilities
+    to return.
 
     Views stay on the device. Only classes, probabilities that are asked for, and losses come back to the host.
     """
     size = (images.shape[2], images.shape[3])
     networks = network if isinstance(network, Sequence) else [network]
     views = [one for some in networks for one in all_views(some, images, options)]
+    none = [None] * len(images)
     return [
-        predicted([one[n] for one in views], size, probability, mapping, None if targets is None else targets[n])
-        for n in range(len(images))
+        predicted([one[n] for one in views], size, probability, mapping, target, classes)
+        for n, (target, classes) in enumerate(zip(targets or none, asked or none, strict=True))
     ]
 
 
 def predicted(
-    views: list[Tensor], size: tuple[int, int], probability: bool, mapping: ClassMapping | None, target: Tensor | None
-) -> Prediction:
+    views: list[Tensor], size: tuple[int, int], probability: bool, mapping: ClassMapping | None, target: Tensor | None,
+    asked: Tensor | None,
+) -> Prediction:  # fmt: skip
     """The prediction that the views (C, h, w) of one image make."""
     loss = None if target is None else cross_entropy_sum(views, target)
     plain = len(views) == 1 and mapping is None  # the arg-max of logits is that of probabilities
     train_ids = upsampled_argmax(views[0].float(), size) if plain and views[0].device.type == "cpu" else None
-    if train_ids is not None and not probability:
+    if train_ids is not None and not probability and asked is None:
         return Prediction(train_ids, None, loss)
-    best, certain = fused(views, size, probability, mapping)
+    best, certain, of_asked = fused(views, size, probability, mapping, asked)
     return Prediction(
         best.cpu().numpy() if train_ids is None else train_ids,
         None if certain is None else certain.cpu().numpy(),
         loss,
+        None if of_asked is None else of_asked.cpu().numpy(),
     )
 
 
@@ -113,16 +120,18 @@ def all_views(network: Network, images: Tensor, options: InferenceConfig) -> lis
 
 
 def fused(
-    views: list[Tensor], size: tuple[int, int], probability: bool = False, mapping: ClassMapping | None = None
-) -> tuple[Tensor, Tensor | None]:
+    views: list[Tensor], size: tuple[int, int], probability: bool = False, mapping: ClassMapping | None = None,
+    asked: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """Enlarge the logits (C, h, w) of all views to `size`, strip by strip, and take the best class of their mean.
 
-    Returns the class, uint8 (H, W), and if asked for its probability, float32 (H, W), where the views are. mapping: as
-    of `segment`.
+    Returns the class, uint8 (H, W), and what was asked for of its probability and that of the classes `asked`, float32
+    (H, W), where the views are. mapping, asked: as of `segment`.
     """
     plain = len(views) == 1 and mapping is None
     best = torch.empty(size, dtype=torch.uint8, device=views[0].device)
     certain = torch.empty(size, device=views[0].device) if probability else None
+    of_asked = None if asked is None else torch.empty(size, device=views[0].device)
     rows = strip_rows(views[0], size[1])
     for top in range(0, size[0], rows):
         bottom = min(top + rows, size[0])
@@ -134,11 +143,17 @@ def fused(
         if mapping is not None:
             scores = added_up(scores, mapping)
         best[top:bottom] = scores.argmax(0)
+        if plain and (probability or asked is not None):
+            scores = scores.softmax(0)
         if certain is not None:
-            certain[top:bottom] = scores.softmax(0).amax(0) if plain else scores.amax(0) / len(views)
+            certain[top:bottom] = scores.amax(0) / len(views)
+        if asked is not None and of_asked is not None:
+            classes = asked[top:bottom]
+            chosen = scores.gather(0, classes.clamp(max=len(scores) - 1)[None])[0] / len(views)
+            of_asked[top:bottom] = torch.where(classes < len(scores), chosen, 0.0)
     if mapping is not None and mapping.has_void:
         best[best == len(mapping.sources)] = IGNORE_INDEX
-    return best, certain
+    return best, certain, of_asked
 
 
 def cross_entropy_sum(views: list[Tensor], target: Tensor) -> float:

@@ -134,16 +134,16 @@ class Predictor(NamedTuple):
 
     def segment(
         self, image: np.ndarray, inference: InferenceConfig | None = None, probability: bool = False,
-        target: np.ndarray | None = None,
+        target: np.ndarray | None = None, asked: np.ndarray | None = None,
     ) -> Prediction:  # fmt: skip
         """uint8 (H, W, in_channels) -> train ids uint8 (H, W) and, if asked for, their probabilities float32 (H, W).
 
-        inference: default: the whole image once, at scale 1.
-        target: train ids uint8 (H, W) of the network's own classes, for the loss.
+        inference: default: the whole image once, at scale 1. target: train ids uint8 (H, W) of the network's own
+        classes, for the loss. asked: train ids uint8 (H, W) of the classes whose probabilities to return; 255 for none.
         """
         options = inference or InferenceConfig()
-        targets = None if target is None else [target]
-        return self.segment_batch([image], self.seen([image], options), options, probability, targets)[0]
+        targets, classes = (None if one is None else [one] for one in (target, asked))
+        return self.segment_batch([image], self.seen([image], options), options, probability, targets, classes)[0]
 
     def seen(self, images: Sequence[np.ndarray], options: InferenceConfig) -> torch.Tensor:
         """Images uint8 (H, W, in_channels) of one size, as the network sees them: uint8 (N, in_channels, h, w) on the
@@ -159,7 +159,7 @@ class Predictor(NamedTuple):
 
     def segment_batch(
         self, images: Sequence[np.ndarray], seen: torch.Tensor, options: InferenceConfig, probability: bool = False,
-        targets: Sequence[np.ndarray] | None = None,
+        targets: Sequence[np.ndarray] | None = None, asked: Sequence[np.ndarray] | None = None,
     ) -> list[Prediction]:  # fmt: skip
         """`segment` for images of one size. seen: `seen(images, options)`, on whatever device."""
         tensor = seen.to(self.device)
@@ -167,14 +167,20 @@ class Predictor(NamedTuple):
             partial(one.logits, precision=options.precision, compile=options.compile) for one in (self, *self.others)
         ]
         wanted = None if targets is None else [torch.from_numpy(one).to(self.device).long() for one in targets]
-        found = segment_batch(networks, tensor, options, probability, self.mapping, wanted)
+        height, width = tensor.shape[-2:]
+        fitting = None if asked is None else [nearest(one, (height, width)) for one in asked]
+        classes = None if fitting is None else [torch.from_numpy(one).to(self.device).long() for one in fitting]
+        found = segment_batch(networks, tensor, options, probability, self.mapping, wanted, classes)
         if options.longest_side is None:
             return found
         size = images[0].shape[0], images[0].shape[1]
         return [
-            Prediction(nearest(ids, size), None if certain is None else nearest(certain, size), loss)
-            for ids, certain, loss in found
-        ]
+            Prediction(
+                nearest(one.train_ids, size), None if one.probability is None else nearest(one.probability, size),
+                one.loss, None if one.of_asked is None else nearest(one.of_asked, size),
+            )
+            for one in found
+        ]  # fmt: skip
 
 
 @contextmanager
