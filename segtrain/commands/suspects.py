@@ -50,7 +50,7 @@ def suspects(config: SuspectsConfig) -> Path:
     order, progress, regions = count(0, -1), Progress("predicting", len(samples)), 0
     with closing(evaluation_samples(samples, table, 0)) as items:
         for number, item in enumerate(items, 1):
-            with naming_image(str(item.sample.image), item.image):
+            with naming_image(str(item.sample.image), item.image.shape):
                 answer = predictor.segment(item.image, trained.inference, probability=True)
             assert answer.probability is not None
             for found in contradictions(item.target, answer.train_ids, answer.probability, table.num_classes):

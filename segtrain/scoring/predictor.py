@@ -20,7 +20,7 @@ from segtrain.errors import ImageTooLarge, UsageError
 from segtrain.models import BACKBONES, HEADS, Classifier, Segmenter, from_config
 from segtrain.models.precision import answer_in
 from segtrain.models.preprocess import normalise_images
-from segtrain.scoring.inference import Prediction, fitted, nearest, segment
+from segtrain.scoring.inference import Network, Prediction, fitted, nearest, nearest_planes, segment
 from segtrain.weights import checkpoint
 from segtrain.weights.network_file import run_content
 
@@ -121,41 +121,49 @@ class Predictor(NamedTuple):
 
     def segment(
         self, image: np.ndarray, inference: InferenceConfig | None = None, probability: bool = False,
-        target: np.ndarray | None = None,
+        target: np.ndarray | None = None, every: bool = False,
     ) -> Prediction:  # fmt: skip
         """uint8 (H, W, in_channels) -> train ids uint8 (H, W) and, if asked for, their probabilities float32 (H, W).
 
-        target: train ids uint8 (H, W) of the network's own classes, for the loss.
+        target: train ids uint8 (H, W) of the network's own classes, for the loss. every: those of all classes too.
         """
         options = inference or InferenceConfig()
-        if image.shape[2] != self.options.in_channels:
-            raise UsageError(
-                f"the network takes images of {self.options.in_channels} channels (model.in_channels), got "
-                f"{image.shape[2]}"
-            )
+        self.require_channels(image.shape[2])
         seen = image if options.longest_side is None else fitted(image, options.longest_side)
         tensor = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None].to(self.device)
 
-        networks = [partial(one.logits, precision=options.precision) for one in (self, *self.others)]
+        networks = self.networks(options)
         wanted = None if target is None else torch.from_numpy(target).to(self.device).long()
-        found = segment(networks, tensor, options, probability, self.mapping, wanted)
+        found = segment(networks, tensor, options, probability, self.mapping, wanted, every)
         if options.longest_side is None:
             return found
         size, certain = (image.shape[0], image.shape[1]), found.probability
         return Prediction(
-            nearest(found.train_ids, size), None if certain is None else nearest(certain, size), found.loss
-        )
+            nearest(found.train_ids, size), None if certain is None else nearest(certain, size), found.loss,
+            None if found.probabilities is None else nearest_planes(found.probabilities, size),
+        )  # fmt: skip
+
+    def networks(self, inference: InferenceConfig) -> list[Network]:
+        """Functions from uint8 images to logits: of this network, and of those that it is averaged with."""
+        return [partial(one.logits, precision=inference.precision) for one in (self, *self.others)]
+
+    def require_channels(self, count: int) -> None:
+        """UsageError unless the network takes images of so many channels."""
+        if count != self.options.in_channels:
+            raise UsageError(
+                f"the network takes images of {self.options.in_channels} channels (model.in_channels), got {count}"
+            )
 
 
 @contextmanager
-def naming_image(name: str, image: np.ndarray) -> Iterator[None]:
-    """Inside, running out of memory is the fault of this image (H, W, 3): ImageTooLarge."""
+def naming_image(name: str, shape: Sequence[int]) -> Iterator[None]:
+    """Inside, running out of memory is the fault of this image of the shape (H, W, ...): ImageTooLarge."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise ImageTooLarge(name, (image.shape[0], image.shape[1])) from error
+        raise ImageTooLarge(name, (shape[0], shape[1])) from error
 
 
 def as_pixels(

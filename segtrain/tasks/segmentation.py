@@ -277,7 +277,7 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         samples = [self.samples[number] for number in numbers]
         with closing(evaluation_samples(samples, self.table, workers, stopped)) as items:
             for item in items:
-                with naming_image(str(item.sample.image), item.image):
+                with naming_image(str(item.sample.image), item.image.shape):
                     target = item.target if self.with_loss else None
                     found = predictor.segment(item.image, self.inference, target=target)
                 yield LabelledImage(item, found.train_ids, found.loss)
