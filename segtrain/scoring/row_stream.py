@@ -143,8 +143,7 @@ class ScaledRows:
             ratio = self.source.size[0] / self.size[0]
             first, last = (int(max(0.0, (row + 0.5) * ratio - 0.5)) for row in (top, bottom - 1))
             first, last = max(0, first - 1), min(self.source.size[0], last + 3)
-        read = self.source.band(first, last)
-        image = torch.from_numpy(np.ascontiguousarray(read.transpose(2, 0, 1))).to(self.device)
+        image = torch.from_numpy(self.source.band(first, last)).to(self.device).permute(2, 0, 1)
         if self.is_scaled:
             image = enlarged(image, self.size, top, bottom, first, self.source.size[0])
         return image[None]

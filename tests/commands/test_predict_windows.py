@@ -16,6 +16,7 @@ from segtrain.data.class_mapping import ClassMapping
 from segtrain.data.labels import LabelTable
 from segtrain.errors import DataError, UsageError
 from segtrain.scoring.predictor import Predictor
+from tests.helpers import pages
 from tests.helpers.checkout import TINY
 from tests.helpers.runs import refused
 
@@ -273,6 +274,15 @@ def test_probabilities_of_several_views_are_their_mean(network):
     assert np.abs(np.load("out/probabilities/x.npz")["probabilities"] - wanted).max() <= 2**-12 + 1e-6
     call("x.png", "other", outputs=["probabilities"], inference=InferenceConfig(longest_side=45))
     assert np.load("other/probabilities/x.npz")["probabilities"].shape == (4, 90, 70)
+
+
+def test_the_page_reads_the_probabilities(network, capsys):
+    (block,) = (block for block in pages.blocks("configs/README.md", "python") if "probabilities" in block)
+    Image.fromarray(photograph(130, 210)).save("photo.png")
+    call("photo.png", "answers", outputs=["probabilities", "raw"], inference=InferenceConfig())
+    capsys.readouterr()
+    exec(block, {})
+    assert capsys.readouterr().out == f"{'abcd'[pixels_of('answers/raw/photo.png')[120, 200]]}\n"
 
 
 def test_the_words_on_the_command_line(segtrain, folder_data):
