@@ -213,6 +213,9 @@ def test_large_images_of_other_formats_are_refused_before_they_are_decoded(netwo
 
 
 def test_the_limit_is_a_quarter_of_the_memory(monkeypatch):
+    whole = predict_windows.main_memory()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert whole is not None and predict_windows.main_memory() == whole // 2
     monkeypatch.setattr(predict_windows, "main_memory", lambda: 8 * 10**9)
     limit = predict_windows.memory_limit(None)
     assert limit.size == 2e9 and limit.why == "2 GB, a quarter of the memory (in_memory=null)"

@@ -96,6 +96,17 @@ def test_what_is_dark_in_a_window_is_judged_by_the_whole_image(tmp_path):
         image.band(0, 5)
 
 
+def test_what_fills_the_tiles_at_the_edge_does_not_count(tmp_path):
+    values = np.full((64, 64), np.nan, np.float32)
+    values[:60, :50] = np.random.default_rng(0).random((60, 50))
+    tifffile.imwrite(tmp_path / "x.tif", values, tile=(16, 16))
+    with tifffile.TiffFile(tmp_path / "x.tif", mode="r+") as file:
+        file.pages[0].tags["ImageLength"].overwrite(60)
+        file.pages[0].tags["ImageWidth"].overwrite(50)
+    for channels, value_range in ((None, None), (None, (0, 2)), ((0,), (0, 2))):
+        assert same_as_whole(tmp_path / "x.tif", channels, value_range).shape[:2] == (60, 50)
+
+
 def test_long_strips_are_read_in_part_or_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tiff_windows, "CUT_BLOCK", 1000)
     monkeypatch.setattr(tiff_windows, "LARGEST_BLOCK", 10000)
