@@ -13,7 +13,8 @@ compiler makes. Their peak is given twice: "peak" has every operation of a graph
 Inductor itself computes for its code, whose operations are fused and sorted.
 
 --peak: resident memory of one step above what is there before it, measured by the kernel, each form in a process of
-its own (Linux). --time: seconds of a step, medians of that many rounds in which the forms take turns.
+its own (Linux). --time: seconds of a step, medians of that many rounds in which the forms take turns: by the clock on
+the wall, and of the processor, which other programs disturb less.
 
 Figures go to memory.json and memory.png in --output. Those that memory.json has already are not computed again.
 """
@@ -124,35 +125,35 @@ def measured_peak(network: str, form: Saving, batch: int, side: int) -> float:
     return float(json.loads(output.splitlines()[-1]))
 
 
-def measured_times(network: str, forms: list[Saving], batch: int, side: int, rounds: int) -> dict[str, float]:
-    """Seconds of a step of each form."""
+def measured_times(network: str, forms: list[Saving], batch: int, side: int, rounds: int) -> dict[str, Figures]:
+    """Seconds of a step of each form: "time", and "cpu" of all threads."""
 
     def timed(step: RandomStep) -> tuple[float, ...]:
         with Clock("cpu") as clock:
             step(batch, side)
-        return (clock.seconds,)
+        return clock.seconds, clock.processor
 
     steps = {form.name: partial(timed, RandomStep(step_config(network, form, side))) for form in forms}
-    return {name: values[0] for name, values in medians(steps, rounds).items()}
+    return {name: {"time": wall, "cpu": cpu} for name, (wall, cpu) in medians(steps, rounds).items()}
 
 
 # ---------------------------------------------------------------------------------------------------- shown
 
-COLUMNS = ("form", "kept MiB", "", "peak MiB", "", "plan MiB", "FLOPs", "measured MiB", "time")
+COLUMNS = ("form", "kept MiB", "", "peak MiB", "", "plan MiB", "FLOPs", "measured MiB", "time", "CPU")
 
 
 def table(network: str, rows: dict[str, Figures]) -> list[str]:
     """Lines: bytes with their ratio to the first form, FLOPs and time over the second."""
     first = next(iter(rows.values()))
     second = rows.get(FORMS[1].name, first)
-    lines = [network, "{:20}{:>10}{:>7}{:>10}{:>7}{:>10}{:>9}{:>14}{:>8}".format(*COLUMNS)]
+    lines = [network, "{:20}{:>10}{:>7}{:>10}{:>7}{:>10}{:>9}{:>14}{:>8}{:>8}".format(*COLUMNS)]
     for name, row in rows.items():
         cells = [f"{row['kept'] / 2**20:.0f}", f"{row['kept'] / first['kept']:.3f}"]
         cells += [f"{row['peak'] / 2**20:.0f}", f"{row['peak'] / first['peak']:.3f}"]
         cells += [f"{row['plan'] / 2**20:.0f}" if "plan" in row else "", f"{row['flops'] / second['flops'] - 1:+.1%}"]
         cells += [f"{row['measured'] / 2**20:.0f}" if "measured" in row else ""]
-        cells += [f"{row['time'] / second['time']:.2f}" if "time" in row and "time" in second else ""]
-        lines.append("{:20}{:>10}{:>7}{:>10}{:>7}{:>10}{:>9}{:>14}{:>8}".format(name, *cells))
+        cells += [f"{row[key] / second[key]:.3f}" if key in row and key in second else "" for key in ("time", "cpu")]
+        lines.append("{:20}{:>10}{:>7}{:>10}{:>7}{:>10}{:>9}{:>14}{:>8}{:>8}".format(name, *cells))
     return lines
 
 
@@ -244,8 +245,8 @@ def main() -> None:
         if options.time:
             possible = [form for form in forms if form.loss and rows[form.name]]
             load = os.getloadavg()[0]
-            for name, seconds in measured_times(network, possible, batch, side, options.time).items():
-                rows[name]["time"] = seconds
+            for name, times in measured_times(network, possible, batch, side, options.time).items():
+                rows[name] |= times
             print(f"load of the machine before and after timing: {load:.1f} and {os.getloadavg()[0]:.1f}")
             path.write_text(json.dumps(content, indent=1))
         shown = {form.name: rows[form.name] for form in FORMS if rows.get(form.name)}

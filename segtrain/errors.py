@@ -25,10 +25,11 @@ class UsageError(SegtrainError, ValueError):
 
 
 class ImageTooLarge(SegtrainError):
-    """Too little memory to predict an image of that size [height, width]."""
+    """Too little memory to predict an image of that size [height, width], or so many of them together."""
 
-    def __init__(self, name: str, size: tuple[int, int]) -> None:
-        super().__init__(f"out of memory while predicting {name}, {size[1]}x{size[0]} (width x height)")
+    def __init__(self, name: str, size: tuple[int, int], together: int = 1) -> None:
+        others = f", with {together - 1} more in its batch" if together > 1 else ""
+        super().__init__(f"out of memory while predicting {name}, {size[1]}x{size[0]} (width x height){others}")
         self.size = size
 
 

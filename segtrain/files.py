@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from segtrain.console import say
+from segtrain.errors import UsageError
 
 AGAIN = 60.0  # seconds after which the same warning is printed again
 warned: dict[str, float] = {}  # folder -> time of the last warning about a file in it
@@ -21,6 +22,14 @@ warned: dict[str, float] = {}  # folder -> time of the last warning about a file
 def temporary_beside(path: Path) -> Path:
     """A name in the same folder, which no process has, in whatever container: they count processes from 1 each."""
     return path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex[:16]}.tmp")
+
+
+def file_to_write(output: str | Path, example: str, kind: str = "file") -> Path:
+    """The path of output=FILE. UsageError if that is a folder, with the name that a file in it could have."""
+    path = Path(output)
+    if path.is_dir():
+        raise UsageError(f"output={output} is a folder: give the {kind} to write, as {path / example}")
+    return path
 
 
 def as_component(text: str) -> str:

@@ -13,6 +13,7 @@ from segtrain.console import say
 from segtrain.data.labels import LabelTable, published_table, read_user_table
 from segtrain.data.registry import published_tables
 from segtrain.errors import DataError, UsageError
+from segtrain.files import file_to_write
 from segtrain.models import build_classifier, build_model
 from segtrain.weights import checkpoint
 from segtrain.weights.files import WeightsFile, existing, read_weights, write_weights
@@ -26,11 +27,11 @@ from segtrain.weights.transfer import mismatch_message
 
 def convert(config: ConvertConfig) -> Path:
     """Write the same weights with other keys or in another container. Returns the file written."""
+    path = file_to_write(str(config.output), "weights.safetensors")
     source = read_weights(existing(Path(str(config.input)), remedy="give the file that is to be converted"))
     source.scale = config.input_scale or source.scale
     if config.classes is not None:
         source.classes = classes_named(config.classes, source)
-    path = Path(str(config.output))
     if path.resolve() == source.path.resolve():
         raise UsageError(f"output={path} is the input itself: give another name")
     if config.form == "run":

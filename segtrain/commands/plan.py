@@ -45,7 +45,7 @@ def plan(config: PlanCommandConfig) -> dict[str, Any]:
     print_configured(answers[own], budget, devices)
     print_ways(answers, own, config)
     print_precisions(precision, config)
-    print_validation(validation, size, budget - there)
+    print_validation(validation, size, config.inference.together(), budget - there)
     print_advice(advice, answers[own].now.peak <= budget)
     result = as_result(config, classes, answers, own, refused, precision, validation, there, advice)
     write_atomically(output / "plan.json", json.dumps(result, indent=2).encode() + b"\n")
@@ -124,11 +124,12 @@ def print_precisions(answers: dict[str, Answer], config: PlanCommandConfig) -> N
             f"crop {crop}")  # fmt: skip
 
 
-def print_validation(found: list[Inference], size: tuple[int, int] | None, memory: int) -> None:
+def print_validation(found: list[Inference], size: tuple[int, int] | None, together: int, memory: int) -> None:
     if size is None:
         say("\nvalidation is not planned: give plan.image_size=[height,width]")
         return
-    say(f"\nvalidation of one image of {list(size)}, GiB beside weights, optimizer and gradients, of {gib(memory)}")
+    images = "one image" if together == 1 else f"{together} images at a time"
+    say(f"\nvalidation of {images} of {list(size)}, GiB beside weights, optimizer and gradients, of {gib(memory)}")
     for way in found:
         say(f"  {' '.join(way.overrides):<74} {gib(way.peak):>7}  {'fits' if way.peak <= memory else 'does not fit'}")
 

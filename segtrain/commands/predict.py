@@ -1,7 +1,7 @@
 """`segtrain predict`: label images of photographs, in several forms, also those of the official script."""
 
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -17,18 +17,19 @@ from segtrain.commands.predict_windows import (
     require_fitting,
     require_windows,
 )
-from segtrain.config import PredictConfig, checkpoint_line, shared_values
+from segtrain.config import InferenceConfig, PredictConfig, checkpoint_line, shared_values
 from segtrain.console import Progress, say
 from segtrain.data.bands import read_channels
 from segtrain.data.images import orientation_of, read_bytes
 from segtrain.data.inputs import Input, find_inputs, read_frames
 from segtrain.data.orientation import AS_STORED, describe_tags
 from segtrain.device import describe_device
-from segtrain.distributed.group import World, init_distributed
+from segtrain.distributed.group import World, equal_shares, init_distributed
 from segtrain.engine.planning.automatic import advising
 from segtrain.errors import DataError, UsageError
 from segtrain.models.precision import require_precision
-from segtrain.scoring.predictor import Predictor, load_predictor, naming_image
+from segtrain.scoring.batches import Given, pixels_to_predict, predictions
+from segtrain.scoring.predictor import Predictor, load_predictor
 from segtrain.threads import Background, cpus, threaded_map
 
 READERS, READ_AHEAD = 2, 2  # threads that read images, and images of each that may wait for the network
@@ -54,37 +55,46 @@ def predict(config: PredictConfig) -> Path:
         predictor = networks_of(config)
         require_precision(config.inference.precision, predictor.device)
         output, limit = Path(config.output or "segtrain-out/predict"), memory_limit(config.in_memory)
-        small, large = list[int](), list[int]()
+        parts: list[list[list[int]]] = []
         if dist.main:
-            large = large_images(inputs, limit)
+            large = set(large_images(inputs, limit))
             if large:
-                require_windows(config, inputs[large[0]])
+                require_windows(config, inputs[min(large)])
             start_folder(output, made_by(config, predictor), config.overwrite)
-            left = [n for n, one in enumerate(inputs) if not is_finished(one, output, config.outputs, n in set(large))]
-            small, large = [n for n in left if n not in set(large)], [n for n in left if n in set(large)]
-        todo, windowed = (
-            [inputs[n] for n in some] for some in dist.all_gather([small, large])[0]
-        )  # before any is done
-        finished = len(inputs) - len(todo) - len(windowed)
-        if finished:
-            say(f"finished    {finished} of {len(inputs)} images before; overwrite=true does them again")
+            left = [n for n, one in enumerate(inputs) if not is_finished(one, output, config.outputs, n in large)]
+            both = [n for n in left if n not in large], [n for n in left if n in large]
+            parts = [shared_inputs(inputs, some, config.inference, dist.size) for some in both]
+        small, windowed = dist.all_gather(parts)[0]  # before any process finishes another
+        count, todo = sum(map(len, small)), sum(map(len, small + windowed))
+        if todo < len(inputs):
+            say(f"finished    {len(inputs) - todo} of {len(inputs)} images before; overwrite=true does them again")
         how = f"{config.inference}, on {describe_device(predictor.device)}"
-        say(f"predicting  {len(todo) + len(windowed)} images, {how}")
-        progress, mine = Progress("predicting", len(todo)), todo[dist.rank :: dist.size]
+        say(f"predicting  {todo} images, {how}")
+        progress, mine = Progress("predicting", count), [inputs[n] for n in small[dist.rank]]
         shares = [predict_all(mine, predictor, config, output, progress, dist, limit)]
-        shares.append(predict_large(windowed[dist.rank :: dist.size], predictor, config, output))
+        shares.append(predict_large([inputs[n] for n in windowed[dist.rank]], predictor, config, output))
         done, errors, tags = of_all_processes(shares, dist)
         classes = predictor.table.source
         held = [f"{kind}/ holds {text.format(classes)}" for kind, text in HOLDS.items() if kind in config.outputs]
         if tags:
             say(f"exif        {describe_tags(tags)}: turned, the answers fit the images as a viewer shows them")
-        say("; ".join([f"{finished + done} images", *held]))
+        say("; ".join([f"{len(inputs) - todo + done} images", *held]))
         say(str(output))
         if errors:
             listed = DataError("\n".join(errors))
             listed.everywhere = True
             raise listed
         return output
+
+
+def shared_inputs(
+    inputs: Sequence[Input], numbers: Sequence[int], inference: InferenceConfig, processes: int
+) -> list[list[int]]:
+    """These numbers of inputs, divided among the processes by the pixels of the images; frames are of one size."""
+    costs = [1] * len(numbers)
+    if processes > 1 and all(inputs[n].frame is None for n in numbers):
+        costs = pixels_to_predict([inputs[n].path for n in numbers], inference)
+    return [[numbers[place] for place in share] for share in equal_shares(costs, processes)]
 
 
 def networks_of(config: PredictConfig) -> Predictor:
@@ -104,21 +114,25 @@ def predict_all(
     """Predict this process's share of the images that fit into memory; limit: how large they may be."""
     done, errors = 0, list[str]()
     tags: Counter[int] = Counter()
-    reading = closing(read_inputs(inputs, predictor, limit or memory_limit(config.in_memory)))
-    with reading as images, Background(min(WRITERS, cpus())) as writing:
+
+    def readable(images: Iterable[ReadInput]) -> Iterator[Given]:
         for number, (one, image, tag) in enumerate(images, 1):
             progress.show(min(number * dist.size, progress.total))
             if isinstance(image, DataError):
                 errors.append(str(image))
                 continue
             tags.update([tag] if tag != AS_STORED else [])
-            answering = advising(predictor.options, predictor.table.num_classes, config.inference, predictor.device)
-            with answering, naming_image(str(one), image.shape):
-                found = predictor.segment(
-                    image, config.inference, "prob" in config.outputs, every=EVERY in config.outputs
-                )
-            writing.call(write_outputs, one, image, found, predictor.table, config.outputs, output)
-            done += 1
+            yield Given((one, image), str(one), image)
+
+    reading = closing(read_inputs(inputs, predictor, limit or memory_limit(config.in_memory)))
+    advice = advising(predictor.options, predictor.table.num_classes, config.inference, predictor.device)
+    wanted, every = "prob" in config.outputs, EVERY in config.outputs
+    with reading as images, Background(min(WRITERS, cpus())) as writing, advice:
+        found = predictions(predictor, readable(images), config.inference, wanted, every=every)
+        with closing(found) as answers:
+            for (one, image), answer in answers:
+                writing.call(write_outputs, one, image, answer, predictor.table, config.outputs, output)
+                done += 1
     return done, errors, tags
 
 

@@ -12,7 +12,7 @@ from segtrain.config import RunsConfig
 from segtrain.console import printable, say
 from segtrain.engine.run_reader import RunSummary, read_run
 from segtrain.errors import UsageError
-from segtrain.files import write_atomically
+from segtrain.files import file_to_write, write_atomically
 
 SEED = "trainer.seed"
 SHORT = 60  # characters of a note
@@ -32,6 +32,7 @@ def runs(config: RunsConfig) -> list[RunSummary]:
     root = Path(config.root)
     if not root.is_dir():
         raise UsageError(f"root={root}: no such folder; runs are in runs/, where `segtrain train` was started")
+    output = None if config.output is None else file_to_write(config.output, "runs.csv", "CSV file")
     if config.table == "paper":
         from segtrain.commands.paper import paper_table  # imports Hydra and torch, which a list does not need
 
@@ -47,9 +48,9 @@ def runs(config: RunsConfig) -> list[RunSummary]:
     rows.sort(key=lambda row: order_by(config.sort)(row.run))
     for line in screen_lines(rows, keys):
         say(line)
-    if config.output is not None:
-        write_atomically(Path(config.output), csv_text(summaries, keys).encode(errors="surrogateescape"))
-        say(config.output)
+    if output is not None:
+        write_atomically(output, csv_text(summaries, keys).encode(errors="surrogateescape"))
+        say(str(output))
     return summaries
 
 

@@ -25,6 +25,7 @@ from segtrain.errors import DataError, UsageError
 from segtrain.files import as_component, temporary_beside
 from segtrain.models.precision import require_precision
 from segtrain.scoring import figures
+from segtrain.scoring.batches import Given, predictions
 from segtrain.scoring.predictor import load_predictor
 from segtrain.scoring.report import file_hash
 from segtrain.threads import threaded_map
@@ -92,10 +93,12 @@ def predict_labels(config: SubmitConfig, files: SplitFiles, table: LabelTable, o
     say(f"predicting  {len(images)} images, {config.inference}, on {describe_device(predictor.device)}")
     progress = Progress("predicting", len(images))
     answers = {name: folder / f"{name}.png" for name in images}
-    for number, (name, image) in enumerate(images.items(), 1):
-        if not answers[name].is_file():
-            pixels = read_channels(image, files.channels, files.value_range, files.exif)
-            figures.write_png(answers[name], table.decode(predictor.predict(pixels, config.inference)))
+    todo = {name: image for name, image in images.items() if not answers[name].is_file()}
+    reading = (read_channels(image, files.channels, files.value_range, files.exif) for image in todo.values())
+    given = (Given(name, str(todo[name]), pixels) for name, pixels in zip(todo, reading, strict=True))
+    found = predictions(predictor, given, config.inference)
+    for number, (name, answer) in enumerate(found, len(images) - len(todo) + 1):
+        figures.write_png(answers[name], table.decode(answer.train_ids))
         progress.show(number)
     return answers
 

@@ -20,8 +20,9 @@ from segtrain.data.sample import Sample
 from segtrain.errors import DataError
 from segtrain.files import write_atomically
 from segtrain.scoring import figures
+from segtrain.scoring.batches import Given, predictions
 from segtrain.scoring.contradictions import Contradiction, contradictions
-from segtrain.scoring.predictor import load_predictor, naming_image
+from segtrain.scoring.predictor import load_predictor
 
 COLUMNS = ("file", "x", "y", "w", "h", "label", "predicted", "confidence", "area")
 AROUND, HEIGHT = 24, 160  # pixels around a region on the sheet, and the height of its panels
@@ -49,9 +50,9 @@ def suspects(config: SuspectsConfig) -> Path:
     kept: list[tuple[float, int, Suspect]] = []  # a heap, the least suspicious first
     order, progress, regions = count(0, -1), Progress("predicting", len(samples)), 0
     with closing(evaluation_samples(samples, table, 0)) as items:
-        for number, item in enumerate(items, 1):
-            with naming_image(str(item.sample.image), item.image.shape):
-                answer = predictor.segment(item.image, trained.inference, probability=True)
+        given = (Given(item, str(item.sample.image), item.image) for item in items)
+        answers = predictions(predictor, given, trained.inference, probability=True)
+        for number, (item, answer) in enumerate(answers, 1):
             assert answer.probability is not None
             for found in contradictions(item.target, answer.train_ids, answer.probability, table.num_classes):
                 regions += 1

@@ -5,6 +5,7 @@ from pathlib import Path
 from segtrain.config import WeightsConfig
 from segtrain.console import say
 from segtrain.errors import DataError
+from segtrain.files import file_to_write
 from segtrain.weights.download import describe_download, fetched, known_by_word
 from segtrain.weights.files import existing, read_weights
 from segtrain.weights.identify import backbone_of
@@ -20,7 +21,7 @@ def weights(config: WeightsConfig) -> None:
     """
     if config.fetch is not None:
         known = known_by_word(config.fetch)
-        path = fetched(known, None if config.output is None else Path(config.output))
+        path = fetched(known, None if config.output is None else file_to_write(config.output, known["file"]))
         say(describe_download(known, path))
         if known["noncommercial"]:
             say(f"WARNING    not for commercial use: {known['licence']}")

@@ -56,7 +56,7 @@ from segtrain.config.plan import PlanConfig
 from segtrain.config.results import ENGINES, EvaluateConfig, ExportConfig, PredictConfig, ScoreConfig, SubmitConfig
 from segtrain.config.sampling import SamplingConfig
 from segtrain.config.schedule import ScheduleConfig
-from segtrain.config.stored import adopt_earlier, dataset_schema, trained, with_defaults
+from segtrain.config.stored import adopt_earlier, dataset_schema, store_rules, trained, with_defaults
 from segtrain.config.trainer import TrainerConfig
 
 # fmt: off
@@ -70,6 +70,6 @@ __all__ = [
     "SuspectsConfig", "TrainConfig", "TrainerConfig", "VerifyConfig", "VistasConfig", "WeightsConfig", "adopt_earlier",
     "channels_of", "check_channels", "checkpoint_line", "checkpoint_path", "classifies", "dataset_schema", "flatten",
     "is_safe", "names_pictures", "option", "option_of", "refuse_other_task", "refuse_pictures", "require", "run_folder",
-    "shared_values", "trained", "with_defaults",
+    "shared_values", "store_rules", "trained", "with_defaults",
 ]
 # fmt: on

@@ -374,7 +374,7 @@ def store_checkpoint(store: Any, request: Request, names: set[str]) -> None:
     for group in sorted(names & schemas.keys()):
         values = stored.get(group, {})
         if group == "dataset":
-            values = earlier_values(schemas[group], values) | values
+            values = values | earlier_values(schemas[group], values)
         node = OmegaConf.merge(OmegaConf.structured(schemas[group]), literal(values))
         store.store(name="from_checkpoint", group=group, node=node)
 

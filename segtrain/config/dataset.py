@@ -150,8 +150,8 @@ class FolderConfig(DatasetConfig):
             require(black < white, "dataset.value_range", self.value_range, "give [black,white], the lower value first")
         require(self.channels != [], "dataset.channels", "[]", "name the bands, as [0,1,2,3], or leave it out")
         require(
-            self.channels is None or self.format == "masks", "dataset.channels", self.channels,
-            f"dataset.format={self.format} reads RGB images; choose dataset.format=masks, or leave it out",
+            self.channels is None or self.format != "parquet", "dataset.channels", self.channels,
+            "dataset.format=parquet reads RGB images; write them to files (dataset.format=masks), or leave it out",
         )  # fmt: skip
         for split, entry in self.splits.items():
             keys = set(entry)

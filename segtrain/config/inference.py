@@ -6,6 +6,10 @@ from typing import Any, ClassVar
 from segtrain.config.dataset import SIZE
 from segtrain.config.options import LARGEST_SIZE, Group, option, require
 
+LARGEST_BATCH = 4096
+VIEWS = 32  # of images, in classification
+ONLY_SPEED = {"batch_size"}  # options that change results by rounding at most
+
 
 @dataclass
 class InferenceConfig(Group):
@@ -36,12 +40,27 @@ class InferenceConfig(Group):
         "fp32", "precision of the network; weights and logits stay float32", choices=("fp32", "bf16", "fp16")
     )
 
+    batch_size: int | None = option(
+        None, "images or tiles per call of the network; null: 1, in classification 32", low=1, limit=LARGEST_BATCH
+    )
+
     def __str__(self) -> str:
-        return f"inference {self.name} in {self.precision}"
+        batch = "" if self.batch_size is None else f", in batches of {self.batch_size}"
+        return f"inference {self.name} in {self.precision}{batch}"
+
+    def together(self) -> int:
+        """Images, tiles or, in classification, views that go through the network at a time, at most."""
+        return self.batch_size or (1 if self.crop is None else VIEWS)
 
     def stated(self) -> dict[str, Any]:
-        """As results state it: without the precision where it is fp32, which all had before there was a choice."""
-        return {key: value for key, value in asdict(self).items() if (key, value) != ("precision", "fp32")}
+        """As results state it: without what changes no score, and without the precision where it is fp32, which all
+        had before there was a choice."""
+        stated = {key: value for key, value in asdict(self).items() if key not in ONLY_SPEED}
+        return {key: value for key, value in stated.items() if (key, value) != ("precision", "fp32")}
+
+    def execution(self) -> dict[str, Any]:
+        """How the network was called, as the protocol of an evaluation states it; nothing by default."""
+        return {} if self.batch_size is None else {"batch_size": self.batch_size}
 
     def check(self) -> None:
         super().check()

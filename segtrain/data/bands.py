@@ -110,6 +110,15 @@ def all_bands(data: bytes, path: Path) -> np.ndarray:
         return pixels
 
 
+def lost_bands(data: bytes, path: Path) -> int | None:
+    """The number of bands of an image that is read by `dataset.channels` alone; None for one that is read as RGB."""
+    try:
+        header_of(data, path)
+    except DataError:
+        return int(tiff_tags(data).get(SAMPLES, 1))
+    return None
+
+
 def with_bands(pixels: np.ndarray) -> np.ndarray:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 

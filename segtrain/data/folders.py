@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from pathlib import Path, PurePath
 
@@ -68,16 +68,39 @@ def matches_below(folder: str, parts: list[str], text: str, above: Above) -> Ite
         elif is_last and os.path.isfile(path):  # noqa: PTH113
             yield text[:-1] or PurePath(path).stem, Path(path)
         return
-    expression = re.compile("".join({"*": "(.*)", "?": "(.)"}.get(piece) or re.escape(piece) for piece in pieces), re.S)
+    text_in = wildcard_text(pieces)
     for entry in entries(folder):
-        match = expression.fullmatch(entry.name)
-        if match is None or entry.name in OF_SYSTEMS:
+        found = text_in(entry.name)
+        if found is None or entry.name in OF_SYSTEMS:
             continue
-        found = "/".join(filter(None, match.groups()))
-        if is_last and entry.is_file():
-            yield text + found if found else text[:-1] or PurePath(entry.name).stem, Path(entry.path)
-        elif not is_last and entry.is_dir():
+        if is_last:
+            if entry.is_file():
+                yield text + found if found else text[:-1] or PurePath(entry.name).stem, Path(entry.path)
+        elif entry.is_dir():
             yield from matches_below(entry.path, parts[1:], f"{text}{found}/" if found else text, above)
+
+
+def wildcard_text(pieces: list[str]) -> Callable[[str], str | None]:
+    """A function of a name: the text that the wildcards stand for, joined by '/'; None for a name that does not match.
+
+    pieces: of a part of a pattern: plain text and wildcards in turn.
+    """
+    expression = re.compile("".join({"*": "(.*)", "?": "(.)"}.get(piece) or re.escape(piece) for piece in pieces), re.S)
+
+    def several(name: str) -> str | None:
+        match = expression.fullmatch(name)
+        return None if match is None else "/".join(filter(None, match.groups()))
+
+    def one_star(name: str) -> str | None:
+        if name.startswith(start) and name.endswith(end) and len(name) >= at_least:
+            return name[len(start) : len(name) - len(end)]
+        return None
+
+    if pieces[1::2] != ["*"]:
+        return several
+    start, _, end = pieces
+    at_least = len(start) + len(end)
+    return one_star  # the same for most patterns, in less time than an expression takes
 
 
 def at_any_depth(folder: str, parts: list[str], text: str, above: Above) -> Iterator[tuple[str, Path]]:

@@ -208,6 +208,20 @@ def opened(path: Path, data: bytes | None = None, any_size: bool = False) -> Ite
         raise unreadable(path, error) from error
 
 
+def announced_size(path: Path) -> tuple[int, int] | None:
+    """Height and width, in either order, as the first bytes of an image file say; None where Pillow finds none.
+
+    Nothing is decoded or checked: for how long an image will take, not for what is in it.
+    """
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file, Image.open(file) as image:
+            return image.height, image.width
+    except BROKEN:
+        return None
+
+
 def require_possible(image: Image.Image, data: bytes, path: Path) -> None:
     """DataError for a size that no memory holds, or that the file cannot have."""
     pixels, fault = image.width * image.height, ""
@@ -246,6 +260,14 @@ def read_header(path: Path) -> tuple[int, int, str]:
         return int(kind.tags[LENGTH]), int(kind.tags[WIDTH]), f"{max(kind.tags.get(BITS, (1,)))} bits"
     with opened(path, data) as image:
         return *stored_size(image, kind), str(image.mode)
+
+
+def read_extent(path: Path) -> tuple[int, int]:
+    """(height, width) as stored, of an image with any bands. DataError for what is no image."""
+    tags = tiff_tags(read_bytes(path))
+    if WIDTH in tags and LENGTH in tags:  # Pillow does not read all of them
+        return int(tags[LENGTH]), int(tags[WIDTH])
+    return read_header(path)[:2]
 
 
 def stored_size(image: Image.Image, kind: Header) -> tuple[int, int]:

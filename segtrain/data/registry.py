@@ -74,7 +74,8 @@ def training_mixture(config: DatasetConfig) -> Mixture:
     if isinstance(config, MixtureConfig):
         return mixture.mixed(config, label_table, split_samples, identities)
     samples = split_samples(config, config.train_split)
-    return Mixture(samples, identities(config, samples), parts=[(config, samples)])
+    with uncollected():
+        return Mixture(samples, identities(config, samples), parts=[(config, samples)])
 
 
 def parts_of(config: DatasetConfig) -> list[Part]:

@@ -130,7 +130,7 @@ class DatasetSpec(NamedTuple):
 def refuse_unpaired(images: Mapping[str, Path], labels: Mapping[str, Path]) -> None:
     """DataError, listing a few of them, if there are images without labels or the reverse."""
     for what, other, files, others in (("image", "label", images, labels), ("label", "image", labels, images)):
-        keys = sorted(key for key in files if key not in others)
+        keys = sorted(files.keys() - others.keys())
         if keys:
             some = ", ".join(str(files[key]) for key in keys[:3])
             raise DataError(

@@ -175,11 +175,11 @@ class Workers:
             return
         if self in running:
             running.remove(self)
-        self.wanted.put(False)
         for process in self.processes:
             process.kill()
         for process in self.processes:
             process.join(timeout=5)
+        self.wanted.put(False)  # last: the thread joins them too, and of two that join at once, one may not see the end
 
 
 @atexit.register

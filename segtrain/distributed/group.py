@@ -2,11 +2,12 @@
 
 import contextlib
 import datetime
+import heapq
 import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -213,6 +214,22 @@ def all_gather_values(value: Any) -> list[Any]:
     everyone: list[Any] = [None] * process_count()
     distributed.all_gather_object(everyone, value)
     return everyone
+
+
+def equal_shares(costs: Sequence[int], parts: int) -> list[list[int]]:
+    """The numbers of the items of each process, ascending, so that their costs add up to about the same.
+
+    The most expensive item left goes to the process that has least, among equals to the first one. So the largest sum
+    is at most 4/3 of the least possible one (Graham 1969), and items of equal cost go round: process r has r,
+    r + parts, and so on. The numbers of items may differ.
+    """
+    loads = [(0, part) for part in range(parts)]
+    shares: list[list[int]] = [[] for _ in range(parts)]
+    for number in sorted(range(len(costs)), key=lambda number: -costs[number]):
+        load, part = loads[0]
+        shares[part].append(number)
+        heapq.heapreplace(loads, (load + costs[number], part))
+    return [sorted(share) for share in shares]
 
 
 def chunks(batch_size: int, parts: int) -> list[range]:

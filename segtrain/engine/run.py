@@ -12,7 +12,16 @@ from typing import Any
 import torch
 import yaml
 
-from segtrain.config import LENGTHS, TrainConfig, adopt_earlier, flatten, is_safe, run_folder, with_defaults
+from segtrain.config import (
+    LENGTHS,
+    TrainConfig,
+    adopt_earlier,
+    flatten,
+    is_safe,
+    run_folder,
+    store_rules,
+    with_defaults,
+)
 from segtrain.config.options import as_written
 from segtrain.console import duration, say
 from segtrain.distributed.group import World
@@ -91,11 +100,13 @@ class Run:
         self.changed = modified(self.last)
         found = checkpoint.newest_file(self.folder)
         if found is None:
+            store_rules(self.config.dataset)
             return None
         self.source, saved = found
         adopt_chosen(self.config, saved["config"])
         for key, value in adopt_earlier(self.config.dataset, saved["config"].get("dataset", {})).items():
             say(f"dataset.{key}={value}, as the run began before there was this option")
+        store_rules(self.config.dataset)
         keep_normalisation(self.config, saved["config"])
         changes = config_changes(with_defaults(saved["config"]), asdict(self.config))
         if changes:

@@ -21,6 +21,7 @@ from segtrain.abn import (
 from segtrain.abn.rebuilding import NARROW, Chain, Link, add_residual, autocast_dtype, fills
 from segtrain.abn.recipes import derive, intercepting
 from segtrain.console import say
+from segtrain.models.dropout import ChannelDropout, ElementDropout
 
 NORMS: dict[str, type[ABN]] = {
     "inplace_abn": InPlaceABN,
@@ -144,22 +145,6 @@ class NarrowConvolution(torch.autograd.Function):
         return dx, dweight, None, None
 
 
-class ChannelDropout(nn.Dropout2d):
-    """nn.Dropout2d, bit for bit, whose output is not kept where its input can be computed again."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not 0 < self.p < 1 or intercepting() is None:
-            return super().forward(x)
-        noise = torch.empty(*x.shape[:2], *(1,) * (x.dim() - 2), dtype=x.dtype, device=x.device)
-        noise.bernoulli_(1 - self.p).div_(1 - self.p)
-        out = x * noise
-        derive(x, out, lambda z: z * noise)
-        return out
-
-    def _get_name(self) -> str:
-        return "Dropout2d"
-
-
 class IdentityResidualBlock(nn.Module):
     """Pre-activation block of WideResNet-38 and ResNeXt: x + convs(act(norm(x))), nothing after the sum.
 
@@ -197,7 +182,8 @@ class IdentityResidualBlock(nn.Module):
                 ("conv3", conv(channels[1], channels[2], 1)),
             ]
         if dropout:
-            layers.insert(-1, ("dropout", nn.Dropout(dropout) if drops == "element" else ChannelDropout(dropout)))
+            kind = ElementDropout if drops == "element" else ChannelDropout
+            layers.insert(-1, ("dropout", kind(dropout)))
         self.convs = nn.Sequential(OrderedDict(layers))
         changes = stride != 1 or in_channels != channels[-1]
         self.proj_conv = conv(in_channels, channels[-1], 1, stride) if changes else None

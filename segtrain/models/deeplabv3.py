@@ -11,6 +11,7 @@ from segtrain.abn import InPlaceABN
 from segtrain.abn.rebuilding import Convolved, as_ran
 from segtrain.abn.recipes import intercepting
 from segtrain.models.blocks import Norm, conv, unlike_a_convolution
+from segtrain.models.dropout import ElementDropout
 
 # Dilations of the three 3x3 branches in cells of the feature map: the same extent in pixels at each output stride.
 ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
@@ -104,7 +105,7 @@ class TorchvisionDeepLabV3(DeepLabV3):
         pooling_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(in_channels, channels, norm, output_stride, pooling_size)
-        self.dropout = nn.Dropout(0.5)
+        self.dropout = ElementDropout(0.5)
         self.refine_conv = conv(channels, channels, 3)
         self.refine_bn = norm(channels)
 

@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segtrain.abn.operators import FAKES
+from segtrain.models.remembered import remembered
 
 GRANULE = 512  # bytes to which CUDA's caching allocator rounds up
 OUTSIDE = "outside"  # of every module: losses, the optimizer
@@ -66,10 +67,8 @@ class Ledger(TorchDispatchMode):
         if func.__name__.startswith("_fused_"):  # optimizers: they write in place, and have no fake form
             return None
         result = data_dependent(func, args)
-        if func in FAKES:  # as the dispatcher would, but without it, which takes longer than all else
-            result = FAKES[func](*args)
-        elif result is None:
-            result = func(*args, **(kwargs or {}))
+        if result is None:  # FAKES: as the dispatcher would, but without it
+            result = remembered(func, FAKES.get(func, func), args, kwargs or {})
         for t in result if isinstance(result, tuple | list) else (result,):
             if isinstance(t, Tensor):
                 self.add(t)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from segtrain.config import ENGINES, InferenceConfig
+from segtrain.config.inference import ONLY_SPEED
 from segtrain.config.options import as_written
 from segtrain.data.labels import LabelTable
 from segtrain.errors import DataError, UsageError
@@ -66,6 +67,11 @@ class Engine(NamedTuple):
             raise UsageError(
                 f"inference.precision={inference.precision} is not possible with {self.path}, which computes in the "
                 "float32 that it was exported in: give inference.precision=fp32"
+            )
+        for key in ONLY_SPEED.intersection(unread):
+            raise UsageError(
+                f"inference.{key}={as_written(getattr(inference, key))} is not possible with {self.path}, which is "
+                "given an image or a tile at a time, as it was exported: leave it out"
             )
         has_labels = "argmax" in self.metadata["include"]
         impossible = [key for key in unread if has_labels or key == "longest_side"]

@@ -1,11 +1,12 @@
-"""Inference on one image of any size: whole or tiled, at one or several scales, with or without flip.
+"""Inference on images of any size: whole or tiled, at one or several scales, with or without flip.
 
 Logits stay at the network's output stride until the arg-max, which enlarges them strip by strip: at full resolution,
 116 classes of a 22 megapixel image take 10 GB.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,8 @@ from segtrain.errors import UsageError
 from segtrain.losses.pixelwise import CrossEntropy
 from segtrain.native.pixels import upsampled_argmax
 
-Network = Callable[[Tensor], Tensor]  # (1, 3, h, w) -> (1, C, ceil(h / stride), ceil(w / stride)) logits
+Network = Callable[[Tensor], Tensor]  # (N, 3, h, w) -> (N, C, ceil(h / stride), ceil(w / stride)) logits
+Place = tuple[tuple[int, int], tuple[int, int]]  # of a window: its rows and its columns, first and last + 1
 STRIDES = (1, 2, 4, 8, 16, 32)
 ALIGNED = 32  # windows start at multiples of this, so that their cells align with those of the whole image
 STRIP = 1 << 24  # logits at full resolution that are in memory at a time
@@ -69,25 +71,40 @@ def nearest_planes(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.stack([nearest(plane.astype(np.float32), size).astype(np.float16) for plane in planes])
 
 
-@torch.inference_mode()
 def segment(
     network: Network | Sequence[Network], image: Tensor, options: InferenceConfig, probability: bool = False,
     mapping: ClassMapping | None = None, target: Tensor | None = None, every: bool = False,
 ) -> Prediction:  # fmt: skip
-    """Predict the class of every pixel of `image` (1, 3, H, W), which goes to the network as it is.
+    """Predict the class of every pixel of `image` (1, 3, H, W), as `segment_batch` does."""
+    targets = None if target is None else [target]
+    return segment_batch(network, image, options, probability, mapping, targets, every)[0]
+
+
+@torch.inference_mode()
+def segment_batch(
+    network: Network | Sequence[Network], images: Tensor, options: InferenceConfig, probability: bool = False,
+    mapping: ClassMapping | None = None, targets: Sequence[Tensor] | None = None, every: bool = False,
+) -> list[Prediction]:  # fmt: skip
+    """Predict the class of every pixel of `images` (N, 3, H, W), which go to the network as they are, N at a time.
 
     One view: the arg-max of its logits, enlarged bilinearly. Several views (scales, flip): the arg-max of the mean of
     their probabilities, each view's logits enlarged first. probability: return that class's probability too.
     mapping: the network's probabilities are added up to those of other classes before the arg-max. Of several networks
-    the views are averaged like those of one. target: train ids int64 (H', W') of the network's own classes, of any
-    size, for the loss. every: return the probabilities of all classes too.
+    the views are averaged like those of one. targets: of each image, train ids int64 (H', W') of the network's own
+    classes, of any size, for the loss. every: return the probabilities of all classes too.
+
+    Views stay on the device. Only classes, probabilities that are asked for, and losses come back to the host.
     """
-    size = (image.shape[2], image.shape[3])
+    size = (images.shape[2], images.shape[3])
     networks = network if isinstance(network, Sequence) else [network]
-    views = [one for some in networks for one in all_views(some, image, options)]
-    loss = None if target is None else cross_entropy_sum(views, target)
-    blocks = [Cells(one, 0, one.shape[1]) for one in views]
-    return best_classes(blocks, size, (0, size[0]), probability, mapping, every)._replace(loss=loss)
+    views = [one for some in networks for one in all_views(some, images, options)]
+    found = []
+    for n in range(len(images)):
+        one = [some[n] for some in views]
+        loss = None if targets is None else cross_entropy_sum(one, targets[n])
+        cells = [Cells(some, 0, some.shape[1]) for some in one]
+        found.append(best_classes(cells, size, (0, size[0]), probability, mapping, every)._replace(loss=loss))
+    return found
 
 
 def best_classes(
@@ -112,10 +129,10 @@ def best_classes(
     )
 
 
-def all_views(network: Network, image: Tensor, options: InferenceConfig) -> list[Tensor]:
-    """Logits (C, h, w) at every scale, each followed by those of the mirrored image if options.flip."""
+def all_views(network: Network, images: Tensor, options: InferenceConfig) -> list[Tensor]:
+    """Logits (N, C, h, w) at every scale, each followed by those of the mirrored images if options.flip."""
     flips = (False, True) if options.flip else (False,)
-    return [view(network, image, scale, mirrored, options) for scale in options.scales for mirrored in flips]
+    return [view(network, images, scale, mirrored, options) for scale in options.scales for mirrored in flips]
 
 
 def fused(
@@ -204,34 +221,58 @@ def enlarged(
     return F.interpolate(rows[None], size=(bottom - top, size[1]), mode="bilinear", align_corners=False)[0]
 
 
-def view(network: Network, image: Tensor, scale: float, mirrored: bool, options: InferenceConfig) -> Tensor:
-    """Logits (C, h, w) of the image resized by `scale`; if mirrored, they are mirrored back."""
-    seen = image
+def view(network: Network, images: Tensor, scale: float, mirrored: bool, options: InferenceConfig) -> Tensor:
+    """Logits (N, C, h, w) of the images resized by `scale`; if mirrored, they are mirrored back."""
+    seen = images
     if scale != 1:
-        size = [max(1, round(extent * scale)) for extent in image.shape[-2:]]
-        seen = F.interpolate(image.float(), size=size, mode="bilinear", align_corners=False)
+        size = [max(1, round(extent * scale)) for extent in images.shape[-2:]]
+        seen = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False)
     logits = windows(network, seen.flip(3) if mirrored else seen, options)
-    return logits.flip(2) if mirrored else logits
+    return logits.flip(3) if mirrored else logits
 
 
-def windows(network: Network, image: Tensor, options: InferenceConfig) -> Tensor:
-    """Logits (C, h, w) of the whole image, or in each cell the mean over the windows that cover it."""
-    height, width = image.shape[-2:]
+def windows(network: Network, images: Tensor, options: InferenceConfig) -> Tensor:
+    """Logits (N, C, h, w) of the whole images, or in each cell the mean over the windows that cover it."""
+    height, width = images.shape[-2:]
     if options.tile is None or (options.tile[0] >= height and options.tile[1] >= width):
-        return network(image)[0]
+        return network(images)
     total, covered = torch.zeros(()), torch.zeros(())
-    for top, bottom in spans(height, options.tile[0], options.overlap):
-        for left, right in spans(width, options.tile[1], options.overlap):
-            logits = network(image[..., top:bottom, left:right])[0]
-            stride = stride_of((bottom - top, right - left), (logits.shape[1], logits.shape[2]))
-            if total.dim() == 0:
-                cells = -(-height // stride), -(-width // stride)
-                total, covered = logits.new_zeros(len(logits), *cells), logits.new_zeros(cells)
-            y, x = top // stride, left // stride
-            place = (..., slice(y, y + logits.shape[1]), slice(x, x + logits.shape[2]))
-            total[place] += logits
-            covered[place] += 1
+    columns = spans(width, options.tile[1], options.overlap)
+    places = [(rows, some) for rows in spans(height, options.tile[0], options.overlap) for some in columns]
+    for ((top, bottom), (left, right)), logits in in_batches(network, images, places, options.together()):
+        stride = stride_of((bottom - top, right - left), (logits.shape[2], logits.shape[3]))
+        if total.dim() == 0:
+            cells = -(-height // stride), -(-width // stride)
+            total, covered = logits.new_zeros(*logits.shape[:2], *cells), logits.new_zeros(cells)
+        y, x = top // stride, left // stride
+        place = (..., slice(y, y + logits.shape[2]), slice(x, x + logits.shape[3]))
+        total[place] += logits
+        covered[place] += 1
     return total.div_(covered)
+
+
+def in_batches(network: Network, images: Tensor, places: Sequence[Place], most: int) -> Iterator[tuple[Place, Tensor]]:
+    """Every place in turn with the logits (N, C, h, w) of that window of each image.
+
+    Windows of one size go through the network together, at most `most` at a time, wherever they are. The order of the
+    places stays, and with it the order in which logits are added up.
+    """
+    left, ready = list(places), dict[Place, Tensor]()
+    for place in places:
+        if place not in ready:
+            fitting = (one for one in left if size_of(one) == size_of(place))
+            alike = list(islice(fitting, max(1, most // len(images))))
+            cuts = [images[..., slice(*rows), slice(*columns)] for rows, columns in alike]
+            logits = network(cuts[0] if len(cuts) == 1 else torch.cat(cuts))
+            ready.update(zip(alike, logits.split(len(images)), strict=True))
+            left = [one for one in left if one not in ready]
+        yield place, ready.pop(place)
+
+
+def size_of(place: Place) -> tuple[int, int]:
+    """Height and width of a window."""
+    (top, bottom), (left, right) = place
+    return bottom - top, right - left
 
 
 def stride_of(size: tuple[int, int], cells: tuple[int, int]) -> int:

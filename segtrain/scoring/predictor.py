@@ -20,7 +20,7 @@ from segtrain.errors import ImageTooLarge, UsageError
 from segtrain.models import BACKBONES, HEADS, Classifier, Segmenter, from_config
 from segtrain.models.precision import answer_in
 from segtrain.models.preprocess import normalise_images
-from segtrain.scoring.inference import Network, Prediction, fitted, nearest, nearest_planes, segment
+from segtrain.scoring.inference import Network, Prediction, fitted, nearest, nearest_planes, segment_batch
 from segtrain.weights import checkpoint
 from segtrain.weights.network_file import run_content
 
@@ -121,27 +121,43 @@ class Predictor(NamedTuple):
 
     def segment(
         self, image: np.ndarray, inference: InferenceConfig | None = None, probability: bool = False,
-        target: np.ndarray | None = None, every: bool = False,
+        target: np.ndarray | None = None,
     ) -> Prediction:  # fmt: skip
         """uint8 (H, W, in_channels) -> train ids uint8 (H, W) and, if asked for, their probabilities float32 (H, W).
 
-        target: train ids uint8 (H, W) of the network's own classes, for the loss. every: those of all classes too.
+        target: train ids uint8 (H, W) of the network's own classes, for the loss.
         """
         options = inference or InferenceConfig()
-        self.require_channels(image.shape[2])
-        seen = image if options.longest_side is None else fitted(image, options.longest_side)
-        tensor = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None].to(self.device)
+        targets = None if target is None else [target]
+        return self.segment_batch([image], self.seen([image], options), options, probability, targets)[0]
 
-        networks = self.networks(options)
-        wanted = None if target is None else torch.from_numpy(target).to(self.device).long()
-        found = segment(networks, tensor, options, probability, self.mapping, wanted, every)
+    def seen(self, images: Sequence[np.ndarray], options: InferenceConfig) -> torch.Tensor:
+        """Images uint8 (H, W, in_channels) of one size, as the network sees them: uint8 (N, in_channels, h, w) on the
+        host. UsageError for other channels."""
+        self.require_channels(images[0].shape[2])
+        fitting = [one if options.longest_side is None else fitted(one, options.longest_side) for one in images]
+        planes = [torch.from_numpy(np.ascontiguousarray(one.transpose(2, 0, 1))) for one in fitting]
+        return planes[0][None] if len(planes) == 1 else torch.stack(planes)
+
+    def segment_batch(
+        self, images: Sequence[np.ndarray], seen: torch.Tensor, options: InferenceConfig, probability: bool = False,
+        targets: Sequence[np.ndarray] | None = None, every: bool = False,
+    ) -> list[Prediction]:  # fmt: skip
+        """`segment` for images of one size. seen: `seen(images, options)`, on whatever device. every: return the
+        probabilities of all classes too."""
+        tensor = seen.to(self.device)
+        wanted = None if targets is None else [torch.from_numpy(one).to(self.device).long() for one in targets]
+        found = segment_batch(self.networks(options), tensor, options, probability, self.mapping, wanted, every)
         if options.longest_side is None:
             return found
-        size, certain = (image.shape[0], image.shape[1]), found.probability
-        return Prediction(
-            nearest(found.train_ids, size), None if certain is None else nearest(certain, size), found.loss,
-            None if found.probabilities is None else nearest_planes(found.probabilities, size),
-        )  # fmt: skip
+        size = images[0].shape[0], images[0].shape[1]
+        return [
+            Prediction(
+                nearest(ids, size), None if certain is None else nearest(certain, size), loss,
+                None if full is None else nearest_planes(full, size),
+            )
+            for ids, certain, loss, full in found
+        ]  # fmt: skip
 
     def networks(self, inference: InferenceConfig) -> list[Network]:
         """Functions from uint8 images to logits: of this network, and of those that it is averaged with."""
@@ -156,14 +172,15 @@ class Predictor(NamedTuple):
 
 
 @contextmanager
-def naming_image(name: str, shape: Sequence[int]) -> Iterator[None]:
-    """Inside, running out of memory is the fault of this image of the shape (H, W, ...): ImageTooLarge."""
+def naming_image(name: str, shape: Sequence[int], together: int = 1) -> Iterator[None]:
+    """Inside, running out of memory is the fault of this image of shape (H, W, ...), the first of so many:
+    ImageTooLarge."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise ImageTooLarge(name, (shape[0], shape[1])) from error
+        raise ImageTooLarge(name, (shape[0], shape[1]), together) from error
 
 
 def as_pixels(

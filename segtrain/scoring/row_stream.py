@@ -1,8 +1,9 @@
 """Tiled inference on an image that is larger than memory: from top to bottom, a row of tiles at a time.
 
-The tiles, their order and the mean where they overlap are those of `inference.windows`, so that the answer is the same
-to the last bit at scale 1. At another scale the image is resized in rows, which is the same within the rounding of
-float32. In memory at a time: the pixels of one row of tiles, its logits, and those of the rows that overlap with it.
+The tiles, their order and the mean where they overlap are those of `inference.windows`. So the answer is the same to
+the last bit at scale 1, as long as the network computes the same for a tile whichever others are in its batch. At
+another scale the image is resized in rows, which is the same within the rounding of float32. In memory at a time: the
+pixels of one row of tiles, its logits, and those of the rows that overlap with it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from segtrain.scoring.inference import (
     Prediction,
     best_classes,
     enlarged,
+    in_batches,
     spans,
     stride_of,
 )
@@ -54,16 +56,20 @@ class GrowingLogits:
         self.final = 0  # rows above this one are complete
         self.height: int | None = None  # rows of logits of the whole image; None before the first tile
 
-    def add(self, network: Network, image: Tensor, number: int, size: tuple[int, int], windows: Windows) -> None:
-        """The row of tiles of that number, whose pixels (1, C, h, W) are `image`. size: of the whole image."""
+    def add(
+        self, network: Network, image: Tensor, number: int, size: tuple[int, int], windows: Windows, together: int
+    ) -> None:
+        """The row of tiles of that number, whose pixels (1, C, h, W) are `image`. size: of the whole image. together:
+        tiles that go through the network at a time."""
         top, bottom = windows.rows[number]
         seen = image.flip(3) if self.mirrored else image
-        for left, right in windows.columns:
-            logits = network(seen[..., left:right])[0]
-            if len(windows.rows) == len(windows.columns) == 1:  # of any stride, as the whole image at once
-                self.total, self.height = logits, logits.shape[1]
-                self.final = self.height
-                return
+        if len(windows.rows) == len(windows.columns) == 1:  # of any stride, as the whole image at once
+            self.total = network(seen)[0]
+            self.final = self.height = self.total.shape[1]
+            return
+        places = [((0, bottom - top), columns) for columns in windows.columns]
+        for (_, (left, right)), batch in in_batches(network, seen, places, together):
+            logits = batch[0]
             stride = stride_of((bottom - top, right - left), (logits.shape[1], logits.shape[2]))
             self.grow_to(logits, stride, top, bottom, size)
             y, x = top // stride - self.first, left // stride
@@ -115,6 +121,7 @@ class ScaledRows:
     ) -> None:  # fmt: skip
         """start: the first row of the image that will be asked for."""
         assert options.tile is not None
+        self.together = options.together()
         self.networks, self.source, self.device, self.is_scaled = networks, source, device, scale != 1
         height, width = source.size
         self.size = (max(1, round(height * scale)), max(1, round(width * scale))) if self.is_scaled else (height, width)
@@ -133,7 +140,7 @@ class ScaledRows:
         image = self.pixels(top, bottom)
         for network, views in zip(self.networks, self.views, strict=True):
             for one in views:
-                one.add(network, image, self.number, self.size, self.windows)
+                one.add(network, image, self.number, self.size, self.windows, self.together)
         self.number += 1
 
     def pixels(self, top: int, bottom: int) -> Tensor:

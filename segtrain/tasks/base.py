@@ -1,7 +1,7 @@
 """What a task offers to training, and the one evaluator that training, `segtrain evaluate` and the API use."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -14,7 +14,7 @@ from segtrain.config import InferenceConfig, ModelConfig, TrainConfig
 from segtrain.console import Progress
 from segtrain.data.labels import LabelTable
 from segtrain.data.workers import never
-from segtrain.distributed.group import World
+from segtrain.distributed.group import World, equal_shares
 from segtrain.losses import Loss
 from segtrain.models.precision import dtype_name
 from segtrain.scoring.predictor import LoadedNetwork
@@ -51,8 +51,9 @@ class Counts(Protocol[Counted]):
 class Evaluator(ABC, Generic[Answer]):
     """Scores networks on the images of a split.
 
-    Each of several processes predicts and counts every n-th image, and the counts are added up, so that each image
-    counts once. The evaluator knows neither the command nor the training loop around it.
+    Each of several processes predicts and counts a part of the images, of about as many pixels as the others' parts,
+    and the counts are added up, so that each image counts once. The evaluator knows neither the command nor the
+    training loop around it.
     """
 
     batch_size = 1  # images of an answer
@@ -64,6 +65,7 @@ class Evaluator(ABC, Generic[Answer]):
         self.images = images
         self.model = model
         self.inference = inference
+        self.costs: list[int] | None = None  # of each image; only several processes need them
         self.with_loss = False  # whether the cross-entropy of the predictions is counted too
 
     def run(
@@ -81,7 +83,10 @@ class Evaluator(ABC, Generic[Answer]):
             "dataset": self.dataset, "split": self.split, "inference": self.inference.stated(),
             "checkpoint": facts.checkpoint, "step": facts.step,
         }  # fmt: skip
-        how = {"inference": described["inference"], "precision": dtype_name(self.inference.precision), **facts.protocol}
+        how = {
+            "inference": described["inference"], "precision": dtype_name(self.inference.precision),
+            **self.inference.execution(), **facts.protocol,
+        }  # fmt: skip
         return self.evaluation(counts, panels, described, self.protocol(counts, facts.trained_on, how))
 
     def brief(
@@ -98,13 +103,26 @@ class Evaluator(ABC, Generic[Answer]):
     ) -> tuple[Any, list[np.ndarray]]:  # fmt: skip
         """The counts of all processes, and this one's figures. A collective call."""
         network.eval()
-        own = range(dist.rank, self.images, dist.size)
-        rounds = -(-len(range(0, self.images, dist.size)) // self.batch_size)
+        shares = self.shares(dist)
+        own = shares[dist.rank]
+        rounds = -(-max(map(len, shares)) // self.batch_size)
         with closing(self.predict(network, device, own, min(workers, len(own)), stopped)) as answers:
             guarded = answers if guard is None else guard(answers, rounds)
             counts, panels = self.count(guarded, len(own), figures)
         counts.all_reduce()
         return counts, panels
+
+    def shares(self, dist: World) -> list[list[int]]:
+        """The numbers of the images of each process, the same in all processes. A collective call."""
+        if dist.size == 1:
+            return [list(range(self.images))]
+        if self.costs is None:  # only one process reads the files' sizes: what two read could differ
+            self.costs = dist.all_gather(self.image_costs() if dist.main else [])[0]
+        return equal_shares(self.costs, dist.size)
+
+    def image_costs(self) -> list[int]:
+        """What each image costs in relation to others."""
+        return [1] * self.images
 
     def count(self, answers: Iterator[Answer], images: int, figures: int) -> tuple[Any, list[np.ndarray]]:
         """Count the answers for `images` images, and draw `figures` of them, evenly spread."""
@@ -121,8 +139,9 @@ class Evaluator(ABC, Generic[Answer]):
 
     @abstractmethod
     def predict(
-        self, network: nn.Module, device: torch.device, numbers: range, workers: int, stopped: Callable[[], bool]
-    ) -> Generator[Answer, None, None]:
+        self, network: nn.Module, device: torch.device, numbers: Sequence[int], workers: int,
+        stopped: Callable[[], bool],
+    ) -> Generator[Answer, None, None]:  # fmt: skip
         """The network's answers for the images of these numbers, each image once, in order.
 
         They end early if `stopped` while an image is waited for. Closing ends the loader processes.

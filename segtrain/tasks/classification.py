@@ -3,7 +3,7 @@
 segmentation.py is the same for one class per pixel.
 """
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +39,6 @@ from segtrain.scoring.report import (
 )
 from segtrain.tasks.base import Evaluator, Task
 
-BATCH = 32  # images that go through the network together, or views of them
 EXAMPLES = "val/pictures"  # name of the example predictions in the log
 
 
@@ -159,7 +158,7 @@ class ClassificationEvaluator(Evaluator[TopK]):
         super().__init__(data.name, split, len(images), model, inference)
         self.samples = images
         self.spec = classification_spec(data)
-        self.batch_size = max(1, BATCH // 10) if inference.crops == "ten" else BATCH
+        self.batch_size = max(1, inference.together() // 10) if inference.crops == "ten" else inference.together()
         self.is_validation = split == data.val_split
 
     @classmethod
@@ -176,8 +175,9 @@ class ClassificationEvaluator(Evaluator[TopK]):
 
     @torch.inference_mode()
     def predict(
-        self, network: nn.Module, device: torch.device, numbers: range, workers: int, stopped: Callable[[], bool]
-    ) -> Generator[TopK, None, None]:
+        self, network: nn.Module, device: torch.device, numbers: Sequence[int], workers: int,
+        stopped: Callable[[], bool],
+    ) -> Generator[TopK, None, None]:  # fmt: skip
         """Several views of an image: the mean of their logits, as published."""
         read = batches_of(self.samples, list(numbers), self.inference, self.batch_size, workers, stopped)
         with closing(read) as batches:

@@ -1,6 +1,6 @@
 """Scores an engine that `segtrain export` wrote, beside the network that it was made of."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -86,8 +86,9 @@ class EngineEvaluator(SegmentationEvaluator):
         return made
 
     def predict(  # type: ignore[override]
-        self, network: nn.Module, device: torch.device, numbers: range, workers: int, stopped: Callable[[], bool]
-    ) -> Generator[EngineAnswer, None, None]:
+        self, network: nn.Module, device: torch.device, numbers: Sequence[int], workers: int,
+        stopped: Callable[[], bool],
+    ) -> Generator[EngineAnswer, None, None]:  # fmt: skip
         beside = None
         if isinstance(network, Segmenter):
             beside = Predictor(network, self.table, self.model, device)

@@ -39,11 +39,12 @@ from segtrain.errors import DataError, UsageError
 from segtrain.losses import Loss, build_loss
 from segtrain.models import Segmenter
 from segtrain.scoring import figures
+from segtrain.scoring.batches import Given, pixels_to_predict, predictions
 from segtrain.scoring.extra_metrics import metric_scalars
 from segtrain.scoring.image_counts import ImageCounts
 from segtrain.scoring.mean_loss import MeanLoss, loss_entry
 from segtrain.scoring.position_prior import PositionPrior
-from segtrain.scoring.predictor import LoadedNetwork, Predictor, naming_image
+from segtrain.scoring.predictor import LoadedNetwork, Predictor
 from segtrain.scoring.report import CONFUSION, Evaluation, count_seen, protocol, seen_images, summarise
 from segtrain.scoring.scores import Scores
 from segtrain.tasks.base import Evaluator, Task
@@ -90,6 +91,10 @@ class Segmentation(Task):
             options.class_weights = automatic_weights(self.mixture, self.table, cache)
             listed = describe_weights(options.class_weights, self.table.names)
             say(f"weights    of the classes, inverse to their pixels in {self.num_train} labels: {listed}")
+            drawn = self.config.sampling.class_uniform
+            if drawn > 0:
+                both = f"loss.class_weights=auto and sampling.class_uniform={drawn:g}"
+                say(f"WARNING    {both} both favour rare classes, which so count twice: leave one of the two out")
 
     def loss(self) -> Loss:
         return build_loss(self.config.loss, self.num_classes, self.mixture.groups)
@@ -271,16 +276,22 @@ class SegmentationEvaluator(Evaluator[LabelledImage]):
         return None if self.prior_samples is None else PositionPrior.from_labels(self.prior_samples, self.table)
 
     def predict(
-        self, network: nn.Module, device: torch.device, numbers: range, workers: int, stopped: Callable[[], bool]
-    ) -> Generator[LabelledImage, None, None]:
+        self, network: nn.Module, device: torch.device, numbers: Sequence[int], workers: int,
+        stopped: Callable[[], bool],
+    ) -> Generator[LabelledImage, None, None]:  # fmt: skip
         predictor = Predictor(cast(Segmenter, network), self.table, self.model, device, mapping=self.mapping)
         samples = [self.samples[number] for number in numbers]
         with closing(evaluation_samples(samples, self.table, workers, stopped)) as items:
-            for item in items:
-                with naming_image(str(item.sample.image), item.image.shape):
-                    target = item.target if self.with_loss else None
-                    found = predictor.segment(item.image, self.inference, target=target)
-                yield LabelledImage(item, found.train_ids, found.loss)
+            given = (
+                Given(item, str(item.sample.image), item.image, item.target if self.with_loss else None)
+                for item in items
+            )
+            with closing(predictions(predictor, given, self.inference)) as answers:
+                for item, found in answers:
+                    yield LabelledImage(item, found.train_ids, found.loss)
+
+    def image_costs(self) -> list[int]:
+        return pixels_to_predict([sample.image for sample in self.samples], self.inference)
 
     def counts(self) -> SegmentationCounts:
         rules = dataset_spec(self.data).rules

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from segtrain.abn import InPlaceABN, recomputed_outputs
 from segtrain.models import build_model
-from segtrain.models.blocks import ChannelDropout
+from segtrain.models.dropout import ChannelDropout
 from segtrain.models.memory import Allocations
 from tests.helpers import processes
 

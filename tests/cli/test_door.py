@@ -197,3 +197,17 @@ def test_what_torchrun_prints_is_announced(segtrain, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert "torchrun itself ends with status 1; the traceback that follows" in segtrain("nonsense").err
     assert "torchrun" not in segtrain("--version").err
+
+
+@pytest.mark.parametrize("folder", [".", "there"])
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["runs"], "runs.csv"), (["weights", "fetch=torchvision:resnet18"], "resnet18-f37072fd.pth"),
+        (["convert", "input=x.pth", "form=official"], "weights.safetensors"), (["report", "run=r"], "report.html"),
+    ],
+)  # fmt: skip
+def test_a_folder_in_place_of_a_file_to_write_is_refused_before_anything_else(segtrain, words, name, folder):
+    Path("there").mkdir()
+    Path("runs").mkdir()
+    refused(segtrain(*words, f"output={folder}"), f"output={folder} is a folder: give the ", str(Path(folder) / name))

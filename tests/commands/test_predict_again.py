@@ -112,7 +112,7 @@ def test_images_are_computed_before_all_are_read_and_written(segtrain, trained, 
     for number in range(20):
         Path(f"photos/b/x{number:02}.png").write_bytes(Path("photos/a.png").read_bytes())
     read, computed, written, ahead, behind = [], [], [], [], []
-    read_file, segment, write = predicting.read_file, Predictor.segment, predicting.write_outputs
+    read_file, segment, write = predicting.read_file, Predictor.segment_batch, predicting.write_outputs
 
     def reading(predictor, limit, one):
         read.append(one.name)
@@ -131,7 +131,7 @@ def test_images_are_computed_before_all_are_read_and_written(segtrain, trained, 
 
     for name, function in (("read_file", reading), ("write_outputs", writing), ("cpus", lambda: 2)):
         monkeypatch.setattr(predicting, name, function)
-    monkeypatch.setattr(Predictor, "segment", computing)
+    monkeypatch.setattr(Predictor, "segment_batch", computing)
     assert segtrain("predict", *trained).status == 0
     assert len(written) == 23 and sorted(written) == sorted(read)
     assert 1 < max(ahead) <= 4 and max(behind) <= 3

@@ -135,7 +135,7 @@ def test_check_measures_the_channels(segtrain, words):
         (["dataset.channels=[]"], ["dataset.channels=[]", "name the bands"]),
         (["dataset.channels=[0,1,2,3]", *FOUR, "augmentation.color=0.2"], ["augmentation.color=0.2", "has 4"]),
         (["dataset.channels=[0,1,2,3]", *FOUR, "augmentation.extra=[{name:Blur}]"], ["augmentation.extra", "has 4"]),
-        (["dataset.channels=[0,1,2,3]", "dataset.format=colors", *FOUR], ["dataset.channels", "dataset.format=colors"]),
+        (["dataset.channels=[0,1,2,3]", "dataset.format=parquet", *FOUR], ["dataset.channels", "=parquet reads RGB"]),
         (["dataset.channels=[0]", "model.in_channels=0"], ["model.in_channels must be at least 1"]),
     ],
 )

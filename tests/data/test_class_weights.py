@@ -115,6 +115,15 @@ def test_a_run_counts_once_prints_and_stores(words, segtrain, monkeypatch):
     refused(segtrain("train", *words, "run=r"), "loss.class_weights: [", "None asked for", status=1)
 
 
+@pytest.mark.parametrize(("weights", "drawn"), [("auto", 0.5), ("auto", 0), ("[1,2]", 0.5)])
+def test_two_corrections_for_rare_classes_are_worth_a_warning(words, segtrain, weights, drawn):
+    given = [f"loss.class_weights={weights}", f"sampling.class_uniform={drawn}", "trainer.max_steps=1"]
+    answer = segtrain("train", *words, *given, "run=r")
+    assert answer.status == 0, answer
+    text = "WARNING    loss.class_weights=auto and sampling.class_uniform=0.5 both favour rare classes"
+    assert (text in answer.out) == (weights == "auto" and drawn > 0)
+
+
 def test_a_run_without_weights_does_not_get_some_by_resuming(words, segtrain):
     assert segtrain("train", *words, "run=r").status == 0
     refused(segtrain("train", *words, "loss.class_weights=auto", "run=r"), "None in the run, auto asked", status=1)

@@ -6,16 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import yaml
 from PIL import Image
 
 from segtrain.config import FolderConfig
 from segtrain.data.formats import splits
 from segtrain.data.label_files import read_label
-from segtrain.data.registry import label_table, split_files
+from segtrain.data.loader import read_pixels
+from segtrain.data.registry import label_table, split_files, split_samples
+from tests.helpers import annotations
 from tests.helpers.annotations import NAMES, WRITERS, photograph, truth, write_annotations, write_json
 from tests.helpers.checkout import TINY
-from tests.helpers.runs import small_run
+from tests.helpers.runs import refused, small_run
 
 ONE_SPLIT = ("class_masks",)  # whose layout names no split
 
@@ -51,6 +54,33 @@ def test_every_format_comes_back_bit_for_bit_unedited(segtrain, form):
         assert found.keys() == some.keys()
         for name, mask in some.items():
             np.testing.assert_array_equal(found[name], mask, err_msg=f"{split} {name}")
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_every_format_goes_with_images_of_five_bands(segtrain, monkeypatch, form):
+    def five_bands(path, seed, shape):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (*shape, 5)).astype(np.uint8)
+        tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig")
+
+    monkeypatch.setattr(annotations, "photograph", five_bands)
+    masks = write_annotations(form, Path("data"))
+    answer = segtrain("check", "dataset=folder", "dataset.root=data", "write_config=mine.yaml")
+    if form == "parquet":  # whose images are not in files
+        assert "channels" not in yaml.safe_load(Path("mine.yaml").read_text())
+        answer = segtrain("check", "dataset=mine.yaml", "dataset.channels=[0,1,2,3,4]")
+        refused(answer, "dataset.channels=[0, 1, 2, 3, 4]", "dataset.format=parquet reads RGB images", status=2)
+        return
+    assert answer.status == 0 and configured().channels == [0, 1, 2, 3, 4], answer
+    answer = segtrain("check", "dataset=mine.yaml")
+    assert answer.status == 0 or form in ONE_SPLIT, answer.out
+    assert "model.in_channels=5 model.mean=[0." in answer.out
+    config, split = configured(), "train"
+    expected = masks["train"] | masks["val"] if form in ONE_SPLIT else masks["train"]
+    found = painted(config, split)
+    assert found.keys() == expected.keys() and all((found[name] == mask).all() for name, mask in expected.items())
+    assert all(read_pixels(sample)[0].shape == (40, 48, 5) for sample in split_samples(config, split))
+    assert segtrain("convert-labels", "data", "output=labels").status == 0
 
 
 @pytest.mark.parametrize("form", WRITERS)

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from segtrain import load
+from segtrain.config import MixtureConfig, adopt_earlier, store_rules, with_defaults
 from segtrain.config.plugin_files import load_plugin
 from segtrain.data.cache import Decoded
 from segtrain.data.images import orientation_of, read_header, read_image
@@ -208,3 +209,44 @@ def test_a_run_without_the_option_goes_on_as_it_began(segtrain, words):
     answer = segtrain("evaluate", "run=r", f"plugins=[{TINY}]", "device=cpu")
     assert answer.status == 0, answer.err
     assert torch.load("r/last.pt", weights_only=True)["config"]["dataset"]["exif"] == "ignore"
+
+
+def test_parts_of_a_mixture_from_before_the_option_go_on_as_they_began(segtrain, words):
+    import torch
+
+    data, training = words
+    for split in ("train", "val"):  # labels fit the pixels as stored, and as turned
+        for i in range(4):
+            with Image.open(f"data/{split}/images/{i}.png") as image:
+                tagged(f"data/{split}/images/{i}.png", np.asarray(image.resize((64, 96))), 3)
+    rest = [word for word in training if word not in data]
+    part = "dataset:folder,root:data,classes:classes.csv,splits:{" + ",".join(
+        f"{s}:{{images:{s}/images/*.png,labels:{s}/labels/*.png}}" for s in ("train", "val")
+    )
+    words = ["dataset=mixture", "dataset.target=mine", f"dataset.parts.mine={{{part}}}}}", *rest]
+    ignored = ["dataset=mixture", "dataset.target=mine", f"dataset.parts.mine={{{part}}},exif:ignore}}", *rest]
+    refused(segtrain("train", *words, "run=r"), "0.png has the EXIF orientation 3", status=1)  # a new run: auto
+    answer = segtrain("train", *ignored, "run=r")
+    assert answer.status == 0, answer.err
+    refused(segtrain("train", *words, "run=r"), "dataset.parts.mine.exif: ignore in the run, auto", status=1)
+    saved = torch.load("r/last.pt", weights_only=True)
+    del saved["config"]["dataset"]["parts"]["mine"]["exif"]
+    torch.save(saved, "r/last.pt")
+    answer = segtrain("evaluate", "run=r", f"plugins=[{TINY}]", "device=cpu")
+    assert answer.status == 0, answer.err
+    answer = segtrain("train", *words, "run=r", "trainer.max_steps=10")
+    assert answer.status == 0, answer.err
+    assert "dataset.parts.mine.exif=ignore, as the run began before" in answer.out
+    assert torch.load("r/last.pt", weights_only=True)["config"]["dataset"]["parts"]["mine"]["exif"] == "ignore"
+
+
+def test_a_new_mixture_stores_what_its_parts_do_with_orientations():
+    parts = {"mine": {"dataset": "folder", "weight": 1}, "kitti": None, "other": {"dataset": "folder", "exif": "apply"}}
+    new = MixtureConfig(name="mixture", target="mine", parts=parts)
+    stored = with_defaults({"dataset": {"name": "mixture", "parts": parts}})["dataset"]["parts"]
+    store_rules(new)
+    for filled, rule in ((new.parts, "auto"), (stored, "ignore")):
+        assert filled == {"mine": parts["mine"] | {"exif": rule}, "kitti": None, "other": parts["other"]}
+    assert "exif" not in parts["mine"]  # what was given is not changed
+    assert adopt_earlier(new, {"parts": {"mine": {"dataset": "folder", "exif": "ignore"}}}) == {}  # it was asked for
+    assert new.parts["mine"]["exif"] == "auto"

@@ -1,13 +1,18 @@
 """The first command that `segtrain check write_config=` suggests, and what a run says that has learned nothing."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
+import yaml
 from PIL import Image
 
 import segtrain as package
+from segtrain.data.verify.guess import looks_like
 from segtrain.data.verify.suggest import suggested_words, typical_size
 from segtrain.engine.prior_hint import prior_hint
 from tests.helpers.checkout import TINY
@@ -72,3 +77,55 @@ def test_a_run_without_success_says_what_to_change():
     assert "another rate (optimizer.lr=0.02)" in prior_hint(made, {"miou": 0.1, "position_prior_miou": 0.1})[0]
     for better in ({"miou": 0.16, "position_prior_miou": 0.15}, {"miou": 0.1}, {"top1": 0.1}, {}):
         assert prior_hint(made, better) == []
+
+
+@pytest.mark.parametrize(("bands", "dtype"), [(4, np.uint8), (2, np.uint16), (5, np.uint8)])
+def test_bands_that_would_be_lost_are_named_and_the_suggested_command_trains(segtrain, tmp_path, bands, dtype):
+    values = {}
+    for split in ("train", "val"):
+        for i in range(4):
+            random = np.random.default_rng([i, len(split)])
+            pixels = random.integers(0, 250, (64, 96, bands)).astype(dtype) * (257 if dtype == np.uint16 else 1)
+            path = tmp_path / "data" / split / "images" / f"{i}.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig")
+            values[split, i] = pixels / np.iinfo(dtype).max
+            label = tmp_path / "data" / split / "labels" / f"{i}.png"
+            label.parent.mkdir(exist_ok=True)
+            Image.fromarray((pixels[..., -1] > np.iinfo(dtype).max // 2).astype(np.uint8)).save(label)
+    answer = segtrain("check", "dataset=folder", "dataset.root=data", "write_config=mine.yaml")
+    assert answer.status == 0, answer
+    written = yaml.safe_load(Path("mine.yaml").read_text())
+    assert written["channels"] == list(range(bands)) and f"channels    {list(range(bands))}, all bands" in answer.out
+    (line,) = re.findall(r"^and +(segtrain train .*)$", answer.out, re.MULTILINE)
+    words = shlex.split(line)[1:]
+    assert f"model.in_channels={bands}" in words
+    (mean,) = (json.loads(word.split("=")[1]) for word in words if word.startswith("model.mean"))
+    expected = np.mean([values["train", i].reshape(-1, bands).mean(0) for i in range(4)], axis=0)
+    np.testing.assert_allclose(mean, expected, atol=1 / 255)
+    small = ["trainer.max_steps=1", "model.head_channels=8", "loader.workers=0", "device=cpu", "model.backend=aten",
+             f"plugins=[{TINY}]", "model.backbone=tiny"]  # fmt: skip
+    answer = segtrain(*(word for word in words if not word.startswith("trainer.epochs")), *small)
+    assert answer.status == 0, answer
+
+
+def test_images_of_different_bands_are_left_to_the_user(segtrain, tmp_path):
+    for folder in ("images", "labels"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 30, 4 if i else 3), np.uint8)
+        colours = "minisblack" if i else "rgb"
+        tifffile.imwrite(tmp_path / f"data/images/{i}.tif", pixels, photometric=colours, planarconfig="contig")
+        Image.fromarray(pixels[..., 0] % 2).save(tmp_path / "data/labels" / f"{i}.png")
+    answer = segtrain("check", "dataset=folder", "dataset.root=data", "write_config=mine.yaml")
+    assert answer.status == 0 and "some images have 4 bands and others not: add channels" in answer.out, answer
+    assert "channels" not in yaml.safe_load(Path("mine.yaml").read_text())
+
+
+def test_grey_images_of_16_bits_are_images_and_labels_of_16_bits_labels(tmp_path):
+    random = np.random.default_rng(0)
+    tifffile.imwrite(tmp_path / "image.tif", random.integers(0, 65536, (40, 40)).astype(np.uint16))
+    tifffile.imwrite(tmp_path / "label.tif", random.integers(0, 5, (40, 40)).astype(np.uint16))
+    (tmp_path / "broken.tif").write_bytes((tmp_path / "image.tif").read_bytes()[:300])
+    kinds = [looks_like(tmp_path / f"{name}.tif") for name in ("image", "label", "broken")]
+    assert kinds == ["image", "label", "other"]

@@ -141,6 +141,9 @@ def test_an_exported_network_has_one_precision():
 def test_what_an_exported_network_cannot_do_is_named():
     logits = Engine(Path("a.onnx"), {"include": ["normalise"]}, lambda images: images)
     labels = logits._replace(metadata={"include": ["argmax", "normalise"]})
+    for engine in (logits, labels):
+        with pytest.raises(UsageError, match=r"inference.batch_size=2 is not possible .*: leave it out"):
+            engine.refuse(InferenceConfig(batch_size=2))
     views = {"scales": [0.5, 1.0], "flip": True}
     for engine in (logits, labels):
         engine.refuse(InferenceConfig(name="other"))

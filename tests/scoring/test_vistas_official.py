@@ -167,7 +167,7 @@ def test_probabilities_of_every_inference(monkeypatch, options):
 
     found = segment(normalised, whole, options, probability=True)
     assert max(heights) == 9 and sum(heights) == 130 * len(options.scales) * (2 if options.flip else 1)
-    views = [module.view(normalised, whole, s, m, options)
+    views = [module.view(normalised, whole, s, m, options)[0]
              for s in options.scales for m in ((False, True) if options.flip else (False,))]  # fmt: skip
     full = [F.interpolate(v.double()[None], (130, 203), mode="bilinear")[0].softmax(0) for v in views]
     agrees(found, torch.stack(full).mean(0), image)

@@ -66,6 +66,17 @@ def prepared(task, split="train"):
     return evaluator
 
 
+class OneOf(World):
+    """One of several processes, of which rank 0 runs first: the others then know what it has gathered."""
+
+    gathered = None
+
+    def all_gather(self, value):
+        if self.main:
+            OneOf.gathered = value
+        return [OneOf.gathered, *[value] * (self.size - 1)]
+
+
 def totals(counts):
     """The counts that add up over processes."""
     if isinstance(counts, SegmentationCounts):
@@ -73,12 +84,18 @@ def totals(counts):
     return np.stack([counts.seen, counts.first, counts.among])
 
 
+def prepared_run(task, network, world, guard, monkeypatch):
+    """The counts of one process, whose evaluator is its own."""
+    evaluator = prepared(task)
+    monkeypatch.setattr(evaluator, "protocol", lambda *more: {})  # which wants all images in a share
+    monkeypatch.setattr(evaluator, "evaluation", lambda counts, *more: counts)
+    return evaluator.run(network, CPU, world, 0, guard, facts=FACTS)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_shares_add_up_and_have_the_same_rounds(task, size, monkeypatch):
     """With 5 processes and 4 images of the segmentation, one process has none."""
-    evaluator, network, rounds, answered = prepared(task), network_of(task), set(), []
-    monkeypatch.setattr(evaluator, "protocol", lambda *more: {})  # which wants all images in a share
-    monkeypatch.setattr(evaluator, "evaluation", lambda counts, *more: counts)
+    network, rounds, answered = network_of(task), set(), []
 
     def guard(answers, most):
         rounds.add(most)
@@ -86,9 +103,10 @@ def test_shares_add_up_and_have_the_same_rounds(task, size, monkeypatch):
         answered.append(len(found))
         return iter(found)
 
-    whole = totals(evaluator.run(network, CPU, World(), 0, facts=FACTS))
+    whole = totals(prepared_run(task, network, World(), None, monkeypatch))
     assert network.calls == {"segmentation": 4, "classification": 12}[type(task).__name__.lower()]
-    shares = [totals(evaluator.run(network, CPU, World(rank, size), 0, guard, facts=FACTS)) for rank in range(size)]
+    made = World if size == 1 else OneOf
+    shares = [totals(prepared_run(task, network, made(rank, size), guard, monkeypatch)) for rank in range(size)]
     assert (sum(shares) == whole).all() and whole.any()
     assert rounds == {max(answered)} and len(answered) == size
     assert (0 in answered) == (size == 5 and isinstance(task, Segmentation))
@@ -161,3 +179,19 @@ def test_the_network_of_either_task_computes_in_inference_precision(task):
         card = task.evaluator().run(network, CPU, World(), 0, facts=FACTS).result["protocol"]
         assert (seen, f"torch.{card['precision']}") == ({dtype}, str(dtype))
         seen.clear()
+
+
+def test_a_batch_changes_neither_scores_nor_their_order(task):
+    """evaluation.json and images.npz, but for one entry of the protocol."""
+    network, found = network_of(task), []
+    for batch in (None, 1, 3):
+        task.config.inference.batch_size = batch
+        evaluation = task.evaluator("train").run(network, CPU, World(), 0, figures=3, facts=FACTS)
+        card = evaluation.result["protocol"]
+        assert card.pop("batch_size", None) == batch and "batch_size" not in evaluation.result["inference"]
+        found.append(evaluation)
+    assert found[0].result == found[1].result == found[2].result
+    assert (found[0].examples == found[2].examples).all()
+    if isinstance(task, Segmentation):
+        for one, other in zip(found[0].images, found[2].images, strict=True):
+            assert np.array_equal(one, other)

@@ -7,8 +7,7 @@ from segtrain.commands.report.page import page
 from segtrain.commands.report.pictures import pictures
 from segtrain.config import ReportConfig
 from segtrain.console import say
-from segtrain.errors import UsageError
-from segtrain.files import write_atomically
+from segtrain.files import file_to_write, write_atomically
 
 
 def report_run(config: ReportConfig) -> Path:
@@ -18,9 +17,7 @@ def report_run(config: ReportConfig) -> Path:
     UsageError if the output is a folder; DataError if the folder holds no run.
     """
     folder = Path(config.run or "")
-    output = Path(config.output or folder / "report.html")
-    if output.is_dir():
-        raise UsageError(f"output={output} is a folder: give the HTML file to write, as {output / 'report.html'}")
+    output = file_to_write(config.output or folder / "report.html", "report.html", "HTML file")
     facts = read_facts(folder)
     shown = pictures(facts, config.pictures, config.root, config.device)
     for note in [*facts.notes, *shown.notes]:

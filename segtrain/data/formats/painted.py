@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from segtrain.console import Progress
 from segtrain.data.formats.rasterise import Canvas, Classes
 from segtrain.data.formats.records import Item, Record, content_key, file_key
-from segtrain.data.images import opened, orientation_of, read_bytes, read_header
+from segtrain.data.images import opened, orientation_of, read_bytes, read_extent, read_header
 from segtrain.data.orientation import AS_STORED, tag_to_apply, turned_size
 from segtrain.errors import DataError
 from segtrain.files import write_atomically
@@ -134,7 +134,7 @@ def paint_one(record: Record, folder: Path, painting: Painting) -> dict[str, Any
 def size_of_labels(record: Record, exif: str) -> tuple[int, int]:
     """(height, width) of the image, turned if its labels are. DataError if theirs differs, or if that is not known."""
     stated = record.size if record.mask is None else read_header(record.mask)[:2]
-    stored = read_header(record.image)[:2]
+    stored = read_extent(record.image)
     tag = AS_STORED if exif == "ignore" else orientation_of(read_bytes(record.image), record.image)
     height, width = turned_size(stored, tag_to_apply(tag, exif, stored, stated, record.image))
     if stated not in (None, (height, width)):

@@ -48,16 +48,16 @@ class FileFacts:
 
     def __init__(self, folder: Path, samples: Sequence[Sample]) -> None:
         """folder: of the cache. The file in it is named by the folder that the images have in common."""
-        self.known: dict[str, str] = {}  # absolute path -> "size time inode {facts}"; "" if nothing is known
-        self.known.update((absolute(sample.image), "") for sample in samples)
-        ends = (min(self.known), max(self.known)) if self.known else ("", "")
-        self.known.update((absolute(sample.label), "") for sample in samples if sample.label is not None)
-        common = os.path.commonpath([os.path.dirname(end) for end in ends])  # noqa: PTH120  # of texts
-        self.path = folder / f"files-{hashlib.sha256(os.fsencode(common)).hexdigest()[:16]}.txt"
         self.changed = False
         self.tags: dict[Path, tuple[int, int]] = {}
         self.contents: dict[bytes, str] | None = None  # hash -> facts; None: not asked for yet
         with uncollected():
+            images = [absolute(sample.image) for sample in samples]
+            labels = [absolute(sample.label) for sample in samples if sample.label is not None]
+            self.known = dict.fromkeys(images + labels, "")  # absolute path -> "size time inode {facts}", "": none
+            ends = (min(images), max(images)) if images else ("", "")
+            common = os.path.commonpath([os.path.dirname(end) for end in ends])  # noqa: PTH120  # of texts
+            self.path = folder / f"files-{hashlib.sha256(os.fsencode(common)).hexdigest()[:16]}.txt"
             for name, line in self.saved_lines():
                 if name in self.known:
                     self.known[name] = line
@@ -77,24 +77,33 @@ class FileFacts:
 
     def entry(self, path: Path) -> tuple[str, str, dict[str, Any]]:
         """Absolute path, stamp, and the facts about the file as it is now; none if it has changed or was never read."""
+        name, stamp, text = self.entry_text(path)
+        return name, stamp, parsed(text)
+
+    def entry_text(self, path: Path) -> tuple[str, str, str]:
+        """As `entry`, with the facts as JSON."""
         name = absolute(path)
         try:
             stat = os.stat(name)  # noqa: PTH116  # of a text
         except (OSError, ValueError) as error:
             raise unreadable(path, error) from error
-        stamp = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+        stamp = file_stamp(stat)
         line = self.known.get(name, "")
         if line.startswith(f"{stamp} "):
-            return name, stamp, parsed(line[len(stamp) + 1 :])
-        facts = self.facts_by_content(path)
-        if facts:  # so that its bytes are hashed once
-            self.note(name, stamp, facts)
-        return name, stamp, facts
+            return name, stamp, line[len(stamp) + 1 :]
+        text = self.facts_by_content(path)
+        if parsed(text):  # so that its bytes are hashed once
+            self.note(name, stamp, text)
+        return name, stamp, text
 
-    def note(self, name: str, stamp: str, facts: Mapping[str, Any]) -> None:
-        self.known[name], self.changed = f"{stamp} {json.dumps(facts, separators=(',', ':'))}", True
+    def stamp(self, name: str) -> str:
+        """The stamp that the facts about a file hold for; "" if nothing is known. name: its absolute path."""
+        return " ".join(self.known.get(name, "").split(" ", 3)[:3])
 
-    def facts_by_content(self, path: Path) -> dict[str, Any]:
+    def note(self, name: str, stamp: str, text: str) -> None:
+        self.known[name], self.changed = f"{stamp} {text}", True
+
+    def facts_by_content(self, path: Path) -> str:
         """What is known of a file with the same bytes, copied or touched, if a check has hashed any."""
         if self.contents is None:
             self.contents = {}
@@ -102,31 +111,30 @@ class FileFacts:
                 if f'"{CONTENT}"' in line and isinstance(content := parsed(facts_in(line)).get(CONTENT), str):
                     self.contents[content.encode()] = facts_in(line)
         if not self.contents:
-            return {}
-        return parsed(self.contents.get(hashed(path).encode(), "{}"))
+            return "{}"
+        return self.contents.get(hashed(path).encode(), "{}")
 
     def fact(self, path: Path, name: str, find: Callable[[Path], Any], sound: Callable[[Any], bool]) -> Any:
         """find(path), a JSON value, computed once as long as the file does not change, and what is saved is `sound`."""
-        place, stamp, facts = self.entry(path)
-        if name not in facts or not sound(facts[name]):
-            facts = facts | {name: find(path)}
-            self.note(place, stamp, facts)
-        return facts[name]
+        place, stamp, text = self.entry_text(path)
+        value = saved_fact(text, name, sound)
+        if value is None:
+            value = find(path)
+            self.note(place, stamp, json.dumps(parsed(text) | {name: value}, separators=(",", ":")))
+        return value
 
     def content(self, path: Path) -> str:
         """The hash of the file's bytes."""
-        return str(self.fact(path, CONTENT, hashed, lambda value: isinstance(value, str)))
+        return str(self.fact(path, CONTENT, hashed, is_string))
 
     def size(self, path: Path) -> tuple[int, int]:
         """(height, width) as stored of an undamaged label image or instance map, or of an image of 8 bits."""
-        height, width, _ = self.fact(path, "decoded", lambda p: list(examine_file(p)), are_three)
+        height, width, _ = self.fact(path, "decoded", examined_file, are_three)
         return height, width
 
     def image_size(self, sample: Sample) -> tuple[int, int]:
         """(height, width) of an undamaged image, of whatever depth, turned as its orientation and `exif` say."""
-        name = "image" if sample.value_range is None else "image {:g} {:g}".format(*sample.value_range)
-        name += "" if sample.channels is None else f" of {list(sample.channels)}"
-        examine = partial(examine_image, value_range=sample.value_range, channels=sample.channels)
+        name, examine = image_fact(sample.value_range, sample.channels)
         height, width, tag = self.fact(sample.image, name, examine, are_three)
         if tag == AS_STORED:
             return height, width
@@ -149,7 +157,7 @@ class FileFacts:
         image = self.image_size(sample)
         if sample.label is None:
             return image, None
-        height, width, tag = self.fact(sample.label, "decoded", lambda p: list(examine_file(p)), are_three)
+        height, width, tag = self.fact(sample.label, "decoded", examined_file, are_three)
         if tag != AS_STORED and sample.exif != "ignore":
             raise DataError(
                 f"{sample.label} has an EXIF orientation itself ({tag}), which is not applied to label images: "
@@ -182,6 +190,11 @@ def absolute(path: Path) -> str:
     return text if text.startswith(os.sep) else str(path.absolute())
 
 
+def file_stamp(stat: os.stat_result) -> str:
+    """What changes with a file."""
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+
+
 def facts_in(line: str) -> str:
     return line.split(" ", 3)[-1]
 
@@ -196,8 +209,29 @@ def parsed(text: str) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
+@functools.lru_cache(4096)
+def saved_fact(text: str, name: str, sound: Callable[[Any], bool]) -> Any:
+    """The fact of that name from the JSON of all about a file, not to be changed; None without a sound one."""
+    value = parsed(text).get(name)
+    return value if value is not None and sound(value) else None
+
+
+@functools.lru_cache(64)
+def image_fact(
+    value_range: tuple[float, float] | None, channels: tuple[int, ...] | None
+) -> tuple[str, Callable[[Path], list[int]]]:
+    """The name of an image's size among its facts, which depends on how it is read, and the function that finds it."""
+    name = "image" if value_range is None else "image {:g} {:g}".format(*value_range)
+    name += "" if channels is None else f" of {list(channels)}"
+    return name, partial(examine_image, value_range=value_range, channels=channels)
+
+
 def hashed(path: Path) -> str:
     return hashlib.blake2b(read_bytes(path), digest_size=16).hexdigest()
+
+
+def is_string(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def are_pair(value: Any) -> bool:
@@ -228,6 +262,10 @@ def examine_file(path: Path) -> tuple[int, int, int]:
         height, width = read_label(path).shape
         return height, width, AS_STORED
     return examine_bytes(read_bytes(path), path)
+
+
+def examined_file(path: Path) -> list[int]:
+    return list(examine_file(path))
 
 
 def examine_bytes(data: bytes, path: Path) -> tuple[int, int, int]:

@@ -17,6 +17,7 @@ from segtrain.data.orientation import AS_STORED, describe_tags
 from segtrain.data.sample import Sample
 from segtrain.data.verify.file_facts import FileFacts
 from segtrain.data.verify.label_mistakes import NOTHING_KNOWN, Expected, Finding, find_mistakes
+from segtrain.data.verify.whole_answers import Answer, save_answer, saved_answer, state_of_files
 from segtrain.errors import DataError
 from segtrain.threads import portion, threaded_map
 
@@ -34,13 +35,19 @@ def check_samples(
 ) -> tuple[int, int]:
     """Largest height and width of the images. DataError lists the faulty files, the first few of them in full, or
     names the mistake if the label images do not hold what the table says. training: as of `find_mistakes`."""
-    seen = FileFacts(cache_folder, samples)
     every = max(1, -(-len(samples) // LABELS_READ))
     if every > 1:
         say(f"checking the files of {len(samples)} samples, the label ids of every {every}th")
+    answer = saved_answer(cache_folder, samples, every)
+    if answer is not None and not answer.histogram[~table.known].any():
+        if answer.turns:
+            say(answer.turns)
+        refuse(find_mistakes(answer.histogram, table, expected, len(samples), [], training), [], len(samples), say)
+        return answer.largest
+    seen = FileFacts(cache_folder, samples)
     errors: list[str] = []
     unknown: list[str] = []
-    sizes: list[tuple[int, int]] = []
+    sizes: set[tuple[int, int]] = set()
     histogram, unknown_values = np.zeros(256, np.int64), ~table.known
     started = shown = time.monotonic()
 
@@ -55,7 +62,7 @@ def check_samples(
         if isinstance(result, DataError):
             errors.append(str(result))
         else:
-            sizes.append(result[0])
+            sizes.add(result[0])
             if result[1] is not None:
                 histogram += result[1]
                 sample = samples[number - 1]
@@ -67,10 +74,14 @@ def check_samples(
             left = (shown - started) * (len(samples) - number) / number
             say(f"checking files: {number} of {len(samples)}, about {left:.0f} s left")
     seen.save()
-    if seen.tags:
-        say(f"exif       {describe_turns(seen.tags, samples)}")
+    turns = f"exif       {describe_turns(seen.tags, samples)}" if seen.tags else ""
+    if turns:
+        say(turns)
+    largest = max((h for h, _ in sizes), default=0), max((w for _, w in sizes), default=0)
+    if not errors:
+        save_answer(cache_folder, state_of_files(samples, every, seen.stamp), Answer(largest, histogram, turns))
     refuse(find_mistakes(histogram, table, expected, len(samples), unknown, training), errors, len(samples), say)
-    return max(h for h, _ in sizes), max(w for _, w in sizes)
+    return largest
 
 
 def refuse(findings: list[Finding], errors: list[str], samples: int, say: Callable[[str], None]) -> None:

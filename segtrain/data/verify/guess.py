@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from segtrain.console import Progress, say
+from segtrain.data.bands import all_bands, lost_bands
 from segtrain.data.folders import files_below
-from segtrain.data.images import SUFFIXES, opened
+from segtrain.data.images import BROKEN, SUFFIXES, header_of, opened, read_bytes
 from segtrain.data.label_files import read_label
 from segtrain.errors import DataError
 
@@ -154,14 +155,20 @@ def kind(root: Path, group: Group) -> str:
 
 def looks_like(path: Path) -> str:
     try:
-        with opened(path) as image:
+        data = read_bytes(path)
+        if lost_bands(data, path) is not None:
+            return "image"
+        if header_of(data, path).is_deep:
+            values = all_bands(data, path)
+            return "label" if values.shape[2] == 1 and len(np.unique(values)) <= 64 else "image"
+        with opened(path, data) as image:
             if image.format == "JPEG":
                 return "image"
             if image.mode == "RGB":
                 return "image" if image.getcolors(256) is None else "other"
             if image.mode in ("P", "1", "L"):
                 return "label" if len(np.unique(np.asarray(image))) <= 64 else "image"
-    except DataError:
+    except (DataError, *BROKEN):
         pass
     return "other"
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from segtrain.data.images import opened
+from segtrain.data.images import read_extent
 from segtrain.data.sample import spread
 from segtrain.errors import DataError
 
@@ -24,8 +24,7 @@ def typical_size(paths: Sequence[Path]) -> tuple[int, int] | None:
     sizes = []
     for path in spread(paths, SIZES_READ):
         try:
-            with opened(path) as image:
-                sizes.append((image.size[1], image.size[0]))
+            sizes.append(read_extent(path))
         except DataError:
             continue  # `segtrain check` names it
     return None if not sizes else (round(median(h for h, _ in sizes)), round(median(w for _, w in sizes)))
@@ -54,13 +53,14 @@ def suggested_words(images: int, size: tuple[int, int], device: str) -> list[str
     ]  # fmt: skip
 
 
-def suggestion(path: Path, images: Sequence[Path]) -> list[str]:
-    """Lines with a first command for the data that the file `path` describes, and how it was chosen."""
+def suggestion(path: Path, images: Sequence[Path], more: Sequence[str] = ()) -> list[str]:
+    """Lines with a first command for the data that the file `path` describes, and how it was chosen. more: options
+    that these images need."""
     from segtrain.device import nvidia_gpus  # which needs torch
 
     size, device = typical_size(images), "GPU" if nvidia_gpus() else "CPU"
     name = [f"name={path.stem}"] if re.fullmatch(r"[\w-]+", path.stem) else []
-    start = ["segtrain", "train", *name, f"dataset={path}"]
+    start = ["segtrain", "train", *name, f"dataset={path}", *more]
     if size is None:
         return [f"and         {shlex.join([*start, 'augmentation.crop_size=[256,256]', 'trainer.epochs=60'])}"]
     words = [*start, *suggested_words(len(images), size, device)]

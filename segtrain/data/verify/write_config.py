@@ -1,5 +1,6 @@
 """Write a configuration of `dataset=folder` for what a folder holds, for the user to correct."""
 
+import contextlib
 import csv
 import io
 from collections.abc import Callable
@@ -10,8 +11,12 @@ import yaml
 
 from segtrain.config import DatasetConfig, FolderConfig
 from segtrain.console import say
+from segtrain.data.bands import lost_bands
 from segtrain.data.folders import matching
+from segtrain.data.images import SUFFIXES, read_bytes
+from segtrain.data.sample import Sample, spread
 from segtrain.data.sets.folder import match_patterns
+from segtrain.data.verify.channels import measure_channels
 from segtrain.data.verify.guess import LABELS_READ, Pairs, guess_classes, guess_splits
 from segtrain.data.verify.recognise import (
     ClassRow,
@@ -40,6 +45,7 @@ RECOGNISERS: dict[str, Callable[[Tree], Recognised | None]] = {  # the first tha
     "labelme": recognise_labelme, "yolo": recognise_yolo, "parquet": recognise_parquet, "voc": recognise_voc,
     "pairs": recognise_pairs, "class_masks": recognise_class_masks, "colors": recognise_colors,
 }  # fmt: skip
+BANDS_READ = 50  # images whose bands are counted
 GUESSED = (
     "# Guessed by segtrain check. Correct the patterns here, and names, colours and ignored ids in the CSV file.\n"
 )
@@ -67,6 +73,8 @@ def write_guess(data: DatasetConfig, path: Path) -> None:
         content["format"] = found.format
     if found.unlabelled is not None:
         content |= {"order": data.order, "unlabelled": found.unlabelled}
+    images = training_images(found, root, splits["train"])
+    content |= (channels := bands_to_name(images))
     content["splits"] = splits
     write_atomically(path, (GUESSED + yaml.safe_dump(content, sort_keys=False)).encode())
     for split, entry in splits.items():
@@ -80,7 +88,8 @@ def write_guess(data: DatasetConfig, path: Path) -> None:
         names = ", ".join(row.name for row in found.rows[:8])
         say(f"classes     {names}{', ...' if len(found.rows) > 8 else ''} in {table}")
     say(f"then        segtrain check dataset={path}")
-    for line in suggestion(path, training_images(found, root, splits["train"])):
+    words = channel_words(images, channels["channels"]) if channels else []
+    for line in suggestion(path, images, words):
         say(line)
     say(str(path))
 
@@ -89,7 +98,33 @@ def training_images(found: Recognised, root: Path, entry: dict[str, str]) -> lis
     """Those that the suggestion for a training looks at; none of a parquet file."""
     if found.pairs.get("train") or "images" not in entry:
         return [image for image, _ in found.pairs.get("train", [])]
-    return [file for _, file in matching(root, entry["images"])]
+    return [file for _, file in matching(root, entry["images"]) if file.suffix.lower() in SUFFIXES]
+
+
+def bands_to_name(images: list[Path]) -> dict[str, list[int]]:
+    """`channels` where images have bands that would be lost otherwise; nothing where they are read as RGB."""
+    found = set()
+    for path in spread(images, BANDS_READ):
+        with contextlib.suppress(DataError):  # `segtrain check` names it
+            found.add(lost_bands(read_bytes(path), path))
+    counts = sorted(count for count in found if count is not None)
+    if not counts:
+        return {}
+    if len(found) > 1:
+        say(f"note: some images have {counts[0]} bands and others not: add channels, such as [0,1,2], that all have")
+        return {}
+    return {"channels": list(range(counts[0]))}
+
+
+def channel_words(images: list[Path], channels: list[int]) -> list[str]:
+    """Options of a network for these bands, of whose values it prints mean and standard deviation."""
+    measured = measure_channels([Sample(str(path), path, None, channels=tuple(channels)) for path in images])
+    say(f"channels    {channels}, all bands of the images; remove or reorder them in the file")
+    if measured is None:
+        say("            their values cannot be used as they are: `segtrain check` says why, then prints mean and std")
+        return [f"model.in_channels={len(channels)}"]
+    say(f"            of {measured.images} images: {measured}")
+    return str(measured).split()
 
 
 def say_guesses(found: Recognised) -> None:

@@ -142,12 +142,25 @@ def advising(model: ModelConfig, num_classes: int, inference: InferenceConfig, d
 def inference_advice(
     config: TrainConfig, num_classes: int, size: tuple[int, int], inference: InferenceConfig, budget: int
 ) -> str:
-    """The tile that makes the prediction of an image [height, width] fit, after it did not. One sentence."""
+    """The batch or tile that makes the prediction of an image [height, width] fit, after it did not. One sentence."""
     try:
-        tracer = InferenceTracer(config, num_classes)
-        tile = largest_tile(tracer, fitted_size(size, inference.longest_side), inference, budget)
+        tracer, seen = InferenceTracer(config, num_classes), fitted_size(size, inference.longest_side)
+        batch = fitting_batch(tracer, seen, inference, budget)
+        one = replace(inference, batch_size=1)
+        tile = None if batch else largest_tile(tracer, seen, one, budget)
     except Exception as error:  # noqa: BLE001 (it must not hide what happened)
         return f"nothing is known, it failed ({type(error).__name__}: {error}); try inference.tile=[512,512]"
+    if batch:
+        return f"inference.batch_size={batch} fits {as_gigabytes(budget)}, which is free beside the network"
     if tile is None:
         return f"not even inference.tile=[32,32] fits {as_gigabytes(budget)}: give fewer or smaller inference.scales"
-    return f"inference.tile=[{tile[0]},{tile[1]}] fits {as_gigabytes(budget)}, which is free beside the network"
+    words = "inference.batch_size=1 " * (inference.together() > 1) + f"inference.tile=[{tile[0]},{tile[1]}]"
+    return f"{words} fits {as_gigabytes(budget)}, which is free beside the network"
+
+
+def fitting_batch(tracer: InferenceTracer, size: tuple[int, int], inference: InferenceConfig, budget: int) -> int:
+    """Of half the configured batch, a quarter and so on, the largest that fits; 0 if none does."""
+    batch = inference.together() // 2
+    while batch and tracer.peak(size, replace(inference, batch_size=batch)) > budget:
+        batch //= 2
+    return batch

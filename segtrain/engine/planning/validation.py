@@ -45,7 +45,7 @@ class InferenceTracer:
         self.peaks: dict[tuple[tuple[int, int], str], int] = {}  # that were traced
 
     def peak(self, size: tuple[int, int], options: InferenceConfig) -> int:
-        """Most bytes alive beside the weights, for one image of that size [height, width]."""
+        """Most bytes alive beside the weights, for a batch of images of that size [height, width]."""
         key = size, repr(options)
         if key not in self.peaks:
             self.peaks[key] = self.traced(size, options)
@@ -56,16 +56,17 @@ class InferenceTracer:
 
         def outline(window: Tensor) -> Tensor:
             cells = [-(-extent // self.model.output_stride) for extent in window.shape[-2:]]
-            areas.append(window.shape[-2:].numel())
-            return torch.empty(1, self.num_classes, *cells)
+            areas.append(window.numel())
+            return torch.empty(len(window), self.num_classes, *cells)
 
+        together = options.together()
         with self.mode, torch.no_grad():
-            all_views(outline, torch.empty(1, self.model.in_channels, *size), options)
+            all_views(outline, torch.empty(together, self.model.in_channels, *size), options)
         widest, left = max(areas), 2  # the second of several windows finds the logits of the first
 
         def network(window: Tensor) -> Tensor:
             nonlocal left
-            if window.shape[-2:].numel() < widest or left == 0:
+            if window.numel() < widest or left == 0:
                 return outline(window)
             left -= 1
             ready = normalise_images(window, self.model.mean, self.model.std)
@@ -76,21 +77,21 @@ class InferenceTracer:
         ledger = Ledger(self.granule, self.there, self.granule == 1)
         with self.mode, torch.no_grad(), ledger:
             ledger.begin("inference")
-            image = torch.empty(1, self.model.in_channels, *size, dtype=torch.uint8)
-            views = all_views(network, image, options)
+            images = torch.empty(together, self.model.in_channels, *size, dtype=torch.uint8)
+            views = [one[0] for one in all_views(network, images, options)]  # the classes of an image at a time
             rows = min(size[0], 2 * strip_rows(views[0], size[1]))  # a third strip finds what the second has found
             rest = torch.empty(size[0] - rows, size[1], dtype=torch.uint8)  # of the classes
             fused([Cells(one, 0, one.shape[1]) for one in views], (rows, size[1]), (0, rows))
             del rest
         return ledger.peaks()["inference"][0]
 
-    def classification_peak(self, config: InferenceConfig, images: int) -> int:
+    def classification_peak(self, config: InferenceConfig) -> int:
         """The same for a batch of views of images, as image classification evaluates them."""
         ledger = Ledger(self.granule, self.there, self.granule == 1)
         side = config.crop or 224
         with self.mode, torch.no_grad(), ledger:
             ledger.begin("inference")
-            pixels: Any = torch.empty(images, self.model.in_channels, side, side, dtype=torch.uint8)
+            pixels: Any = torch.empty(config.together(), self.model.in_channels, side, side, dtype=torch.uint8)
             with autocast_of(config):
                 self.network(normalise_images(pixels, self.model.mean, self.model.std))
         return ledger.peaks()["inference"][0]
@@ -108,8 +109,10 @@ def validation_ways(config: TrainConfig, num_classes: int, size: tuple[int, int]
     configured = config.inference
     ways = {f"inference={configured.name}": configured}
     if classifies(config.dataset):
-        return [Inference(name, [name], tracer.classification_peak(configured, 32)) for name in ways]
-    whole = InferenceConfig(longest_side=configured.longest_side, precision=configured.precision)
+        return [Inference(name, [name], tracer.classification_peak(configured)) for name in ways]
+    whole = InferenceConfig(
+        longest_side=configured.longest_side, precision=configured.precision, batch_size=configured.batch_size
+    )
     ways.setdefault("inference=whole", whole)
     if not configured.flip or len(configured.scales) == 1:
         ways[f"inference.scales={MANY_SCALES} inference.flip=true".replace(", ", ",")] = replace(
