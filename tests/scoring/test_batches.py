@@ -86,7 +86,7 @@ def test_rounding_of_a_real_network_moves_few_pixels():
     assert (alone - together).abs().max() < 1e-5 * alone.abs().max()
     given = [Given(n, "", image) for n, image in enumerate(images)]
     ways = [InferenceConfig(batch_size=n, tile=tile) for tile in (None, [32, 32]) for n in (None, 4)]
-    plain, batched, tiled, in_tiles = ([answer.train_ids for _, answer in predictions(one, given, way)] for way in ways)
+    plain, batched, tiled, in_tiles = ([found.train_ids for _, found in predictions(one, given, way)] for way in ways)
     for want, found in ((plain, batched), (tiled, in_tiles)):
         assert np.mean([a != b for a, b in zip(want, found, strict=True)]) < 1e-3
 
