@@ -93,16 +93,8 @@ def wrong_value(key: str, first: str, known: Mapping[str, Field[Any]], words: Se
         return f"{key}: {first[0].lower() + first[1:]}" + where_in_yaml(key, words)
     help_text = f" ({option_of(item).help})" if option_of(item).help else ""
     match = WRONG_TYPE.match(first)
-    if match is None and "missing mandatory value" in first:
-        return f"{key} has no value (???): give {key}={type_name(item.type)}{help_text}" + where_in_yaml(key, words)
-    if match is None and (variable := UNSET_VARIABLE.search(first)):
-        return f"{key}: the environment has no variable {variable[1]}{help_text}" + where_in_yaml(key, words)
-    if match is None and "is not Optional" in first:
-        default = default_of(item)
-        plain = "" if isinstance(default, list | dict) or default == "" else f", such as {key}={as_written(default)}"
-        return f"{key} must not be null: give a value{plain}{help_text}" + where_in_yaml(key, words)
     if match is None:
-        return f"{key}: {first[0].lower() + first[1:]}{help_text}" + where_in_yaml(key, words)
+        return without_type(key, first, item) + help_text + where_in_yaml(key, words)
     typed = [word.partition("=")[2] for word in words if word.lstrip("+").partition("=")[0] == key]
     value = next(iter(typed[-1:]), match[1] or match[2] or match[3])
     found = "a value of another type" if value is None else f"'{value}'"
@@ -111,6 +103,19 @@ def wrong_value(key: str, first: str, known: Mapping[str, Field[Any]], words: Se
         kind = " or ".join([kind.removesuffix(" or text"), *option_of(item).choices])
     article = "a " if kind.startswith(("number", "whole", "list", "mapping")) else ""
     return f"{key} must be {article}{kind}, got {found}{help_text}" + where_in_yaml(key, words)
+
+
+def without_type(key: str, first: str, item: Field[Any]) -> str:
+    """The sentence for a value that is missing, or null where there must be one."""
+    if "missing mandatory value" in first:
+        return f"{key} has no value (???): give {key}={type_name(item.type)}"
+    if variable := UNSET_VARIABLE.search(first):
+        return f"{key}: the environment has no variable {variable[1]}"
+    if "is not Optional" in first:
+        default = default_of(item)
+        such = "" if isinstance(default, list | dict) or default == "" else f", such as {key}={as_written(default)}"
+        return f"{key} must not be null: give a value{such}"
+    return f"{key}: {first[0].lower() + first[1:]}"
 
 
 def unknown_choice(group: str, choice: str, choices: Sequence[str]) -> str:
