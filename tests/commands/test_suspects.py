@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from segtrain.commands import suspects as command
@@ -80,16 +81,22 @@ def test_planted_errors_come_first(segtrain, planted, tmp_path, monkeypatch):
     load = command.load_predictor
 
     class Oracle:
+        device = torch.device("cpu")
+
         def __init__(self, *more):
             self.table = load(*more).table
             self.names = iter([name for split in ("train", "val") for name in truths if name.startswith(split)])
 
-        def segment(self, image, inference, probability):
+        def seen(self, images, options):
+            return torch.zeros(len(images))
+
+        def segment_batch(self, images, seen, options, probability, targets):
+            assert probability and len(images) == 1
             truth = truths[next(self.names)].copy()
             certain = np.full(truth.shape, 0.95, np.float32)
             truth[40:42], certain[40:42] = 0, 0.55  # along an edge
             truth[50:60, 60:70], certain[50:60, 60:70] = 2, 0.5
-            return Prediction(truth, certain)
+            return [Prediction(truth, certain)]
 
     monkeypatch.setattr(command, "load_predictor", Oracle)
     answer = segtrain("suspects", run, "top=5", f"output={tmp_path / 'o'}", f"plugins=[{TINY}]", "device=cpu")
