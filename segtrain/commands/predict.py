@@ -55,9 +55,6 @@ def predict(config: PredictConfig) -> Path:
         inputs = find_inputs(config.input)
         predictor = networks_of(config)
         require_precision(config.inference.precision, predictor.device)
-        if config.inference.compile:
-            for one in (predictor, *predictor.others):
-                require_inference_compile(one.options, one.device)
         output, limit = Path(config.output or "segtrain-out/predict"), memory_limit(config.in_memory)
         parts: list[list[list[int]]] = []
         if dist.main:
@@ -108,6 +105,9 @@ def networks_of(config: PredictConfig) -> Predictor:
     some = [load_predictor(file, config.device, *mapped) for file in files]
     for file, one in zip(files, some, strict=True):
         say(f"checkpoint  {checkpoint_line(Path(file), config.run, one.metadata)}")
+    if config.inference.compile:
+        for one in some:
+            require_inference_compile(one.options, one.device)
     return some[0].averaged_with(some[1:], files)
 
 
