@@ -217,7 +217,8 @@ ADDED = {
     "inference": ["precision: fp32", "batch_size: null", "compile: false"],
 }
 OF_A_COMMAND = (
-    "taxonomy: none", "taxonomy_rest: void", "engine: null", "fetch: null\noutput: null", "overwrite: false",
+    "taxonomy: none", "taxonomy_rest: void", "engine: null", "fetch: null\noutput: null",
+    "overwrite: false\nin_memory: null",
     "sort: written\nseeds: grouped\noutput: null",  # runs
 )  # fmt: skip
 OF_ONE_DATASET = dict.fromkeys(ADDED["dataset"], "  name: folder\n")

@@ -1,10 +1,10 @@
 """Options of inference: inference.*"""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from segtrain.config.dataset import SIZE
-from segtrain.config.options import LARGEST_SIZE, Group, option, require
+from segtrain.config.options import LARGEST_SIZE, Group, as_written, default_of, option, require
 
 LARGEST_BATCH = 4096
 VIEWS = 32  # of images, in classification
@@ -47,8 +47,13 @@ class InferenceConfig(Group):
     compile: bool = option(False, "compile the network by torch.compile, which takes minutes at first")
 
     def __str__(self) -> str:
+        """'inference whole in fp32', or 'inference whole (scales=[0.45] flip=true) in fp32'."""
+        plain = {item.name: default_of(item) for item in fields(self)}
+        seen = ("scales", "flip", "tile", "longest_side")
+        chosen = [f"{key}={as_written(getattr(self, key))}" for key in seen if getattr(self, key) != plain[key]]
+        how = f"{self.name} ({' '.join(chosen)})" if chosen else self.name
         batch = "" if self.batch_size is None else f", in batches of {self.batch_size}"
-        return f"inference {self.name} in {self.precision}{batch}{', compiled' if self.compile else ''}"
+        return f"inference {how} in {self.precision}{batch}{', compiled' if self.compile else ''}"
 
     def together(self) -> int:
         """Images, tiles or, in classification, views that go through the network at a time, at most."""

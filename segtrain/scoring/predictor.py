@@ -19,9 +19,9 @@ from segtrain.device import is_out_of_memory, resolve_device
 from segtrain.errors import ImageTooLarge, UsageError
 from segtrain.models import BACKBONES, HEADS, Classifier, Segmenter, from_config
 from segtrain.models.execution import compiled_answer, require_inference_compile
-from segtrain.models.precision import answer_in
+from segtrain.models.precision import answer_in, require_precision
 from segtrain.models.preprocess import normalise_images
-from segtrain.scoring.inference import Prediction, fitted, nearest, segment_batch
+from segtrain.scoring.inference import Network, Prediction, fitted, nearest, nearest_planes, segment_batch
 from segtrain.weights import checkpoint
 from segtrain.weights.network_file import run_content
 
@@ -50,7 +50,8 @@ class Predictor(NamedTuple):
         image: a path, a PIL image, RGB uint8 (H, W, 3), or a tensor uint8 (3, H, W); of a network of other channels,
         those of dataset.channels instead of RGB. The EXIF orientation of a file is
         applied, so that the answer is that of the image as a viewer shows it; a PIL image is taken as it is.
-        inference: scales, flip and tiles; default: the whole image once. UsageError for another type or shape.
+        inference: scales, flip and tiles; default: those with which the run was validated, as `segtrain predict` takes
+        them. UsageError for another type or shape.
 
         >>> network = segtrain.load("runs/toy")
         >>> classes = network.predict("photo.jpg")
@@ -58,7 +59,15 @@ class Predictor(NamedTuple):
         >>> Image.fromarray(network.palette[classes]).save("classes.png")
         """
         pixels = as_pixels(image, self.value_range, self.channels, self.options.in_channels)
+        if inference is None:
+            inference = self.inference
+            require_precision(inference.precision, self.device)
         return self.segment(pixels, inference).train_ids
+
+    @property
+    def inference(self) -> InferenceConfig:
+        """With which its run was validated: another scale would show it objects of sizes that it has not learned."""
+        return InferenceConfig(**self.metadata.get("config", {}).get("inference", {}))
 
     @property
     def classes(self) -> list[str]:
@@ -125,57 +134,73 @@ class Predictor(NamedTuple):
 
     def segment(
         self, image: np.ndarray, inference: InferenceConfig | None = None, probability: bool = False,
-        target: np.ndarray | None = None,
+        target: np.ndarray | None = None, asked: np.ndarray | None = None,
     ) -> Prediction:  # fmt: skip
         """uint8 (H, W, in_channels) -> train ids uint8 (H, W) and, if asked for, their probabilities float32 (H, W).
 
-        target: train ids uint8 (H, W) of the network's own classes, for the loss.
+        inference: default: the whole image once, at scale 1. target: train ids uint8 (H, W) of the network's own
+        classes, for the loss. asked: train ids uint8 (H, W) of the classes whose probabilities to return; 255 for none.
         """
         options = inference or InferenceConfig()
-        targets = None if target is None else [target]
-        return self.segment_batch([image], self.seen([image], options), options, probability, targets)[0]
+        targets, classes = (None if one is None else [one] for one in (target, asked))
+        return self.segment_batch([image], self.seen([image], options), options, probability, targets, classes)[0]
 
     def seen(self, images: Sequence[np.ndarray], options: InferenceConfig) -> torch.Tensor:
         """Images uint8 (H, W, in_channels) of one size, as the network sees them: uint8 (N, in_channels, h, w) on the
         host. UsageError for other channels."""
-        channels = images[0].shape[2]
-        if channels != self.options.in_channels:
-            raise UsageError(
-                f"the network takes images of {self.options.in_channels} channels (model.in_channels), got {channels}"
-            )
+        self.require_channels(images[0].shape[2])
         fitting = [one if options.longest_side is None else fitted(one, options.longest_side) for one in images]
         planes = [torch.from_numpy(np.ascontiguousarray(one.transpose(2, 0, 1))) for one in fitting]
         return planes[0][None] if len(planes) == 1 else torch.stack(planes)
 
     def segment_batch(
         self, images: Sequence[np.ndarray], seen: torch.Tensor, options: InferenceConfig, probability: bool = False,
-        targets: Sequence[np.ndarray] | None = None,
+        targets: Sequence[np.ndarray] | None = None, asked: Sequence[np.ndarray] | None = None, every: bool = False,
     ) -> list[Prediction]:  # fmt: skip
-        """`segment` for images of one size. seen: `seen(images, options)`, on whatever device."""
+        """`segment` for images of one size. seen: `seen(images, options)`, on whatever device. every: return the
+        probabilities of all classes too."""
         tensor = seen.to(self.device)
-        networks = [
-            partial(one.logits, precision=options.precision, compile=options.compile) for one in (self, *self.others)
-        ]
         wanted = None if targets is None else [torch.from_numpy(one).to(self.device).long() for one in targets]
-        found = segment_batch(networks, tensor, options, probability, self.mapping, wanted)
+        height, width = tensor.shape[-2:]
+        fitting = None if asked is None else [nearest(one, (height, width)) for one in asked]
+        classes = None if fitting is None else [torch.from_numpy(one).to(self.device).long() for one in fitting]
+        networks = self.networks(options)
+        found = segment_batch(networks, tensor, options, probability, self.mapping, wanted, classes, every)
         if options.longest_side is None:
             return found
         size = images[0].shape[0], images[0].shape[1]
         return [
-            Prediction(nearest(ids, size), None if certain is None else nearest(certain, size), loss)
-            for ids, certain, loss in found
-        ]
+            Prediction(
+                nearest(one.train_ids, size), None if one.probability is None else nearest(one.probability, size),
+                one.loss, None if one.of_asked is None else nearest(one.of_asked, size),
+                None if one.probabilities is None else nearest_planes(one.probabilities, size),
+            )
+            for one in found
+        ]  # fmt: skip
+
+    def networks(self, inference: InferenceConfig) -> list[Network]:
+        """Functions from uint8 images to logits: of this network, and of those that it is averaged with."""
+        precision, compiled = inference.precision, inference.compile
+        return [partial(one.logits, precision=precision, compile=compiled) for one in (self, *self.others)]
+
+    def require_channels(self, count: int) -> None:
+        """UsageError unless the network takes images of so many channels."""
+        if count != self.options.in_channels:
+            raise UsageError(
+                f"the network takes images of {self.options.in_channels} channels (model.in_channels), got {count}"
+            )
 
 
 @contextmanager
-def naming_image(name: str, image: np.ndarray, together: int = 1) -> Iterator[None]:
-    """Inside, running out of memory is the fault of this image (H, W, 3), the first of so many: ImageTooLarge."""
+def naming_image(name: str, shape: Sequence[int], together: int = 1) -> Iterator[None]:
+    """Inside, running out of memory is the fault of this image of shape (H, W, ...), the first of so many:
+    ImageTooLarge."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise ImageTooLarge(name, (image.shape[0], image.shape[1]), together) from error
+        raise ImageTooLarge(name, (shape[0], shape[1]), together) from error
 
 
 def as_pixels(
