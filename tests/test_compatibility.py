@@ -214,7 +214,7 @@ ADDED = {
     ],
     "trainer": ["auto_fit: false", "memory_budget: null", "cuda_graphs: false"],
     "logging": ["train_sample: 64"],
-    "inference": ["precision: fp32", "batch_size: null"],
+    "inference": ["precision: fp32", "batch_size: null", "compile: false"],
 }
 OF_A_COMMAND = (
     "taxonomy: none", "taxonomy_rest: void", "engine: null", "fetch: null\noutput: null",

@@ -55,10 +55,12 @@ def export(config: ExportConfig) -> Path:
         made = Path(folder) / output.name
         WRITERS[config.format](program, made, described)
         images = list(proving_images(config, predictor))
-        say(f"proof       {prove(read_engine(made), predictor, images, deployed)}")
+        engine = read_engine(made)
+        say(f"proof       {prove(engine, predictor, images, deployed)}")
         for part in sorted(Path(folder).iterdir(), key=lambda part: part.suffix == output.suffix):
             part.replace(output.with_name(part.name))  # the file itself last
-    say(f"use         segtrain evaluate engine={output} checkpoint={path} dataset={config.dataset.name}")
+    words = f"engine={output} checkpoint={path}"  # whose dataset is taken
+    say(f"use         segtrain evaluate {words}{'' if engine.takes(predictor.inference) else ' inference=whole'}")
     say(str(output))
     return output
 

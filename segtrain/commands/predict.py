@@ -27,6 +27,7 @@ from segtrain.device import describe_device
 from segtrain.distributed.group import World, equal_shares, init_distributed
 from segtrain.engine.planning.automatic import advising
 from segtrain.errors import DataError, UsageError
+from segtrain.models.execution import require_inference_compile
 from segtrain.models.precision import require_precision
 from segtrain.scoring.batches import Given, pixels_to_predict, predictions
 from segtrain.scoring.predictor import Predictor, load_predictor
@@ -103,6 +104,8 @@ def networks_of(config: PredictConfig) -> Predictor:
     mapped = config.checkpoint_weights, config.taxonomy, config.taxonomy_rest
     some = [load_predictor(file, config.device, *mapped) for file in files]
     for file, one in zip(files, some, strict=True):
+        if config.inference.compile:
+            require_inference_compile(one.options, one.device)
         say(f"checkpoint  {checkpoint_line(Path(file), config.run, one.metadata)}")
     return some[0].averaged_with(some[1:], files)
 

@@ -1,14 +1,14 @@
 """Options of inference: inference.*"""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from segtrain.config.dataset import SIZE
-from segtrain.config.options import LARGEST_SIZE, Group, option, require
+from segtrain.config.options import LARGEST_SIZE, Group, as_written, default_of, option, require
 
 LARGEST_BATCH = 4096
 VIEWS = 32  # of images, in classification
-ONLY_SPEED = {"batch_size"}  # options that change results by rounding at most
+ONLY_SPEED = {"batch_size", "compile"}  # options that change results by rounding at most
 
 
 @dataclass
@@ -44,9 +44,16 @@ class InferenceConfig(Group):
         None, "images or tiles per call of the network; null: 1, in classification 32", low=1, limit=LARGEST_BATCH
     )
 
+    compile: bool = option(False, "compile the network by torch.compile, which takes minutes at first")
+
     def __str__(self) -> str:
+        """'inference whole in fp32', or 'inference whole (scales=[0.45] flip=true) in fp32'."""
+        plain = {item.name: default_of(item) for item in fields(self)}
+        seen = ("scales", "flip", "tile", "longest_side")
+        chosen = [f"{key}={as_written(getattr(self, key))}" for key in seen if getattr(self, key) != plain[key]]
+        how = f"{self.name} ({' '.join(chosen)})" if chosen else self.name
         batch = "" if self.batch_size is None else f", in batches of {self.batch_size}"
-        return f"inference {self.name} in {self.precision}{batch}"
+        return f"inference {how} in {self.precision}{batch}{', compiled' if self.compile else ''}"
 
     def together(self) -> int:
         """Images, tiles or, in classification, views that go through the network at a time, at most."""
@@ -60,7 +67,8 @@ class InferenceConfig(Group):
 
     def execution(self) -> dict[str, Any]:
         """How the network was called, as the protocol of an evaluation states it; nothing by default."""
-        return {} if self.batch_size is None else {"batch_size": self.batch_size}
+        batch = {} if self.batch_size is None else {"batch_size": self.batch_size}
+        return batch | ({"compiled": True} if self.compile else {})
 
     def check(self) -> None:
         super().check()

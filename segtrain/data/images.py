@@ -163,7 +163,8 @@ def to_bytes(
     assumed = {"uint16": (0, 65535), "float32": (0, 1), "float64": (0, 1)}.get(values.dtype.name)
     start, end = value_range or assumed or (0, 0)
     if value_range is None and (assumed is None or low < start or high > end or (integers and 4 * high < end)):
-        least, most = (f"{number:g}" if not integers else str(number) for number in (min(low, 0), high))
+        top = (1 << int(high).bit_length()) - 1 if integers and high > 255 else high  # 3999: of 12 bits, up to 4095
+        least, most = (f"{number:g}" if not integers else str(number) for number in (min(low, 0), top))
         fit = "is not what" if assumed is None else f"does not fill {start} to {end}, as"
         raise DataError(
             f"{path} holds {values.dtype} values from {low} to {high}, which {fit} a picture of that type is taken to "

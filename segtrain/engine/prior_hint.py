@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from segtrain.config import TrainConfig
-
-GOOD_RATE = 0.1  # trains small networks from random weights: see configs/README.md, CamVid
+from segtrain.data.verify.suggest import RATE, TUNING_RATE
 
 
 def prior_hint(config: TrainConfig, result: Mapping[str, Any]) -> list[str]:
@@ -14,13 +13,15 @@ def prior_hint(config: TrainConfig, result: Mapping[str, Any]) -> list[str]:
     if score is None or prior is None or score > prior:
         return []
     optimizer, model, changes = config.optimizer, config.model, list[str]()
+    rate = RATE if model.weights == "none" else TUNING_RATE
+    if optimizer.name == "sgd" and optimizer.lr < rate:
+        least = "" if config.loss.name == "cross_entropy" else " loss=cross_entropy"
+        changes.append(f"a higher rate (optimizer.lr={rate} optimizer.nesterov=true{least}, not {optimizer.lr:g})")
+    elif model.weights != "none":
+        changes.append(f"another rate than optimizer.lr={optimizer.lr:g}")
     if model.weights == "none":
-        if optimizer.name == "sgd" and optimizer.lr < GOOD_RATE:
-            least = "" if config.loss.name == "cross_entropy" else " loss=cross_entropy"
-            changes.append(f"a higher rate (optimizer.lr={optimizer.lr:g}; {GOOD_RATE} optimizer.nesterov=true{least})")
-        changes.append("pretrained weights (model.weights=FILE optimizer.lr=0.01; `segtrain weights` lists some)")
-    else:
-        changes.append(f"another rate (optimizer.lr={optimizer.lr:g})")
+        words = f"model.weights=FILE optimizer.lr={TUNING_RATE}"
+        changes.append(f"pretrained weights ({words}; `segtrain weights` lists some)")
     length = next(
         f"trainer.{key}={value:g}"
         for key in ("max_steps", "epochs", "hours")

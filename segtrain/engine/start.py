@@ -195,7 +195,7 @@ def print_start(config: TrainConfig, run: Run, learner: Learner, task: Task, sta
     chosen += [f"averaged weights {trainer.ema_decay}"] if trainer.ema_decay is not None else []
     say(f"run        {run.folder}" + (f", going on at step {state.step}" if state.step else ""))
     say(f"device     {describe_device(device)}, {', '.join([trainer.precision.replace('fp32', 'float32'), *chosen])}")
-    if config.inference.precision != "fp32" or config.inference.execution():
+    if str(config.inference) != f"inference {config.inference.name} in fp32":
         say(f"validated  {config.inference}")
     if (load := describe_load()) is not None:
         say(f"machine    {load}")

@@ -21,12 +21,13 @@ Begun = TypeVar("Begun")
 
 class Given(NamedTuple):
     """An image to predict. key: comes back with its prediction. name: for errors. image: uint8 (H, W, in_channels).
-    target: train ids uint8 (H, W), for the loss."""
+    target: train ids uint8 (H, W), for the loss. asked: those of the classes whose probabilities to return."""
 
     key: Any
     name: str
     image: np.ndarray
     target: np.ndarray | None = None
+    asked: np.ndarray | None = None
 
 
 class Transfer(Protocol):
@@ -103,9 +104,12 @@ def predictions(
     with closing(one_ahead(batches, begin) if transfer.ahead else at_once(batches, begin)) as begun_batches:
         for batch, begun in begun_batches:
             targets = [one.target for one in batch if one.target is not None]
+            asked = [one.asked for one in batch if one.asked is not None]
             with naming_image(batch[0].name, batch[0].image.shape, len(batch)):
                 images, seen = [one.image for one in batch], transfer.finish(begun)
-                found = predictor.segment_batch(images, seen, options, probability, targets or None, every)
+                found = predictor.segment_batch(
+                    images, seen, options, probability, targets or None, asked or None, every
+                )
             yield from zip([one.key for one in batch], found, strict=True)
 
 

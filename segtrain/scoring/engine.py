@@ -59,6 +59,14 @@ class Engine(NamedTuple):
             return segment(self.__call__, tensor, inference)
         return Prediction(self(tensor)[0].numpy(), None)
 
+    def takes(self, inference: InferenceConfig) -> bool:
+        """Whether this engine can do it."""
+        try:
+            self.refuse(inference)
+        except UsageError:
+            return False
+        return True
+
     def refuse(self, inference: InferenceConfig) -> None:
         """UsageError for an inference that this engine cannot do."""
         plain = InferenceConfig(name=inference.name)
@@ -80,7 +88,7 @@ class Engine(NamedTuple):
             raise UsageError(
                 f"inference.{key}={as_written(getattr(inference, key))} is not possible with {self.path}, "
                 + ("which sees images as they are: leave it out" if key == "longest_side"
-                   else "whose arg-max is inside: export it with include=[normalise]")
+                   else "whose arg-max is inside: add inference=whole, or export it with include=[normalise]")
             )  # fmt: skip
 
 

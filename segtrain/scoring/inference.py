@@ -30,12 +30,14 @@ STRIP = 1 << 24  # logits at full resolution that are in memory at a time
 
 class Prediction(NamedTuple):
     """train_ids: uint8 (H, W). probability: of that class, float32 (H, W), 0 to 1; None unless asked for. loss: the sum
-    of the cross-entropy over the labelled pixels; None unless a target is given. probabilities: of every class, and
-    last that of void if pixels can be void, float16 (C, H, W); None unless asked for."""
+    of the cross-entropy over the labelled pixels; None unless a target is given. of_asked: the probabilities of the
+    classes that were asked for, float32 (H, W), 0 where none was; None unless asked for. probabilities: of every class,
+    and last that of void if pixels can be void, float16 (C, H, W); None unless asked for."""
 
     train_ids: np.ndarray
     probability: np.ndarray | None
     loss: float | None = None
+    of_asked: np.ndarray | None = None
     probabilities: np.ndarray | None = None
 
 
@@ -73,17 +75,18 @@ def nearest_planes(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def segment(
     network: Network | Sequence[Network], image: Tensor, options: InferenceConfig, probability: bool = False,
-    mapping: ClassMapping | None = None, target: Tensor | None = None, every: bool = False,
+    mapping: ClassMapping | None = None, target: Tensor | None = None, asked: Tensor | None = None, every: bool = False,
 ) -> Prediction:  # fmt: skip
     """Predict the class of every pixel of `image` (1, 3, H, W), as `segment_batch` does."""
-    targets = None if target is None else [target]
-    return segment_batch(network, image, options, probability, mapping, targets, every)[0]
+    targets, classes = (None if one is None else [one] for one in (target, asked))
+    return segment_batch(network, image, options, probability, mapping, targets, classes, every)[0]
 
 
 @torch.inference_mode()
 def segment_batch(
     network: Network | Sequence[Network], images: Tensor, options: InferenceConfig, probability: bool = False,
-    mapping: ClassMapping | None = None, targets: Sequence[Tensor] | None = None, every: bool = False,
+    mapping: ClassMapping | None = None, targets: Sequence[Tensor] | None = None,
+    asked: Sequence[Tensor] | None = None, every: bool = False,
 ) -> list[Prediction]:  # fmt: skip
     """Predict the class of every pixel of `images` (N, 3, H, W), which go to the network as they are, N at a time.
 
@@ -91,7 +94,8 @@ def segment_batch(
     their probabilities, each view's logits enlarged first. probability: return that class's probability too.
     mapping: the network's probabilities are added up to those of other classes before the arg-max. Of several networks
     the views are averaged like those of one. targets: of each image, train ids int64 (H', W') of the network's own
-    classes, of any size, for the loss. every: return the probabilities of all classes too.
+    classes, of any size, for the loss. asked: of each image, train ids int64 (H, W) of the classes whose probabilities
+    to return. every: return the probabilities of all classes too.
 
     Views stay on the device. Only classes, probabilities that are asked for, and losses come back to the host.
     """
@@ -100,16 +104,17 @@ def segment_batch(
     views = [one for some in networks for one in all_views(some, images, options)]
     found = []
     for n in range(len(images)):
-        one = [some[n] for some in views]
+        one, classes = [some[n] for some in views], None if asked is None else asked[n]
         loss = None if targets is None else cross_entropy_sum(one, targets[n])
         cells = [Cells(some, 0, some.shape[1]) for some in one]
-        found.append(best_classes(cells, size, (0, size[0]), probability, mapping, every)._replace(loss=loss))
+        best = best_classes(cells, size, (0, size[0]), probability, mapping, classes, every)
+        found.append(best._replace(loss=loss))
     return found
 
 
 def best_classes(
     views: Sequence[Cells], size: tuple[int, int], rows: tuple[int, int], probability: bool = False,
-    mapping: ClassMapping | None = None, every: bool = False,
+    mapping: ClassMapping | None = None, asked: Tensor | None = None, every: bool = False,
 ) -> Prediction:  # fmt: skip
     """The prediction of the rows (first, last + 1) of an image (H, W), from the logits that they lie between.
 
@@ -119,12 +124,13 @@ def best_classes(
     train_ids = None
     if plain and cells.logits.device.type == "cpu":
         train_ids = upsampled_argmax(cells.logits.float(), size, rows, (cells.first, cells.height))
-        if not probability and not every:
+        if not probability and not every and asked is None:
             return Prediction(train_ids, None)
-    best, certain, full = fused(views, size, rows, probability, mapping, every)
+    best, certain, of_asked, full = fused(views, size, rows, probability, mapping, asked, every)
     return Prediction(
         best.cpu().numpy() if train_ids is None else train_ids,
         None if certain is None else certain.cpu().numpy(),
+        of_asked=None if of_asked is None else of_asked.cpu().numpy(),
         probabilities=None if full is None else full.numpy(),
     )
 
@@ -137,40 +143,53 @@ def all_views(network: Network, images: Tensor, options: InferenceConfig) -> lis
 
 def fused(
     views: Sequence[Cells], size: tuple[int, int], rows: tuple[int, int], probability: bool = False,
-    mapping: ClassMapping | None = None, every: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    mapping: ClassMapping | None = None, asked: Tensor | None = None, every: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """Enlarge the logits of all views to `size`, strip by strip, and take the best class of their mean.
 
-    Returns the class, uint8 (h, W), and if asked for its probability, float32 (h, W), where the views are, and those of
-    all classes, float16 (C, h, W) on the CPU, which holds what no GPU does. The arguments are those of `best_classes`.
+    Returns the class, uint8 (h, W), and what was asked for of its probability and that of the classes `asked`, float32
+    (h, W), where the views are, and of those of all classes, float16 (C, h, W) on the CPU, which holds what no GPU
+    does. The arguments are those of `best_classes`.
     """
     first, plain = views[0].logits, len(views) == 1 and mapping is None
     best = torch.empty(rows[1] - rows[0], size[1], dtype=torch.uint8, device=first.device)
     certain = torch.empty(best.shape, device=first.device) if probability else None
+    of_asked = None if asked is None else torch.empty(best.shape, device=first.device)
     full: Tensor | None = None
     step = strip_rows(first, size[1])
     for top in range(*rows, step):
         bottom = min(top + step, rows[1])
         part = slice(top - rows[0], bottom - rows[0])
-        scores = enlarged(views[0].logits, size, top, bottom, *views[0][1:])
-        if not plain:
-            scores = scores.softmax(0)
-            for more in views[1:]:
-                scores += enlarged(more.logits, size, top, bottom, *more[1:]).softmax(0)
-        if mapping is not None:
-            scores = added_up(scores, mapping)
+        scores = strip_scores(views, size, top, bottom, mapping)
         best[part] = scores.argmax(0)
-        if probability or every:
+        if probability or every or asked is not None:
             scores = scores.softmax(0) if plain else scores / len(views)
         if certain is not None:
             certain[part] = scores.amax(0)
+        if asked is not None and of_asked is not None:
+            classes = asked[top:bottom]
+            chosen = scores.gather(0, classes.clamp(max=len(scores) - 1)[None])[0]
+            of_asked[part] = torch.where(classes < len(scores), chosen, 0.0)
         if every:
             if full is None:
                 full = torch.empty(len(scores), *best.shape, dtype=torch.float16)
             full[:, part] = scores.clamp_(min=0).half().cpu()
     if mapping is not None and mapping.has_void:
         best[best == len(mapping.sources)] = IGNORE_INDEX
-    return best, certain, full
+    return best, certain, of_asked, full
+
+
+def strip_scores(
+    views: Sequence[Cells], size: tuple[int, int], top: int, bottom: int, mapping: ClassMapping | None
+) -> Tensor:
+    """The logits (C, bottom - top, W) of one view, or the sum of the probabilities of several or of mapped classes."""
+    scores = enlarged(views[0].logits, size, top, bottom, *views[0][1:])
+    if len(views) == 1 and mapping is None:
+        return scores
+    scores = scores.softmax(0)
+    for more in views[1:]:
+        scores += enlarged(more.logits, size, top, bottom, *more[1:]).softmax(0)
+    return scores if mapping is None else added_up(scores, mapping)
 
 
 def cross_entropy_sum(views: list[Tensor], target: Tensor) -> float:

@@ -93,6 +93,8 @@ def existing(
     """Return the path if it is a file; else UsageError, with the download page if the name is a published file's."""
     if path.is_file():
         return path
+    if (path / "last.pt").is_file():
+        raise UsageError(f"{path} is a run folder, not a {kind} file: give {path / 'last.pt'}")
     known, recipe = known_by_name(path), path.parent.name
     how = " `segtrain weights` lists the published ones."
     if known:

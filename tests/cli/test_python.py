@@ -162,6 +162,28 @@ def test_predict_takes_a_path_an_image_an_array_and_a_tensor(trained):
     assert (network.to("cpu").predict(array) == expected).all()
 
 
+def test_predict_sees_images_at_the_scale_of_the_validation(trained, monkeypatch):
+    network = segtrain.load(trained[0], device="cpu")
+    stored = network.metadata["config"]
+    validated = stored["inference"] | {"scales": [0.5], "flip": True}
+    network = network._replace(metadata=network.metadata | {"config": stored | {"inference": validated}})
+    seen, segment = [], type(network).segment
+
+    def watched(self, image, options):
+        seen.append((options.scales, options.flip))
+        return segment(self, image, options)
+
+    monkeypatch.setattr(type(network), "segment", watched)
+    image = np.zeros((64, 96, 3), np.uint8)
+    network.predict(image)
+    network.predict(image, InferenceConfig(scales=[0.75]))
+    assert seen == [([0.5], True), ([0.75], False)]
+    halved = network._replace(metadata={"config": stored | {"inference": validated | {"precision": "fp16"}}})
+    monkeypatch.setattr("segtrain.models.precision.why_not", lambda precision, device: "it cannot")
+    with pytest.raises(UsageError, match="inference.precision=fp16 is not possible on this CPU"):
+        halved.predict(image)
+
+
 def test_what_predict_and_load_cannot_take(trained):
     network = segtrain.load(trained[0] / "best.pt", device="cpu")
     for form, sentence in (

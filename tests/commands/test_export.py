@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -110,6 +111,18 @@ def test_logits_take_tiles_and_a_fixed_size_takes_no_other(segtrain, trained):
     assert fixed.segment(image[:48, :64], InferenceConfig()).train_ids.shape == (48, 64)
     with pytest.raises(ValueError, match=r"takes images of 48x64 .* got 70x100"):
         fixed.segment(image, InferenceConfig())
+
+
+def test_the_printed_command_scores_the_engine_of_a_run_with_another_scale(segtrain, folder_data):
+    """The arg-max is inside, so the engine cannot see images at the scale of the run's validation."""
+    words = [*folder_data[1], f"plugins=[{TINY}]", "model.backbone=tiny", "run=run", "inference.scales=[0.5]"]
+    answer = segtrain("train", *words)
+    assert "validated  inference whole (scales=[0.5]) in fp32" in answer.out, answer
+    made = segtrain("export", "run=run", "format=state_dict", "output=a.safetensors", words[-4])
+    (used,) = re.findall(r"^use +segtrain (.*)$", made.out, re.MULTILINE)
+    assert used == "evaluate engine=a.safetensors checkpoint=run/last.pt inference=whole"
+    assert segtrain(*used.split(), words[-4]).status == 0
+    refused(segtrain(*used.split()[:-1], words[-4]), "inference.scales=[0.5]", "add inference=whole, or export it")
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(segtrain, trained, folder_data):

@@ -256,9 +256,16 @@ def test_what_may_change_on_resume():
         "trainer.keep_last", "trainer.patience", "trainer.accumulation", "trainer.parallel", "trainer.on_bad_step",
         "trainer.spike_factor", "trainer.cuda_graphs", "inference.name", "inference.scales", "inference.flip",
         "inference.tile", "inference.overlap", "inference.longest_side", "inference.resize",
-        "inference.crop", "inference.crops", "inference.precision", "inference.batch_size", "logging.train_sample",
+        "inference.crop", "inference.crops", "inference.precision", "inference.batch_size", "inference.compile",
+        "logging.train_sample",
     }  # fmt: skip
     assert LENGTHS == ("trainer.max_steps", "trainer.epochs", "trainer.hours")
     assert is_safe("dataset.parts.kitti.root") and not is_safe("dataset.parts.kitti.version")
     for key in ("dataset", "loader", "dataset.parts", "model.backbone_options.width", "loss.options.root", "nothing"):
         assert not is_safe(key), key
+
+
+def test_an_inference_names_what_the_network_sees():
+    assert str(config.InferenceConfig()) == "inference whole in fp32"
+    given = config.InferenceConfig("mine", [0.5, 0.75], True, [64, 96], longest_side=300, precision="bf16")
+    assert str(given) == ("inference mine (scales=[0.5, 0.75] flip=true tile=[64, 96] longest_side=300) in bf16")

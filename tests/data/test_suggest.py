@@ -60,6 +60,7 @@ def test_the_suggested_command_trains_as_printed(folder_data, segtrain):
     (line,) = re.findall(r"^and +(segtrain train .*)$", out, re.MULTILINE)
     words = shlex.split(line)[1:]
     assert "name=mine" in words and "for 4 images of about 64x48, random weights and a" in out
+    assert "optimizer.lr=0.015)" in out  # of trained weights, with half a batch
     small = ["trainer.max_steps=1", "model.head_channels=8", "loader.workers=0", "device=cpu", "model.backend=aten",
              f"plugins=[{TINY}]", "model.backbone=tiny"]  # fmt: skip
     words = [word for word in words if not word.startswith("trainer.epochs")]
@@ -71,10 +72,13 @@ def test_the_suggested_command_trains_as_printed(folder_data, segtrain):
 def test_a_run_without_success_says_what_to_change():
     made = package.compose("experiment=toy", "loss=bootstrapped", "optimizer.lr=0.0025", "trainer.max_steps=40")
     (line,) = prior_hint(made, {"miou": 0.12, "position_prior_miou": 0.15})
-    for part in ("optimizer.lr=0.0025; 0.1", "loss=cross_entropy", "trainer.max_steps=40", "model.weights=FILE"):
+    for part in ("optimizer.lr=0.1 optimizer.nesterov=true loss=cross_entropy, not 0.0025", "trainer.max_steps=40",
+                 "model.weights=FILE optimizer.lr=0.03"):  # fmt: skip
         assert part in line
-    made = package.compose("experiment=toy", "model.weights=a.pt")
-    assert "another rate (optimizer.lr=0.02)" in prior_hint(made, {"miou": 0.1, "position_prior_miou": 0.1})[0]
+    for rate, part in ((0.02, "a higher rate (optimizer.lr=0.03 optimizer.nesterov=true, not 0.02)"),
+                       (0.03, "another rate than optimizer.lr=0.03")):  # fmt: skip
+        made = package.compose("experiment=toy", "model.weights=a.pt", f"optimizer.lr={rate}")
+        assert part in prior_hint(made, {"miou": 0.1, "position_prior_miou": 0.1})[0]
     for better in ({"miou": 0.16, "position_prior_miou": 0.15}, {"miou": 0.1}, {"top1": 0.1}, {}):
         assert prior_hint(made, better) == []
 

@@ -110,6 +110,13 @@ def test_weights_of_another_recipe_that_was_not_run():
         read_weights(Path("runs/vistas_wider_resnet38/last.pt"))
 
 
+def test_a_run_folder_is_no_file_of_weights_but_holds_one(tmp_path):
+    (tmp_path / "last.pt").touch()
+    with pytest.raises(UsageError) as error:
+        read_weights(tmp_path)
+    assert str(error.value) == f"{tmp_path} is a run folder, not a weights file: give {tmp_path / 'last.pt'}"
+
+
 def test_a_known_file_that_is_missing_is_described():
     with pytest.raises(UsageError) as error:
         read_weights(Path("weights/wide_resnet38_ipabn_lr_256.pth.tar"))

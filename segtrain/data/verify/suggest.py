@@ -16,7 +16,8 @@ CROP = {"CPU": 256 * 256, "GPU": 512 * 512}  # pixels of a crop
 STEPS = {"CPU": 600, "GPU": 5000}
 BATCH = {"CPU": 8, "GPU": 16}
 LEAST = 0.2  # scale of the images
-RATE = 0.1  # from random weights, with BATCH["CPU"] crops; it trains 72 photographs in configs/README.md
+RATE = 0.1  # from random weights, with BATCH["CPU"] crops, and the next from trained ones: configs/README.md, CamVid
+TUNING_RATE = 0.03
 
 
 def typical_size(paths: Sequence[Path]) -> tuple[int, int] | None:
@@ -44,13 +45,22 @@ def suggested_words(images: int, size: tuple[int, int], device: str) -> list[str
         fraction = max(fraction, LEAST)
         words.append(f"augmentation.scale=[{0.9 * fraction:.2g},{1.75 * fraction:.2g}]")
         words.append(f"inference.scales=[{1.3 * fraction:.2g}]")
-    batch = max(2, min(BATCH[device], images))
+    batch = batch_of(images, device)
     epochs = min(max(round(STEPS[device] * batch / max(images, 1)), 5), 400)
     return [
         *words, *(["model.output_stride=16"] if device == "CPU" else []), "loss=cross_entropy",
-        f"optimizer.lr={min(RATE, RATE * batch / BATCH['CPU']):.3g}", "optimizer.nesterov=true",
+        rate_word(RATE, images, device), "optimizer.nesterov=true",
         f"trainer.batch_size={batch}", f"trainer.epochs={epochs}",
     ]  # fmt: skip
+
+
+def batch_of(images: int, device: str) -> int:
+    return max(2, min(BATCH[device], images))
+
+
+def rate_word(rate: float, images: int, device: str) -> str:
+    """A rate for BATCH["CPU"] crops as an option, lower for fewer."""
+    return f"optimizer.lr={min(rate, rate * batch_of(images, device) / BATCH['CPU']):.3g}"
 
 
 def suggestion(path: Path, images: Sequence[Path], more: Sequence[str] = ()) -> list[str]:
@@ -68,5 +78,5 @@ def suggestion(path: Path, images: Sequence[Path], more: Sequence[str] = ()) -> 
         f"and         {shlex.join(words)}",
         f"            (for {len(images)} images of about {size[1]}x{size[0]}, random weights and a {device}; with "
         "model.weights=FILE, such as a run's last.pt or a file that `segtrain weights` lists, "
-        "optimizer.lr=0.01)",
+        f"{rate_word(TUNING_RATE, len(images), device)})",
     ]
