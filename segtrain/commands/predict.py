@@ -104,6 +104,8 @@ def networks_of(config: PredictConfig) -> Predictor:
     mapped = config.checkpoint_weights, config.taxonomy, config.taxonomy_rest
     some = [load_predictor(file, config.device, *mapped) for file in files]
     for file, one in zip(files, some, strict=True):
+        if config.inference.compile:
+            require_inference_compile(one.options, one.device)
         say(f"checkpoint  {checkpoint_line(Path(file), config.run, one.metadata)}")
     if config.inference.compile:
         for one in some:

@@ -102,13 +102,13 @@ def segment_batch(
     size = (images.shape[2], images.shape[3])
     networks = network if isinstance(network, Sequence) else [network]
     views = [one for some in networks for one in all_views(some, images, options)]
-    none = [None] * len(images)
     found = []
-    for n, (target, classes) in enumerate(zip(targets or none, asked or none, strict=True)):
-        one = [some[n] for some in views]
-        loss = None if target is None else cross_entropy_sum(one, target)
+    for n in range(len(images)):
+        one, classes = [some[n] for some in views], None if asked is None else asked[n]
+        loss = None if targets is None else cross_entropy_sum(one, targets[n])
         cells = [Cells(some, 0, some.shape[1]) for some in one]
-        found.append(best_classes(cells, size, (0, size[0]), probability, mapping, classes, every)._replace(loss=loss))
+        best = best_classes(cells, size, (0, size[0]), probability, mapping, classes, every)
+        found.append(best._replace(loss=loss))
     return found
 
 
@@ -125,7 +125,7 @@ def best_classes(
     train_ids = None
     if plain and cells.logits.device.type == "cpu":
         train_ids = upsampled_argmax(cells.logits.float(), size, rows, (cells.first, cells.height))
-        if not probability and asked is None and not every:
+        if not probability and not every and asked is None:
             return Prediction(train_ids, None)
     best, certain, of_asked, full = fused(views, size, rows, probability, mapping, asked, every)
     return Prediction(
@@ -148,9 +148,9 @@ def fused(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """Enlarge the logits of all views to `size`, strip by strip, and take the best class of their mean.
 
-    Returns the class, uint8 (h, W), and what was asked for: its probability and that of the classes `asked`, float32
-    (h, W), where the views are, and those of all classes, float16 (C, h, W) on the CPU, which holds what no GPU does.
-    The arguments are those of `best_classes`.
+    Returns the class, uint8 (h, W), and what was asked for of its probability and that of the classes `asked`, float32
+    (h, W), where the views are, and of those of all classes, float16 (C, h, W) on the CPU, which holds what no GPU
+    does. The arguments are those of `best_classes`.
     """
     first, plain = views[0].logits, len(views) == 1 and mapping is None
     best = torch.empty(rows[1] - rows[0], size[1], dtype=torch.uint8, device=first.device)
@@ -161,13 +161,7 @@ def fused(
     for top in range(*rows, step):
         bottom = min(top + step, rows[1])
         part = slice(top - rows[0], bottom - rows[0])
-        scores = enlarged(views[0].logits, size, top, bottom, *views[0][1:])
-        if not plain:
-            scores = scores.softmax(0)
-            for more in views[1:]:
-                scores += enlarged(more.logits, size, top, bottom, *more[1:]).softmax(0)
-        if mapping is not None:
-            scores = added_up(scores, mapping)
+        scores = strip_scores(views, size, top, bottom, mapping)
         best[part] = scores.argmax(0)
         if probability or every or asked is not None:
             scores = scores.softmax(0) if plain else scores / len(views)
@@ -184,6 +178,19 @@ def fused(
     if mapping is not None and mapping.has_void:
         best[best == len(mapping.sources)] = IGNORE_INDEX
     return best, certain, of_asked, full
+
+
+def strip_scores(
+    views: Sequence[Cells], size: tuple[int, int], top: int, bottom: int, mapping: ClassMapping | None
+) -> Tensor:
+    """The logits (C, bottom - top, W) of one view, or the sum of the probabilities of several or of mapped classes."""
+    scores = enlarged(views[0].logits, size, top, bottom, *views[0][1:])
+    if len(views) == 1 and mapping is None:
+        return scores
+    scores = scores.softmax(0)
+    for more in views[1:]:
+        scores += enlarged(more.logits, size, top, bottom, *more[1:]).softmax(0)
+    return scores if mapping is None else added_up(scores, mapping)
 
 
 def cross_entropy_sum(views: list[Tensor], target: Tensor) -> float:

@@ -132,7 +132,7 @@ def test_planted_errors_come_first(segtrain, planted, tmp_path, monkeypatch):
         def seen(self, images, options):
             return torch.zeros(len(images))
 
-        def segment_batch(self, images, seen, options, probability, targets, asked):
+        def segment_batch(self, images, seen, options, probability, targets, asked, every):
             return [self.answer(*one) for one in zip(images, asked, strict=True)]
 
         def answer(self, image, asked):
