@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """model.keep and model.recompute: how far a trained network's gradient moves, and what a step costs.
 
-    python scripts/bench_keep.py RUN [--batch 4] [--rounds 0] [--threads 2]
+    python scripts/bench_keep.py RUN [--batch 4] [--crop 144] [--scale 0.5 1] [--rounds 0] [--threads 2]
 
 RUN: a finished run of `segtrain train` with model.norm=inplace_abn. The gradient is that of the run's own loss on its
 own training images, all parameters as one vector; the distance is relative to the same network in float64, and dropout
@@ -63,10 +63,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=0, help="rounds of timing (default: none)")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--crop", type=int, help="height and width of the crops in pixels (default: the run's)")
+    parser.add_argument("--scale", type=float, nargs=2, help="scales of the images (default: the run's)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     content = run_content(options.run / "last.pt")
     config = trained(content["config"])
+    if options.crop:
+        config.augmentation.crop_size = [options.crop, options.crop]
+    if options.scale:
+        config.augmentation.scale = list(options.scale)
     task = Segmentation(config)
     loss, data = task.loss(), task.data()
     networks = networks_of(config.model, task.table.num_classes, content["model"])

@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from segtrain.commands.predict import draw_output, output_place, predict_all, read_file
+from segtrain.commands.predict import predict_all, read_file
+from segtrain.commands.predict_outputs import draw_output, output_place
+from segtrain.commands.predict_windows import memory_limit
 from segtrain.config import InferenceConfig, ModelConfig, PredictConfig
 from segtrain.console import Progress
 from segtrain.data.inputs import Input, find_inputs
@@ -50,7 +52,7 @@ def one_after_another(
     spent = {"decoding": 0.0, "network": 0.0, "writing": 0.0}
     for one in inputs:
         times = [time.perf_counter()]
-        _, image, _ = read_file(predictor, one)
+        _, image, _ = read_file(predictor, memory_limit(None), one)
         assert not isinstance(image, DataError)
         times.append(time.perf_counter())
         found = predictor.segment(image, config.inference)

@@ -1,5 +1,6 @@
 """Which processor computes, and what to install for the GPU of this machine."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -110,6 +111,15 @@ def peak_memory() -> int | None:
     except ImportError:  # Windows
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main_memory() -> int | None:
+    """Bytes of memory that the machine or the container has, divided by the processes of this command that share it;
+    None if the system does not say."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else []
+    with contextlib.suppress(OSError, ValueError):  # another system, or a container without a limit
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(found) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if found else None
 
 
 def free_memory(device: torch.device) -> int:

@@ -214,10 +214,11 @@ ADDED = {
     ],
     "trainer": ["auto_fit: false", "memory_budget: null", "cuda_graphs: false"],
     "logging": ["train_sample: 64"],
-    "inference": ["precision: fp32", "batch_size: null"],
+    "inference": ["precision: fp32", "batch_size: null", "compile: false"],
 }
 OF_A_COMMAND = (
-    "taxonomy: none", "taxonomy_rest: void", "engine: null", "fetch: null\noutput: null", "overwrite: false",
+    "taxonomy: none", "taxonomy_rest: void", "engine: null", "fetch: null\noutput: null",
+    "overwrite: false\nin_memory: null",
     "sort: written\nseeds: grouped\noutput: null",  # runs
 )  # fmt: skip
 OF_ONE_DATASET = dict.fromkeys(ADDED["dataset"], "  name: folder\n")

@@ -11,6 +11,7 @@ from segtrain.device import describe_device, resolve_device
 from segtrain.distributed.group import init_distributed
 from segtrain.engine.planning.automatic import advising
 from segtrain.files import as_component
+from segtrain.models.execution import require_inference_compile
 from segtrain.models.precision import require_precision
 from segtrain.scoring.engine import read_engine
 from segtrain.scoring.predictor import LoadedNetwork, load_network
@@ -30,6 +31,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         path, split = Path(config.checkpoint or ""), config.split or data.val_split
         require_precision(config.inference.precision, device)
         loaded = load_network(path, device, config.checkpoint_weights, config.activation)
+        if config.inference.compile:
+            require_inference_compile(loaded.options, device)
         refuse_other_task(path, loaded.options.head, type(data), data.name)
         step = loaded.metadata["step"]
         say(f"checkpoint  {checkpoint_line(path, config.run, loaded.metadata)}")

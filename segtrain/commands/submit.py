@@ -23,6 +23,7 @@ from segtrain.data.sample import SplitFiles, Submission
 from segtrain.device import describe_device
 from segtrain.errors import DataError, UsageError
 from segtrain.files import as_component, temporary_beside
+from segtrain.models.execution import require_inference_compile
 from segtrain.models.precision import require_precision
 from segtrain.scoring import figures
 from segtrain.scoring.batches import Given, predictions
@@ -82,6 +83,8 @@ def predict_labels(config: SubmitConfig, files: SplitFiles, table: LabelTable, o
         path, config.device, config.checkpoint_weights, config.taxonomy, config.taxonomy_rest, table
     )
     require_precision(config.inference.precision, predictor.device)
+    if config.inference.compile:
+        require_inference_compile(predictor.options, predictor.device)
     if predictor.mapping is None:
         require_same_labels(predictor.table, table, path, config.dataset.name)
     mapped = [] if predictor.mapping is None else [predictor.mapping.card()]

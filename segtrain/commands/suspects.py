@@ -1,10 +1,9 @@
 """`segtrain suspects`: labels that the network of a run contradicts most surely."""
 
 import csv
-import heapq
 import io
+from collections.abc import Iterator
 from contextlib import closing
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,19 +20,20 @@ from segtrain.errors import DataError
 from segtrain.files import write_atomically
 from segtrain.scoring import figures
 from segtrain.scoring.batches import Given, predictions
-from segtrain.scoring.contradictions import Contradiction, contradictions
-from segtrain.scoring.predictor import load_predictor
+from segtrain.scoring.contradictions import Contradiction, Ranking
+from segtrain.scoring.inference import Prediction
+from segtrain.scoring.predictor import Predictor, load_predictor
 
-COLUMNS = ("file", "x", "y", "w", "h", "label", "predicted", "confidence", "area")
+COLUMNS = ("file", "x", "y", "w", "h", "label", "predicted", "confidence", "area", "suspicion")
 AROUND, HEIGHT = 24, 160  # pixels around a region on the sheet, and the height of its panels
 
 
 class Suspect(NamedTuple):
-    """A region with its image, and image, labels and prediction around it, side by side, RGB uint8."""
+    """A region, how suspicious it is, and the path of its image below the folder of the data."""
 
     file: str
+    suspicion: float
     found: Contradiction
-    panel: np.ndarray
 
 
 def suspects(config: SuspectsConfig) -> Path:
@@ -47,33 +47,43 @@ def suspects(config: SuspectsConfig) -> Path:
     table = label_table(trained.dataset)
     predictor = load_predictor(folder / "last.pt", config.device)
     say(f"examining   the labels of {len(samples)} images of {trained.dataset.name} {config.split or 'train and val'}")
-    kept: list[tuple[float, int, Suspect]] = []  # a heap, the least suspicious first
-    order, progress, regions = count(0, -1), Progress("predicting", len(samples)), 0
-    with closing(evaluation_samples(samples, table, 0)) as items:
-        given = (Given(item, str(item.sample.image), item.image) for item in items)
-        answers = predictions(predictor, given, trained.inference, probability=True)
-        for number, (item, answer) in enumerate(answers, 1):
-            assert answer.probability is not None
-            for found in contradictions(item.target, answer.train_ids, answer.probability, table.num_classes):
-                regions += 1
-                if len(kept) == config.top and found.suspicion <= kept[0][0]:
-                    continue
-                panel = surroundings(item, answer.train_ids, found, predictor.table)
-                entry = (found.suspicion, next(order), Suspect(file_of(item.sample, trained), found, panel))
-                (heapq.heappushpop if len(kept) == config.top else heapq.heappush)(kept, entry)
-            progress.show(number)
-    ranked = [suspect for _, _, suspect in sorted(kept, key=lambda entry: entry[:2], reverse=True)]
+    ranking = Ranking(table.num_classes, config.top)
+    for number, (item, answer) in enumerate(answers(samples, table, predictor, trained, "predicting")):
+        assert answer.probability is not None and answer.of_asked is not None
+        ranking.add(number, item.target, answer.train_ids, answer.probability, answer.of_asked)
+    best = ranking.best()
+    ranked = [Suspect(file_of(samples[image], trained), suspicion, found) for suspicion, image, found in best]
     output = Path(config.output or folder / "suspects")
     if ranked:
-        width = max(one.panel.shape[1] for one in ranked)
-        panels = [padded(one.panel, width) for one in ranked]
+        shown: dict[int, list[int]] = {}  # image -> places in the list; each image is predicted once more
+        for place, one in enumerate(best):
+            shown.setdefault(one.image, []).append(place)
+        again = answers([samples[image] for image in shown], table, predictor, trained, "drawing")
+        panels: dict[int, np.ndarray] = {}
+        for places, (item, answer) in zip(shown.values(), again, strict=True):
+            for place in places:
+                panels[place] = surroundings(item, answer.train_ids, best[place].found, predictor.table)
+        width = max(panel.shape[1] for panel in panels.values())
         texts = [suspect_caption(number, one, table.names) for number, one in enumerate(ranked, 1)]
-        named = [figures.captioned(panel, text) for panel, text in zip(panels, texts, strict=True)]
+        named = [figures.captioned(padded(panels[place], width), text) for place, text in enumerate(texts)]
         figures.write_png(output / "suspects.png", figures.grid(named, 2))
     write_atomically(output / "suspects.csv", suspects_csv(ranked, table.names))
-    say(f"suspects    {len(ranked)} of {regions} regions, the most suspicious first")
+    say(f"suspects    {len(ranked)} of {ranking.regions} regions, the most suspicious first")
     say(str(output / "suspects.csv"))
     return output / "suspects.csv"
+
+
+def answers(
+    samples: list[Sample], table: LabelTable, predictor: Predictor, trained: TrainConfig, what: str
+) -> Iterator[tuple[EvaluationItem, Prediction]]:
+    """Samples, as they are evaluated, with the network's answer and its probabilities of the labels."""
+    progress = Progress(what, len(samples))
+    with closing(evaluation_samples(samples, table, 0)) as items:
+        given = (Given(item, str(item.sample.image), item.image, asked=item.target) for item in items)
+        found = predictions(predictor, given, trained.inference, probability=True)
+        for number, (item, answer) in enumerate(found, 1):
+            yield item, answer
+            progress.show(number)
 
 
 def chosen_samples(trained: TrainConfig, split: str | None) -> list[Sample]:
@@ -120,8 +130,6 @@ def suspects_csv(ranked: list[Suspect], names: list[str]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for one in ranked:
-        box, found = one.found[:4], one.found
-        writer.writerow(
-            (one.file, *box, names[found.label], names[found.predicted], f"{found.confidence:.4f}", found.area)
-        )
+        found, classes = one.found, (names[one.found.label], names[one.found.predicted])
+        writer.writerow((one.file, *found[:4], *classes, f"{found.confidence:.4f}", found.area, f"{one.suspicion:.4g}"))
     return text.getvalue().encode("utf-8", "surrogateescape")

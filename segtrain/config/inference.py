@@ -8,7 +8,7 @@ from segtrain.config.options import LARGEST_SIZE, Group, as_written, default_of,
 
 LARGEST_BATCH = 4096
 VIEWS = 32  # of images, in classification
-ONLY_SPEED = {"batch_size"}  # options that change results by rounding at most
+ONLY_SPEED = {"batch_size", "compile"}  # options that change results by rounding at most
 
 
 @dataclass
@@ -44,6 +44,8 @@ class InferenceConfig(Group):
         None, "images or tiles per call of the network; null: 1, in classification 32", low=1, limit=LARGEST_BATCH
     )
 
+    compile: bool = option(False, "compile the network by torch.compile, which takes minutes at first")
+
     def __str__(self) -> str:
         """'inference whole in fp32', or 'inference whole (scales=[0.45] flip=true) in fp32'."""
         plain = {item.name: default_of(item) for item in fields(self)}
@@ -51,7 +53,7 @@ class InferenceConfig(Group):
         chosen = [f"{key}={as_written(getattr(self, key))}" for key in seen if getattr(self, key) != plain[key]]
         how = f"{self.name} ({' '.join(chosen)})" if chosen else self.name
         batch = "" if self.batch_size is None else f", in batches of {self.batch_size}"
-        return f"inference {how} in {self.precision}{batch}"
+        return f"inference {how} in {self.precision}{batch}{', compiled' if self.compile else ''}"
 
     def together(self) -> int:
         """Images, tiles or, in classification, views that go through the network at a time, at most."""
@@ -65,7 +67,8 @@ class InferenceConfig(Group):
 
     def execution(self) -> dict[str, Any]:
         """How the network was called, as the protocol of an evaluation states it; nothing by default."""
-        return {} if self.batch_size is None else {"batch_size": self.batch_size}
+        batch = {} if self.batch_size is None else {"batch_size": self.batch_size}
+        return batch | ({"compiled": True} if self.compile else {})
 
     def check(self) -> None:
         super().check()

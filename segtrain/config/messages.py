@@ -6,7 +6,7 @@ from dataclasses import Field
 from typing import Any
 
 from segtrain.config.locations import GROUP_FOLDERS
-from segtrain.config.options import option_of, type_name
+from segtrain.config.options import as_written, default_of, option_of, type_name
 from segtrain.config.plugin_files import GROUP_CHOICES
 from segtrain.errors import meant, with_available
 
@@ -111,6 +111,10 @@ def wrong_value(key: str, first: str, known: Mapping[str, Field[Any]], words: Se
         return f"{key} has no value (???): give {key}={type_name(item.type)}{help_text}" + where_in_yaml(key, words)
     if match is None and (variable := UNSET_VARIABLE.search(first)):
         return f"{key}: the environment has no variable {variable[1]}{help_text}" + where_in_yaml(key, words)
+    if match is None and "is not Optional" in first:
+        default = default_of(item)
+        plain = "" if isinstance(default, list | dict) or default == "" else f", such as {key}={as_written(default)}"
+        return f"{key} must not be null: give a value{plain}{help_text}" + where_in_yaml(key, words)
     if match is None:
         return f"{key}: {first[0].lower() + first[1:]}{help_text}" + where_in_yaml(key, words)
     typed = [word.partition("=")[2] for word in words if word.lstrip("+").partition("=")[0] == key]

@@ -15,7 +15,7 @@ from segtrain.config.options import LARGEST_SIZE, MOST_PICTURES, group, option, 
 from segtrain.errors import UsageError
 
 ENGINES = {"onnx": ".onnx", "torch_export": ".pt2", "state_dict": ".safetensors"}  # format -> suffix of its file
-OUTPUTS = ("labels", "color", "overlay", "palette", "raw", "prob")
+OUTPUTS = ("labels", "color", "overlay", "palette", "raw", "prob", "probabilities")
 BOUNDARY = "Boundary IoU too: classes within 2 % of the diagonal from their edges"
 
 
@@ -174,10 +174,13 @@ class PredictConfig(CommandConfig):
     taxonomy_rest: str = taxonomy_rest_option()
     output: str | None = option(None, "folder with a folder for each output (default: segtrain-out/predict)", path=True)
     outputs: list[str] = option(
-        ["labels", "color", "overlay"], "kinds of PNG; labels: ids, raw: train ids, palette: both, prob: 255 x p",
+        ["labels", "color", "overlay"], "kinds of file; labels: ids, raw: train ids, palette: both, prob: 255 x p",
         choices=OUTPUTS,
     )  # fmt: skip
     overwrite: bool = option(False, "predict again what is finished in the output folder")
+    in_memory: float | None = option(
+        None, "decoded size above which an image is read in windows [GB]; null: 1/4 of memory", low=0, limit=1e6
+    )
     plugins: list[str] = plugins_option()
     device: str = device_option()
     inference: InferenceConfig = group(InferenceConfig)

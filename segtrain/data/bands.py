@@ -7,6 +7,7 @@ import io
 import struct
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from segtrain.data.images import (
     SAMPLE_FORMAT,
     SAMPLES,
     SEPARATE,
+    TILE_WIDTH,
     WIDTH,
+    Convert,
     decoded,
     header_of,
     is_cut_short,
@@ -33,6 +36,7 @@ from segtrain.data.images import (
     orientation_of,
     read_bytes,
     read_image,
+    stored_pixels,
     tiff_tags,
     to_bytes,
     unreadable,
@@ -42,7 +46,7 @@ from segtrain.errors import DataError
 
 # Further tags (TIFF 6.0, sections 8, 14 and 15).
 COMPRESSION, FILL_ORDER, OFFSETS, ROWS, COUNTS, PREDICTOR = 259, 266, 273, 278, 279, 317
-TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS = 322, 323, 324, 325
+TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS = 323, 324, 325
 PLAIN, LZW, DEFLATE, PACKED = 1, 5, (8, 32946), 32773  # values of COMPRESSION
 GREY_ALPHA = 4  # colour type of a PNG file
 BY_VALUE = (1, 2, 5, 8)  # values of PHOTOMETRIC whose bands are what they say: grey, RGB, CMYK, Lab
@@ -61,6 +65,17 @@ def read_channels(
     if channels is None:
         return read_image(path, value_range, exif, label)
     data = read_bytes(path)
+    pixels = stored_channels(data, path, channels, partial(to_bytes, value_range=value_range, path=path))
+    if exif == "ignore":
+        return pixels
+    height, width = pixels.shape[:2]
+    return turned(pixels, tag_to_apply(orientation_of(data, path), exif, (height, width), label, path))
+
+
+def stored_channels(data: bytes, path: Path, channels: Sequence[int] | None, convert: Convert) -> np.ndarray:
+    """uint8 (H, W, C): these bands of the content of a file as stored, by `convert`; None: RGB. As `read_channels`."""
+    if channels is None:
+        return stored_pixels(data, path, None, convert)
     try:
         bands = all_bands(data, path)
     except BROKEN as error:
@@ -71,11 +86,7 @@ def read_channels(
             f"{path} has {count} band{'s' * (count > 1)}, numbered from 0 to {count - 1}: dataset.channels="
             f"{list(channels)} asks for {max(channels)}"
         )
-    pixels = to_bytes(np.ascontiguousarray(bands[..., list(channels)]), value_range, path)
-    if exif == "ignore":
-        return pixels
-    height, width = pixels.shape[:2]
-    return turned(pixels, tag_to_apply(orientation_of(data, path), exif, (height, width), label, path))
+    return convert(np.ascontiguousarray(bands[..., list(channels)]))
 
 
 def all_bands(data: bytes, path: Path) -> np.ndarray:

@@ -147,11 +147,20 @@ def require_same_labels(
     fit, if the command takes one."""
     if network.names == data.names:
         return
-    found = (
-        f"{path} predicts {network.num_classes} classes ({', '.join(network.names[:4])}, ...), "
-        f"dataset={dataset} has {data.num_classes} ({', '.join(data.names[:4])}, ...): take a dataset with the same "
-        "classes"
+    theirs, ours = (
+        ", ".join([*names[:4], *(["..."] if len(names) > 4 else [])]) for names in (network.names, data.names)
     )
+    found = (
+        f"{path} predicts {network.num_classes} classes ({theirs}), dataset={dataset} has {data.num_classes} ({ours}): "
+        "take a dataset with the same classes"
+    )
+    if sorted(network.names) == sorted(data.names):
+        number = next(i for i, (one, other) in enumerate(zip(network.names, data.names, strict=True)) if one != other)
+        found = (
+            f"{path} predicts the classes of dataset={dataset} in another order (the first that differs, counted from "
+            f"0, is {number}: {network.names[number]} there, {data.names[number]} here): take a class table in the "
+            "network's order"
+        )
     if not has_taxonomy:
         raise UsageError(f"{found}, or score the checkpoint itself, with taxonomy=")
     choices = fitting(network, data)

@@ -6,7 +6,8 @@ import re
 import stat
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from segtrain.errors import DataError
 Image.MAX_IMAGE_PIXELS = None  # Pillow's limit, of 179 megapixels, is below an aerial photograph; ours:
 MOST_PIXELS = 1 << 31
 DEFLATED = 8 * 1032  # pixels, of a bit at least, in a byte of a PNG: deflate compresses no further
+Convert = Callable[[np.ndarray], np.ndarray]  # values of any type -> uint8 of the same shape
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
 
 
@@ -42,19 +44,23 @@ def read_image(
     return turned(pixels, tag_to_apply(orientation_of(data, path), exif, (height, width), label, path))
 
 
-def stored_pixels(data: bytes, path: Path, value_range: tuple[float, float] | None) -> np.ndarray:
-    """RGB uint8 (H, W, 3) as stored; otherwise as `read_image`."""
+def stored_pixels(
+    data: bytes, path: Path, value_range: tuple[float, float] | None, convert: Convert | None = None
+) -> np.ndarray:
+    """RGB uint8 (H, W, 3) as stored; otherwise as `read_image`. convert: instead of `to_bytes`."""
+    convert = convert or partial(to_bytes, value_range=value_range, path=path)
     cut_short = is_cut_short(data)
     kind = header_of(data, path)
     undone = INVERSE.get(tag := valid_tag(kind.tags.get(TAG)), tag)  # of a TIFF file both decoders apply it
-    if data and not cut_short and EXTRA not in kind.tags:  # OpenCV multiplies a TIFF's colours by its transparency
+    mixed_up = undone != AS_STORED and TILE_WIDTH in kind.tags and not kind.is_deep  # OpenCV mirrors tile by tile
+    if data and not cut_short and not mixed_up and EXTRA not in kind.tags:  # it multiplies colours by transparency
         pixels = decoded(data, cv2.IMREAD_UNCHANGED if kind.is_deep else cv2.IMREAD_COLOR_RGB)
         if pixels is not None:
             pixels = np.asarray(turned(pixels, undone))
-            return three_channels(to_bytes(pixels, value_range, path)) if kind.is_deep else pixels
+            return three_channels(convert(pixels)) if kind.is_deep else pixels
     with opened(path, data) as image:  # Pillow reads more formats, and reports what is wrong
         if image.mode.startswith(("I", "F")):
-            rgb = three_channels(to_bytes(np.asarray(image), value_range, path))
+            rgb = three_channels(convert(np.asarray(image)))
         else:
             rgb = np.asarray(image.convert("RGB"))
         if cut_short:
@@ -89,6 +95,7 @@ class Header(NamedTuple):
 
 # Tags (TIFF 6.0, section 8).
 WIDTH, LENGTH, BITS, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA, SAMPLE_FORMAT = 256, 257, 258, 262, 277, 284, 338, 339
+TILE_WIDTH = 322
 WHITE_IS_ZERO, CMYK = 0, 5  # values of PHOTOMETRIC
 SEPARATE = 2  # of PLANAR
 
@@ -142,20 +149,22 @@ def decoded(data: bytes, flags: int) -> np.ndarray | None:
         return None
 
 
-def to_bytes(values: np.ndarray, value_range: tuple[float, float] | None, path: Path) -> np.ndarray:
-    """Values of more than 8 bits as uint8; 16 bits keep their upper eight. DataError where that would be a guess."""
+def to_bytes(
+    values: np.ndarray, value_range: tuple[float, float] | None, path: Path, extremes: tuple[Any, Any] | None = None
+) -> np.ndarray:
+    """Values of more than 8 bits as uint8; 16 bits keep their upper eight. DataError where that would be a guess.
+
+    extremes: the least and the greatest value of the image that these are a part of; None: they are the image.
+    """
     if values.dtype == np.uint8:
         return values
-    low, high = values.min().item(), values.max().item()
-    if not np.isfinite(values).all():
-        raise DataError(
-            f"{path} holds NaN or infinite values: write numbers there, and an ignored label for these pixels"
-        )
+    low, high = value_extremes(values, path) if extremes is None else extremes
     integers = values.dtype.kind in "iu"
     assumed = {"uint16": (0, 65535), "float32": (0, 1), "float64": (0, 1)}.get(values.dtype.name)
     start, end = value_range or assumed or (0, 0)
     if value_range is None and (assumed is None or low < start or high > end or (integers and 4 * high < end)):
-        least, most = (f"{number:g}" if not integers else str(number) for number in (min(low, 0), high))
+        top = (1 << int(high).bit_length()) - 1 if integers and high > 255 else high  # 3999: of 12 bits, up to 4095
+        least, most = (f"{number:g}" if not integers else str(number) for number in (min(low, 0), top))
         fit = "is not what" if assumed is None else f"does not fill {start} to {end}, as"
         raise DataError(
             f"{path} holds {values.dtype} values from {low} to {high}, which {fit} a picture of that type is taken to "
@@ -167,6 +176,15 @@ def to_bytes(values: np.ndarray, value_range: tuple[float, float] | None, path: 
     return np.rint(moved * np.float32(255 / (end - start))).astype(np.uint8)
 
 
+def value_extremes(values: np.ndarray, path: Path) -> tuple[Any, Any]:
+    """The least and the greatest value. DataError for values that are no numbers."""
+    if not np.isfinite(values).all():
+        raise DataError(
+            f"{path} holds NaN or infinite values: write numbers there, and an ignored label for these pixels"
+        )
+    return values.min().item(), values.max().item()
+
+
 def three_channels(pixels: np.ndarray) -> np.ndarray:
     """uint8 (H, W) or (H, W, 1 to 4), blue first and with transparency, as OpenCV has them -> RGB (H, W, 3)."""
     if pixels.ndim == 2 or pixels.shape[2] < 3:
@@ -176,15 +194,16 @@ def three_channels(pixels: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
+def opened(path: Path, data: bytes | None = None, any_size: bool = False) -> Iterator[Image.Image]:
     """An image file by Pillow: the one place that opens them. DataError for what is no image, and what fails inside.
 
-    data: the content of the file, if it has been read.
+    data: the content of the file, if it has been read. any_size: for the header of an image that is not decoded.
     """
     data = read_bytes(path) if data is None else data
     try:
         with Image.open(io.BytesIO(data)) as image:
-            require_possible(image, data, path)
+            if not any_size:
+                require_possible(image, data, path)
             yield image
     except BROKEN as error:
         raise unreadable(path, error) from error

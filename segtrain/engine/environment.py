@@ -22,6 +22,7 @@ from segtrain.distributed.group import World
 from segtrain.engine.graphs import not_capturable
 from segtrain.errors import UsageError
 from segtrain.models import not_compilable
+from segtrain.models.execution import require_inference_compile
 from segtrain.models.precision import require_precision
 from segtrain.threads import cpus
 
@@ -30,8 +31,8 @@ from segtrain.threads import cpus
 def training_device(config: TrainConfig, dist: World) -> Iterator[torch.device]:
     """The device of this process, with deterministic algorithms while inside if trainer.deterministic asks for them.
 
-    UsageError if there are more processes than GPUs, or if trainer.compile, trainer.cuda_graphs or inference.precision
-    cannot work here.
+    UsageError if there are more processes than GPUs, or if trainer.compile, trainer.cuda_graphs, inference.precision
+    or inference.compile cannot work here.
     """
     device, threads = resolve_device(config.device), torch.get_num_threads()
     if config.trainer.compile and (reason := not_compilable(config.model, device)):
@@ -39,6 +40,8 @@ def training_device(config: TrainConfig, dist: World) -> Iterator[torch.device]:
     if config.trainer.cuda_graphs and (reason := not_capturable(config, dist, device)):
         raise UsageError(f"trainer.cuda_graphs=true is not possible: {reason}")
     require_precision(config.inference.precision, device)
+    if config.inference.compile:
+        require_inference_compile(config.model, device)
     if device.type == "cuda":
         device = own_gpu(config, dist)
     if config.trainer.deterministic:

@@ -5,13 +5,14 @@ import shutil
 import sysconfig
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch import nn
 from torch._functorch import config as partitioner
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.utils.checkpoint import CheckpointPolicy
@@ -22,8 +23,10 @@ from segtrain.errors import SegtrainError, UsageError
 from segtrain.models.blocks import Stage
 
 LEAST_BUDGET = 1e-9  # at 0 itself, torch ignores what is marked as kept
+MOST_GRAPHS = 32  # of networks that predict images, for all sizes together
 OLDEST_GPU = (7, 0)  # compute capability that Triton generates code for
 Backend = Callable[[Any, Any], Any]  # torch.fx graph and its inputs -> a function of the inputs
+INFERENCE_BACKEND: str | Backend = "inductor"
 
 
 def not_compilable(options: ModelConfig, device: torch.device) -> str:
@@ -91,6 +94,50 @@ def compiled(
         raise UsageError(f"trainer.compile=true is not possible: {reason}")
     backend = inductor if memory_budget is None else within_budget(inductor, memory_budget)
     return cast(nn.Module, torch.compile(model, fullgraph=True, dynamic=False, backend=backend))
+
+
+def require_inference_compile(options: ModelConfig, device: torch.device) -> None:
+    """UsageError if `compiled_answer` cannot work with such a network here. Statistics are fixed, so any norm can."""
+    reason = no_gpu_compiler(device) if device.type == "cuda" else no_cpu_compiler()
+    if options.is_timm():
+        reason = "encoders of timm are not tested in graphs"
+    elif options.recompute != "none" or options.keep != "exact":
+        reason = f"a graph cannot hold what model.recompute={options.recompute} and model.keep={options.keep} do"
+    if reason:
+        reason = reason.replace("trainer.compile=false", "inference.compile=false")
+        raise UsageError(f"inference.compile=true is not possible: {reason}")
+
+
+def compiled_answer(network: nn.Module, images: Tensor, **options: Any) -> Tensor:
+    """network(images, **options), without gradients, by a graph of torch.compile. Equal up to rounding.
+
+    A graph serves many sizes and batches, but not all: a size or batch of 1, and sizes that a layer treats otherwise,
+    get graphs of their own. Each takes up to minutes. SegtrainError after MOST_GRAPHS of them.
+    """
+    from torch._dynamo import config
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    try:
+        with config.patch(recompile_limit=MOST_GRAPHS):
+            found: Tensor = answering(INFERENCE_BACKEND)(network, images, **options)
+    except FailOnRecompileLimitHit as error:
+        raise SegtrainError(
+            f"inference.compile=true: {MOST_GRAPHS} graphs did not suffice for the sizes of these images: give "
+            "inference.tile=[height,width], or leave out inference.compile"
+        ) from error
+    return found
+
+
+@cache
+def answering(backend: str | Backend) -> Callable[..., Tensor]:
+    """One compiled function for all networks, which are its arguments: graphs of a network that is gone go with it."""
+    compiling: Callable[..., Tensor] = torch.compile(answer_of, fullgraph=True, dynamic=True, backend=backend)
+    return compiling
+
+
+def answer_of(network: nn.Module, images: Tensor, **options: Any) -> Tensor:
+    found: Tensor = network(images, **options)
+    return found
 
 
 class KeepRandom(CustomGraphPass):

@@ -61,11 +61,13 @@ std::vector<Place> places(int from, int to) {
 
 }  // namespace
 
-// out[y, x] = the channel with the highest value of logits (channels, h, w), enlarged bilinearly to (height, width);
-// the first of equal ones. The rows are divided among threads.
+// out[y - top, x] = the channel with the highest value of logits, enlarged bilinearly to (height, width), of the rows
+// top to bottom - 1; the first of equal ones. Of the `cells` rows of logits, (channels, h, w) are those from `first` on.
+// The rows are divided among threads.
 extern "C" void upsampled_argmax(
-    const float* logits, int channels, int h, int w, int height, int width, uint8_t* out, int threads) {
-  const std::vector<Place> rows = places(h, height), columns = places(w, width);
+    const float* logits, int channels, int h, int w, int height, int width, uint8_t* out, int threads, int top,
+    int bottom, int first, int cells) {
+  const std::vector<Place> rows = places(cells, height), columns = places(w, width);
   // Runs of at most LANES output pixels that lie between the same two input pixels.
   struct Run {
     int start, length;
@@ -81,18 +83,18 @@ extern "C" void upsampled_argmax(
   {
     std::vector<float> blended(size_t(channels) * w);  // (w, channels): what a run reads is contiguous
 #pragma omp for schedule(static)
-    for (int y = 0; y < height; y++) {
+    for (int y = top; y < bottom; y++) {
       const Place& row = rows[y];
       const float down = row.weight, up = 1 - down;
       for (int c = 0; c < channels; c++) {
-        const float* first = logits + (size_t(c) * h + row.first) * w;
-        const float* second = logits + (size_t(c) * h + row.second) * w;
-        for (int x = 0; x < w; x++) blended[size_t(x) * channels + c] = up * first[x] + down * second[x];
+        const float* upper = logits + (size_t(c) * h + row.first - first) * w;
+        const float* lower = logits + (size_t(c) * h + row.second - first) * w;
+        for (int x = 0; x < w; x++) blended[size_t(x) * channels + c] = up * upper[x] + down * lower[x];
       }
       for (const Run& run : runs) {
         const Place& place = columns[run.start];
-        const float* first = blended.data() + size_t(place.first) * channels;
-        const float* second = blended.data() + size_t(place.second) * channels;
+        const float* left = blended.data() + size_t(place.first) * channels;
+        const float* right = blended.data() + size_t(place.second) * channels;
         float weight[LANES], best[LANES];
         int32_t found[LANES];
         for (int k = 0; k < LANES; k++) {
@@ -101,7 +103,7 @@ extern "C" void upsampled_argmax(
           found[k] = 0;
         }
         for (int c = 0; c < channels; c++) {
-          const float from = first[c], step = second[c] - from;
+          const float from = left[c], step = right[c] - from;
 #pragma omp simd
           for (int k = 0; k < LANES; k++) {
             const float value = from + weight[k] * step;
@@ -109,7 +111,7 @@ extern "C" void upsampled_argmax(
             best[k] = value > best[k] ? value : best[k];
           }
         }
-        for (int k = 0; k < run.length; k++) out[size_t(y) * width + run.start + k] = uint8_t(found[k]);
+        for (int k = 0; k < run.length; k++) out[size_t(y - top) * width + run.start + k] = uint8_t(found[k]);
       }
     }
   }

@@ -24,7 +24,7 @@ def library(loop: str) -> Any:
     pointer, number = ctypes.c_void_p, ctypes.c_int
     arguments = {
         "joint_histogram": [pointer, pointer, ctypes.c_long, pointer],
-        "upsampled_argmax": [pointer, *[number] * 5, pointer, number],
+        "upsampled_argmax": [pointer, *[number] * 5, pointer, *[number] * 5],
     }[loop]
     reason = compiling.unavailable()
     if not reason:
@@ -59,27 +59,55 @@ def joint_histogram(first: np.ndarray, second: np.ndarray, counts: np.ndarray) -
         counts += cv2.calcHist(parts, [0, 1], None, [256, 256], [0, 256, 0, 256]).astype(np.int64)
 
 
-def upsampled_argmax(logits: "torch.Tensor", size: tuple[int, int]) -> np.ndarray:
+def upsampled_argmax(
+    logits: "torch.Tensor", size: tuple[int, int], rows: tuple[int, int] | None = None,
+    cells: tuple[int, int] | None = None,
+) -> np.ndarray:  # fmt: skip
     """logits float32 (C, h, w) on the CPU, C <= 256 -> uint8 (H, W): arg-max of the bilinear enlargement to `size`.
 
-    Needs no memory of size C x H x W. Equals F.interpolate(align_corners=False).argmax except for ties within rounding.
+    rows: (first, last + 1) of the H rows, which alone are made; None: all. cells: the logits are the rows from the
+    first number on, of as many as the second one says; None: all. Needs no memory of size C x H x W. Equals
+    F.interpolate(align_corners=False).argmax except for ties within rounding.
     """
     channels, h, w = logits.shape
     height, width = size
+    top, bottom = rows or (0, height)
+    first, total = cells or (0, h)
     array = logits.contiguous().numpy()
     loops = library("upsampled_argmax")
     if loops is not None:
         import torch
 
-        out = np.empty(size, np.uint8)
+        out = np.empty((bottom - top, width), np.uint8)
         threads = torch.get_num_threads()
-        loops.upsampled_argmax(array.ctypes.data, channels, h, w, height, width, out.ctypes.data, threads)
+        loops.upsampled_argmax(
+            array.ctypes.data, channels, h, w, height, width, out.ctypes.data, threads, top, bottom, first, total
+        )
         return out
-    best = cv2.resize(array[0], (width, height), interpolation=cv2.INTER_LINEAR)
-    found = np.zeros(size, np.uint8)
+    enlarge = Enlargement(size, (top, bottom), (first, total), h)
+    best = enlarge(array[0])
+    found = np.zeros(best.shape, np.uint8)
     for channel in range(1, channels):
-        value = cv2.resize(array[channel], (width, height), interpolation=cv2.INTER_LINEAR)
+        value = enlarge(array[channel])
         better = value > best
         found[better] = channel
         np.maximum(best, value, out=best)
     return found
+
+
+class Enlargement:
+    """Enlarge float32 (h, w) bilinearly by OpenCV; the arguments are those of `upsampled_argmax`."""
+
+    def __init__(self, size: tuple[int, int], rows: tuple[int, int], cells: tuple[int, int], h: int) -> None:
+        self.width, self.size = size[1], size
+        self.whole = rows == (0, size[0]) and cells == (0, h)
+        at = ((np.arange(*rows) + 0.5) * (cells[1] / size[0]) - 0.5).clip(0)
+        upper = at.astype(int).clip(0, cells[1] - 1)
+        self.upper, self.lower = upper - cells[0], (upper + 1).clip(0, cells[1] - 1) - cells[0]
+        self.weight = (at - upper).astype(np.float32)[:, None]
+
+    def __call__(self, plane: np.ndarray) -> np.ndarray:
+        if self.whole:
+            return np.asarray(cv2.resize(plane, self.size[::-1], interpolation=cv2.INTER_LINEAR))
+        blended = plane[self.upper] * (1 - self.weight) + plane[self.lower] * self.weight
+        return np.asarray(cv2.resize(blended, (self.width, len(blended)), interpolation=cv2.INTER_LINEAR))

@@ -21,12 +21,13 @@ Begun = TypeVar("Begun")
 
 class Given(NamedTuple):
     """An image to predict. key: comes back with its prediction. name: for errors. image: uint8 (H, W, in_channels).
-    target: train ids uint8 (H, W), for the loss."""
+    target: train ids uint8 (H, W), for the loss. asked: those of the classes whose probabilities to return."""
 
     key: Any
     name: str
     image: np.ndarray
     target: np.ndarray | None = None
+    asked: np.ndarray | None = None
 
 
 class Transfer(Protocol):
@@ -83,27 +84,32 @@ def transfer_to(device: torch.device) -> Transfer:
 
 def predictions(
     predictor: Predictor, items: Iterable[Given], options: InferenceConfig, probability: bool = False,
-    transfer: Transfer | None = None,
+    transfer: Transfer | None = None, every: bool = False,
 ) -> Generator[tuple[Any, Prediction], None, None]:  # fmt: skip
     """(key, prediction) of every item, in order.
 
     Items of equal size that follow each other go through the network together, up to inference.batch_size of them. With
     a transfer that is `ahead`, a batch is read and begins to move to the device before the one before it is computed.
-    transfer: default, that of the device. ImageTooLarge, with the first name of a batch, if memory runs out.
+    transfer: default, that of the device. every: with the probabilities of all classes.
+
+    ImageTooLarge, with the first name of a batch, if memory runs out.
     """
     transfer = transfer or transfer_to(predictor.device)
 
     def begin(batch: list[Given]) -> Any:
-        with naming_image(batch[0].name, batch[0].image, len(batch)):
+        with naming_image(batch[0].name, batch[0].image.shape, len(batch)):
             return transfer.begin(predictor.seen([one.image for one in batch], options))
 
     batches = equal_sizes(items, options.together())
     with closing(one_ahead(batches, begin) if transfer.ahead else at_once(batches, begin)) as begun_batches:
         for batch, begun in begun_batches:
             targets = [one.target for one in batch if one.target is not None]
-            with naming_image(batch[0].name, batch[0].image, len(batch)):
+            asked = [one.asked for one in batch if one.asked is not None]
+            with naming_image(batch[0].name, batch[0].image.shape, len(batch)):
                 images, seen = [one.image for one in batch], transfer.finish(begun)
-                found = predictor.segment_batch(images, seen, options, probability, targets or None)
+                found = predictor.segment_batch(
+                    images, seen, options, probability, targets or None, asked or None, every
+                )
             yield from zip([one.key for one in batch], found, strict=True)
 
 

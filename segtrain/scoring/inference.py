@@ -30,11 +30,23 @@ STRIP = 1 << 24  # logits at full resolution that are in memory at a time
 
 class Prediction(NamedTuple):
     """train_ids: uint8 (H, W). probability: of that class, float32 (H, W), 0 to 1; None unless asked for. loss: the sum
-    of the cross-entropy over the labelled pixels; None unless a target is given."""
+    of the cross-entropy over the labelled pixels; None unless a target is given. of_asked: the probabilities of the
+    classes that were asked for, float32 (H, W), 0 where none was; None unless asked for. probabilities: of every class,
+    and last that of void if pixels can be void, float16 (C, H, W); None unless asked for."""
 
     train_ids: np.ndarray
     probability: np.ndarray | None
     loss: float | None = None
+    of_asked: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+
+
+class Cells(NamedTuple):
+    """Logits (C, n, w): the rows from `first` on of the `height` rows of logits that an image has."""
+
+    logits: Tensor
+    first: int
+    height: int
 
 
 def fitted(image: np.ndarray, longest: int) -> np.ndarray:
@@ -56,19 +68,25 @@ def nearest(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.array(Image.fromarray(plane).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
+def nearest_planes(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """float16 (C, h, w) to (C, H, W), each plane by `nearest`."""
+    return np.stack([nearest(plane.astype(np.float32), size).astype(np.float16) for plane in planes])
+
+
 def segment(
     network: Network | Sequence[Network], image: Tensor, options: InferenceConfig, probability: bool = False,
-    mapping: ClassMapping | None = None, target: Tensor | None = None,
+    mapping: ClassMapping | None = None, target: Tensor | None = None, asked: Tensor | None = None, every: bool = False,
 ) -> Prediction:  # fmt: skip
     """Predict the class of every pixel of `image` (1, 3, H, W), as `segment_batch` does."""
-    targets = None if target is None else [target]
-    return segment_batch(network, image, options, probability, mapping, targets)[0]
+    targets, classes = (None if one is None else [one] for one in (target, asked))
+    return segment_batch(network, image, options, probability, mapping, targets, classes, every)[0]
 
 
 @torch.inference_mode()
 def segment_batch(
     network: Network | Sequence[Network], images: Tensor, options: InferenceConfig, probability: bool = False,
     mapping: ClassMapping | None = None, targets: Sequence[Tensor] | None = None,
+    asked: Sequence[Tensor] | None = None, every: bool = False,
 ) -> list[Prediction]:  # fmt: skip
     """Predict the class of every pixel of `images` (N, 3, H, W), which go to the network as they are, N at a time.
 
@@ -76,33 +94,45 @@ def segment_batch(
     their probabilities, each view's logits enlarged first. probability: return that class's probability too.
     mapping: the network's probabilities are added up to those of other classes before the arg-max. Of several networks
     the views are averaged like those of one. targets: of each image, train ids int64 (H', W') of the network's own
-    classes, of any size, for the loss.
+    classes, of any size, for the loss. asked: of each image, train ids int64 (H, W) of the classes whose probabilities
+    to return. every: return the probabilities of all classes too.
 
     Views stay on the device. Only classes, probabilities that are asked for, and losses come back to the host.
     """
     size = (images.shape[2], images.shape[3])
     networks = network if isinstance(network, Sequence) else [network]
     views = [one for some in networks for one in all_views(some, images, options)]
-    return [
-        predicted([one[n] for one in views], size, probability, mapping, None if targets is None else targets[n])
-        for n in range(len(images))
-    ]
+    none = [None] * len(images)
+    found = []
+    for n, (target, classes) in enumerate(zip(targets or none, asked or none, strict=True)):
+        one = [some[n] for some in views]
+        loss = None if target is None else cross_entropy_sum(one, target)
+        cells = [Cells(some, 0, some.shape[1]) for some in one]
+        found.append(best_classes(cells, size, (0, size[0]), probability, mapping, classes, every)._replace(loss=loss))
+    return found
 
 
-def predicted(
-    views: list[Tensor], size: tuple[int, int], probability: bool, mapping: ClassMapping | None, target: Tensor | None
-) -> Prediction:
-    """The prediction that the views (C, h, w) of one image make."""
-    loss = None if target is None else cross_entropy_sum(views, target)
-    plain = len(views) == 1 and mapping is None  # the arg-max of logits is that of probabilities
-    train_ids = upsampled_argmax(views[0].float(), size) if plain and views[0].device.type == "cpu" else None
-    if train_ids is not None and not probability:
-        return Prediction(train_ids, None, loss)
-    best, certain = fused(views, size, probability, mapping)
+def best_classes(
+    views: Sequence[Cells], size: tuple[int, int], rows: tuple[int, int], probability: bool = False,
+    mapping: ClassMapping | None = None, asked: Tensor | None = None, every: bool = False,
+) -> Prediction:  # fmt: skip
+    """The prediction of the rows (first, last + 1) of an image (H, W), from the logits that they lie between.
+
+    The same to the last bit whichever other rows of logits the views hold. asked: of these rows. The other arguments
+    are those of `segment`.
+    """
+    cells, plain = views[0], len(views) == 1 and mapping is None  # the arg-max of logits is that of probabilities
+    train_ids = None
+    if plain and cells.logits.device.type == "cpu":
+        train_ids = upsampled_argmax(cells.logits.float(), size, rows, (cells.first, cells.height))
+        if not probability and asked is None and not every:
+            return Prediction(train_ids, None)
+    best, certain, of_asked, full = fused(views, size, rows, probability, mapping, asked, every)
     return Prediction(
         best.cpu().numpy() if train_ids is None else train_ids,
         None if certain is None else certain.cpu().numpy(),
-        loss,
+        of_asked=None if of_asked is None else of_asked.cpu().numpy(),
+        probabilities=None if full is None else full.numpy(),
     )
 
 
@@ -113,32 +143,47 @@ def all_views(network: Network, images: Tensor, options: InferenceConfig) -> lis
 
 
 def fused(
-    views: list[Tensor], size: tuple[int, int], probability: bool = False, mapping: ClassMapping | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """Enlarge the logits (C, h, w) of all views to `size`, strip by strip, and take the best class of their mean.
+    views: Sequence[Cells], size: tuple[int, int], rows: tuple[int, int], probability: bool = False,
+    mapping: ClassMapping | None = None, asked: Tensor | None = None, every: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """Enlarge the logits of all views to `size`, strip by strip, and take the best class of their mean.
 
-    Returns the class, uint8 (H, W), and if asked for its probability, float32 (H, W), where the views are. mapping: as
-    of `segment`.
+    Returns the class, uint8 (h, W), and what was asked for: its probability and that of the classes `asked`, float32
+    (h, W), where the views are, and those of all classes, float16 (C, h, W) on the CPU, which holds what no GPU does.
+    The arguments are those of `best_classes`.
     """
-    plain = len(views) == 1 and mapping is None
-    best = torch.empty(size, dtype=torch.uint8, device=views[0].device)
-    certain = torch.empty(size, device=views[0].device) if probability else None
-    rows = strip_rows(views[0], size[1])
-    for top in range(0, size[0], rows):
-        bottom = min(top + rows, size[0])
-        scores = enlarged(views[0], size, top, bottom)
+    first, plain = views[0].logits, len(views) == 1 and mapping is None
+    best = torch.empty(rows[1] - rows[0], size[1], dtype=torch.uint8, device=first.device)
+    certain = torch.empty(best.shape, device=first.device) if probability else None
+    of_asked = None if asked is None else torch.empty(best.shape, device=first.device)
+    full: Tensor | None = None
+    step = strip_rows(first, size[1])
+    for top in range(*rows, step):
+        bottom = min(top + step, rows[1])
+        part = slice(top - rows[0], bottom - rows[0])
+        scores = enlarged(views[0].logits, size, top, bottom, *views[0][1:])
         if not plain:
             scores = scores.softmax(0)
             for more in views[1:]:
-                scores += enlarged(more, size, top, bottom).softmax(0)
+                scores += enlarged(more.logits, size, top, bottom, *more[1:]).softmax(0)
         if mapping is not None:
             scores = added_up(scores, mapping)
-        best[top:bottom] = scores.argmax(0)
+        best[part] = scores.argmax(0)
+        if probability or every or asked is not None:
+            scores = scores.softmax(0) if plain else scores / len(views)
         if certain is not None:
-            certain[top:bottom] = scores.softmax(0).amax(0) if plain else scores.amax(0) / len(views)
+            certain[part] = scores.amax(0)
+        if asked is not None and of_asked is not None:
+            classes = asked[part]
+            chosen = scores.gather(0, classes.clamp(max=len(scores) - 1)[None])[0]
+            of_asked[part] = torch.where(classes < len(scores), chosen, 0.0)
+        if every:
+            if full is None:
+                full = torch.empty(len(scores), *best.shape, dtype=torch.float16)
+            full[:, part] = scores.clamp_(min=0).half().cpu()
     if mapping is not None and mapping.has_void:
         best[best == len(mapping.sources)] = IGNORE_INDEX
-    return best, certain
+    return best, certain, of_asked, full
 
 
 def cross_entropy_sum(views: list[Tensor], target: Tensor) -> float:
@@ -172,14 +217,20 @@ def added_up(probabilities: Tensor, mapping: ClassMapping) -> Tensor:
     return result
 
 
-def enlarged(logits: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:
-    """Enlarge logits (C, h, w) bilinearly to `size`, rows top to bottom - 1 only: float32 (C, bottom - top, W)."""
-    height = logits.shape[1]
+def enlarged(
+    logits: Tensor, size: tuple[int, int], top: int, bottom: int, first: int = 0, height: int | None = None
+) -> Tensor:
+    """Enlarge logits (C, h, w) bilinearly to `size`, rows top to bottom - 1 only: float32 (C, bottom - top, W).
+
+    first, height: the logits are the rows from `first` on of so many; None: they are all.
+    """
+    height = height or logits.shape[1]
     at = (torch.arange(top, bottom, device=logits.device) + 0.5) * (height / size[0]) - 0.5
     at = at.clamp(min=0)
-    first = at.long().clamp(max=height - 1)
-    second = (first + 1).clamp(max=height - 1)
-    rows = torch.lerp(logits[:, first].float(), logits[:, second].float(), (at - first).view(-1, 1))
+    upper = at.long().clamp(max=height - 1)
+    lower = (upper + 1).clamp(max=height - 1)
+    weight = (at - upper).view(-1, 1)
+    rows = torch.lerp(logits[:, upper - first].float(), logits[:, lower - first].float(), weight)
     return F.interpolate(rows[None], size=(bottom - top, size[1]), mode="bilinear", align_corners=False)[0]
 
 

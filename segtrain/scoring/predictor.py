@@ -18,9 +18,10 @@ from segtrain.data.labels import LabelTable
 from segtrain.device import is_out_of_memory, resolve_device
 from segtrain.errors import ImageTooLarge, UsageError
 from segtrain.models import BACKBONES, HEADS, Classifier, Segmenter, from_config
+from segtrain.models.execution import compiled_answer, require_inference_compile
 from segtrain.models.precision import answer_in, require_precision
 from segtrain.models.preprocess import normalise_images
-from segtrain.scoring.inference import Prediction, fitted, nearest, segment_batch
+from segtrain.scoring.inference import Network, Prediction, fitted, nearest, nearest_planes, segment_batch
 from segtrain.weights import checkpoint
 from segtrain.weights.network_file import run_content
 
@@ -100,11 +101,14 @@ class Predictor(NamedTuple):
         found = self.metadata.get("config", {}).get("dataset", {}).get("channels")
         return None if found is None else tuple(found)
 
-    def logits(self, images: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
-        """uint8 (N, in_channels, H, W) -> logits float32 (N, C, h, w) at the network's output stride. precision: as of
-        inference.precision."""
+    def logits(self, images: torch.Tensor, precision: str = "fp32", compile: bool = False) -> torch.Tensor:
+        """uint8 (N, in_channels, H, W) -> logits float32 (N, C, h, w) at the network's output stride. precision,
+        compile: as of inference.precision and inference.compile."""
         ready = normalise_images(images, self.options.mean, self.options.std)
-        return answer_in(precision, partial(self.network, upsample=False), ready)
+        if compile:
+            require_inference_compile(self.options, self.device)
+        network = partial(compiled_answer, self.network) if compile else self.network
+        return answer_in(precision, partial(network, upsample=False), ready)
 
     def own_classes(self) -> list[str]:
         """The classes of its logits, before a taxonomy."""
@@ -130,56 +134,73 @@ class Predictor(NamedTuple):
 
     def segment(
         self, image: np.ndarray, inference: InferenceConfig | None = None, probability: bool = False,
-        target: np.ndarray | None = None,
+        target: np.ndarray | None = None, asked: np.ndarray | None = None,
     ) -> Prediction:  # fmt: skip
         """uint8 (H, W, in_channels) -> train ids uint8 (H, W) and, if asked for, their probabilities float32 (H, W).
 
-        inference: default: the whole image once, at scale 1.
-        target: train ids uint8 (H, W) of the network's own classes, for the loss.
+        inference: default: the whole image once, at scale 1. target: train ids uint8 (H, W) of the network's own
+        classes, for the loss. asked: train ids uint8 (H, W) of the classes whose probabilities to return; 255 for none.
         """
         options = inference or InferenceConfig()
-        targets = None if target is None else [target]
-        return self.segment_batch([image], self.seen([image], options), options, probability, targets)[0]
+        targets, classes = (None if one is None else [one] for one in (target, asked))
+        return self.segment_batch([image], self.seen([image], options), options, probability, targets, classes)[0]
 
     def seen(self, images: Sequence[np.ndarray], options: InferenceConfig) -> torch.Tensor:
         """Images uint8 (H, W, in_channels) of one size, as the network sees them: uint8 (N, in_channels, h, w) on the
         host. UsageError for other channels."""
-        channels = images[0].shape[2]
-        if channels != self.options.in_channels:
-            raise UsageError(
-                f"the network takes images of {self.options.in_channels} channels (model.in_channels), got {channels}"
-            )
+        self.require_channels(images[0].shape[2])
         fitting = [one if options.longest_side is None else fitted(one, options.longest_side) for one in images]
         planes = [torch.from_numpy(np.ascontiguousarray(one.transpose(2, 0, 1))) for one in fitting]
         return planes[0][None] if len(planes) == 1 else torch.stack(planes)
 
     def segment_batch(
         self, images: Sequence[np.ndarray], seen: torch.Tensor, options: InferenceConfig, probability: bool = False,
-        targets: Sequence[np.ndarray] | None = None,
+        targets: Sequence[np.ndarray] | None = None, asked: Sequence[np.ndarray] | None = None, every: bool = False,
     ) -> list[Prediction]:  # fmt: skip
-        """`segment` for images of one size. seen: `seen(images, options)`, on whatever device."""
+        """`segment` for images of one size. seen: `seen(images, options)`, on whatever device. every: return the
+        probabilities of all classes too."""
         tensor = seen.to(self.device)
-        networks = [partial(one.logits, precision=options.precision) for one in (self, *self.others)]
         wanted = None if targets is None else [torch.from_numpy(one).to(self.device).long() for one in targets]
-        found = segment_batch(networks, tensor, options, probability, self.mapping, wanted)
+        height, width = tensor.shape[-2:]
+        fitting = None if asked is None else [nearest(one, (height, width)) for one in asked]
+        classes = None if fitting is None else [torch.from_numpy(one).to(self.device).long() for one in fitting]
+        networks = self.networks(options)
+        found = segment_batch(networks, tensor, options, probability, self.mapping, wanted, classes, every)
         if options.longest_side is None:
             return found
         size = images[0].shape[0], images[0].shape[1]
         return [
-            Prediction(nearest(ids, size), None if certain is None else nearest(certain, size), loss)
-            for ids, certain, loss in found
-        ]
+            Prediction(
+                nearest(one.train_ids, size), None if one.probability is None else nearest(one.probability, size),
+                one.loss, None if one.of_asked is None else nearest(one.of_asked, size),
+                None if one.probabilities is None else nearest_planes(one.probabilities, size),
+            )
+            for one in found
+        ]  # fmt: skip
+
+    def networks(self, inference: InferenceConfig) -> list[Network]:
+        """Functions from uint8 images to logits: of this network, and of those that it is averaged with."""
+        precision, compiled = inference.precision, inference.compile
+        return [partial(one.logits, precision=precision, compile=compiled) for one in (self, *self.others)]
+
+    def require_channels(self, count: int) -> None:
+        """UsageError unless the network takes images of so many channels."""
+        if count != self.options.in_channels:
+            raise UsageError(
+                f"the network takes images of {self.options.in_channels} channels (model.in_channels), got {count}"
+            )
 
 
 @contextmanager
-def naming_image(name: str, image: np.ndarray, together: int = 1) -> Iterator[None]:
-    """Inside, running out of memory is the fault of this image (H, W, 3), the first of so many: ImageTooLarge."""
+def naming_image(name: str, shape: Sequence[int], together: int = 1) -> Iterator[None]:
+    """Inside, running out of memory is the fault of this image of shape (H, W, ...), the first of so many:
+    ImageTooLarge."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise ImageTooLarge(name, (image.shape[0], image.shape[1]), together) from error
+        raise ImageTooLarge(name, (shape[0], shape[1]), together) from error
 
 
 def as_pixels(

@@ -5,6 +5,7 @@ segmentation.py is the same for one class per pixel.
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from segtrain.data.labels import read_json_table
 from segtrain.data.registry import classification_spec, list_images
 from segtrain.errors import DataError
 from segtrain.losses import Loss
+from segtrain.models.execution import compiled_answer, require_inference_compile
 from segtrain.models.precision import answer_in
 from segtrain.models.preprocess import normalise_images
 from segtrain.scoring import figures
@@ -179,11 +181,15 @@ class ClassificationEvaluator(Evaluator[TopK]):
         stopped: Callable[[], bool],
     ) -> Generator[TopK, None, None]:  # fmt: skip
         """Several views of an image: the mean of their logits, as published."""
+        answer: Callable[[Tensor], Tensor] = network
+        if self.inference.compile:
+            require_inference_compile(self.model, device)
+            answer = partial(compiled_answer, network)
         read = batches_of(self.samples, list(numbers), self.inference, self.batch_size, workers, stopped)
         with closing(read) as batches:
             for batch in batches:
                 seen = normalise_images(batch.images.flatten(0, 1).to(device), self.model.mean, self.model.std)
-                views = answer_in(self.inference.precision, network, seen).float()
+                views = answer_in(self.inference.precision, answer, seen).float()
                 logits = views.unflatten(0, batch.images.shape[:2]).mean(1)
                 best = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu().numpy()
                 loss = F.cross_entropy(logits, batch.targets.to(logits.device), reduction="sum")

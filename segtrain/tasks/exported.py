@@ -95,7 +95,7 @@ class EngineEvaluator(SegmentationEvaluator):
         samples = [self.samples[number] for number in numbers]
         with closing(evaluation_samples(samples, self.table, workers, stopped)) as items:
             for number, item in enumerate(items):
-                with naming_image(str(item.sample.image), item.image):
+                with naming_image(str(item.sample.image), item.image.shape):
                     prediction = self.engine.segment(item.image, self.inference).train_ids
                     other = None if beside is None else beside.segment(item.image, self.inference).train_ids
                     batched = in_a_batch(self.engine, item.image, self.inference) if number < BATCHES else None

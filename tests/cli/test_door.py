@@ -22,6 +22,8 @@ from tests.helpers.runs import refused
     [
         ("optimizer.lr=${oc.env:NO_SUCH}", "optimizer.lr: the environment has no variable NO_SUCH"),
         ("optimizer.lr=???", "optimizer.lr has no value (???): give optimizer.lr=number"),
+        ("model.weights=null", "model.weights must not be null: give a value, such as model.weights=none (initial"),
+        ("optimizer.lr=null", "optimizer.lr must not be null: give a value, such as optimizer.lr=0.0025 ("),
         ("optimizer.lr=${x}", "optimizer.lr: interpolation key 'x' not found"),
         ("device=${trainer}", "device"),
         ("dataset.name=x", "dataset.name=x: write dataset=x, which sets all options of the dataset"),

@@ -17,6 +17,7 @@ from segtrain.config import ModelConfig
 from segtrain.data import inputs
 from segtrain.data.labels import LabelTable
 from segtrain.errors import UsageError
+from segtrain.scoring import figures
 from segtrain.scoring.predictor import Predictor
 from tests.helpers.checkout import TINY
 from tests.helpers.runs import Ranks, refused
@@ -113,15 +114,15 @@ def test_images_are_computed_before_all_are_read_and_written(segtrain, trained, 
     read, computed, written, ahead, behind = [], [], [], [], []
     read_file, segment, write = predicting.read_file, Predictor.segment_batch, predicting.write_outputs
 
-    def reading(value_range, one):
+    def reading(predictor, limit, one):
         read.append(one.name)
-        return read_file(value_range, one)
+        return read_file(predictor, limit, one)
 
-    def computing(self, *arguments):
+    def computing(self, *arguments, **options):
         ahead.append(len(read) - len(computed))
         behind.append(len(computed) - len(written))
         computed.append(None)
-        return segment(self, *arguments)
+        return segment(self, *arguments, **options)
 
     def writing(one, *arguments):
         time.sleep(0.005)
@@ -139,7 +140,7 @@ def test_images_are_computed_before_all_are_read_and_written(segtrain, trained, 
 @pytest.mark.parametrize("broken", ["b/c", "b/d"])
 def test_what_cannot_be_written_ends_the_command(segtrain, trained, monkeypatch, broken):
     """Also the last one. What was written before is whole, and done."""
-    write = predicting.figures.write_png
+    write = figures.write_png
 
     def full(path, *arguments, **options):
         if path == Path(f"out/color/{broken}.png"):
@@ -147,7 +148,7 @@ def test_what_cannot_be_written_ends_the_command(segtrain, trained, monkeypatch,
         write(path, *arguments, **options)
 
     with monkeypatch.context() as changed:
-        changed.setattr(predicting.figures, "write_png", full)
+        changed.setattr(figures, "write_png", full)
         answer = segtrain("predict", *trained)
     assert answer.status == 1 and f"out/color/{broken}.png" in answer.err and "disk" in answer.err, answer
     assert {"raw/a.png", "color/a.png", f"raw/{broken}.png"} <= written().keys()

@@ -5,10 +5,12 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from segtrain.commands import suspects as command
-from segtrain.scoring.contradictions import contradictions
+from segtrain.data.images import read_image
+from segtrain.scoring.contradictions import Ranking, contradictions, surprise
 from segtrain.scoring.inference import Prediction
 from tests.helpers import zygote
 from tests.helpers.checkout import TINY
@@ -25,22 +27,64 @@ def test_regions_worked_by_hand():
     target[:, 70:72] = 255
     prediction = truth.copy()
     prediction[:, 70:72] = 1
-    prediction[14:20, 10:12] = 1  # 2 x 5 pixels of the network's own, too small
+    prediction[16:21, 10:12] = 1  # 2 x 5 pixels of the network's own, too small
     probability = np.where(truth > 0, 0.9, 0.6).astype(np.float32)
-    found = {(one.label, one.predicted): one for one in contradictions(target, prediction, probability, 4)}
+    of_label = np.full(truth.shape, 0.1, np.float32)
+    of_label[30:40, 40:50], of_label[30:40, 50:60] = 0.09, 0.0009  # the geometric mean is 0.009
+    of_label[5:15, 10:20] = 1e-9  # counts as 1e-4
+    found = {(one.label, one.predicted): one for one in contradictions(target, prediction, probability, of_label, 4)}
     assert found.keys() == {(3, 1), (0, 2)}
     one, two = found[3, 1], found[0, 2]
     assert one[:4] == (10, 5, 10, 10) and one.area == 100 and one.confidence == pytest.approx(0.9)
     assert one.covered == 1.0 and two[:4] == (40, 30, 20, 10) and two.covered == 1.0  # of the predicted object
-    assert 0 < one.suspicion < two.suspicion < 0.9
-    assert one.suspicion == pytest.approx(0.9 * (1 - np.exp(-100 / 400)))
+    assert one.odds == pytest.approx(9000, rel=1e-4) and two.odds == pytest.approx(100, rel=1e-4)
+    assert one.strength == pytest.approx(9000 * (1 - np.exp(-100 / 400)), rel=1e-4)
     target[5:10, 10:20] = 1
-    half = {one.label: one for one in contradictions(target, prediction, probability, 4)}[3]
-    assert (half.area, half.covered) == (50, 1.0)  # half of the predicted object, and all of the labelled one
-    assert list(contradictions(truth, truth, probability, 4)) == []
-    cut = truth.copy()
-    cut[5:15, 15:20] = 0  # the label is half as wide as the object
-    assert [one.covered for one in contradictions(cut, truth, probability, 4)] == [0.5]
+    half = {one.label: one for one in contradictions(target, prediction, probability, of_label, 4)}[3]
+    assert (half.area, half.covered) == (50, 0.5)  # half of the predicted object, although all of the labelled one
+    assert half.strength == pytest.approx(9000 * 0.5 * (1 - np.exp(-50 / 400)), rel=1e-4)
+    assert list(contradictions(truth, truth, probability, of_label, 4)) == []
+
+
+def test_surprise_worked_by_hand():
+    """Of 100 pixels of class 0, 90 are predicted so; of 400 of class 1, 40 are predicted as 0, and none as 2."""
+    counts = np.array([[90, 10, 0], [40, 360, 0], [0, 0, 0]])
+    found = surprise(counts)
+    assert found[1, 0] == pytest.approx(3.0)  # sqrt(0.9 / 0.1)
+    assert found[0, 1] == pytest.approx(3.0) and found[0, 0] == found[1, 1] == 1.0
+    assert not found[2].any() and not found[:, 2].any()  # not labelled, and never predicted
+    assert np.array_equal(surprise(counts * 7), found)
+
+
+def blots(*places):
+    """Labels of class 0, in which the network sees squares of 10 x 10 pixels: (row, column, class, of the label)."""
+    target, prediction = np.zeros((2, 40, 100), np.uint8)
+    of_label = np.full(target.shape, 0.01, np.float32)
+    for row, column, label, seen, sure in places:
+        box = slice(row, row + 10), slice(column, column + 10)
+        target[box], prediction[box], of_label[box] = label, seen, sure
+    return target, prediction, np.full(target.shape, 0.9, np.float32), of_label
+
+
+def test_a_common_mistake_comes_after_a_rare_one():
+    """The same region, but class 2 is often predicted as 1, and class 3 hardly ever."""
+    images = [
+        blots((0, 0, 2, 1, 0.02), (0, 20, 2, 1, 0.1), (20, 0, 2, 2, 0.9), (20, 20, 1, 1, 0.9)),
+        blots((0, 0, 3, 1, 0.03), (0, 20, 3, 3, 0.9), (0, 40, 3, 3, 0.9), (0, 60, 3, 3, 0.9), (20, 0, 3, 3, 0.9)),
+    ]
+    ranking = Ranking(4, 2)
+    for number, image in enumerate(images):
+        ranking.add(number, *image)
+    # Of class 1 all 100 pixels are found; of class 2, 200 of 300 are predicted as 1, and of class 3, 100 of 500.
+    first, second = ranking.best()
+    assert ranking.regions == 3 and (first.image, first.found.label) == (1, 3) and second.image == 0
+    assert first.suspicion == pytest.approx(np.sqrt(5.0) * first.found.strength)
+    assert second.suspicion == pytest.approx(np.sqrt(1.5) * second.found.strength)
+    assert second.found.strength > first.found.strength and second.found.x == 0
+    equal = Ranking(4, 3)
+    for number in range(5):
+        equal.add(number, *images[0])
+    assert [(one.image, one.found.x) for one in equal.best()] == [(0, 0), (1, 0), (2, 0)]
 
 
 @pytest.fixture(scope="module")
@@ -82,23 +126,31 @@ def test_planted_errors_come_first(segtrain, planted, tmp_path, monkeypatch):
     class Oracle:
         def __init__(self, *more):
             self.table = load(*more).table
-            self.names = iter([name for split in ("train", "val") for name in truths if name.startswith(split)])
+            self.device = torch.device("cpu")
+            self.known = {read_image(run.parent / "data" / name).tobytes(): name for name in truths}
 
-        def segment(self, image, inference, probability):
-            truth = truths[next(self.names)].copy()
+        def seen(self, images, options):
+            return torch.zeros(len(images))
+
+        def segment_batch(self, images, seen, options, probability, targets, asked):
+            return [self.answer(*one) for one in zip(images, asked, strict=True)]
+
+        def answer(self, image, asked):
+            truth = truths[self.known[image.tobytes()]].copy()
             certain = np.full(truth.shape, 0.95, np.float32)
             truth[40:42], certain[40:42] = 0, 0.55  # along an edge
             truth[50:60, 60:70], certain[50:60, 60:70] = 2, 0.5
-            return Prediction(truth, certain)
+            return Prediction(truth, certain, None, np.where(asked == truth, certain, 1 - certain))
 
     monkeypatch.setattr(command, "load_predictor", Oracle)
     answer = segtrain("suspects", run, "top=5", f"output={tmp_path / 'o'}", f"plugins=[{TINY}]", "device=cpu")
     assert answer.status == 0 and answer.out.splitlines()[-1] == str(tmp_path / "o" / "suspects.csv"), answer
     text = (tmp_path / "o" / "suspects.csv").read_text()
     rows = list(csv.DictReader(io.StringIO(text)))
-    assert text.splitlines()[0] == "file,x,y,w,h,label,predicted,confidence,area" and len(rows) == 5
+    assert text.splitlines()[0] == "file,x,y,w,h,label,predicted,confidence,area,suspicion" and len(rows) == 5
     assert [row["file"] for row in rows[:2]] == ["train/images/3.png", "val/images/2.png"]
-    assert list(rows[0].values())[1:] == ["30", "10", "15", "20", "land", "ship", "0.9500", "300"]
+    assert list(rows[0].values())[1:-1] == ["30", "10", "15", "20", "land", "ship", "0.9500", "300"]
+    assert np.all(np.diff([float(row["suspicion"]) for row in rows]) <= 0)
     assert [float(row["confidence"]) < 0.6 for row in rows] == [False, False, True, True, True]
     with Image.open(tmp_path / "o" / "suspects.png") as image:
         assert image.height == 3 * (160 + 18)

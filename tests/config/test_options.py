@@ -256,7 +256,8 @@ def test_what_may_change_on_resume():
         "trainer.keep_last", "trainer.patience", "trainer.accumulation", "trainer.parallel", "trainer.on_bad_step",
         "trainer.spike_factor", "trainer.cuda_graphs", "inference.name", "inference.scales", "inference.flip",
         "inference.tile", "inference.overlap", "inference.longest_side", "inference.resize",
-        "inference.crop", "inference.crops", "inference.precision", "inference.batch_size", "logging.train_sample",
+        "inference.crop", "inference.crops", "inference.precision", "inference.batch_size", "inference.compile",
+        "logging.train_sample",
     }  # fmt: skip
     assert LENGTHS == ("trainer.max_steps", "trainer.epochs", "trainer.hours")
     assert is_safe("dataset.parts.kitti.root") and not is_safe("dataset.parts.kitti.version")

@@ -277,12 +277,14 @@ def test_images_and_labels_with_other_endings_are_paired(tmp_path):
     for name in ("images/0.jpg", "images/1.JPG", "images/2.png", "masks/0.png", "masks/1.png", "masks/2.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    found = match_patterns(tmp_path, "images/*", "masks/*", "dataset.splits.train")
-    with pytest.raises(DataError, match="2 of 3 images have no label"):  # 2.png pairs as it is: the names are whole
-        found.samples()
-    (tmp_path / "images" / "2.png").rename(tmp_path / "images" / "2.jpeg")
-    found = match_patterns(tmp_path, "images/*", "masks/*", "dataset.splits.train")
-    assert [sample.name for sample in found.samples()] == ["0", "1", "2"]
+    for last in ("2.png", "2.jpeg"):  # the first has the whole name of its label, unlike the others
+        (tmp_path / "images" / "2.png").rename(tmp_path / "images" / last)
+        found = match_patterns(tmp_path, "images/*", "masks/*", "dataset.splits.train").samples()
+        pairs = [(one.name, one.image.name, one.label.name) for one in found]
+        assert pairs == [("0", "0.jpg", "0.png"), ("1", "1.JPG", "1.png"), ("2", last, "2.png")]
+    (tmp_path / "images" / "2.jpg").write_bytes(b"")  # then 2 would be two images: the names are whole
+    with pytest.raises(DataError, match="4 of 4 images have no label"):
+        match_patterns(tmp_path, "images/*", "masks/*", "dataset.splits.train").samples()
 
 
 def test_two_files_of_one_name_are_refused(tmp_path):
@@ -321,3 +323,9 @@ def test_why_a_folder_cannot_be_guessed_is_true(tmp_path, labels, why):
         Image.fromarray(pixels).save(tmp_path / "labels" / name)
     with pytest.raises(DataError, match=why):
         guess_splits(tmp_path)
+
+
+def test_the_remedy_for_levels_is_a_range_of_whole_bits(tmp_path):
+    """The largest value of one image would cut off those of the next."""
+    with pytest.raises(DataError, match=r"from 3 to 3999, .*dataset\.value_range=\[0,4095\]$"):
+        read_image(tiff(tmp_path / "a.tif", np.array([[3, 3999], [80, 2000]], np.uint16)))

@@ -115,3 +115,27 @@ def test_training_check_and_score_take_them(segtrain, tmp_path, monkeypatch):
     assert segtrain("predict", "run=r", "input=val/images", "outputs=[labels]", "output=out", "device=cpu",
                     f"plugins=[{TINY}]").status == 0  # fmt: skip
     assert segtrain("score", *data, ignored, "split=val", "predictions=out/labels").status == 0
+
+
+def test_check_train_evaluate_and_score_refuse_more_classes(segtrain, folder_data, tmp_path):
+    root, words = folder_data
+    words = [*words, f"plugins=[{TINY}]", "model.backbone=tiny"]
+    data = [word for word in words if word.startswith("dataset")]
+    assert segtrain("train", *words, "run=r").status == 0
+    entries = (
+        ["check", *data], ["train", *words, "run=other"],
+        ["evaluate", "run=r", f"plugins=[{TINY}]", "device=cpu", *data],
+        ["score", *data, "split=val", f"predictions={root}/val/labels"],
+    )  # fmt: skip
+    named = (root / "classes.csv").read_text()
+    (root / "classes.csv").write_text("id,name\n" + "".join(f"{i},c{i}\n" for i in range(254)))
+    for entry in entries:
+        refused(segtrain(*entry), "found 254 classes", "between 2 and 253 work, as ids have 8 bits", status=1)
+    (root / "classes.csv").write_text(named)
+    for split in ("train", "val"):
+        wide = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) % 300
+        Image.fromarray(wide).save(root / split / "labels" / "p0.png")
+    for entry in entries:
+        answer = segtrain(*entry)
+        assert answer.status == 1, answer
+        assert "values up to 299" in answer.out + answer.err and "at most 253 classes" in answer.out + answer.err, entry

@@ -1,17 +1,22 @@
 """Memory kept for backward: networks on fake tensors, and the modules that save more than the paper."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from segtrain.abn import InPlaceABN
 from segtrain.losses import CrossEntropy
+from segtrain.models import memory
 from segtrain.models.blocks import Norm
 from segtrain.models.deeplabv3 import DeepLabV3
 from segtrain.models.memory import (
     REBUILT,
     SAVINGS,
     Allocations,
+    Saving,
     kept_bytes,
     training_step_bytes,
     training_step_costs,
@@ -60,6 +65,25 @@ def test_rebuilding_takes_few_operations_and_no_room_of_its_own(backbone, batch,
     ]
     assert 1 < costs[1].flops / costs[0].flops <= 1 + flops
     assert costs[1].peak / costs[0].peak <= peak
+
+
+class Torchs(FlopCounterMode):
+    flops = property(FlopCounterMode.get_total_flops)
+
+
+class Uncounted(nullcontext):
+    flops = 0
+
+
+def test_counting_operations_holds_no_maps(monkeypatch):
+    """FLOPs are those of torch's counter, and the peak is that of a step whose operations nobody counts."""
+    costs = []
+    for counter in (memory.Operations, Uncounted, lambda: Torchs(display=False)):
+        monkeypatch.setattr(memory, "Operations", counter)
+        costs.append(training_step_costs(Saving("", recompute="blocks"), "resnet18", CrossEntropy(), 2, (64, 64)))
+    ours, uncounted, torchs = costs
+    assert ours.flops == torchs.flops > 0
+    assert ours.peak == uncounted.peak <= torchs.peak
 
 
 def test_the_heads_concatenation_is_kept_once():

@@ -59,21 +59,26 @@ def test_a_batch_changes_no_bit_of_an_exact_network(options, together):
     images = [noise(90, 131, seed=n) for n in range(3)]
     targets = [torch.from_numpy(noise(90, 131, seed=9 + n)[..., 0].astype(np.int64) % 5) for n in range(3)]
     plain = InferenceConfig(**options)
-    want = [segment(whole_numbers, planes(one), plain, True, target=t) for one, t in zip(images, targets, strict=True)]
+    want = [
+        segment(whole_numbers, planes(one), plain, True, target=target, asked=target)
+        for one, target in zip(images, targets, strict=True)
+    ]
     batched = InferenceConfig(batch_size=together, **options)
     for number in range(0, 3, together):
         some = slice(number, number + together)
-        found = segment_batch(whole_numbers, planes(*images[some]), batched, True, targets=targets[some])
+        found = segment_batch(
+            whole_numbers, planes(*images[some]), batched, True, targets=targets[some], asked=targets[some]
+        )
         for one, other in zip(found, want[some], strict=True):
             assert (one.train_ids == other.train_ids).all()
             assert (one.probability == other.probability).all() and one.loss == other.loss
+            assert (one.of_asked == other.of_asked).all()
 
 
-@pytest.mark.parametrize("norm", ["batch_norm", "inplace_abn"])
-def test_rounding_of_a_real_network_moves_few_pixels(norm):
+def test_rounding_of_a_real_network_moves_few_pixels():
     """oneDNN may choose another algorithm for another batch: a part in 10^5 of the largest logit, 0.1 % of pixels."""
     torch.manual_seed(0)
-    network = build_model("resnet18", "deeplabv3", 19, output_stride=16, head_channels=16, norm=norm).eval()
+    network = build_model("resnet18", "deeplabv3", 19, output_stride=16, head_channels=16, norm="inplace_abn").eval()
     one = Predictor(network, CITYSCAPES, ModelConfig(), CPU)
     images = [noise(64, 64, seed=n) for n in range(4)]
     with torch.inference_mode():
@@ -81,7 +86,7 @@ def test_rounding_of_a_real_network_moves_few_pixels(norm):
     assert (alone - together).abs().max() < 1e-5 * alone.abs().max()
     given = [Given(n, "", image) for n, image in enumerate(images)]
     ways = [InferenceConfig(batch_size=n, tile=tile) for tile in (None, [32, 32]) for n in (None, 4)]
-    plain, batched, tiled, in_tiles = ([ids for _, (ids, _, _) in predictions(one, given, way)] for way in ways)
+    plain, batched, tiled, in_tiles = ([found.train_ids for _, found in predictions(one, given, way)] for way in ways)
     for want, found in ((plain, batched), (tiled, in_tiles)):
         assert np.mean([a != b for a, b in zip(want, found, strict=True)]) < 1e-3
 
@@ -115,9 +120,10 @@ def test_predictions_come_in_order_and_equal_those_of_one_image(longest):
     network = Counting()
     one = Predictor(network, CITYSCAPES, ModelConfig(mean=[0.0] * 3, std=[1 / 255] * 3), CPU)
     sizes = [(40, 56), (40, 56), (40, 56), (56, 40), (40, 56)]
-    items = [Given(f"k{n}", "", noise(*size, seed=n)) for n, size in enumerate(sizes)]
+    classes = [noise(*size, seed=20 + n)[..., 0] % 20 for n, size in enumerate(sizes)]
+    items = [Given(f"k{n}", "", noise(*size, seed=n), asked=classes[n]) for n, size in enumerate(sizes)]
     options = InferenceConfig(longest_side=longest)
-    want = [one.segment(item.image, options, probability=True) for item in items]
+    want = [one.segment(item.image, options, probability=True, asked=item.asked) for item in items]
     network.shapes.clear()
     batched = InferenceConfig(longest_side=longest, batch_size=2)
     found = list(predictions(one, items, batched, probability=True))
@@ -126,6 +132,10 @@ def test_predictions_come_in_order_and_equal_those_of_one_image(longest):
     for (_, answer), other, item in zip(found, want, items, strict=True):
         assert answer.train_ids.shape == item.image.shape[:2]
         assert (answer.train_ids == other.train_ids).all() and (answer.probability == other.probability).all()
+        assert answer.of_asked is not None and (answer.of_asked == other.of_asked).all()
+        assert answer.of_asked.shape == item.image.shape[:2] and (answer.of_asked[item.asked == 19] == 0).all()
+        same = item.asked == answer.train_ids
+        assert same.any() and (longest or (answer.of_asked[same] == answer.probability[same]).all())
 
 
 def test_tiles_of_one_size_go_together_and_come_in_order():

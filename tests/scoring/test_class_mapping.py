@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import segtrain
 from segtrain.config import InferenceConfig
-from segtrain.data.class_mapping import ClassMapping, class_mapping, fitting
+from segtrain.data.class_mapping import ClassMapping, class_mapping, fitting, require_same_labels
 from segtrain.data.labels import LabelTable, published_table, read_json_table
 from segtrain.data.scenes.layouts import write_scenes
 from segtrain.errors import DataError, UsageError
@@ -280,3 +280,18 @@ def loaded_prediction(loaded, path, table):
     lut = np.full(256, 255)
     lut[: len(loaded.table.names)] = [table.names.index(name) for name in loaded.table.names]
     return lut[loaded.predict(np.asarray(Image.open(path)))]
+
+
+def test_the_sentence_says_whether_only_the_order_differs():
+    there = simple(["cat", "dog", "void"])
+    for here, words in (
+        (
+            ["cat", "void", "dog"],
+            r"predicts the classes of dataset=folder in another order .* 1: dog there, void here\)",
+        ),
+        (["cat", "cow"], r"predicts 3 classes \(cat, dog, void\), dataset=folder has 2 \(cat, cow\): take"),
+        (["a", "b", "c", "d", "e"], r"dataset=folder has 5 \(a, b, c, d, \.\.\.\): take"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            require_same_labels(there, simple(here), Path("a.pt"), "folder")
+    require_same_labels(there, simple(there.names, 5), Path("a.pt"), "folder")

@@ -9,6 +9,7 @@ from segtrain.errors import UsageError
 from segtrain.models.preprocess import normalise_images
 from segtrain.native import compile as compiling
 from segtrain.native import pixels
+from segtrain.scoring import inference
 from segtrain.scoring.inference import enlarged, segment, spans, windows
 
 
@@ -146,6 +147,24 @@ def test_several_views_average_probabilities():
 
     assert (predict(left_or_right, image, InferenceConfig(flip=True)) == 0).all()
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_probabilities_of_the_classes_asked_for(monkeypatch, flip):
+    """Against float64, in strips; 255 and 7 are no classes of this network."""
+    monkeypatch.setattr(inference, "STRIP", 5 * 9 * 3)
+    image = torch.randn(1, 3, 8, 9)
+    asked = torch.randint(0, 5, (8, 9))
+    wanted = pointwise(image)[0].double().softmax(0).gather(0, asked[None])[0]
+    asked[0, 0], asked[7, 8] = 255, 7
+    wanted[0, 0] = wanted[7, 8] = 0
+    options = InferenceConfig(flip=flip)  # every pixel is alone, so the mirrored view has the same answers
+    found = segment(pointwise, image, options, asked=asked)
+    assert found.probability is None and found.of_asked is not None and found.of_asked.dtype == np.float32
+    np.testing.assert_allclose(found.of_asked, wanted, rtol=1e-5)
+    best = segment(pointwise, image, options, True, asked=torch.from_numpy(found.train_ids).long())
+    assert np.array_equal(best.probability, best.of_asked)
+    assert segment(pointwise, image, options, True).of_asked is None
 
 
 def test_scales_give_the_pictures_own_size():

@@ -156,9 +156,9 @@ def test_probabilities_of_every_inference(monkeypatch, options):
     monkeypatch.setattr(module, "STRIP", 7 * 9 * 203)
     heights = []
 
-    def strip(logits, size, top, bottom, real=module.enlarged):
+    def strip(logits, size, top, bottom, *rest, real=module.enlarged):
         heights.append(bottom - top)
-        return real(logits, size, top, bottom)
+        return real(logits, size, top, bottom, *rest)
 
     monkeypatch.setattr(module, "enlarged", strip)
 
@@ -330,7 +330,7 @@ def test_default_outputs_and_wrong_ones(segtrain, published, data):
     refused(
         segtrain(*call, "outputs=[colour]"),
         "outputs must be one or more of labels, color",
-        "palette, raw, prob, got ['colour']; did you mean color?",
+        "palette, raw, prob, probabilities, got ['colour']; did you mean color?",
     )
     refused(segtrain(*call, "outputs=[]"), "outputs=[]")
     refused(segtrain(*call, "inference.overlap=0.5"), "inference.overlap=0.5")

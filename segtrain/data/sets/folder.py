@@ -107,7 +107,7 @@ def only_listed(found: SplitFiles, path: Path) -> SplitFiles:
 def match_patterns(root: Path, images: str, labels: str | None, key: str) -> SplitFiles:
     """Images, and labels for which the `*`, `**` and `?` of the two patterns stand for the same text.
 
-    Where they do so for none, the endings .jpg and .png of that text are left out.
+    Where more of them do so without the endings .jpg and .png of that text, these are left out.
     """
     found = matches(root, images, f"{key}.images")
     if labels is None:
@@ -118,8 +118,9 @@ def match_patterns(root: Path, images: str, labels: str | None, key: str) -> Spl
             "{images:left/*_L.png,labels:masks/*.png}, where * is IMG_001 for both"
         )
     masks = matches(root, labels, f"{key}.labels")
-    if found.keys().isdisjoint(masks):
-        found, masks = without_suffix(found), without_suffix(masks)
+    short = without_suffix(found), without_suffix(masks)
+    if found.keys().isdisjoint(masks) or len(short[0].keys() ^ short[1].keys()) < len(found.keys() ^ masks.keys()):
+        found, masks = short
     return SplitFiles(found, masks)
 
 

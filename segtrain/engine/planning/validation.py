@@ -14,7 +14,7 @@ from segtrain.models import from_config
 from segtrain.models.ledger import Ledger, bytes_of, on_fake_tensors
 from segtrain.models.precision import PRECISIONS
 from segtrain.models.preprocess import normalise_images
-from segtrain.scoring.inference import ALIGNED, all_views, fused, strip_rows
+from segtrain.scoring.inference import ALIGNED, Cells, all_views, fused, strip_rows
 
 MANY_SCALES = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
 
@@ -81,7 +81,7 @@ class InferenceTracer:
             views = [one[0] for one in all_views(network, images, options)]  # the classes of an image at a time
             rows = min(size[0], 2 * strip_rows(views[0], size[1]))  # a third strip finds what the second has found
             rest = torch.empty(size[0] - rows, size[1], dtype=torch.uint8)  # of the classes
-            fused(views, (rows, size[1]))
+            fused([Cells(one, 0, one.shape[1]) for one in views], (rows, size[1]), (0, rows))
             del rest
         return ledger.peaks()["inference"][0]
 
