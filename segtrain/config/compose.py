@@ -132,6 +132,7 @@ def to_options(request: Request, composed: Any) -> CommandConfig:
     with explained(request):
         options = OmegaConf.to_object(composed)
     assert isinstance(options, CommandConfig)
+    refuse_foreign_mapping(composed, options)
     for plugin in getattr(options, "plugins", []):  # those that a recipe names; others are there by now
         load_plugin(plugin)
     if isinstance(options, TrainConfig):
@@ -147,6 +148,15 @@ def to_options(request: Request, composed: Any) -> CommandConfig:
     settle_checkpoint(options)
     options.check()
     return options
+
+
+def refuse_foreign_mapping(composed: Any, options: CommandConfig) -> None:
+    """Refuse a mapping of another dataset, such as dataset.splits without dataset=folder, which Hydra's ++ adds."""
+    data: Any = getattr(options, "dataset", None)
+    for key in composed.dataset if data is not None else ():
+        if key not in data.__dataclass_fields__:
+            others = sorted(name for name, kind in DATASET_CONFIGS.items() if key in kind.__dataclass_fields__)
+            raise UsageError(f"dataset={data.name} has no option dataset.{key}: it is of dataset={' or '.join(others)}")
 
 
 def chosen_recipe(request: Request) -> str | None:

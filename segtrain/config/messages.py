@@ -10,6 +10,7 @@ from segtrain.config.options import as_written, default_of, option_of, type_name
 from segtrain.config.plugin_files import GROUP_CHOICES
 from segtrain.errors import meant, with_available
 
+NOT_CHOSEN = re.compile(r"You must specify '([^']+)', e\.g.*?Available options:\s+(.*)", re.DOTALL)
 MISSING_CHOICE = re.compile(
     r"Could not find '?([\w]+)/([^'\s]+?)'?\s*\n+\s*Available options in '\w+':\n((?:\t.*\n?)+)"
 )
@@ -62,11 +63,8 @@ def explain(error: Exception, known: Mapping[str, Field[Any]], words: Sequence[s
         chain.append(cause)
     texts = [str(item) for item in chain]
     text = "\n".join(texts)
-    if match := MISSING_CHOICE.search(text):
-        choices = [choice.strip() for choice in match[3].split("\n")]
-        choices = [choice for choice in choices if choice not in ("", "from_checkpoint", "without_dataset")]
-        choices = [choice for choice in choices if not choice.startswith("file_")]
-        return unknown_choice(match[1], match[2], choices)
+    if (sentence := about_choice(text)) is not None:
+        return sentence
     if match := UNKNOWN_OVERRIDE.search(text):
         return unknown_key(match[1], known)
     if match := UNKNOWN_KEY.search(text):
@@ -82,6 +80,22 @@ def explain(error: Exception, known: Mapping[str, Field[Any]], words: Sequence[s
     if (sentence := mismatch(text, "", words)) is not None:
         return sentence + where_in_yaml(sentence.split()[0], words)
     return re.sub(r"\s+", " ", texts[0]) + f" (given: {' '.join(words) or 'no overrides'})"
+
+
+def about_choice(text: str) -> str | None:
+    """The sentence for a choice of a group that does not exist, or for none; None if Hydra says something else."""
+    if match := MISSING_CHOICE.search(text):
+        return unknown_choice(match[1], match[2], offered_choices([choice.strip() for choice in match[3].split("\n")]))
+    if match := NOT_CHOSEN.search(text):
+        name, choices = match[1], ", ".join(offered_choices(match[2].split()))
+        return f"{name} is not set: give {name}=NAME or a file of it. Available: {choices}"
+    return None
+
+
+def offered_choices(choices: Sequence[str]) -> list[str]:
+    """Those that a user may give."""
+    inner = ("", "from_checkpoint", "without_dataset")
+    return [choice for choice in choices if choice not in inner and not choice.startswith("file_")]
 
 
 def wrong_value(key: str, first: str, known: Mapping[str, Field[Any]], words: Sequence[str]) -> str:

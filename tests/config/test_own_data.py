@@ -157,3 +157,16 @@ def test_patterns_that_worked_are_passed_on_unchanged():
     for value in ("{images:train/*.jpg,labels:labels/*.png}", "{pairs:train.txt}", "{images:'a b/*',labels:\"c\"}",
                   "{images:a b/**/*.png}", "null", "5", "{other:ü}"):  # fmt: skip
         assert with_quoted_patterns(value) == value
+
+
+def test_a_mapping_of_another_dataset_is_refused(segtrain):
+    """Hydra would add it to any dataset, and nothing would read it."""
+    for word in ("dataset.splits=[1]", "dataset.splits.train={images:a,labels:b}"):
+        answer = segtrain("train", word)
+        refused(answer, "dataset=streets has no option dataset.splits: it is of dataset=folder")
+    refused(segtrain("train", "dataset=streets", "dataset.parts={}"), "it is of dataset=mixture")
+
+
+def test_a_dataset_that_is_not_chosen_is_asked_for(segtrain):
+    answer = segtrain("check", "dataset.root=mine")
+    refused(answer, "dataset is not set: give dataset=NAME or a file of it. Available: cityscapes, ", "streets, vistas")
