@@ -101,3 +101,18 @@ def test_results_wait_in_order_as_many_as_asked_for(threads, ahead):
         if number == 20:
             results.close()
     assert taken == list(range(21)) and len(begun) <= 21 + threads * ahead
+
+
+@pytest.mark.parametrize("seconds", [0, 1e-3])
+def test_threads_take_over_where_one_item_takes_longer_than_they_cost(seconds):
+    workers = []
+
+    def work(number):
+        workers.append(threading.current_thread())
+        time.sleep(seconds)
+        return -number
+
+    assert list(threaded_map(work, range(300), at_once=20, threads=2)) == [-n for n in range(300)]
+    here = [worker is threading.current_thread() for worker in workers]
+    assert all(here[:64]) and all(one == (seconds == 0) for one in here[64:]) and len(here) == 300
+    assert list(threaded_map(work, [], at_once=20)) == []
