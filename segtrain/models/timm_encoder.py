@@ -24,6 +24,9 @@ PROBE = (96, 64)  # height and width of the image that an encoder is tried on
 # What lets an encoder take images of any size, tried in this order.
 ANY_SIZE: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
 
+# How `to_inplace` and a command are told to replace ReLU.
+IN_PYTHON, ON_COMMAND_LINE = "replace_relu=0.01", "'model.backbone_options={replace_relu:0.01}'"
+
 
 class TimmEncoder(nn.Module):
     """The feature maps of a timm network: (N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride).
@@ -205,7 +208,8 @@ def describe_conversion(conversion: Conversion) -> str:
         f"{conversion.max_difference:.2g} ({conversion.relative_difference:.2g} relative)"
     ]
     lines += [f"  {count} became: {kind}" for kind, count in Counter(conversion.converted.values()).most_common()]
-    lines += [f"  {count} left: {why}" for why, count in Counter(conversion.left.values()).most_common()]
+    left = Counter(why.replace(IN_PYTHON, ON_COMMAND_LINE) for why in conversion.left.values())
+    lines += [f"  {count} left: {why}" for why, count in left.most_common()]
     if conversion.replaced_relu:
         lines.append(
             f"  ReLU became LeakyReLU behind {len(conversion.replaced_relu)} layers, which changes the outputs on the "

@@ -96,6 +96,8 @@ def test_what_is_converted(name):
         assert sum(isinstance(module, InPlaceABN) for module in model.body.modules()) == wanted
         text = model.body.certificate
         assert text.startswith(f"{wanted} of {every} BatchNorm layers became" if every else "no BatchNorm"), text
+        by_option = "cannot be inverted: 'model.backbone_options={replace_relu:0.01}' makes it a LeakyReLU"
+        assert ("cannot be inverted" in text) == (by_option in text)
 
 
 def test_memory_falls_where_relu_is_replaced():
