@@ -134,9 +134,13 @@ def recomputed_outputs() -> Iterator[Recipes]:
     """Inside it, outputs that can be computed again are not kept by other layers: those of `RecomputedABN`, and of
     `InPlaceABN` with keep="8bit" or "4bit".
 
-    Autograd cannot detect that a tensor saved inside it is overwritten before backward.
+    Autograd cannot detect that a tensor saved inside it is overwritten before backward. Without gradients nothing is
+    saved, and tensors of inference mode do not count what is written to them: then nobody watches.
     """
     recipes = Recipes()
+    if not torch.is_grad_enabled():
+        yield recipes
+        return
     watching.append(recipes)
     try:
         with torch.autograd.graph.saved_tensors_hooks(recipes.pack, unpack):
