@@ -20,6 +20,7 @@ from tests.helpers.checkout import ROOT
 ALLOWED = {
     line.strip() for line in (ROOT / "tests" / "allowed_skips.txt").read_text().splitlines() if line and line[0] != "#"
 }
+BUILT_IN = set(BACKBONES)
 unexpected: list[str] = []
 
 
@@ -60,14 +61,14 @@ def elsewhere(tmp_path, tmp_path_factory, monkeypatch, compiled):
     monkeypatch.setenv("SEGTRAIN_CACHE", str(cache))
     monkeypatch.delenv("SEGTRAIN_DATA", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    threads, backbones = torch.get_num_threads(), set(BACKBONES)
+    threads = torch.get_num_threads()
     monkeypatch.setattr(sys, "path", [*sys.path])  # to which a plugin's folder is added
     yield
     for library in (cache / "abn").glob("*.so"):
         with contextlib.suppress(FileExistsError):  # it was there, or another process was first
             os.link(library, compiled / library.name)
     torch.set_num_threads(threads)  # sums, and so the bits of a training, depend on it
-    for name in BACKBONES.keys() - backbones:  # a plugin is of the test that named it
+    for name in BACKBONES.keys() - BUILT_IN:  # a plugin is of the test that named it, and of its fixtures
         sys.modules.pop(BACKBONES.pop(name).__module__, None)
 
 

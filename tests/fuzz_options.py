@@ -205,7 +205,7 @@ def nonsense(schema: type, options: Any) -> str:
 def sensible(item: Field[Any], value: Any) -> bool:
     about = option_of(item)
     if value is None:
-        return type(None) in get_args(item.type)
+        return item.type is Any or type(None) in get_args(item.type)
     for one in value if isinstance(value, list) else [value]:
         if isinstance(one, bool | dict):
             continue

@@ -11,19 +11,19 @@ from segtrain.engine.planning import automatic
 from segtrain.engine.planning.validation import InferenceTracer
 from segtrain.models.ledger import Ledger
 from segtrain.models.preprocess import normalise_images
-from segtrain.scoring.inference import all_views, fused
+from segtrain.scoring.inference import Cells, all_views, fused
 from tests.helpers.checkout import TINY
 
 CLASSES, SIZE, LARGE = 7, (128, 160), (1024, 2048)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def config():
     words = ("experiment=toy", f"plugins=[{TINY}]", "model.backbone=tiny", "device=cpu", "model.norm=batch_norm")
     return segtrain.compose(*words)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def tracer(config):
     return InferenceTracer(config, CLASSES)
 
@@ -41,7 +41,8 @@ def measured(tracer, options):
 
         views = all_views(network, images, options)
         for n in range(len(images)):
-            fused([one[n] for one in views], SIZE)
+            cells = [Cells(one[n], 0, one.shape[2]) for one in views]
+            fused(cells, SIZE, (0, SIZE[0]))
     return ledger.peaks()["inference"][0]
 
 
