@@ -233,7 +233,10 @@ def test_what_is_remembered_of_one_call_holds_for_no_call_with_other_options(bac
     operators.use_backend("aten")
     for case, mine in zip(cases, found, strict=True):
         for a, b in zip(mine, results(case), strict=True):
-            assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-2, atol=1e-2), case
+            bound = torch.full((5,), 1e-4)
+            bound[2] = 1e-2  # of the weight that is 0
+            bound = bound if b is None or b.dim() == 1 else bound.view(5, 1, 1)
+            assert (a is None and b is None) or ((a - b).abs() <= bound * (1 + b.abs())).all(), case
 
 
 def test_plans_are_made_once_and_their_number_is_bounded(backend, monkeypatch):
