@@ -16,18 +16,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from segtrain.data import tiff
 from segtrain.data.images import (
-    BITS,
     BROKEN,
-    LENGTH,
     MOST_PIXELS,
-    PHOTOMETRIC,
-    PLANAR,
-    SAMPLE_FORMAT,
-    SAMPLES,
-    SEPARATE,
-    TILE_WIDTH,
-    WIDTH,
     Convert,
     decoded,
     header_of,
@@ -45,9 +37,6 @@ from segtrain.data.orientation import tag_to_apply, turned
 from segtrain.errors import DataError
 
 # Further tags (TIFF 6.0, sections 8, 14 and 15).
-COMPRESSION, FILL_ORDER, OFFSETS, ROWS, COUNTS, PREDICTOR = 259, 266, 273, 278, 279, 317
-TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS = 323, 324, 325
-PLAIN, LZW, DEFLATE, PACKED = 1, 5, (8, 32946), 32773  # values of COMPRESSION
 GREY_ALPHA = 4  # colour type of a PNG file
 BY_VALUE = (1, 2, 5, 8)  # values of PHOTOMETRIC whose bands are what they say: grey, RGB, CMYK, Lab
 KINDS = {1: "u", 2: "i", 3: "f"}  # of SAMPLE_FORMAT, as NumPy's
@@ -115,7 +104,7 @@ def lost_bands(data: bytes, path: Path) -> int | None:
     try:
         header_of(data, path)
     except DataError:
-        return int(tiff_tags(data).get(SAMPLES, 1))
+        return int(tiff_tags(data).get(tiff.SAMPLES, 1))
     return None
 
 
@@ -150,16 +139,16 @@ def array_bands(array: np.ndarray, path: Path) -> np.ndarray:
 
 def tiff_bands(data: bytes, tags: dict[int, Any], path: Path) -> np.ndarray:
     """The first image of a TIFF file. DataError, naming what it is, for a form that is not read here."""
-    width, height, samples = int(tags[WIDTH]), int(tags[LENGTH]), int(tags.get(SAMPLES, 1))
-    bits, kinds = set(numbers_in(tags.get(BITS, 1))), set(numbers_in(tags.get(SAMPLE_FORMAT, 1)))
-    colours = tags.get(PHOTOMETRIC, 1)
-    packing, predictor = tags.get(COMPRESSION, PLAIN), tags.get(PREDICTOR, 1)
+    width, height, samples = int(tags[tiff.WIDTH]), int(tags[tiff.LENGTH]), int(tags.get(tiff.SAMPLES, 1))
+    bits, kinds = set(numbers_in(tags.get(tiff.BITS, 1))), set(numbers_in(tags.get(tiff.SAMPLE_FORMAT, 1)))
+    colours = tags.get(tiff.PHOTOMETRIC, 1)
+    packing, predictor = tags.get(tiff.COMPRESSION, tiff.PLAIN), tags.get(tiff.PREDICTOR, 1)
     for what, possible in (
         (f"{sorted(bits)} bits", len(bits) == 1 and bits <= {8, 16, 32, 64}),
         (f"the sample format {sorted(kinds)}", len(kinds) == 1 and kinds <= set(KINDS) and (kinds, bits) != ({3}, {8})),
-        (f"the compression {packing}", packing in (PLAIN, LZW, *DEFLATE, PACKED)),
+        (f"the compression {packing}", packing in (tiff.PLAIN, tiff.LZW, *tiff.DEFLATE, tiff.PACKED)),
         (f"the colours {colours} (PhotometricInterpretation)", colours in BY_VALUE),
-        (f"the fill order {tags.get(FILL_ORDER, 1)}", tags.get(FILL_ORDER, 1) == 1),
+        (f"the fill order {tags.get(tiff.FILL_ORDER, 1)}", tags.get(tiff.FILL_ORDER, 1) == 1),
         (f"the predictor {predictor}", predictor == 1 or (predictor == 2 and kinds <= {1, 2})),
         (f"{width}x{height} pixels of {samples} bands", 0 < width * height * samples <= MOST_PIXELS),
     ):
@@ -169,12 +158,15 @@ def tiff_bands(data: bytes, tags: dict[int, Any], path: Path) -> np.ndarray:
                 "without compression or by LZW or deflate"
             )
     dtype = np.dtype(f"{'>' if data.startswith(b'MM') else '<'}{KINDS[kinds.pop()]}{bits.pop() // 8}")
-    is_tiled, planes = TILE_WIDTH in tags, samples if tags.get(PLANAR, 1) == SEPARATE else 1
-    across, down = (tags[TILE_WIDTH], tags[TILE_LENGTH]) if is_tiled else (width, min(tags.get(ROWS, height), height))
+    is_tiled, planes = tiff.TILE_WIDTH in tags, samples if tags.get(tiff.PLANAR, 1) == tiff.SEPARATE else 1
+    across, down = (
+        (tags[tiff.TILE_WIDTH], tags[tiff.TILE_LENGTH])
+        if is_tiled
+        else (width, min(tags.get(tiff.ROWS, height), height))
+    )
     places = list(product(range(planes), range(0, height, down), range(0, width, across)))
-    offsets, counts = (
-        numbers_in(tags[key]) for key in ((TILE_OFFSETS, TILE_COUNTS) if is_tiled else (OFFSETS, COUNTS))
-    )  # fmt: skip
+    keys = (tiff.TILE_OFFSETS, tiff.TILE_COUNTS) if is_tiled else (tiff.OFFSETS, tiff.COUNTS)
+    offsets, counts = (numbers_in(tags[key]) for key in keys)
     if not len(places) == len(offsets) == len(counts):
         raise ValueError(f"{len(places)} strips or tiles are expected, {len(offsets)} are there")
     result, depth = np.empty((height, width, samples), dtype.newbyteorder("=")), samples // planes
@@ -195,11 +187,12 @@ def numbers_in(value: Any) -> tuple[int, ...]:
 
 def unpacked(block: bytes, packing: int, rows: int, row: int) -> bytes:
     """The bytes of a strip or tile of so many rows of `row` bytes. ValueError if there are fewer."""
-    if packing in DEFLATE:
+    if packing in tiff.DEFLATE:
         block = zlib.decompressobj().decompress(block, rows * row)
-    elif packing != PLAIN:  # as a grey image of bytes, for Pillow
-        entries = ((WIDTH, row), (LENGTH, rows), (BITS, 8), (COMPRESSION, packing), (262, 1), (OFFSETS, 122),
-                   (SAMPLES, 1), (ROWS, rows), (COUNTS, len(block)))  # fmt: skip
+    elif packing != tiff.PLAIN:  # as a grey image of bytes, for Pillow
+        entries = ((tiff.WIDTH, row), (tiff.LENGTH, rows), (tiff.BITS, 8), (tiff.COMPRESSION, packing),
+                   (tiff.PHOTOMETRIC, tiff.GREY), (tiff.OFFSETS, 122), (tiff.SAMPLES, 1), (tiff.ROWS, rows),
+                   (tiff.COUNTS, len(block)))  # fmt: skip
         head = b"II*\0" + struct.pack("<IH", 8, len(entries))
         table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
         with Image.open(io.BytesIO(head + table + bytes(4) + block)) as image:

@@ -15,12 +15,13 @@ import cv2
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
+from segtrain.data import tiff
 from segtrain.data.orientation import AS_STORED, INVERSE, TAG, tag_to_apply, turned, turned_size
 from segtrain.errors import DataError
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's limit, of 179 megapixels, is below an aerial photograph; ours:
 MOST_PIXELS = 1 << 31
-DEFLATED = 8 * 1032  # pixels, of a bit at least, in a byte of a PNG: deflate compresses no further
+DENSEST = 8 * 1032  # pixels, of a bit at least, in a byte of a PNG: deflate compresses no further
 Convert = Callable[[np.ndarray], np.ndarray]  # values of any type -> uint8 of the same shape
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
 
@@ -52,8 +53,8 @@ def stored_pixels(
     cut_short = is_cut_short(data)
     kind = header_of(data, path)
     undone = INVERSE.get(tag := valid_tag(kind.tags.get(TAG)), tag)  # of a TIFF file both decoders apply it
-    mixed_up = undone != AS_STORED and TILE_WIDTH in kind.tags and not kind.is_deep  # OpenCV mirrors tile by tile
-    if data and not cut_short and not mixed_up and EXTRA not in kind.tags:  # it multiplies colours by transparency
+    mixed_up = undone != AS_STORED and tiff.TILE_WIDTH in kind.tags and not kind.is_deep  # OpenCV mirrors tile by tile
+    if data and not cut_short and not mixed_up and tiff.EXTRA not in kind.tags:  # it multiplies colours by transparency
         pixels = decoded(data, cv2.IMREAD_UNCHANGED if kind.is_deep else cv2.IMREAD_COLOR_RGB)
         if pixels is not None:
             pixels = np.asarray(turned(pixels, undone))
@@ -94,10 +95,6 @@ class Header(NamedTuple):
 
 
 # Tags (TIFF 6.0, section 8).
-WIDTH, LENGTH, BITS, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA, SAMPLE_FORMAT = 256, 257, 258, 262, 277, 284, 338, 339
-TILE_WIDTH = 322
-WHITE_IS_ZERO, CMYK = 0, 5  # values of PHOTOMETRIC
-SEPARATE = 2  # of PLANAR
 
 
 def header_of(data: bytes, path: Path) -> Header:
@@ -110,16 +107,16 @@ def header_of(data: bytes, path: Path) -> Header:
     tags = tiff_tags(data)
     if not tags:
         return Header()
-    samples, extra = tags.get(SAMPLES, 1), tags.get(EXTRA, ())
-    colours = 4 if tags.get(PHOTOMETRIC) == CMYK else 3 if samples >= 3 else 1
+    samples, extra = tags.get(tiff.SAMPLES, 1), tags.get(tiff.EXTRA, ())
+    colours = 4 if tags.get(tiff.PHOTOMETRIC) == tiff.CMYK else 3 if samples >= 3 else 1
     if samples != colours and not (samples == colours + 1 == colours + len(extra) and extra[0] in (1, 2)):
         raise DataError(
             f"{path} has {samples} bands: grey or red, green and blue can be used, with a band that the file marks as "
             "transparency (ExtraSamples), and the others would be lost; write the wanted three bands to a file, or "
             f"name the bands of dataset=folder, as dataset.channels={list(range(samples))[:8]}"
         )
-    is_deep = max(tags.get(BITS, (1,))) > 8 or max(tags.get(SAMPLE_FORMAT, (1,))) > 1
-    if is_deep and samples > 1 and tags.get(PLANAR) == SEPARATE:  # OpenCV 5 mixes their pixels up
+    is_deep = max(tags.get(tiff.BITS, (1,))) > 8 or max(tags.get(tiff.SAMPLE_FORMAT, (1,))) > 1
+    if is_deep and samples > 1 and tags.get(tiff.PLANAR) == tiff.SEPARATE:  # OpenCV 5 mixes their pixels up
         raise DataError(
             f"{path} stores its bands one behind the other (PlanarConfiguration 2) in more than 8 bits, which is read "
             "only with dataset.channels=[0,1,2]: give that, or write the file with interleaved bands"
@@ -129,7 +126,7 @@ def header_of(data: bytes, path: Path) -> Header:
 
 def tiff_tags(data: bytes) -> dict[int, Any]:
     """The tags of the first image of a TIFF file; empty for other files and damaged ones."""
-    if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if data[:4] not in tiff.SIGNS:
         return {}
     try:
         big = 43 in data[2:4]  # BigTIFF, whose header has 16 bytes
@@ -228,7 +225,7 @@ def require_possible(image: Image.Image, data: bytes, path: Path) -> None:
     pixels, fault = image.width * image.height, ""
     if pixels > MOST_PIXELS:
         fault = f"at most {MOST_PIXELS} work"
-    elif image.format == "PNG" and pixels > DEFLATED * len(data):
+    elif image.format == "PNG" and pixels > DENSEST * len(data):
         fault = f"for which its {len(data)} bytes are too few"
     if fault:
         raise DataError(
@@ -258,7 +255,7 @@ def read_header(path: Path) -> tuple[int, int, str]:
     data = read_bytes(path)
     kind = header_of(data, path)
     if kind.is_deep and kind.tags:  # also of those that Pillow does not read
-        return int(kind.tags[LENGTH]), int(kind.tags[WIDTH]), f"{max(kind.tags.get(BITS, (1,)))} bits"
+        return int(kind.tags[tiff.LENGTH]), int(kind.tags[tiff.WIDTH]), f"{max(kind.tags.get(tiff.BITS, (1,)))} bits"
     with opened(path, data) as image:
         return *stored_size(image, kind), str(image.mode)
 
@@ -266,8 +263,8 @@ def read_header(path: Path) -> tuple[int, int, str]:
 def read_extent(path: Path) -> tuple[int, int]:
     """(height, width) as stored, of an image with any bands. DataError for what is no image."""
     tags = tiff_tags(read_bytes(path))
-    if WIDTH in tags and LENGTH in tags:  # Pillow does not read all of them
-        return int(tags[LENGTH]), int(tags[WIDTH])
+    if tiff.WIDTH in tags and tiff.LENGTH in tags:  # Pillow does not read all of them
+        return int(tags[tiff.LENGTH]), int(tags[tiff.WIDTH])
     return read_header(path)[:2]
 
 

@@ -6,18 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from segtrain.data.images import (
-    BITS,
-    BROKEN,
-    PHOTOMETRIC,
-    SAMPLE_FORMAT,
-    WHITE_IS_ZERO,
-    opened,
-    read_bytes,
-    tiff_tags,
-    unreadable,
-    valid_tag,
-)
+from segtrain.data import tiff
+from segtrain.data.images import BROKEN, opened, read_bytes, tiff_tags, unreadable, valid_tag
 from segtrain.data.orientation import INVERSE, TAG, turned
 from segtrain.errors import DataError
 
@@ -74,12 +64,12 @@ def read_values(path: Path) -> tuple[np.ndarray, str]:
             raise DataError(f"{path} {OTHER_MODES.get(mode, f'is a {mode} colour image')}, but a label image {WANTED}")
         values = np.asarray(image)
         tags = tiff_tags(data)
-        bits = max(tags.get(BITS, (8,))) if tags else data[24] if mode == "L" and image.format == "PNG" else 8
+        bits = max(tags.get(tiff.BITS, (8,))) if tags else data[24] if mode == "L" and image.format == "PNG" else 8
         if mode == "L" and bits in (2, 4):  # Pillow spreads them over 0 to 255
             values = values // (255 // (2**bits - 1))
-        if mode == "L" and tags.get(SAMPLE_FORMAT) == (2,):
+        if mode == "L" and tags.get(tiff.SAMPLE_FORMAT) == (2,):
             values = values.view(np.int8)
-        elif mode in ("1", "L") and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # which Pillow turns round
+        elif mode in ("1", "L") and tags.get(tiff.PHOTOMETRIC) == tiff.WHITE_IS_ZERO:  # which Pillow turns round
             values = ~values if mode == "1" else 2**bits - 1 - values
         tag = valid_tag(tags.get(TAG))
         return turned(values, INVERSE.get(tag, tag)), mode  # as stored: of a TIFF file Pillow applies it

@@ -17,46 +17,16 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from segtrain.data.bands import (
-    COMPRESSION,
-    COUNTS,
-    FILL_ORDER,
-    OFFSETS,
-    PLAIN,
-    PREDICTOR,
-    ROWS,
-    TILE_COUNTS,
-    TILE_LENGTH,
-    TILE_OFFSETS,
-    stored_channels,
-)
-from segtrain.data.images import (
-    BITS,
-    DEFLATED,
-    EXTRA,
-    LENGTH,
-    PHOTOMETRIC,
-    PLANAR,
-    SAMPLE_FORMAT,
-    SAMPLES,
-    SEPARATE,
-    TILE_WIDTH,
-    WIDTH,
-    opened,
-    orientation_of,
-    to_bytes,
-    unreadable,
-    value_extremes,
-)
+from segtrain.data import tiff
+from segtrain.data.bands import stored_channels
+from segtrain.data.images import DENSEST, opened, orientation_of, to_bytes, unreadable, value_extremes
 from segtrain.data.orientation import AS_STORED, SIDEWAYS, TAG, turned, turned_size
 from segtrain.errors import DataError
 
-COLOURS, TABLES, LERC, XMP, YCBCR = 320, 347, 50674, 700, (529, 530, 531, 532)
 # What a tile or strip needs to be decoded.
-OF_PIXELS = (BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, SAMPLES, PLANAR, PREDICTOR, COLOURS, EXTRA, SAMPLE_FORMAT,
-             TABLES, *YCBCR, LERC)  # fmt: skip
-GEOGRAPHIC = (33550, 33922, 34264, 34735, 34736, 34737)  # where the pixels lie on the earth (GeoTIFF 1.1, annex B)
-OLD_JPEG = 6  # a value of COMPRESSION
+OF_PIXELS = (tiff.BITS, tiff.COMPRESSION, tiff.PHOTOMETRIC, tiff.FILL_ORDER, tiff.SAMPLES, tiff.PLANAR,
+             tiff.PREDICTOR, tiff.COLOURS, tiff.EXTRA, tiff.SAMPLE_FORMAT, tiff.TABLES, *tiff.YCBCR,
+             tiff.LERC)  # fmt: skip
 FORMS = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q", 17: "q",
          18: "Q"}  # fmt: skip
 SIZES = {**{kind: struct.calcsize(form) for kind, form in FORMS.items()}, 5: 8, 10: 8}  # bytes of a value of each type
@@ -65,7 +35,6 @@ LARGEST_BLOCK = 1 << 28  # bytes, decoded, of a tile or strip that is read at a 
 CUT_BLOCK = 1 << 22  # bytes of the parts that a larger strip without compression is read in
 HEADER = 1 << 20  # bytes of a file of another format, in which its size is looked for
 REWRITE = "gdal_translate -co TILED=YES -co COMPRESS=DEFLATE -co BIGTIFF=IF_SAFER {} tiled.tif"
-SIGNS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 class Entry(NamedTuple):
@@ -101,7 +70,15 @@ def read_directory(file: BinaryIO) -> tuple[str, dict[int, Entry]]:
         length = SIZES.get(kind, 0) * number_of
         value = table[place + width - size : place + width]
         if length > size:
-            if tag in (*OF_PIXELS, *GEOGRAPHIC, OFFSETS, COUNTS, TILE_OFFSETS, TILE_COUNTS, XMP):
+            if tag in (
+                *OF_PIXELS,
+                *tiff.GEOGRAPHIC,
+                tiff.OFFSETS,
+                tiff.COUNTS,
+                tiff.TILE_OFFSETS,
+                tiff.TILE_COUNTS,
+                tiff.XMP,
+            ):
                 at = struct.unpack(f"{order}{'Q' if is_big else 'I'}", value)[0]
                 found[tag] = Entry(kind, number_of, exactly(file, at, length))
         elif length:
@@ -135,17 +112,17 @@ def stored_form(path: Path) -> Stored | None:
         with path.open("rb") as file:
             head = file.read(4)
             file.seek(0)
-            if head in SIGNS:
+            if head in tiff.SIGNS:
                 order, tags = read_directory(file)
                 height, width, samples = (tags[key].numbers(order)[0] if key in tags else 1
-                                          for key in (LENGTH, WIDTH, SAMPLES))  # fmt: skip
-                bits = max(tags[BITS].numbers(order)) if BITS in tags else 1
+                                          for key in (tiff.LENGTH, tiff.WIDTH, tiff.SAMPLES))  # fmt: skip
+                bits = max(tags[tiff.BITS].numbers(order)) if tiff.BITS in tags else 1
                 return Stored(height, width, height * width * max(3, samples * bits // 8), True)
             if head == b"\x93NUM":
                 return Stored(0, 0, path.stat().st_size, False)
             with opened(path, file.read(HEADER), any_size=True) as image:
                 pixels, deep = image.height * image.width, 2 if image.mode.startswith(("I", "F")) else 1
-                if image.format == "PNG" and pixels > DEFLATED * path.stat().st_size:
+                if image.format == "PNG" and pixels > DENSEST * path.stat().st_size:
                     return None
                 return Stored(image.height, image.width, pixels * 3 * deep, False)
     except (OSError, DataError, ValueError, EOFError, KeyError, IndexError, struct.error):
@@ -181,10 +158,10 @@ class TiffWindows:
     def read_header(self) -> None:
         self.order, self.tags = read_directory(self.file)
         self.find_blocks()
-        self.tag = orientation_of(self.block_file(0, 0, (TAG, XMP)), self.path)
+        self.tag = orientation_of(self.block_file(0, 0, (TAG, tiff.XMP)), self.path)
         if self.tag in SIDEWAYS and not self.is_tiled:
             raise self.refused(f"has the EXIF orientation {self.tag}, on its side, and is stored in strips")
-        kinds = ((BITS, 8), (SAMPLE_FORMAT, 1))
+        kinds = ((tiff.BITS, 8), (tiff.SAMPLE_FORMAT, 1))
         self.is_deep = any(max(self.tags[tag].numbers(self.order)) > most for tag, most in kinds if tag in self.tags)
 
     def __enter__(self) -> "TiffWindows":
@@ -200,22 +177,22 @@ class TiffWindows:
 
     def find_blocks(self) -> None:
         """Where each tile or strip of the file begins, in pixels and in bytes."""
-        self.height, self.width = self.value(LENGTH, 0), self.value(WIDTH, 0)
-        self.samples, self.is_tiled = self.value(SAMPLES, 1), TILE_WIDTH in self.tags
-        self.planes = self.samples if self.value(PLANAR, 1) == SEPARATE else 1
-        bits = max(self.tags[BITS].numbers(self.order)) if BITS in self.tags else 1
+        self.height, self.width = self.value(tiff.LENGTH, 0), self.value(tiff.WIDTH, 0)
+        self.samples, self.is_tiled = self.value(tiff.SAMPLES, 1), tiff.TILE_WIDTH in self.tags
+        self.planes = self.samples if self.value(tiff.PLANAR, 1) == tiff.SEPARATE else 1
+        bits = max(self.tags[tiff.BITS].numbers(self.order)) if tiff.BITS in self.tags else 1
         if self.is_tiled:
-            across, down = self.value(TILE_WIDTH, 0), self.value(TILE_LENGTH, 0)
+            across, down = self.value(tiff.TILE_WIDTH, 0), self.value(tiff.TILE_LENGTH, 0)
         else:
-            across, down = self.width, min(self.value(ROWS, self.height), self.height)
+            across, down = self.width, min(self.value(tiff.ROWS, self.height), self.height)
         if min(self.height, self.width, across, down) < 1:
             raise ValueError(f"{self.width} x {self.height} pixels in parts of {across} x {down}")
-        if self.value(COMPRESSION, PLAIN) == OLD_JPEG:
+        if self.value(tiff.COMPRESSION, tiff.PLAIN) == tiff.OLD_JPEG:
             raise self.refused("is compressed by the old form of JPEG in TIFF")
         self.across, self.lefts = across, list(range(0, self.width, across))
         self.tops = list(range(0, self.height, down))
         self.rows = [down if self.is_tiled else min(down, self.height - top) for top in self.tops]
-        keys = (TILE_OFFSETS, TILE_COUNTS) if self.is_tiled else (OFFSETS, COUNTS)
+        keys = (tiff.TILE_OFFSETS, tiff.TILE_COUNTS) if self.is_tiled else (tiff.OFFSETS, tiff.COUNTS)
         shape = self.planes, len(self.tops), len(self.lefts)
         places, sizes = (np.array(self.tags[key].numbers(self.order), np.int64) for key in keys)
         if not places.size == sizes.size == math.prod(shape):
@@ -227,7 +204,9 @@ class TiffWindows:
 
     def cut_strips(self, row: int, down: int) -> None:
         """Read long strips without compression in parts; `row`: bytes of a row of them. DataError for others."""
-        is_plain = self.value(COMPRESSION, PLAIN) == PLAIN and not any(tag in self.tags for tag in YCBCR)
+        is_plain = self.value(tiff.COMPRESSION, tiff.PLAIN) == tiff.PLAIN and not any(
+            tag in self.tags for tag in tiff.YCBCR
+        )
         if self.is_tiled or not is_plain:
             if row * down * self.planes > LARGEST_BLOCK:
                 kind = "tiles" if self.is_tiled else "compressed strips"
@@ -259,7 +238,7 @@ class TiffWindows:
     @property
     def geography(self) -> dict[int, Entry]:
         """The tags that say where the pixels lie on the earth, little-endian; none of an image that is turned."""
-        found = {tag: self.tags[tag] for tag in GEOGRAPHIC if tag in self.tags and self.tag == AS_STORED}
+        found = {tag: self.tags[tag] for tag in tiff.GEOGRAPHIC if tag in self.tags and self.tag == AS_STORED}
         return {tag: entry if self.order == "<" else entry.swapped() for tag, entry in found.items()}
 
     def block_file(self, down: int, across: int, more: Sequence[int] = ()) -> bytes:
@@ -273,14 +252,14 @@ class TiffWindows:
             raise self.refused("leaves out tiles (a sparse file)")
         counts = [len(block) for block in blocks]
         tags = {tag: self.tags[tag] for tag in (*OF_PIXELS, *more) if tag in self.tags}
-        geometry = {WIDTH: [self.across], LENGTH: [self.rows[down]], ROWS: [self.rows[down]], COUNTS: counts,
-                    OFFSETS: [0] * len(blocks)}  # fmt: skip
+        geometry = {tiff.WIDTH: [self.across], tiff.LENGTH: [self.rows[down]], tiff.ROWS: [self.rows[down]],
+                    tiff.COUNTS: counts, tiff.OFFSETS: [0] * len(blocks)}  # fmt: skip
         for tag, values in geometry.items():
             tags[tag] = Entry(4, len(values), struct.pack(f"{self.order}{len(values)}I", *values))
         first = 8 + len(directory(self.order, tags, 8))
         offsets = [first + sum(counts[:number]) for number in range(len(counts))]
-        tags[OFFSETS] = Entry(4, len(offsets), struct.pack(f"{self.order}{len(offsets)}I", *offsets))
-        sign = SIGNS[0] if self.order == "<" else SIGNS[1]
+        tags[tiff.OFFSETS] = Entry(4, len(offsets), struct.pack(f"{self.order}{len(offsets)}I", *offsets))
+        sign = tiff.SIGNS[0] if self.order == "<" else tiff.SIGNS[1]
         return b"".join([sign, struct.pack(f"{self.order}I", 8), directory(self.order, tags, 8), *blocks])
 
     def decoded(self, down: int, across: int) -> np.ndarray:

@@ -16,16 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from segtrain.data.bands import COMPRESSION, TILE_COUNTS, TILE_LENGTH, TILE_OFFSETS
-from segtrain.data.images import BITS, LENGTH, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT, SAMPLES, TILE_WIDTH, WIDTH
-from segtrain.data.tiff_windows import COLOURS, Entry, directory
+from segtrain.data import tiff
+from segtrain.data.tiff_windows import Entry, directory
 from segtrain.errors import DataError
 from segtrain.files import append, named
 
 TILE = 512  # pixels of a side; rows are finished in as many
 BYTE, SHORT, LONG, LONG8 = 1, 3, 4, 16  # types of values
-GREY, RGB, PALETTE = 1, 2, 3  # values of PHOTOMETRIC
-DEFLATED = 8  # a value of COMPRESSION
 HEAD = 16  # bytes
 
 
@@ -160,17 +157,18 @@ class TiledWriter:
         def of(kind: int, form: str, *values: int) -> Entry:
             return Entry(kind, len(values), struct.pack(f"<{len(values)}{form}", *values))
 
-        colours = PALETTE if self.palette is not None else RGB if self.samples == 3 else GREY
+        colours = tiff.PALETTE if self.palette is not None else tiff.RGB if self.samples == 3 else tiff.GREY
         tags = {
-            WIDTH: of(LONG, "I", self.size[1]), LENGTH: of(LONG, "I", self.size[0]),
-            BITS: of(SHORT, "H", *[8] * self.samples), COMPRESSION: of(SHORT, "H", DEFLATED),
-            PHOTOMETRIC: of(SHORT, "H", colours), SAMPLES: of(SHORT, "H", self.samples), PLANAR: of(SHORT, "H", 1),
-            TILE_WIDTH: of(LONG, "I", TILE), TILE_LENGTH: of(LONG, "I", TILE),
-            TILE_OFFSETS: of(LONG8, "Q", *self.places), TILE_COUNTS: of(LONG8, "Q", *self.sizes),
-            SAMPLE_FORMAT: of(SHORT, "H", *[1] * self.samples),
+            tiff.WIDTH: of(LONG, "I", self.size[1]), tiff.LENGTH: of(LONG, "I", self.size[0]),
+            tiff.BITS: of(SHORT, "H", *[8] * self.samples), tiff.COMPRESSION: of(SHORT, "H", tiff.DEFLATE[0]),
+            tiff.PHOTOMETRIC: of(SHORT, "H", colours), tiff.SAMPLES: of(SHORT, "H", self.samples),
+            tiff.PLANAR: of(SHORT, "H", 1),
+            tiff.TILE_WIDTH: of(LONG, "I", TILE), tiff.TILE_LENGTH: of(LONG, "I", TILE),
+            tiff.TILE_OFFSETS: of(LONG8, "Q", *self.places), tiff.TILE_COUNTS: of(LONG8, "Q", *self.sizes),
+            tiff.SAMPLE_FORMAT: of(SHORT, "H", *[1] * self.samples),
         }  # fmt: skip
         if self.palette is not None:
             table = np.zeros((256, 3), np.uint16)
             table[: len(self.palette)] = np.asarray(self.palette, np.uint16) * 257
-            tags[COLOURS] = of(SHORT, "H", *table.T.ravel().tolist())
+            tags[tiff.COLOURS] = of(SHORT, "H", *table.T.ravel().tolist())
         return {**self.more, **tags}
