@@ -27,5 +27,5 @@ def prior_hint(config: TrainConfig, result: Mapping[str, Any]) -> list[str]:
         for key in ("max_steps", "epochs", "hours")
         if (value := getattr(config.trainer, key)) is not None
     )
-    changes.append(f"a longer training ({length})")
+    changes.append(f"a longer training than {length}")
     return [f"hint          no better than the position prior: it has learned little. Try {', '.join(changes)}"]

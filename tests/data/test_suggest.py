@@ -72,7 +72,8 @@ def test_the_suggested_command_trains_as_printed(folder_data, segtrain):
 def test_a_run_without_success_says_what_to_change():
     made = package.compose("experiment=toy", "loss=bootstrapped", "optimizer.lr=0.0025", "trainer.max_steps=40")
     (line,) = prior_hint(made, {"miou": 0.12, "position_prior_miou": 0.15})
-    for part in ("optimizer.lr=0.1 optimizer.nesterov=true loss=cross_entropy, not 0.0025", "trainer.max_steps=40",
+    for part in ("optimizer.lr=0.1 optimizer.nesterov=true loss=cross_entropy, not 0.0025",
+                 "a longer training than trainer.max_steps=40",
                  "model.weights=FILE optimizer.lr=0.03"):  # fmt: skip
         assert part in line
     for rate, part in ((0.02, "a higher rate (optimizer.lr=0.03 optimizer.nesterov=true, not 0.02)"),
