@@ -275,7 +275,7 @@ def run_case(files: Files, kind: Kind, rng: random.Random, folder: Path) -> tupl
     return fault, f"{' '.join(words)[:100]}\n{printed}"
 
 
-def fuzz(names: list[str], cases: int, seed: int, show: bool = True) -> list[str]:
+def fuzz(names: list[str], cases: int, seed: int) -> list[str]:
     """What went wrong, a text each."""
     load_everything()
     bad: list[str] = []
@@ -292,12 +292,10 @@ def fuzz(names: list[str], cases: int, seed: int, show: bool = True) -> list[str
                 fault, what = run_case(files, known[name], random.Random(f"{seed} {name} {number}"), folder)
                 if fault:
                     bad.append(f"{name} {number}: {fault}: {what}")
-                    if show:
-                        lines = what.splitlines()
-                        print(f"{name} {number}: {fault}: {' ... '.join([lines[0], *lines[-3:]])}", flush=True)
+                    lines = what.splitlines()
+                    print(f"{name} {number}: {fault}: {' ... '.join([lines[0], *lines[-3:]])}", flush=True)
                 remove(folder)
-            if show:
-                print(f"{name}: {cases} cases, {len(bad) - before} went wrong", flush=True)
+            print(f"{name}: {cases} cases, {len(bad) - before} went wrong", flush=True)
     return bad
 
 

@@ -231,7 +231,7 @@ def numeric(kind: Any) -> bool:
 # ------------------------------------------------------------------------------------------------ all of them
 
 
-def fuzz(chosen: list[Case], quick: bool, show: bool = True) -> list[Ending]:
+def fuzz(chosen: list[Case], quick: bool) -> list[Ending]:
     """The cases that went wrong. quick: as `composed_once`."""
     load_everything()
     bad = []
@@ -245,10 +245,9 @@ def fuzz(chosen: list[Case], quick: bool, show: bool = True) -> list[Ending]:
             ending = run_case(files, case, folder)
             if ending.fault:
                 bad.append(ending)
-            if show and ending.fault:
                 last = ending.text.strip().splitlines()[-1:] or [""]
                 print(f"{number}/{len(chosen)} {case}: {ending.fault}: {last[0][:200]}", flush=True)
-            elif show and number % 100 == 0:
+            elif number % 100 == 0:
                 print(f"{number}/{len(chosen)}, {len(bad)} went wrong", flush=True)
             os.chdir(root)
             remove(folder.parent)

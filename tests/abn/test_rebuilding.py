@@ -58,9 +58,14 @@ def test_float32_is_as_near_to_float64(backend, recompute):
 @pytest.mark.parametrize("recompute", MODES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_adds_in_float32(backend, recompute, dtype):
-    exact = step(made("none"))[1]
-    plain, ours = (step(made(mode, torch.float32), autocast=dtype)[1] for mode in ("none", recompute))
-    assert away(ours, exact) < 1.1 * away(plain, exact)
+    """The distance from float64 over eight batches: in a single one, half precision has one form nearer by chance."""
+    distances = {"none": 0.0, recompute: 0.0}
+    for seed in range(8):
+        x = images(seed=seed)
+        exact = step(made("none"), x)[1]
+        for mode in distances:
+            distances[mode] += away(step(made(mode, torch.float32), x.float(), autocast=dtype)[1], exact) ** 2
+    assert distances[recompute] ** 0.5 < 1.1 * distances["none"] ** 0.5
     seen = []
     model = made(recompute, torch.float32)
     for block in model.body[2]:

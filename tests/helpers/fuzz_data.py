@@ -108,12 +108,11 @@ class Files:
 
     def make_network(self) -> None:
         """A finished run, and weights of a backbone, made in a process of its own."""
-        forked(
+        status, text = forked(
             lambda: entry.run_command("train", COMMANDS["train"], [*self.words, f"run={self.root / 'run'}"]), self.root
         )
-        made = self.root / "run" / "last.pt"
-        if not made.is_file():
-            raise SystemExit("the run that the cases use was not made")
+        if not (self.root / "run" / "last.pt").is_file():
+            raise SystemExit(f"the run that the cases use was not made, status {status}:\n{text}")
         shutil.copytree(self.root / "run", self.root / "second")
         import torch
 
