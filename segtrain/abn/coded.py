@@ -116,7 +116,7 @@ def bounded(inverse: Tensor, ranges: Tensor) -> Tensor:
     share of y does, and 1 / gamma enlarges it. Beyond the bound, xhat and the gradient of the scale come out too small
     by the excess, instead of as noise; dx then lacks a part of its smallest term.
     """
-    limit = (ranges[2].square().mean(0) * (2 / 12)).rsqrt()  # a code's error has the variance step^2 / 12
+    limit = (ranges[2].square().mean(0) * (2 / 12)).rsqrt()  # the error in a cell has the variance step^2 / 12
     return torch.clamp(inverse, -limit, limit)
 
 

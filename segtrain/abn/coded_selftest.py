@@ -18,6 +18,8 @@ from segtrain.abn.backends.codes import (
     empty_codes,
     extremes_of,
     per_value,
+    squeeze,
+    unsqueeze_,
 )
 from segtrain.abn.selftest import (
     COMPUTED,
@@ -100,9 +102,10 @@ def check_codes(coder: Coder, what: CodedCase, given: Inputs) -> Iterator[Result
     yield result_of(case, "z in place", over, wide(z), 0.0)
     yield result_of(case, "codes in place", again.codes, wide(coded.codes), 0.0)
 
-    back = wide(coder.decode(coded, scale.dtype, IDENTITY))
-    low, high = extremes_of(y, bits)
-    half = per_value((high - low) / (2**bits - 1) / 2, y) * 1.001 + stored * max(1.0, float(y.abs().max()))
+    back = unsqueeze_(wide(coder.decode(coded, scale.dtype, IDENTITY)), case.activation)
+    low, high = squeeze(extremes_of(y, bits), case.activation)
+    half = per_value((high - low) / (2**bits - 1) / 2, y) * 1.001
+    half = unsqueeze_(torch.where(y < 0, -half, half), case.activation).abs() + stored * max(1.0, float(y.abs().max()))
     yield Result(case, f"distance of y in {bits} bits, in half cells", float(((back - y).abs() / half).max()), 1.0)
     sure = (y.abs() > 1e-3) & per_value((low < 0) & (high > 0), y)
     yield Result(case, "signs that changed", float((back * y < 0)[sure].sum()), 0.0)
@@ -137,11 +140,11 @@ def coded_shortcut(coder: Coder, what: CodedCase, given: Inputs) -> CodedShortcu
     if given.shortcut is None:
         return None
     one = torch.ones_like(given.gamma)
+    other = {"leaky_relu": Activation("leaky_relu", 0.7), "elu": LEAKY, "identity": ELU}[what.case.activation.name]
     codes, ranges, *_ = encoded(
-        coder, given.shortcut, torch.empty_like(given.shortcut), one, one * 0, what.case.activation, None, what.bits
+        coder, given.shortcut, torch.empty_like(given.shortcut), one, one * 0, other, None, what.bits
     )
-    others = {"leaky_relu": Activation("leaky_relu", 0.3), "elu": LEAKY, "identity": ELU}
-    return CodedShortcut(codes, ranges, others[what.case.activation.name])
+    return CodedShortcut(codes, ranges, other)
 
 
 def check_coded_backward(
@@ -156,7 +159,7 @@ def check_coded_backward(
         lost = COMPUTED[gamma.dtype] * 4
     elif case.activation.name == "elu":
         stored = lost = stored * 100  # it inverts z, which a half type rounds
-    y = wide(coder.decode(coded, gamma.dtype, IDENTITY)).requires_grad_()
+    y = unsqueeze_(wide(coder.decode(coded, gamma.dtype, IDENTITY)), case.activation).requires_grad_()
     (dy,) = torch.autograd.grad(reference_activation(y, case.activation), y, wide(dz))
     shortcut = None if isinstance(added, CodedShortcut) else added
     if isinstance(added, CodedShortcut):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from segtrain.abn import InPlaceABN, ScaledABN, recomputed_outputs
-from segtrain.abn.backends.aten import LAYOUTS
-from segtrain.abn.backends.codes import Coded
+from segtrain.abn.backends.aten import LAYOUTS, Activation
+from segtrain.abn.backends.codes import Coded, unsqueeze_
 
 ops = torch.ops.segtrain_abn
 BITS = {"8bit": 8, "4bit": 4}
@@ -57,15 +57,33 @@ def test_rebuilt_values_are_within_half_a_cell_and_keep_their_sign(backend, shap
         assert max(len(plane.unique()) for image in back for plane in image[:, None]) <= 2**bits
 
 
+@pytest.mark.parametrize(("slope", "negative"), [(0.01, 2), (-0.5, 2), (0.6, 1), (-0.6, 1)])
 @pytest.mark.parametrize("bits", [8, 4])
-def test_both_back_ends_write_the_same_codes(bits):
+def test_cells_of_negative_values_are_twice_as_wide(backend, bits, slope, negative):
+    """By hand: y in [-2, 1] takes the cells of w in [-1, 1], or of [-2, 1] where negative values matter as much."""
+    values = torch.linspace(-2, 1, 3001).expand(1, 2, -1).contiguous()
+    cell = (1 + 2 / negative) / (2**bits - 1)
+    for y in (values, values.mT.contiguous().mT):
+        z, found = coded(y, bits, (0, slope))
+        assert torch.equal(z, torch.where(y > 0, y, y * slope))
+        back = rebuilt(found, activation=(0, slope))
+        back = torch.where(y > 0, back, back / slope)
+        away, below = (back - y).abs(), y < 0
+        assert 0.49 * cell < away[~below & (y > 0)].max() <= 0.51 * cell
+        assert 0.49 * cell * negative < away[below].max() <= 0.51 * cell * negative
+        assert (back * y >= 0).all()
+
+
+@pytest.mark.parametrize("activation", [LINEAR, (0, 0.01)])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_both_back_ends_write_the_same_codes(bits, activation):
     from segtrain import abn
 
     for y in maps((2, 5, 17, 9)):
         found = []
         for backend in ("aten", "native"):
             abn.use_backend(backend)
-            found.append(coded(y, bits)[1])
+            found.append(coded(y, bits, activation)[1])
         abn.use_backend("auto")
         assert torch.equal(found[0].codes, found[1].codes)
         torch.testing.assert_close(found[0].ranges, found[1].ranges, rtol=1e-6, atol=0)
@@ -144,6 +162,7 @@ def test_gradients_are_those_of_the_rounded_map(backend, keep, activation, with_
                 recipe = recipes.find(z)
             dz = torch.randn_like(z)
             decoded = ops.decode(*recipe.coded, torch.float64 if x.dtype == torch.float64 else torch.float32, *LINEAR)
+            decoded = unsqueeze_(decoded, Activation(activation, 0.3))
             z.backward(dz)
             wanted = expected(x, dz, layer, decoded, shortcut)
             found = leaf.grad, layer.weight.grad, layer.bias.grad, None if shortcut is None else shortcut.grad

@@ -28,14 +28,16 @@ BUGS = [
     # ---- ranges
     Bug("no cell borders at zero", "const bool both = low < S(0)", "const bool both = low > S(0)", WRONG,
         "map_ranges|merge_ranges"),
+    Bug("the range of negative values as they are", "low *= low < S(0) ? half : S(1);", "", WRONG,
+        "map_ranges|merge_ranges"),
     Bug("zero rounded down", "round_up(-low / step)", "round_down(-low / step)", WRONG, "map_ranges|merge_ranges"),
     Bug("another channel's scale", "range % channels", "range / channels", WRONG, "map_ranges"),
     Bug("more threads than ranges write", "  if (range >= count) return;\n", "", ASAN, "map_ranges", 0),
     # ---- codes
     Bug("a cell to the left", "u8((int)(cell < top ? cell : top))", "u8((int)(cell < top ? cell : top - S(1)))", WRONG,
         "encode"),
-    Bug("rounded instead of cut off", "S cell = round_down((y - origin[k]) * inverse[k])",
-        "S cell = round_down((y - origin[k]) * inverse[k] + S(0.5))", WRONG, "encode"),
+    Bug("rounded instead of cut off", "- origin[k]) * inverse[k])", "- origin[k]) * inverse[k] + S(0.5))", WRONG,
+        "encode"),
     Bug("halves of a byte swapped", "k % 2 ? b.v[k / 2] >> 4 : b.v[k / 2] & 15",
         "k % 2 ? b.v[k / 2] & 15 : b.v[k / 2] >> 4", WRONG, "decode|coded"),
     Bug("the byte after a row's last", "(has(k + 1) ? cells.v[k + 1] << 4 : 0)", "(cells.v[k + 1] << 4)", WRONG,
@@ -59,6 +61,9 @@ BUGS = [
     Bug("planes by the rounded length", "at = u.row() * u.length + first;",
         "at = u.row() * ((u.length + VEC - 1) / VEC * VEC) + first;", ASAN, "encode|decode"),
     # ---- arithmetic
+    Bug("negative values coded as they are", "squeeze<ACT>(y, act)", "y", WRONG, "encode"),
+    Bug("negative values rebuilt as coded", "w * S(2)", "w", WRONG, "decode|coded"),
+    Bug("wide cells at every slope", "&& a.param <= S(0.5) && a.param >= S(-0.5)", "", WRONG, "encode|decode|coded"),
     Bug("the lower border of a cell", "S(0.5) - zero.v[k]", "S(0) - zero.v[k]", WRONG, "decode|coded"),
     Bug("the shortcut is not added", "if (shortcut) y += Stored<T>::up(s.v[k]);", "", WRONG, "search|encode", -1),
     Bug("a coded shortcut before its activation", "from.number == LEAKY_RELU ?", "from.number == -1 ?", WRONG, "coded"),

@@ -1,15 +1,17 @@
 """Maps kept in 8 or 4 bits: the format, and its functions in torch's operations, for any device.
 
 What is coded is y, the input of the activation: leaky ReLU squeezes the negative half of it into a hundredth of the
-range, and inverting a rounded z = act(y) would enlarge the error as much. A range holds the values of a channel, or
-with 4 bits those of a channel in one sample (if these are APART or more). It has 2 ** bits cells of one size between
-its smallest and its largest value. Where it has both signs, 0 is the boundary between two cells, so that every value
-keeps its sign. A value is rebuilt as the middle of its cell.
+range, and inverting a rounded z = act(y) would enlarge the error as much. The gradient depends less on a negative y
+than on a positive one, so negative values have cells of twice the size: coded is w = squeeze(y), which is y / 2 where y
+is negative and the slope there at most a half. A range holds the values of a channel, or with 4 bits those of a channel
+in one sample (if these are APART or more). It has 2 ** bits cells of one size between its smallest and its largest w.
+Where it has both signs, 0 is the boundary between two cells, so that every value keeps its sign. A w is rebuilt as the
+middle of its cell.
 
     codes   uint8 (rows, bytes), in the order of the map's memory: a row is a plane (N, C, spatial), or the channels of
             a pixel where channels are last; with 4 bits the lower half of a byte is the earlier value
-    ranges  (3, 1 or N, C) in the statistics dtype: origin, zero and step of each range; y is in the cell number
-            floor((y - origin) / step) + zero. nan where a value is infinite or nan: the range is rebuilt as nan.
+    ranges  (3, 1 or N, C) in the statistics dtype: origin, zero and step of each range; w is in the cell number
+            floor((w - origin) / step) + zero. nan where a value is infinite or nan: the range is rebuilt as nan.
 
 A back end may have functions of these names of its own, with the same arguments: those of `Composed`. One that finds
 the extremes of x in its pass over x for the statistics has a `statistics_extremes` too, and takes them in `encode`.
@@ -77,13 +79,27 @@ def extremes_of(x: Tensor, bits: int) -> Tensor:
     return found
 
 
+def squeezes(activation: Activation) -> bool:
+    return activation.name == "leaky_relu" and abs(activation.param) <= 0.5
+
+
+def squeeze(y: Tensor, activation: Activation) -> Tensor:
+    """What is coded of y."""
+    return torch.where(y < 0, y * 0.5, y) if squeezes(activation) else y
+
+
+def unsqueeze_(w: Tensor, activation: Activation) -> Tensor:
+    """y of what is coded, written over it."""
+    return w.mul_(torch.where(w < 0, 2.0, 1.0)) if squeezes(activation) else w
+
+
 def per_value(v: Tensor, x: Tensor) -> Tensor:
     """(1 or N, C) to the shape that broadcasts against x."""
     return v.view(*v.shape, *(1,) * (x.dim() - 2))
 
 
 def find_ranges(extremes: Tensor, bits: int, out: Tensor) -> None:
-    """Fill `ranges` from the smallest and largest values, as `extremes_of` gives them."""
+    """Fill `ranges` from the smallest and largest w, as `extremes_of` gives them."""
     low, high = extremes
     step = (high - low) / (2**bits - 1)
     step = torch.where(step >= torch.finfo(step.dtype).tiny, step, torch.zeros_like(step))  # a constant: one cell
@@ -107,12 +123,13 @@ def encode(
     if out.numel() == 0:
         ranges.zero_()
         return
-    find_ranges(extremes_of(out, bits), bits, ranges)
+    find_ranges(squeeze(extremes_of(out, bits), activation), bits, ranges)
     top = 2**bits - 1
     numbers = torch.empty_like(out, dtype=torch.uint8)
     for i in range(out.shape[0]):  # a sample at a time: the numbers before rounding take four times their bytes or more
         origin, zero, step = (per_value(v[min(i, v.shape[0] - 1)][None], out) for v in ranges)
-        cell = (out[i : i + 1].to(ranges.dtype) - origin).mul_(torch.where(step > 0, 1 / step, torch.zeros_like(step)))
+        cell = squeeze(out[i : i + 1].to(ranges.dtype), activation) - origin
+        cell.mul_(torch.where(step > 0, 1 / step, torch.zeros_like(step)))
         numbers[i : i + 1] = cell.floor_().add_(zero).clamp_(0, top).nan_to_num_(0)
     activate_(out, activation)
     flat = memory_rows(numbers)
@@ -144,7 +161,8 @@ def decode(coded: Coded, dtype: torch.dtype, activation: Activation) -> Tensor:
         flat[:, 1::2] = codes[:, : flat.shape[1] // 2] >> 4
     for i in range(out.shape[0]):
         origin, zero, step = (per_value(v[min(i, v.shape[0] - 1)][None], out) for v in ranges)
-        y = numbers[i : i + 1].to(ranges.dtype).sub_(zero - 0.5).mul_(step).add_(origin)
+        w = numbers[i : i + 1].to(ranges.dtype).sub_(zero - 0.5).mul_(step).add_(origin)
+        y = unsqueeze_(w, activation)
         out[i : i + 1] = y if activation.name == "identity" else activate_(y, activation)
     return out
 

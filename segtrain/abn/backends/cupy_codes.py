@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segtrain.abn.backends import cupy, cupy_kernels
 from segtrain.abn.backends.aten import CODES, Activation, statistics_dtype
-from segtrain.abn.backends.codes import Coded, CodedShortcut, Shortcut, empty_codes, ranged_samples
+from segtrain.abn.backends.codes import Coded, CodedShortcut, Shortcut, empty_codes, ranged_samples, squeezes
 from segtrain.abn.backends.cupy import Geometry, blocks_of_warps, geometry, number, scalar
 from segtrain.abn.backends.cupy_kernels import SEARCHES, TYPES, over_channels, over_codes, over_ranges
 from segtrain.abn.backends.cupy_launch import Argument
@@ -42,11 +42,13 @@ def statistics_extremes(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def launch_ranges(
-    x: Tensor, ranges: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor | None, bits: int, extremes: Tensor | None
-) -> None:
+    x: Tensor, ranges: Tensor, scale: Tensor, shift: Tensor, activation: Activation, shortcut: Tensor | None, bits: int,
+    extremes: Tensor | None,
+) -> None:  # fmt: skip
     """Fill the ranges of y = scale * x + shift (+ shortcut), from the extremes of x if these are given."""
     samples, count = ranges.shape[1], ranges.shape[1] * x.shape[1]
-    limits = scalar(2**bits - 1, ranges), scalar(torch.finfo(ranges.dtype).tiny, ranges)
+    half = 0.5 if squeezes(activation) else 1
+    limits = scalar(half, ranges), scalar(2**bits - 1, ranges), scalar(torch.finfo(ranges.dtype).tiny, ranges)
     ctype = TYPES[x.dtype]
     if extremes is not None:
         cupy.launch(
@@ -78,7 +80,7 @@ def encode(
     if x.numel() == 0:
         ranges.zero_()
         return
-    launch_ranges(x, ranges, scale, shift, shortcut, bits, extremes)
+    launch_ranges(x, ranges, scale, shift, activation, shortcut, bits, extremes)
     how = geometry(x, out, shortcut, narrow=PAIR)
     cupy.launch(
         kernel_for("encode", x, how, activation, bits), how.grid, cupy_kernels.BLOCK,

@@ -172,8 +172,12 @@ search(const T* __restrict__ x, const T* __restrict__ shortcut, const Wide<T>* _
                       walk.channel, channels, shift_x);
 }
 
-// ranges, (3, count): origin, zero and step of range i. top: the last cell. tiny: the least step.
-template <typename S> ABN_FN void write_range(S low, S high, S top, S tiny, S* ranges, i64 count, i64 i) {
+// ranges, (3, count): origin, zero and step of range i. top: the last cell. tiny: the least step. half: the factor of
+// negative values, see squeeze of abn_math.h.
+template <typename S>
+ABN_FN void write_range(S low, S high, S half, S top, S tiny, S* ranges, i64 count, i64 i) {
+  low *= low < S(0) ? half : S(1);
+  high *= high < S(0) ? half : S(1);
   const S wide = high - low;
   S step = wide / top;
   if (!(step >= tiny)) step = S(0);  // a constant: one cell
@@ -186,11 +190,11 @@ template <typename S> ABN_FN void write_range(S low, S high, S top, S tiny, S* r
 // One warp per range. part: (count, stripes).
 template <typename S, int BLOCK>
 __global__ void __launch_bounds__(BLOCK)
-merge_ranges(const Ends<S>* __restrict__ part, i64 count, int stripes, S top, S tiny, S* __restrict__ ranges) {
+merge_ranges(const Ends<S>* __restrict__ part, i64 count, int stripes, S half, S top, S tiny, S* __restrict__ ranges) {
   const i64 range = ((i64)blockIdx.x * BLOCK + threadIdx.x) >> 5;
   if (range >= count) return;  // whole warps leave together
   const Ends<S> w = merge_stripes(part, range, stripes);
-  if ((threadIdx.x & 31) == 0) write_range(w.smallest(), w.largest(), top, tiny, ranges, count, range);
+  if ((threadIdx.x & 31) == 0) write_range(w.smallest(), w.largest(), half, top, tiny, ranges, count, range);
 }
 
 // One thread per range. extremes: (2, count), of x; y is a monotonous function of x in every rounded operation too, so
@@ -198,14 +202,14 @@ merge_ranges(const Ends<S>* __restrict__ part, i64 count, int stripes, S top, S 
 template <typename S, int BLOCK>
 __global__ void __launch_bounds__(BLOCK)
 map_ranges(const S* __restrict__ extremes, const S* __restrict__ scale, const S* __restrict__ shift, i64 channels,
-           i64 count, S top, S tiny, S* __restrict__ ranges) {
+           i64 count, S half, S top, S tiny, S* __restrict__ ranges) {
   const i64 range = (i64)blockIdx.x * BLOCK + threadIdx.x;
   if (range >= count) return;
   const i64 channel = range % channels;
   Ends<S> w = Ends<S>{};
   take(w, affine(extremes[range], scale[channel], shift[channel]));
   take(w, affine(extremes[count + range], scale[channel], shift[channel]));
-  write_range(w.smallest(), w.largest(), top, tiny, ranges, count, range);
+  write_range(w.smallest(), w.largest(), half, top, tiny, ranges, count, range);
 }
 
 // ------------------------------------------------------------------------------------------------ units
@@ -304,7 +308,7 @@ template <int N, typename S> ABN_FN PerChannel<S, N> per_value(const S* p, i64 c
   return out;
 }
 
-// y = step * cell + offset, in the ranges of the sample that the thread is in.
+// y = unsqueeze(step * cell + offset), in the ranges of the sample that the thread is in.
 template <typename S, int N> struct Rebuild {
   PerChannel<S, N> step, offset;
   i64 sample = -1;
@@ -317,7 +321,9 @@ template <typename S, int N> struct Rebuild {
 #pragma unroll
     for (int k = 0; k < N; ++k) offset.v[k] = multiply_add(S(0.5) - zero.v[k], step.v[k], origin.v[k]);
   }
-  ABN_FN S operator()(u8 cell, int k) const { return multiply_add(S(cell), step[k], offset[k]); }
+  template <int ACT> ABN_FN S value(u8 cell, int k, Act<S> act) const {
+    return unsqueeze<ACT>(multiply_add(S(cell), step[k], offset[k]), act);
+  }
 };
 
 // ------------------------------------------------------------------------------------------------ forward
@@ -354,7 +360,7 @@ encode(const T* x, T* out, const T* __restrict__ shortcut, const Wide<T>* __rest
     for (int k = 0; k < VEC; ++k) {
       S y = affine(Stored<T>::up(p.v[k]), a[k], b[k]);
       if (shortcut) y += Stored<T>::up(s.v[k]);
-      S cell = round_down((y - origin[k]) * inverse[k]) + zero[k];
+      S cell = round_down((squeeze<ACT>(y, act) - origin[k]) * inverse[k]) + zero[k];
       cell = cell > S(0) ? cell : S(0);  // nan becomes 0
       cells.v[k] = u8((int)(cell < top ? cell : top));
       p.v[k] = Stored<T>::down(activate<ACT>(y, act));
@@ -388,10 +394,10 @@ template <typename T, int VEC, bool LAST> struct Added {
     const Pack<u8, VEC> cells = place.cells(from.codes);
 #pragma unroll
     for (int k = 0; k < VEC; ++k) {
-      const Wide<T> v = y(cells.v[k], k);
-      out.v[k] = Stored<T>::down(from.number == LEAKY_RELU ? activate<LEAKY_RELU>(v, act)
-                                 : from.number == ELU      ? activate<ELU>(v, act)
-                                                           : v);
+      const u8 cell = cells.v[k];
+      out.v[k] = Stored<T>::down(from.number == LEAKY_RELU ? activate<LEAKY_RELU>(y.template value<LEAKY_RELU>(cell, k, act), act)
+                                 : from.number == ELU      ? activate<ELU>(y.template value<ELU>(cell, k, act), act)
+                                                           : y.template value<IDENTITY>(cell, k, act));
     }
   }
 };
@@ -410,7 +416,7 @@ decode(const u8* __restrict__ codes, const Wide<T>* __restrict__ ranges, T* __re
     const Pack<u8, VEC> cells = place.cells(codes);
     Pack<T, VEC> p;
 #pragma unroll
-    for (int k = 0; k < VEC; ++k) p.v[k] = Stored<T>::down(activate<ACT>(y(cells.v[k], k), act));
+    for (int k = 0; k < VEC; ++k) p.v[k] = Stored<T>::down(activate<ACT>(y.template value<ACT>(cells.v[k], k, act), act));
     place.put(out, p);
   }
 }
@@ -447,7 +453,7 @@ coded_sums(const u8* __restrict__ codes, const Wide<T>* __restrict__ ranges, con
       Pair<S> here{S(0), S(0)};
 #pragma unroll
       for (int k = 0; k < VEC; ++k) {
-        const S t = y(cells.v[k], k), dy = Stored<T>::up(g.v[k]) * derivative_at_input<ACT>(t, act);
+        const S t = y.template value<ACT>(cells.v[k], k, act), dy = Stored<T>::up(g.v[k]) * derivative_at_input<ACT>(t, act);
         const Pair<S> term{dy, dy * ((from ? t - Stored<T>::up(s.v[k]) : t) - c[k])};
         if (LAST) w[k % N] = merge(w[k % N], term);
         else here = merge(here, term);  // each unit by itself first: shorter chains of additions
@@ -494,7 +500,7 @@ coded_gradient(const u8* __restrict__ codes, const Wide<T>* __restrict__ ranges,
     added.read(s, from, place, unit, samples);
 #pragma unroll
     for (int k = 0; k < VEC; ++k) {
-      const S t = y(cells.v[k], k), dy = Stored<T>::up(g.v[k]) * derivative_at_input<ACT>(t, act);
+      const S t = y.template value<ACT>(cells.v[k], k, act), dy = Stored<T>::up(g.v[k]) * derivative_at_input<ACT>(t, act);
       out.v[k] = Stored<T>::down(f[k] * (dy - m[k] - ((from ? t - Stored<T>::up(s.v[k]) : t) - c[k]) * slope[k]));
       through.v[k] = Stored<T>::down(dy);
     }

@@ -38,7 +38,7 @@ inline const uint8_t* cells(const uint8_t* row, long first, long count, int bits
 // Value k is affected by coefficient k where channels are last, by the one coefficient of its plane else.
 template <bool LAST, typename S> inline S pick(const S* p, long k) { return p[LAST ? k : 0]; }
 
-// y = step * cell + offset
+// y = unsqueeze(step * cell + offset)
 template <typename S> struct Rebuild {
   std::vector<S> step, offset;
   Rebuild() {}
@@ -93,9 +93,9 @@ template <typename S> void finish_range(S low, S high, S odd, int bits, S tiny, 
   if (odd != odd || wide - wide != 0) *origin = *zero = *step = S(NAN);
 }
 
-template <bool SHORTCUT, typename T, typename S>
+template <int ACT, bool SHORTCUT, typename T, typename S>
 void find_ranges(const T* x, const T* shortcut, const Map& m, const S* scale, const S* shift, S tiny, S* ranges,
-                 int threads) {
+                 const Act<S>& a, int threads) {
   const long n = m.planes * m.channels;
   const int team_size = team(m.shape(), threads);
   std::vector<S> found(size_t(3) * n * (m.last() ? team_size : 1));
@@ -130,8 +130,8 @@ void find_ranges(const T* x, const T* shortcut, const Map& m, const S* scale, co
       }
   }
   for (long r = 0; r < n; ++r)
-    finish_range(found[r], found[n + r], found[2 * n + r], m.bits, tiny, ranges + r, ranges + n + r,
-                 ranges + 2 * n + r);
+    finish_range(squeeze<ACT>(found[r], a), squeeze<ACT>(found[n + r], a), found[2 * n + r], m.bits, tiny, ranges + r,
+                 ranges + n + r, ranges + 2 * n + r);
 }
 
 // ------------------------------------------------------------------------------------------------ forward
@@ -144,7 +144,7 @@ inline void encode_run(const T* x, const T* shortcut, T* out, uint8_t* cell, lon
   for (long k = 0; k < count; ++k) {
     S y = S(x[k]) * pick<LAST>(scale, k) + pick<LAST>(shift, k);
     if (SHORTCUT) y += S(shortcut[k]);
-    S q = floor((y - pick<LAST>(origin, k)) * pick<LAST>(inverse, k)) + pick<LAST>(zero, k);
+    S q = floor((squeeze<ACT>(y, a) - pick<LAST>(origin, k)) * pick<LAST>(inverse, k)) + pick<LAST>(zero, k);
     q = q > 0 ? q : S(0);  // nan becomes 0
     q = q < top ? q : top;
     cell[k] = uint8_t(int(q));
@@ -193,7 +193,7 @@ template <int ACT, bool LAST, typename T, typename S>
 inline void decode_run(const uint8_t* cell, T* out, long count, const S* step, const S* offset, const Act<S>& a) {
 #pragma omp simd
   for (long k = 0; k < count; ++k)
-    out[k] = Of<T>::down(activate<ACT>(S(cell[k]) * pick<LAST>(step, k) + pick<LAST>(offset, k), a));
+    out[k] = Of<T>::down(activate<ACT>(unsqueeze<ACT>(S(cell[k]) * pick<LAST>(step, k) + pick<LAST>(offset, k), a), a));
 }
 
 template <int ACT, typename T, typename S>
@@ -249,7 +249,7 @@ inline void sums_run(const uint8_t* cell, const T* dz, const T* shortcut, long c
   if (LAST) {
 #pragma omp simd
     for (long k = 0; k < count; ++k) {
-      const S y = S(cell[k]) * step[k] + offset[k], dy = S(dz[k]) * derivative_at_input<ACT>(y, a);
+      const S y = unsqueeze<ACT>(S(cell[k]) * step[k] + offset[k], a), dy = S(dz[k]) * derivative_at_input<ACT>(y, a);
       sum_dy[k] += dy;
       sum_dyx[k] += dy * ((SHORTCUT ? y - S(shortcut[k]) : y) - center[k]);
     }
@@ -257,7 +257,7 @@ inline void sums_run(const uint8_t* cell, const T* dz, const T* shortcut, long c
   }
 #pragma omp simd reduction(+ : s, q)
   for (long k = 0; k < count; ++k) {
-    const S y = S(cell[k]) * step[0] + offset[0], dy = S(dz[k]) * derivative_at_input<ACT>(y, a);
+    const S y = unsqueeze<ACT>(S(cell[k]) * step[0] + offset[0], a), dy = S(dz[k]) * derivative_at_input<ACT>(y, a);
     s += dy;
     q += dy * ((SHORTCUT ? y - S(shortcut[k]) : y) - center[0]);
   }
@@ -327,7 +327,7 @@ inline void gradient_run(const uint8_t* cell, const T* dz, const T* shortcut, T*
                          const S* mean_dy, const S* mean_dyx, const Act<S>& a) {
 #pragma omp simd
   for (long k = 0; k < count; ++k) {
-    const S y = S(cell[k]) * pick<LAST>(step, k) + pick<LAST>(offset, k);
+    const S y = unsqueeze<ACT>(S(cell[k]) * pick<LAST>(step, k) + pick<LAST>(offset, k), a);
     const S dy = S(dz[k]) * derivative_at_input<ACT>(y, a), t = SHORTCUT ? y - S(shortcut[k]) : y;
     dx[k] = Of<T>::down(pick<LAST>(factor, k) * (dy - pick<LAST>(mean_dy, k) -
                                                  (t - pick<LAST>(center, k)) * pick<LAST>(inverse, k) *
@@ -336,7 +336,7 @@ inline void gradient_run(const uint8_t* cell, const T* dz, const T* shortcut, T*
   if (!dshortcut) return;
 #pragma omp simd
   for (long k = 0; k < count; ++k) {
-    const S y = S(cell[k]) * pick<LAST>(step, k) + pick<LAST>(offset, k);
+    const S y = unsqueeze<ACT>(S(cell[k]) * pick<LAST>(step, k) + pick<LAST>(offset, k), a);
     dshortcut[k] = Of<T>::down(S(dz[k]) * derivative_at_input<ACT>(y, a));
   }
 }
@@ -382,9 +382,9 @@ void abn_encode(const T* x, const T* shortcut, T* out, uint8_t* codes, long oute
                 double least, double tiny, int threads) {
   const Map m{outer, channels, inner, samples, planes, bits};
   const Act<S> a = act_of<S>(param, least);
-  if (shortcut) find_ranges<true>(x, shortcut, m, scale, shift, S(tiny), ranges, threads);
-  else find_ranges<false>(x, shortcut, m, scale, shift, S(tiny), ranges, threads);
-#define CALL(ACT) BY_SHORTCUT(encode, shortcut, ACT, x, shortcut, out, codes, m, scale, shift, ranges, a, threads)
+#define CALL(ACT)                                                                                         \
+  BY_SHORTCUT(find_ranges, shortcut, ACT, x, shortcut, m, scale, shift, S(tiny), ranges, a, threads)      \
+  BY_SHORTCUT(encode, shortcut, ACT, x, shortcut, out, codes, m, scale, shift, ranges, a, threads)
   BY_ACT(CALL)
 #undef CALL
 }

@@ -31,6 +31,12 @@ template <int ACT, typename S> ABN_FN S activate(S y, Act<S> a) {
   if (ACT == ELU) return y > S(0) ? y : a.param * exp_minus_1(y);
   return y;
 }
+// What is coded of y, and y from that: negative values have half the cells where their slope is half or less.
+template <int ACT, typename S> ABN_FN bool squeezes(Act<S> a) {
+  return ACT == LEAKY_RELU && a.param <= S(0.5) && a.param >= S(-0.5);
+}
+template <int ACT, typename S> ABN_FN S squeeze(S y, Act<S> a) { return squeezes<ACT>(a) && y < S(0) ? y * S(0.5) : y; }
+template <int ACT, typename S> ABN_FN S unsqueeze(S w, Act<S> a) { return squeezes<ACT>(a) && w < S(0) ? w * S(2) : w; }
 // y from z = act(y)
 template <int ACT, typename S> ABN_FN S invert(S z, Act<S> a) {
   if (ACT == LEAKY_RELU) return z > S(0) ? z : z * a.inverse;
