@@ -61,22 +61,26 @@ class CodedABNFunction(torch.autograd.Function):
         gamma, beta = affine(x, weight, bias, options.eps, options.scale)
         bits, ops = BITS[options.keep], primitives(x)
         own = extremes = None
-        if options.training and shortcut is None and coded_operators.finds_extremes(x):
+        uncoded = shortcut is not None and coded_shortcut is None
+        if options.training and not uncoded and coded_operators.finds_extremes(x):
             own, extremes = ops.statistics_extremes(x, bits)
         mean, rstd, count = batch_statistics(x, running_mean, running_var, options, own)
         scale = gamma * rstd
-        arguments = scale, beta - mean * scale, CODES.index(options.activation.name), options.activation.param, shortcut
-        if options.overwrite:
-            z, (codes, ranges) = x, ops.encode_(x, *arguments, bits, extremes)
-            ctx.mark_dirty(x)
-        else:
-            z, codes, ranges = ops.encode(x, *arguments, bits, extremes)
-        total = count if isinstance(count, Tensor) else None
         added: tuple[Tensor | None, Tensor | None] = (shortcut, None)
         ctx.shortcut_act = 0, 0.0
         if coded_shortcut is not None:
             added = coded_shortcut.coded[:2]
             ctx.shortcut_act = CODES.index(coded_shortcut.activation.name), coded_shortcut.activation.param
+        arguments = (
+            scale, beta - mean * scale, CODES.index(options.activation.name), options.activation.param, shortcut, bits,
+            extremes, added[1], *ctx.shortcut_act,
+        )  # fmt: skip
+        if options.overwrite:
+            z, (codes, ranges) = x, ops.encode_(x, *arguments)
+            ctx.mark_dirty(x)
+        else:
+            z, codes, ranges = ops.encode(x, *arguments)
+        total = count if isinstance(count, Tensor) else None
         ctx.save_for_backward(codes, ranges, weight, bias, *added, gamma, rstd, total)
         ctx.count = 0.0 if isinstance(count, Tensor) else count
         ctx.map = bits, list(z.shape), list(z.stride()), z.dtype

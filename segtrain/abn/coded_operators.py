@@ -72,35 +72,51 @@ def statistics_extremes(x, bits):  # type: ignore[no-untyped-def]
     return backend_for(x).statistics(x), coding.extremes_of(x, bits)
 
 
-ENCODE = "Tensor scale, Tensor shift, int act, float param, Tensor? shortcut, int bits, Tensor? extremes=None)"
+# shortcut_ranges: in its own layer's codes of as many bits, made by that activation; None if it is not coded.
+ENCODE = (
+    "Tensor scale, Tensor shift, int act, float param, Tensor? shortcut, int bits, Tensor? extremes=None, "
+    "Tensor? shortcut_ranges=None, int shortcut_act=0, float shortcut_param=0)"
+)
 
 
-def encode_into(x, out, scale, shift, act, param, shortcut, bits, extremes):  # type: ignore[no-untyped-def]
+def encode_into(  # type: ignore[no-untyped-def]
+    x, out, scale, shift, act, param, shortcut, bits, extremes, shortcut_ranges, shortcut_act, shortcut_param
+):
     """(codes, ranges); x and out are dense, and may be one tensor."""
-    if extremes is not None and shortcut is not None:
-        raise ValueError("expected no extremes of x where a shortcut is added to it")
+    if (extremes is not None or shortcut is None) and (shortcut is None) != (shortcut_ranges is None):
+        raise ValueError("expected the ranges of the shortcut beside the extremes of x, and of no other")
     shortcut = None if shortcut is None else as_laid_out(shortcut, x)
     scale, shift = contiguous_vectors(x, scale, shift)
     codes, ranges = coding.empty_codes(x, bits)
     activation = Activation(CODES[act], param)
-    coder_for(x).encode(x, out, codes, ranges, scale, shift, activation, shortcut, bits, extremes)
+    known = None
+    if shortcut_ranges is not None:
+        known = coding.KnownRanges(shortcut_ranges, Activation(CODES[shortcut_act], shortcut_param))
+        if shortcut_ranges.shape != ranges.shape or shortcut_ranges.dtype != ranges.dtype:
+            raise ValueError(f"expected ranges {list(ranges.shape)} of the shortcut, not {list(shortcut_ranges.shape)}")
+    coder_for(x).encode(x, out, codes, ranges, scale, shift, activation, shortcut, bits, extremes, known)
     return codes, ranges
 
 
 @operator(
     f"encode(Tensor x, {ENCODE} -> (Tensor, Tensor, Tensor)", lambda x, *a: (like(x), *coding.empty_codes(x, a[5]))
 )
-def encode(x, scale, shift, act, param, shortcut, bits, extremes=None):  # type: ignore[no-untyped-def]
+def encode(  # type: ignore[no-untyped-def]
+    x, scale, shift, act, param, shortcut, bits, extremes=None, shortcut_ranges=None, shortcut_act=0, shortcut_param=0.0
+):
     """(z, codes, ranges), z a new tensor. extremes: of x, as `statistics_extremes` gives them."""
     x = dense(x)
-    out = torch.empty_like(x)
-    return out, *encode_into(x, out, scale, shift, act, param, shortcut, bits, extremes)
+    out, known = torch.empty_like(x), (shortcut_ranges, shortcut_act, shortcut_param)
+    return out, *encode_into(x, out, scale, shift, act, param, shortcut, bits, extremes, *known)
 
 
 @operator(f"encode_(Tensor(a!) x, {ENCODE} -> (Tensor, Tensor)", lambda x, *a: coding.empty_codes(x, a[5]))
-def encode_(x, scale, shift, act, param, shortcut, bits, extremes=None):  # type: ignore[no-untyped-def]
+def encode_(  # type: ignore[no-untyped-def]
+    x, scale, shift, act, param, shortcut, bits, extremes=None, shortcut_ranges=None, shortcut_act=0, shortcut_param=0.0
+):
     """(codes, ranges); z is written over x, which is dense."""
-    return encode_into(x, x, scale, shift, act, param, shortcut, bits, extremes)
+    known = shortcut_ranges, shortcut_act, shortcut_param
+    return encode_into(x, x, scale, shift, act, param, shortcut, bits, extremes, *known)
 
 
 CODED = "Tensor codes, Tensor ranges, int bits, SymInt[] size, SymInt[] stride"

@@ -14,11 +14,13 @@ from segtrain.abn.backends.codes import (
     Coded,
     CodedShortcut,
     Composed,
+    KnownRanges,
     Shortcut,
     empty_codes,
     extremes_of,
     per_value,
     squeeze,
+    squeezes,
     unsqueeze_,
 )
 from segtrain.abn.selftest import (
@@ -79,10 +81,10 @@ def affine_of(given: Inputs) -> tuple[Tensor, Tensor]:
 
 def encoded(
     coder: Coder, x: Tensor, out: Tensor, scale: Tensor, shift: Tensor, activation: Activation, shortcut: Tensor | None,
-    bits: int, extremes: Tensor | None = None,
+    bits: int, extremes: Tensor | None = None, known: KnownRanges | None = None,
 ) -> Coded:  # fmt: skip
     codes, ranges = empty_codes(x, bits)
-    coder.encode(x, out, codes, ranges, scale, shift, activation, shortcut, bits, extremes)
+    coder.encode(x, out, codes, ranges, scale, shift, activation, shortcut, bits, extremes, known)
     return Coded(codes, ranges, bits, list(x.shape), list(x.stride()))
 
 
@@ -133,6 +135,33 @@ def check_extremes(coder: Coder, what: CodedCase, given: Inputs) -> Iterator[Res
         )
         yield result_of(case, "ranges from extremes", other.ranges, wide(one.ranges), 0.0)
         yield result_of(case, "codes from extremes", other.codes, wide(one.codes), 0.0)
+
+
+def check_known_ranges(coder: Coder, what: CodedCase, given: Inputs) -> Iterator[Result]:
+    """A shortcut whose ranges are known: the sum is coded in ranges that hold it, and not much more."""
+    case, bits = what
+    added = coded_shortcut(coder, what, given)
+    if added is None:
+        return
+    x, (scale, shift), known = given.x, affine_of(given), KnownRanges(added.ranges, added.activation)
+    layout = bits, list(x.shape), list(x.stride())
+    shortcut = coder.decode(Coded(added.codes, added.ranges, *layout), case.dtype, added.activation)
+    own = wide(x) * per_channel(wide(scale), x) + per_channel(wide(shift), x)
+    y, z = own + wide(shortcut), torch.empty_like(x)
+    coded = encoded(coder, x, z, scale, shift, case.activation, shortcut, bits, None, known)
+    stored = STORED[case.dtype] * (1 + isinstance(coder, Composed)) * max(1.0, float(y.abs().max()))
+    yield result_of(case, "z with known ranges", z, reference_activation(y, case.activation), stored)
+    back = unsqueeze_(wide(coder.decode(coded, scale.dtype, IDENTITY)), case.activation)
+    border = wide(added.ranges[2]) * (2 if squeezes(added.activation) else 1)  # its extremes are within these cells
+    ends = extremes_of(own, bits) + extremes_of(wide(shortcut), bits)
+    low, high = squeeze(torch.stack([ends[0] - border, ends[1] + border]), case.activation)
+    half = per_value((high - low) / (2**bits - 1) / 2, y) * 1.001
+    half = unsqueeze_(torch.where(y < 0, -half, half), case.activation).abs() + stored
+    yield Result(case, "distance of y with known ranges, in half cells", float(((back - y).abs() / half).max()), 1.0)
+    if hasattr(coder, "statistics_extremes"):
+        extremes = coder.statistics_extremes(x, bits)[1]
+        again = encoded(coder, x, z, scale, shift, case.activation, shortcut, bits, extremes, known)
+        yield result_of(case, "known ranges and extremes", again.ranges, wide(coded.ranges), 0.0)
 
 
 def coded_shortcut(coder: Coder, what: CodedCase, given: Inputs) -> CodedShortcut | None:
@@ -232,6 +261,7 @@ def check_coder(coder: Coder, device: torch.device | str, which: Iterable[CodedC
         assert isinstance(coded, Coded)
         results += [check for check in checks if isinstance(check, Result)]
         results += check_extremes(coder, what, given)
+        results += check_known_ranges(coder, what, given)
         results += check_coded_backward(coder, what, given, coded, given.shortcut)
         if given.shortcut is not None:
             results += check_coded_backward(coder, what, given, coded, coded_shortcut(coder, what, given))

@@ -111,6 +111,42 @@ def test_degenerate_ranges(backend, bits):
         assert (back[:, 7] - y[:, 7]).abs().max() <= 1e-38
 
 
+@pytest.mark.parametrize("slope", [0.01, 1.0, -0.5])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_ranges_of_a_sum_are_bounded_by_those_of_its_parts(backend, bits, slope):
+    """By hand: x in [-1, 1], and a coded shortcut act(y) with y in [-4, 2]."""
+    x = torch.linspace(-1, 1, 512).view(1, 1, 16, 32).repeat(2, 2, 1, 1)
+    y = torch.linspace(-4, 2, 512).view(1, 1, 32, 16).mT.reshape(1, 1, 16, 32).repeat(2, 2, 1, 1)
+    x[1], y[1] = x[1] / 2, y[1] / 2
+    activation, one = (0, slope), torch.ones(2)
+    shortcut, added = coded(y, bits, activation)
+    known = added.ranges, *activation
+    z, codes, ranges = ops.encode(x, one, torch.zeros(2), *LINEAR, shortcut, bits, None, *known)
+    assert torch.equal(z, x + shortcut)
+    ends = {0.01: (-0.04, 2), 1.0: (-4, 2), -0.5: (0, 2)}[slope]
+    cell = (ends[1] - ends[0] + 2) / (2**bits - 1)
+    for sample, factor in enumerate((1, 0.5) if bits == 4 else (1, 1)):
+        origin, zero, step = ranges[:, min(sample, ranges.shape[1] - 1)]
+        # The ranges of y end on borders of cells, one cell beyond its values at most.
+        assert (cell * factor * 0.999 <= step).all()
+        assert (step <= cell * factor + 2 * added.ranges[2, 0] / (2**bits - 1) * (2 if slope <= 0.5 else 1)).all()
+        assert ((origin - zero * step) <= (ends[0] - 1) * factor).all()
+    back = ops.decode(codes, ranges, bits, list(z.shape), list(z.stride()), torch.float32, *LINEAR)
+    steps = ranges[2][:, :, None, None]
+    assert ((back - z).abs() <= 0.501 * steps).all()
+
+
+def test_ranges_without_their_shortcut_are_refused(backend):
+    x, one = torch.randn(2, 3, 8, 8), torch.ones(3)
+    z, codes, ranges = ops.encode(x, one, one * 0, *LINEAR, None, 8)
+    extremes = torch.stack([x.amin((0, 2, 3)), x.amax((0, 2, 3))])[:, None]
+    for shortcut, ends, known in ((None, None, ranges), (x, extremes, None), (None, extremes, ranges)):
+        with pytest.raises(ValueError, match="the ranges of the shortcut"):
+            ops.encode(x, one, one * 0, *LINEAR, shortcut, 8, ends, known)
+    with pytest.raises(ValueError, match=r"expected ranges \[3, 1, 3\] of the shortcut, not \[3, 2, 3\]"):
+        ops.encode(x, one, one * 0, *LINEAR, x, 8, None, ranges.repeat(1, 2, 1))
+
+
 def test_what_a_half_type_cannot_hold_is_rebuilt_as_it_was(backend):
     """y beyond float16's range: z is infinite, and so is the rebuilt one, or (aten, which codes rounded values) nan."""
     x = torch.linspace(-4, 4, 64).view(1, 1, 8, 8).half().repeat(2, 2, 1, 1)

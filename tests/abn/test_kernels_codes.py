@@ -273,7 +273,8 @@ def test_layer_by_the_kernels(keep, with_shortcut, shape, as_cpu_backend, monkey
 
 @pytest.mark.parametrize("keep", ["8bit", "4bit"])
 def test_residual_block_by_the_kernels(keep, as_cpu_backend, monkeypatch):
-    """Its shortcut is read from its codes: two maps are rebuilt, for the two convolutions that read them."""
+    """Its shortcut is read from its codes: two maps are rebuilt, for the two convolutions that read them. Their ranges
+    bound it."""
     found = []
     for backend in ("cupy", "aten"):
         monkeypatch.setitem(operators.resolved, "cpu", operators.BACKENDS[backend])
@@ -290,6 +291,7 @@ def test_residual_block_by_the_kernels(keep, as_cpu_backend, monkeypatch):
         if backend == "cupy":
             names = [kernel.function for kernel, _ in as_cpu_backend.seen]
             assert names.count("decode") == names.count("coded_gradient") == 2
+            assert "search" not in names, "the ranges of the sum come from those of what is added"
     assert (found[0] - found[1]).norm() <= (0.005 if keep == "8bit" else 0.05) * found[1].norm()
 
 

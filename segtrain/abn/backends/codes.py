@@ -6,7 +6,8 @@ than on a positive one, so negative values have cells of twice the size: coded i
 is negative and the slope there at most a half. A range holds the values of a channel, or with 4 bits those of a channel
 in one sample (if these are APART or more). It has 2 ** bits cells of one size between its smallest and its largest w.
 Where it has both signs, 0 is the boundary between two cells, so that every value keeps its sign. A w is rebuilt as the
-middle of its cell.
+middle of its cell. Where a shortcut is added whose own layer keeps it in codes, the smallest and largest y are not
+searched for in the sum, which would read both maps once more: the sums of theirs bound them.
 
     codes   uint8 (rows, bytes), in the order of the map's memory: a row is a plane (N, C, spatial), or the channels of
             a pixel where channels are last; with 4 bits the lower half of a byte is the earlier value
@@ -48,6 +49,13 @@ class CodedShortcut(NamedTuple):
 
 
 Shortcut = Tensor | CodedShortcut | None
+
+
+class KnownRanges(NamedTuple):
+    """The ranges of a shortcut in its own layer's codes, as many as the sum's."""
+
+    ranges: Tensor
+    activation: Activation  # that made the shortcut of what is coded
 
 
 def rows(x: Tensor) -> tuple[int, int]:
@@ -93,6 +101,23 @@ def unsqueeze_(w: Tensor, activation: Activation) -> Tensor:
     return w.mul_(torch.where(w < 0, 2.0, 1.0)) if squeezes(activation) else w
 
 
+def bounds_of(known: KnownRanges, bits: int) -> Tensor:
+    """As `extremes_of`: what act(y) lies between, by the ranges of y."""
+    origin, zero, step = known.ranges
+    ends = unsqueeze_(torch.stack([origin - zero * step, origin + (2**bits - zero) * step]), known.activation)
+    inner = torch.where((ends[0] < 0) & (ends[1] > 0), 0.0, ends[0])  # a negative slope has its least value there
+    found = activate_(torch.cat([ends, inner[None].to(ends)]), known.activation)
+    return torch.stack([found.amin(0), found.amax(0)])
+
+
+def extremes_of_sum(
+    x: Tensor, scale: Tensor, shift: Tensor, known: KnownRanges, bits: int, extremes: Tensor | None
+) -> Tensor:
+    """As `extremes_of`: what scale * x + shift + shortcut lies between."""
+    ends = (extremes_of(x, bits) if extremes is None else extremes) * scale + shift
+    return torch.stack([ends.amin(0), ends.amax(0)]) + bounds_of(known, bits)
+
+
 def per_value(v: Tensor, x: Tensor) -> Tensor:
     """(1 or N, C) to the shape that broadcasts against x."""
     return v.view(*v.shape, *(1,) * (x.dim() - 2))
@@ -112,18 +137,19 @@ def find_ranges(extremes: Tensor, bits: int, out: Tensor) -> None:
 
 def encode(
     x: Tensor, out: Tensor, codes: Tensor, ranges: Tensor, scale: Tensor, shift: Tensor, activation: Activation,
-    shortcut: Tensor | None, bits: int, extremes: Tensor | None = None,
+    shortcut: Tensor | None, bits: int, extremes: Tensor | None = None, known: KnownRanges | None = None,
 ) -> None:  # fmt: skip
     """y = scale * x + shift (+ shortcut) as codes and ranges, and out = act(y); out may be x.
 
-    extremes: of x, (2, 1 or N, C), where the back end found them with the statistics, and there is no shortcut; else
-    the ranges take a pass of their own.
+    extremes: of x, (2, 1 or N, C), where the back end found them with the statistics; else the ranges take a pass of
+    their own. known: of the shortcut; a shortcut without them is read in that pass, and there are no extremes then.
     """
+    ends = extremes_of_sum(x, scale, shift, known, bits, extremes) if known and x.numel() else None
     normalise(x, out, scale, shift, Activation("identity", 0.0), shortcut)
     if out.numel() == 0:
         ranges.zero_()
         return
-    find_ranges(squeeze(extremes_of(out, bits), activation), bits, ranges)
+    find_ranges(squeeze(extremes_of(out, bits) if ends is None else ends, activation), bits, ranges)
     top = 2**bits - 1
     numbers = torch.empty_like(out, dtype=torch.uint8)
     for i in range(out.shape[0]):  # a sample at a time: the numbers before rounding take four times their bytes or more

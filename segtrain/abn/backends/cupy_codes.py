@@ -10,7 +10,15 @@ from torch import Tensor
 
 from segtrain.abn.backends import cupy, cupy_kernels
 from segtrain.abn.backends.aten import CODES, Activation, statistics_dtype
-from segtrain.abn.backends.codes import Coded, CodedShortcut, Shortcut, empty_codes, ranged_samples, squeezes
+from segtrain.abn.backends.codes import (
+    Coded,
+    CodedShortcut,
+    KnownRanges,
+    Shortcut,
+    empty_codes,
+    ranged_samples,
+    squeezes,
+)
 from segtrain.abn.backends.cupy import Geometry, blocks_of_warps, geometry, number, scalar
 from segtrain.abn.backends.cupy_kernels import SEARCHES, TYPES, over_channels, over_codes, over_ranges
 from segtrain.abn.backends.cupy_launch import Argument
@@ -43,12 +51,15 @@ def statistics_extremes(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 def launch_ranges(
     x: Tensor, ranges: Tensor, scale: Tensor, shift: Tensor, activation: Activation, shortcut: Tensor | None, bits: int,
-    extremes: Tensor | None,
+    extremes: Tensor | None, known: KnownRanges | None,
 ) -> None:  # fmt: skip
-    """Fill the ranges of y = scale * x + shift (+ shortcut), from the extremes of x if these are given."""
+    """Fill the ranges of y = scale * x + shift (+ shortcut), from the extremes of x if these are given, and from the
+    known ranges of the shortcut if there are such."""
     samples, count = ranges.shape[1], ranges.shape[1] * x.shape[1]
     half = 0.5 if squeezes(activation) else 1
-    limits = scalar(half, ranges), scalar(2**bits - 1, ranges), scalar(torch.finfo(ranges.dtype).tiny, ranges)
+    kept = known and CodedShortcut(ranges, *known)
+    own = shortcut_arguments(kept, ranges)[2:]
+    limits = *own, scalar(half, ranges), scalar(2**bits - 1, ranges), scalar(torch.finfo(ranges.dtype).tiny, ranges)
     ctype = TYPES[x.dtype]
     if extremes is not None:
         cupy.launch(
@@ -56,6 +67,7 @@ def launch_ranges(
             (extremes, scale, shift, number("int64", x.shape[1]), number("int64", count), *limits, ranges),
         )  # fmt: skip
         return
+    shortcut = None if known else shortcut
     how = geometry(x, shortcut, apart=samples)
     part = ranges.new_empty((count, how.grid[1], 2))
     cupy.launch(
@@ -75,12 +87,12 @@ def kernel_for(function: str, x: Tensor, how: Geometry, activation: Activation, 
 
 def encode(
     x: Tensor, out: Tensor, codes: Tensor, ranges: Tensor, scale: Tensor, shift: Tensor, activation: Activation,
-    shortcut: Tensor | None, bits: int, extremes: Tensor | None = None,
+    shortcut: Tensor | None, bits: int, extremes: Tensor | None = None, known: KnownRanges | None = None,
 ) -> None:  # fmt: skip
     if x.numel() == 0:
         ranges.zero_()
         return
-    launch_ranges(x, ranges, scale, shift, activation, shortcut, bits, extremes)
+    launch_ranges(x, ranges, scale, shift, activation, shortcut, bits, extremes, known)
     how = geometry(x, out, shortcut, narrow=PAIR)
     cupy.launch(
         kernel_for("encode", x, how, activation, bits), how.grid, cupy_kernels.BLOCK,

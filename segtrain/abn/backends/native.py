@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from segtrain.abn.backends.aten import CODES, Activation, layout, statistics_dtype
-from segtrain.abn.backends.codes import Coded, CodedShortcut, Shortcut
+from segtrain.abn.backends.codes import Coded, CodedShortcut, KnownRanges, Shortcut
 from segtrain.native import compile as compiling
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -77,7 +77,7 @@ def load_codes(dtype: torch.dtype) -> Any:
     return declared(
         build_library(dtype, "abn_codes_cpu.cpp"),
         {
-            "abn_encode": [p, p, p, p, *shape, p, p, p, *act, d, i],
+            "abn_encode": [p, p, p, p, *shape, p, p, p, *act, d, p, i, d, i],
             "abn_decode": [p, p, *shape, p, *act, i],
             "abn_coded_sums": [p, p, *shortcut, *shape, p, p, p, *act, p, i],
             "abn_coded_gradient": [p, p, *shortcut, p, p, *shape, p, p, p, p, p, *act, i],
@@ -250,13 +250,14 @@ def coded_shape(x: Tensor, ranges: Tensor, bits: int) -> tuple[int, ...]:
 
 def encode(
     x: Tensor, out: Tensor, codes: Tensor, ranges: Tensor, scale: Tensor, shift: Tensor, activation: Activation,
-    shortcut: Tensor | None, bits: int, extremes: Tensor | None = None,
+    shortcut: Tensor | None, bits: int, extremes: Tensor | None = None, known: KnownRanges | None = None,
 ) -> None:  # fmt: skip
     if x.numel():
+        own = (address(known.ranges), *number_of(known.activation)) if known else (None, 0, 0.0)
         load_codes(x.dtype).abn_encode(
             address(x), address(shortcut), address(out), address(codes), *coded_shape(x, ranges, bits), address(scale),
             address(shift), address(ranges), *acts(activation, x.dtype), torch.finfo(ranges.dtype).tiny,
-            torch.get_num_threads(),
+            *own, torch.get_num_threads(),
         )  # fmt: skip
 
 
@@ -271,11 +272,15 @@ def decode(coded: Coded, dtype: torch.dtype, activation: Activation) -> Tensor:
     return out
 
 
+def number_of(activation: Activation) -> tuple[int, float]:
+    return CODES.index(activation.name), activation.param
+
+
 def added(shortcut: Shortcut) -> tuple[int | None, int | None, int | None, int, float]:
     """The library's arguments for a shortcut: map, codes, ranges, number and parameter of the activation."""
     if isinstance(shortcut, CodedShortcut):
         codes, ranges, activation = shortcut
-        return None, address(codes), address(ranges), CODES.index(activation.name), activation.param
+        return None, address(codes), address(ranges), *number_of(activation)
     return address(shortcut), None, None, 0, 0.0
 
 

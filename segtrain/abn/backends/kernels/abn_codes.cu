@@ -9,8 +9,6 @@
 namespace abn {
 typedef unsigned char u8;
 
-ABN_FN float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
-ABN_FN double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 ABN_FN float round_down(float v) { return floorf(v); }
 ABN_FN double round_down(double v) { return floor(v); }
 ABN_FN float round_up(float v) { return ceilf(v); }
@@ -172,10 +170,25 @@ search(const T* __restrict__ x, const T* __restrict__ shortcut, const Wide<T>* _
                       walk.channel, channels, shift_x);
 }
 
-// ranges, (3, count): origin, zero and step of range i. top: the last cell. tiny: the least step. half: the factor of
-// negative values, see squeeze of abn_math.h.
+// The ranges of a shortcut in its own layer's codes, which the activation `number` made of them; or null.
+template <typename S> struct Known {
+  const S* ranges;
+  int number;
+  S param;
+};
+
+// ranges, (3, count): origin, zero and step of range i, between the ends or, with a known shortcut, between their sums
+// with the bounds of that. top: the last cell. tiny: the least step. half: the factor of negative values, see squeeze of
+// abn_math.h.
 template <typename S>
-ABN_FN void write_range(S low, S high, S half, S top, S tiny, S* ranges, i64 count, i64 i) {
+ABN_FN void write_range(const Ends<S>& w, const Known<S>& known, S half, S top, S tiny, S* ranges, i64 count, i64 i) {
+  S low = w.smallest(), high = w.largest();
+  if (known.ranges) {
+    S least, most;
+    bounds_of_range(known.number, known.ranges[i], known.ranges[count + i], known.ranges[2 * count + i], top + S(1),
+                    known.param, &least, &most);
+    low += least, high += most;
+  }
   low *= low < S(0) ? half : S(1);
   high *= high < S(0) ? half : S(1);
   const S wide = high - low;
@@ -190,11 +203,13 @@ ABN_FN void write_range(S low, S high, S half, S top, S tiny, S* ranges, i64 cou
 // One warp per range. part: (count, stripes).
 template <typename S, int BLOCK>
 __global__ void __launch_bounds__(BLOCK)
-merge_ranges(const Ends<S>* __restrict__ part, i64 count, int stripes, S half, S top, S tiny, S* __restrict__ ranges) {
+merge_ranges(const Ends<S>* __restrict__ part, i64 count, int stripes, const S* __restrict__ shortcut_ranges,
+             int shortcut_act, S shortcut_param, S half, S top, S tiny, S* __restrict__ ranges) {
   const i64 range = ((i64)blockIdx.x * BLOCK + threadIdx.x) >> 5;
   if (range >= count) return;  // whole warps leave together
   const Ends<S> w = merge_stripes(part, range, stripes);
-  if ((threadIdx.x & 31) == 0) write_range(w.smallest(), w.largest(), half, top, tiny, ranges, count, range);
+  const Known<S> known{shortcut_ranges, shortcut_act, shortcut_param};
+  if ((threadIdx.x & 31) == 0) write_range(w, known, half, top, tiny, ranges, count, range);
 }
 
 // One thread per range. extremes: (2, count), of x; y is a monotonous function of x in every rounded operation too, so
@@ -202,14 +217,16 @@ merge_ranges(const Ends<S>* __restrict__ part, i64 count, int stripes, S half, S
 template <typename S, int BLOCK>
 __global__ void __launch_bounds__(BLOCK)
 map_ranges(const S* __restrict__ extremes, const S* __restrict__ scale, const S* __restrict__ shift, i64 channels,
-           i64 count, S half, S top, S tiny, S* __restrict__ ranges) {
+           i64 count, const S* __restrict__ shortcut_ranges, int shortcut_act, S shortcut_param, S half, S top, S tiny,
+           S* __restrict__ ranges) {
   const i64 range = (i64)blockIdx.x * BLOCK + threadIdx.x;
   if (range >= count) return;
   const i64 channel = range % channels;
   Ends<S> w = Ends<S>{};
   take(w, affine(extremes[range], scale[channel], shift[channel]));
   take(w, affine(extremes[count + range], scale[channel], shift[channel]));
-  write_range(w.smallest(), w.largest(), half, top, tiny, ranges, count, range);
+  const Known<S> known{shortcut_ranges, shortcut_act, shortcut_param};
+  write_range(w, known, half, top, tiny, ranges, count, range);
 }
 
 // ------------------------------------------------------------------------------------------------ units

@@ -93,9 +93,16 @@ template <typename S> void finish_range(S low, S high, S odd, int bits, S tiny, 
   if (odd != odd || wide - wide != 0) *origin = *zero = *step = S(NAN);
 }
 
+// Ranges of a shortcut in its own layer's codes, or null.
+template <typename S> struct Known {
+  const S* ranges;
+  int act;
+  S param;
+};
+
 template <int ACT, bool SHORTCUT, typename T, typename S>
 void find_ranges(const T* x, const T* shortcut, const Map& m, const S* scale, const S* shift, S tiny, S* ranges,
-                 const Act<S>& a, int threads) {
+                 const Act<S>& a, const Known<S>& known, int threads) {
   const long n = m.planes * m.channels;
   const int team_size = team(m.shape(), threads);
   std::vector<S> found(size_t(3) * n * (m.last() ? team_size : 1));
@@ -129,9 +136,17 @@ void find_ranges(const T* x, const T* shortcut, const Map& m, const S* scale, co
                                &found[n + r], &found[2 * n + r]);
       }
   }
-  for (long r = 0; r < n; ++r)
-    finish_range(squeeze<ACT>(found[r], a), squeeze<ACT>(found[n + r], a), found[2 * n + r], m.bits, tiny, ranges + r,
+  for (long r = 0; r < n; ++r) {
+    S low = found[r], high = found[n + r];
+    if (known.ranges) {
+      S least, most;
+      bounds_of_range(known.act, known.ranges[r], known.ranges[n + r], known.ranges[2 * n + r], S(1 << m.bits),
+                      known.param, &least, &most);
+      low += least, high += most;
+    }
+    finish_range(squeeze<ACT>(low, a), squeeze<ACT>(high, a), found[2 * n + r], m.bits, tiny, ranges + r,
                  ranges + n + r, ranges + 2 * n + r);
+  }
 }
 
 // ------------------------------------------------------------------------------------------------ forward
@@ -376,14 +391,18 @@ void gradient(const uint8_t* codes, const T* dz, const Added<T, S>& shortcut, T*
 
 extern "C" {
 
-// Fills ranges, then codes and out = act(scale * x + shift (+ shortcut)); out may be x.
+// Fills ranges, then codes and out = act(scale * x + shift (+ shortcut)); out may be x. shortcut_ranges: null, or those
+// of the shortcut in its own layer's codes.
 void abn_encode(const T* x, const T* shortcut, T* out, uint8_t* codes, long outer, long channels, long inner,
                 long samples, long planes, int bits, const S* scale, const S* shift, S* ranges, int act, double param,
-                double least, double tiny, int threads) {
+                double least, double tiny, const S* shortcut_ranges, int shortcut_act, double shortcut_param,
+                int threads) {
   const Map m{outer, channels, inner, samples, planes, bits};
   const Act<S> a = act_of<S>(param, least);
+  const Known<S> known{shortcut_ranges, shortcut_act, S(shortcut_param)};
+  const bool read = shortcut && !shortcut_ranges;
 #define CALL(ACT)                                                                                         \
-  BY_SHORTCUT(find_ranges, shortcut, ACT, x, shortcut, m, scale, shift, S(tiny), ranges, a, threads)      \
+  BY_SHORTCUT(find_ranges, read, ACT, x, shortcut, m, scale, shift, S(tiny), ranges, a, known, threads)   \
   BY_SHORTCUT(encode, shortcut, ACT, x, shortcut, out, codes, m, scale, shift, ranges, a, threads)
   BY_ACT(CALL)
 #undef CALL

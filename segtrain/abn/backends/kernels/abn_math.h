@@ -21,6 +21,8 @@ enum { LEAKY_RELU = 0, ELU = 1, IDENTITY = 2 };
 // inverted, eps(storage type) - 1: in half types 1 + z / alpha can round to 0 far below zero, whose logarithm is -inf.
 template <typename S> struct Act { S param, inverse, least; };
 
+ABN_FN float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+ABN_FN double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 ABN_FN float exp_minus_1(float v) { return expm1f(v); }
 ABN_FN double exp_minus_1(double v) { return expm1(v); }
 ABN_FN float log_1_plus(float v) { return log1pf(v); }
@@ -37,6 +39,23 @@ template <int ACT, typename S> ABN_FN bool squeezes(Act<S> a) {
 }
 template <int ACT, typename S> ABN_FN S squeeze(S y, Act<S> a) { return squeezes<ACT>(a) && y < S(0) ? y * S(0.5) : y; }
 template <int ACT, typename S> ABN_FN S unsqueeze(S w, Act<S> a) { return squeezes<ACT>(a) && w < S(0) ? w * S(2) : w; }
+// What act(y) lies between where y is in a range of that many cells.
+template <int ACT, typename S>
+ABN_FN void bounds_of_range(S origin, S zero, S step, S cells, Act<S> a, S* low, S* high) {
+  const S first = unsqueeze<ACT>(multiply_add(-zero, step, origin), a);
+  const S last = unsqueeze<ACT>(multiply_add(cells - zero, step, origin), a);
+  const S one = activate<ACT>(first, a), other = activate<ACT>(last, a);
+  *low = one < other ? one : other;
+  *high = one < other ? other : one;
+  if (first < S(0) && last > S(0) && *low > S(0)) *low = S(0);  // a negative slope has its least value there
+}
+template <typename S>
+ABN_FN void bounds_of_range(int act, S origin, S zero, S step, S cells, S param, S* low, S* high) {
+  const Act<S> a{param, S(0), S(0)};
+  if (act == LEAKY_RELU) bounds_of_range<LEAKY_RELU>(origin, zero, step, cells, a, low, high);
+  else if (act == ELU) bounds_of_range<ELU>(origin, zero, step, cells, a, low, high);
+  else bounds_of_range<IDENTITY>(origin, zero, step, cells, a, low, high);
+}
 // y from z = act(y)
 template <int ACT, typename S> ABN_FN S invert(S z, Act<S> a) {
   if (ACT == LEAKY_RELU) return z > S(0) ? z : z * a.inverse;
