@@ -1,5 +1,7 @@
 """`segtrain evaluate`: the scores of a checkpoint on a split."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             )
         if dist.main:
             print_table(evaluation.result)
-            say(str(evaluation.write(result_folder(config, path, loaded, split), examples=True)))
+            folder = result_folder(config, path, loaded, split)
+            folder = folder if config.output else beside_another(folder, evaluation.result)
+            say(str(evaluation.write(folder, examples=True)))
         return evaluation.result
 
 
@@ -82,7 +86,8 @@ def evaluate_engine(config: EvaluateConfig, path: Path) -> dict[str, Any]:
             print_table(evaluation.result)
             say(engine_line(evaluation.result["engine"]))
             name = as_component("-".join([data.name, evaluator.split, config.inference.name]))
-            folder = Path(config.output or Path("segtrain-out/evaluate") / path.name / name)
+            given = Path(config.output) if config.output else None
+            folder = given or beside_another(Path("segtrain-out/evaluate") / path.name / name, evaluation.result)
             say(str(evaluation.write(folder, examples=True)))
         return evaluation.result
 
@@ -96,6 +101,25 @@ def engine_line(found: dict[str, Any]) -> str:
         f"engine      {found['changed_pixels']} of {found['pixels']} pixels changed from the checkpoint, whose mIoU is "
         f"{100 * found['miou_of_checkpoint']:.2f} %; {batched}"
     )
+
+
+def beside_another(folder: Path, result: dict[str, Any]) -> Path:
+    """The folder; if it has an evaluation with other inference.* options or weights, one beside it, named by these."""
+
+    def made(content: dict[str, Any]) -> dict[str, Any]:
+        weights = (content.get("protocol") or {}).get("weights") or "raw"
+        return {**content["inference"], "weights": weights}
+
+    try:
+        earlier = made(json.loads((folder / "evaluation.json").read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return folder  # none, or none that can be read
+    now = made(result)
+    if all(earlier.get(key, value) == value for key, value in now.items()):
+        return folder
+    mark = hashlib.sha256(json.dumps(now, sort_keys=True).encode()).hexdigest()[:8]
+    say(f"beside      {folder}, an evaluation with other inference.* options or weights")
+    return folder.with_name(f"{folder.name}-{mark}")
 
 
 def result_folder(config: EvaluateConfig, path: Path, loaded: LoadedNetwork, split: str) -> Path:

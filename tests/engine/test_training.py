@@ -93,6 +93,25 @@ def test_an_evaluation_with_another_activation_leaves_the_ordinary_one(finished,
     assert answer.out.splitlines()[-1] == str(finished / "evaluations" / "streets-val-whole-elu" / "evaluation.json")
 
 
+def test_an_evaluation_with_other_inference_leaves_the_earlier_one(finished, segtrain):
+    """As a user tries scales: each has a folder, and the same command writes into its own again."""
+    places = []
+    for scale in (1.0, 0.5, 0.75, 0.5, 1.0):
+        answer = segtrain(
+            "evaluate", f"run={finished}", f"inference.scales=[{scale}]", "device=cpu", "loader.workers=0"
+        )
+        assert answer.status == 0, answer
+        places.append(Path(answer.out.splitlines()[-1]))
+        assert json.loads(places[-1].read_text())["inference"]["scales"] == [scale]
+        assert ("beside " in answer.out) == (scale != 1.0)
+    assert places[0] == places[4] == finished / "evaluations" / "streets-val-whole" / "evaluation.json"
+    assert places[1] == places[3] != places[2]
+    assert [json.loads(place.read_text())["inference"]["scales"] for place in places[:3]] == [[1.0], [0.5], [0.75]]
+    places[0].write_text("{}")
+    answer = segtrain("evaluate", f"run={finished}", "inference.scales=[0.5]", "device=cpu", "loader.workers=0")
+    assert answer.out.splitlines()[-1] == str(places[0])
+
+
 def test_evaluation_says_how_it_was_made(finished):
     result = json.loads((finished / "evaluation.json").read_text())
     card = result["protocol"]
