@@ -211,7 +211,7 @@ def sensible(item: Field[Any], value: Any) -> bool:
             continue
         if isinstance(one, int | float):
             if not numeric(item.type):
-                return get_origin(item.type) is list  # list[Any]
+                return item.type is Any or get_origin(item.type) is list  # list[Any]
             low = about.low is None or one >= about.low
             high = about.high is None or one <= about.high
             inside = (about.above is None or one > about.above) and (about.below is None or one < about.below)
