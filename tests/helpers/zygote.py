@@ -139,6 +139,7 @@ def keep(order, connection, out, err, status):
 
 def work(order, out, err):
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
     os.dup2(out, 1)
     os.dup2(err, 2)
     for fd in {out, err} - {1, 2}:
