@@ -5,6 +5,7 @@ import gc
 import itertools
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -135,6 +136,52 @@ def uncollected() -> Iterator[None]:
 def child_processes() -> set[BaseProcess]:
     """Those that multiprocessing has started here and that live."""
     return set(multiprocessing.active_children())
+
+
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[list[int]]:
+    """Inside, signals that end the program are only noted, in the list, and the first is raised at the end.
+
+    For where this process starts others and waits for them: an error at any place there leaves some half started, or
+    the waiting in an impossible state.
+    """
+    came: list[int] = []
+    here = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in ENDING if here}
+    handlers = {number: handler for number, handler in handlers.items() if handler not in (None, signal.SIG_IGN)}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield came
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+            raise KeyboardInterrupt  # where its handler goes on: what was begun here has been left
+
+
+@contextlib.contextmanager
+def unsignalled() -> Iterator[None]:
+    """What is started inside does not get the signals that end the program: it inherits the mask, but no handler."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def begin_child() -> None:
+    """In a process that multiprocessing has started: it ends with its parent, whose part the signals are."""
+    end_with_parent()
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def end_with_parent() -> None:

@@ -301,7 +301,7 @@ def has_end(data: bytes) -> bool:
 
 def unreadable(path: Path, error: Exception) -> DataError:
     if isinstance(error, FileNotFoundError):
-        return DataError(f"{path} cannot be read as an image (no such file): check the path, or copy or download it again")
+        return DataError(f"{path} cannot be read as an image (no such file): check the path, or copy the file again")
     text = re.sub(r" ?<_io\.\w+ object at \w+>", "", str(error)) or type(error).__name__
     if isinstance(error, UnidentifiedImageError) and path.suffix.lower() not in SUFFIXES:
         return DataError(f"{path} is no image that can be read: give PNG, JPEG or TIFF files")

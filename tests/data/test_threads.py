@@ -1,10 +1,17 @@
 """Threads that read ahead and that write behind: bounded, in order, and no error is lost."""
 
+import contextlib
+import json
+import signal
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from segtrain import threads
 from segtrain.threads import Background, threaded_map
 
 WAIT = 20  # seconds, at most
@@ -116,3 +123,52 @@ def test_threads_take_over_where_one_item_takes_longer_than_they_cost(seconds):
     here = [worker is threading.current_thread() for worker in workers]
     assert all(here[:64]) and all(one == (seconds == 0) for one in here[64:]) and len(here) == 300
     assert list(threaded_map(work, [], at_once=20)) == []
+
+
+# ------------------------------------------------------------------------------------------------ signals
+
+
+def test_signals_wait_where_processes_start():
+    """The first is raised at the end, what is ignored stays so, and the handlers are restored."""
+    handled = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: handled.append(number))
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt), threads.undisturbed() as came:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+            assert came == [signal.SIGTERM, signal.SIGINT]
+            assert handled == []
+        assert handled == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        with threads.undisturbed() as came:
+            pass
+        signal.raise_signal(signal.SIGTERM)
+        assert (came, handled) == ([], 2 * [signal.SIGTERM])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGHUP, ignored)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_other_threads_leave_signals_alone():
+    handler = signal.getsignal(signal.SIGINT)
+
+    def inside():
+        with threads.undisturbed() as came:
+            return came, signal.getsignal(signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(inside).result() == ([], handler)
+
+
+def test_what_starts_masked_gets_no_signal():
+    program = "import signal; print(sorted(int(n) for n in signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
+    masks = []
+    for inside in (threads.unsignalled(), contextlib.nullcontext()):
+        with inside:
+            masks.append(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout)
+    assert set(map(int, threads.ENDING)) <= set(json.loads(masks[0]))
+    assert not set(map(int, threads.ENDING)) & set(json.loads(masks[1]))

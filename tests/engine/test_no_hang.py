@@ -136,6 +136,20 @@ def test_a_hang_up_saves_the_run_unless_it_is_ignored(long):
     assert process.returncode == 0, out + err
 
 
+@pytest.mark.parametrize("moment", range(6))
+def test_a_signal_while_processes_start_that_draw(moment):
+    """At several moments of their start, when some of them are half started."""
+    process = zygote.start(["streets", "output=drawn", "scenes=5000", "workers=2"], {})
+    while len(workers := children(process.pid)) < 1 + moment % 3:
+        assert process.poll() is None, process.communicate()
+    time.sleep(moment // 3 * 0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 143, err
+    assert err == "segtrain: ended by SIGTERM; nothing was saved since the last checkpoint\n"
+    assert gone(workers)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_drawing_scenes_leaves_no_process(number):
     process = zygote.start(["streets", "output=drawn", "scenes=5000", "workers=2"], {})

@@ -11,7 +11,6 @@ import io
 import json
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -30,7 +29,7 @@ from segtrain.data.scenes import draw as streets
 from segtrain.data.scenes.draw import Scene
 from segtrain.errors import DataError, UsageError
 from segtrain.files import write_atomically
-from segtrain.threads import end_with_parent
+from segtrain.threads import begin_child, undisturbed, unsignalled
 
 MANIFEST = "scenes.json"
 DEFAULT_SCENES: Mapping[str, int] = {"train": 240, "val": 60, "night": 30}
@@ -157,12 +156,15 @@ def _draw_all(root: Path, layout: str, jobs: list[Job], workers: int | None, pro
             report(done, len(jobs))
         return
     spawn = multiprocessing.get_context("spawn")  # forking a process that runs threads may hang
-    with ProcessPoolExecutor(min(workers, len(jobs)), spawn, _start_worker) as pool:
+    with undisturbed() as came, ProcessPoolExecutor(min(workers, len(jobs)), spawn, _start_worker) as pool:
         try:
-            with _without_main_file():
+            with _without_main_file(), unsignalled():
                 drawn = pool.map(draw_one, jobs, chunksize=4)  # starts the processes
             for done, _ in enumerate(drawn, 1):
                 report(done, len(jobs))
+                if came:
+                    pool.shutdown(cancel_futures=True)
+                    break
         except BrokenProcessPool as error:
             raise DataError(
                 "a process that draws street scenes died; give fewer workers if memory ran out, or draw with "
@@ -187,10 +189,7 @@ def _without_main_file() -> Iterator[None]:
 
 
 def _start_worker() -> None:
-    end_with_parent()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the parent's to handle; a scene takes a moment only
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    begin_child()  # a signal waits for the scene, which takes a moment only
     cv2.setNumThreads(0)
 
 

@@ -3,7 +3,7 @@
 import multiprocessing
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import fields, replace
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from segtrain.config.model import REBUILDING
 from segtrain.engine.planning.trace import StepTrace, StepTracer
 from segtrain.errors import UsageError
 from segtrain.models import from_config
-from segtrain.threads import cpus
+from segtrain.threads import begin_child, child_processes, cpus, undisturbed, unsignalled
 
 LEAST = 2  # images of a micro-batch: DeepLabV3's pooled branch normalises over them
 MOST = 256  # images of a micro-batch that are looked at: losses go through them one by one
@@ -250,8 +250,7 @@ def solve_all(questions: Iterable[Question]) -> dict[str, Answer]:
     if count > 1 and "fork" in multiprocessing.get_all_start_methods() and not torch.cuda.is_initialized():
         import_fake_kernels()
         try:
-            with ProcessPoolExecutor(count, multiprocessing.get_context("fork")) as pool:
-                answers = list(pool.map(solve_group, work))
+            answers = solved_by(work, count)
         except RuntimeError as error:  # a backward has run here before, and autograd's threads are not forked
             if "fork" not in str(error):
                 raise
@@ -261,6 +260,25 @@ def solve_all(questions: Iterable[Question]) -> dict[str, Answer]:
     found = {answer.name: answer for group in answers for answer in group}
     found |= {name: found[other]._replace(name=name, traces=0) for name, other in twins.items()}
     return {name: found[name] for name in names}
+
+
+def solved_by(work: list[list[Question]], processes: int) -> list[list[Answer]]:
+    """The answers of each group, from forked processes, which end at once where a signal ends this one."""
+    others, answers = child_processes(), []
+    with (
+        undisturbed() as came,
+        ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), begin_child) as pool,
+    ):
+        with unsignalled():
+            futures = [pool.submit(solve_group, group) for group in work]
+        while wait(futures, timeout=0.2).not_done and not came:
+            pass
+        if came:
+            for process in child_processes() - others:
+                process.kill()
+        else:
+            answers = [future.result() for future in futures]
+    return answers
 
 
 def without_twins(questions: Iterable[Question]) -> tuple[list[str], list[Question], dict[str, str]]:
