@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from segtrain.cli import main
 kill_at(sys.argv[1], sys.argv[2], int(sys.argv[3]))
 main(sys.argv[4:])
 """
+TRIES = 3  # trainings, until one is killed where it should be: a busy machine is slow to kill
 EXPECTED = ("model", "ema", "ema_updates", "optimizer", "scaler", "recent", "best", "validated", "step")
 
 
@@ -62,13 +64,7 @@ def verify_resume(config: VerifyConfig) -> None:
     say("training   without interruption")
     wait_for(start_training(words, output / "whole"), "the uninterrupted run")
     say("training   until it is killed")
-    reached = kill_between(every, steps, lambda step: step * batch % samples != 0, words, output / "cut")
-    state = checkpoint.newest(output / "cut")
-    saved = 0 if state is None else int(state["step"])
-    say(f"killed     after step {reached}, the newest checkpoint is of step {saved}")
-    between = 0 < saved < reached < steps and reached % every and saved * batch % samples and reached * batch % samples
-    if not between:
-        raise NotProven(f"nothing proven: the kill came at step {reached}, not in an epoch and between two saves")
+    reached, saved = train_until_killed(words, output / "cut", every, steps, batch, samples)
     say("training   again, from there, until it is killed between last.pt and its links")
     wait_for(start_training(words, output / "cut", kill_at_link=True), "the resumed run", -signal.SIGKILL)
     say("training   again, to the end")
@@ -88,6 +84,23 @@ def verify_resume(config: VerifyConfig) -> None:
         f"EXACT: {steps} steps, killed after {reached}, resumed from {saved}, killed in a save and resumed, equal the "
         "uninterrupted run bit for bit"
     )
+
+
+def train_until_killed(
+    words: list[str], folder: Path, every: int, steps: int, batch: int, samples: int
+) -> tuple[int, int]:
+    """Train in the folder until it is killed in an epoch and between two saves: (step reached, step saved)."""
+    for _ in range(TRIES):
+        reached = kill_between(every, steps, lambda step: step * batch % samples != 0, words, folder)
+        state = checkpoint.newest(folder)
+        saved = 0 if state is None else int(state["step"])
+        say(f"killed     after step {reached}, the newest checkpoint is of step {saved}")
+        inside = reached % every and saved * batch % samples and reached * batch % samples
+        if 0 < saved < reached < steps and inside:
+            return reached, saved
+        say("training   once more from the start: that was not in an epoch and between two saves")
+        shutil.rmtree(folder)
+    raise NotProven(f"nothing proven: in {TRIES} trainings no kill came in an epoch and between two saves")
 
 
 def schedule(batch_size: int, samples: int) -> tuple[int, int]:

@@ -81,6 +81,29 @@ def test_verify_resume_finds_what_a_checkpoint_lacks(words, what, tmp_path):
     assert "NOT EXACT" in answer.stderr.splitlines()[-1]
 
 
+LATE = """
+from segtrain.commands import verify_resume as verify
+kill, tries = verify.kill_between, []
+def late(every, steps, *rest):
+    tries.append(kill(every, steps, *rest))
+    return steps if len(tries) <= %d else tries[-1]
+verify.kill_between = late
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("late", "status"), [(1, 0), (3, 1)])
+def test_a_training_that_is_killed_too_late_is_trained_once_more(words, late, status, tmp_path):
+    (tmp_path / "late.py").write_text(LATE % late)
+    answer = proof(*words, "output=proof", "trainer.batch_size=3", f"plugins=[{TINY},./late.py]")
+    assert answer.returncode == status, answer.stdout + answer.stderr
+    assert answer.stdout.count("once more from the start") == late
+    if status:
+        assert answer.stderr.splitlines()[-1].startswith("segtrain: nothing proven: in 3 trainings no kill came")
+    else:
+        assert answer.stdout.splitlines()[-1].startswith("EXACT: ")
+
+
 def test_the_kill_comes_inside_an_epoch_and_between_two_saves():
     for batch, samples in ((4, 24), (3, 4), (16, 2975), (5, 7), (2, 6), (2, 4)):
         every, steps = verify.schedule(batch, samples)
