@@ -83,8 +83,10 @@ def encode_into(  # type: ignore[no-untyped-def]
     x, out, scale, shift, act, param, shortcut, bits, extremes, shortcut_ranges, shortcut_act, shortcut_param
 ):
     """(codes, ranges); x and out are dense, and may be one tensor."""
-    if (extremes is not None or shortcut is None) and (shortcut is None) != (shortcut_ranges is None):
-        raise ValueError("expected the ranges of the shortcut beside the extremes of x, and of no other")
+    if shortcut is None and shortcut_ranges is not None:
+        raise ValueError("there are ranges of a shortcut, but no shortcut")
+    if None not in (shortcut, extremes) and shortcut_ranges is None:
+        raise ValueError("with a shortcut, the extremes of x need the ranges of the shortcut")
     shortcut = None if shortcut is None else as_laid_out(shortcut, x)
     scale, shift = contiguous_vectors(x, scale, shift)
     codes, ranges = coding.empty_codes(x, bits)

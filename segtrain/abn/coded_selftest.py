@@ -105,9 +105,8 @@ def check_codes(coder: Coder, what: CodedCase, given: Inputs) -> Iterator[Result
     yield result_of(case, "codes in place", again.codes, wide(coded.codes), 0.0)
 
     back = unsqueeze_(wide(coder.decode(coded, scale.dtype, IDENTITY)), case.activation)
-    low, high = squeeze(extremes_of(y, bits), case.activation)
-    half = per_value((high - low) / (2**bits - 1) / 2, y) * 1.001
-    half = unsqueeze_(torch.where(y < 0, -half, half), case.activation).abs() + stored * max(1.0, float(y.abs().max()))
+    low, high = extremes_of(y, bits)
+    half = half_cells(y, torch.stack([low, high]), what) + stored * max(1.0, float(y.abs().max()))
     yield Result(case, f"distance of y in {bits} bits, in half cells", float(((back - y).abs() / half).max()), 1.0)
     sure = (y.abs() > 1e-3) & per_value((low < 0) & (high > 0), y)
     yield Result(case, "signs that changed", float((back * y < 0)[sure].sum()), 0.0)
@@ -115,6 +114,13 @@ def check_codes(coder: Coder, what: CodedCase, given: Inputs) -> Iterator[Result
     yield result_of(case, "decoded z", found, reference_activation(back, case.activation), stored)
     yield Result(case, "memory layout", float(found.stride() != x.stride()), 0.0)
     yield coded
+
+
+def half_cells(y: Tensor, ends: Tensor, what: CodedCase) -> Tensor:
+    """Half the size of each value's cell, in ranges with these smallest and largest values."""
+    low, high = squeeze(ends, what.case.activation)
+    half = per_value((high - low) / (2**what.bits - 1) / 2, y) * 1.001
+    return unsqueeze_(torch.where(y < 0, -half, half), what.case.activation).abs()
 
 
 def check_extremes(coder: Coder, what: CodedCase, given: Inputs) -> Iterator[Result]:
@@ -154,9 +160,7 @@ def check_known_ranges(coder: Coder, what: CodedCase, given: Inputs) -> Iterator
     back = unsqueeze_(wide(coder.decode(coded, scale.dtype, IDENTITY)), case.activation)
     border = wide(added.ranges[2]) * (2 if squeezes(added.activation) else 1)  # its extremes are within these cells
     ends = extremes_of(own, bits) + extremes_of(wide(shortcut), bits)
-    low, high = squeeze(torch.stack([ends[0] - border, ends[1] + border]), case.activation)
-    half = per_value((high - low) / (2**bits - 1) / 2, y) * 1.001
-    half = unsqueeze_(torch.where(y < 0, -half, half), case.activation).abs() + stored
+    half = half_cells(y, torch.stack([ends[0] - border, ends[1] + border]), what) + stored
     yield Result(case, "distance of y with known ranges, in half cells", float(((back - y).abs() / half).max()), 1.0)
     if hasattr(coder, "statistics_extremes"):
         extremes = coder.statistics_extremes(x, bits)[1]

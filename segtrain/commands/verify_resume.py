@@ -90,7 +90,7 @@ def train_until_killed(
     words: list[str], folder: Path, every: int, steps: int, batch: int, samples: int
 ) -> tuple[int, int]:
     """Train in the folder until it is killed in an epoch and between two saves: (step reached, step saved)."""
-    for _ in range(TRIES):
+    for left in reversed(range(TRIES)):
         reached = kill_between(every, steps, lambda step: step * batch % samples != 0, words, folder)
         state = checkpoint.newest(folder)
         saved = 0 if state is None else int(state["step"])
@@ -98,8 +98,9 @@ def train_until_killed(
         inside = reached % every and saved * batch % samples and reached * batch % samples
         if 0 < saved < reached < steps and inside:
             return reached, saved
-        say("training   once more from the start: that was not in an epoch and between two saves")
-        shutil.rmtree(folder)
+        if left:
+            say("training   once more from the start: that was not in an epoch and between two saves")
+            shutil.rmtree(folder)
     raise NotProven(f"nothing proven: in {TRIES} trainings no kill came in an epoch and between two saves")
 
 

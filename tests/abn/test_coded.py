@@ -136,12 +136,33 @@ def test_the_ranges_of_a_sum_are_bounded_by_those_of_its_parts(backend, bits, sl
     assert ((back - z).abs() <= 0.501 * steps).all()
 
 
+def test_nan_and_overflow_of_a_shortcut_with_known_ranges(backend):
+    """A shortcut that is nan makes the range of the sum nan. One that a half type holds as infinity is rebuilt so."""
+    x, one = torch.randn(2, 3, 8, 8), torch.ones(3)
+    y = torch.randn(2, 3, 8, 8)
+    y[0, 1, 2, 3] = math.nan
+    shortcut, added = coded(y, 8, (0, 0.01))
+    z, codes, ranges = ops.encode(x, one, one * 0, 0, 0.01, shortcut, 8, None, added.ranges, 0, 0.01)
+    back = ops.decode(codes, ranges, 8, list(z.shape), list(z.stride()), torch.float32, 0, 0.01)
+    assert back[:, 1].isnan().all() and back[:, [0, 2]].isfinite().all()
+    if backend == "aten":
+        return  # it codes rounded values
+    y = torch.linspace(-4, 4, 64).view(1, 1, 8, 8).half().repeat(2, 3, 1, 1)
+    shortcut, codes, known = ops.encode(y, one * 1e5, one * 0, 0, 0.01, None, 8)
+    z, codes, ranges = ops.encode(x.half(), one, one * 0, 0, 0.01, shortcut, 8, None, known, 0, 0.01)
+    back = ops.decode(codes, ranges, 8, list(z.shape), list(z.stride()), torch.float16, 0, 0.01)
+    assert z.isinf().any() and not back.isnan().any() and back[z.isinf()].isinf().all()
+
+
 def test_ranges_without_their_shortcut_are_refused(backend):
     x, one = torch.randn(2, 3, 8, 8), torch.ones(3)
     z, codes, ranges = ops.encode(x, one, one * 0, *LINEAR, None, 8)
     extremes = torch.stack([x.amin((0, 2, 3)), x.amax((0, 2, 3))])[:, None]
-    for shortcut, ends, known in ((None, None, ranges), (x, extremes, None), (None, extremes, ranges)):
-        with pytest.raises(ValueError, match="the ranges of the shortcut"):
+    for shortcut, ends, known, said in (
+        (None, None, ranges, "but no shortcut"), (None, extremes, ranges, "but no shortcut"),
+        (x, extremes, None, "need the ranges of the shortcut"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
             ops.encode(x, one, one * 0, *LINEAR, shortcut, 8, ends, known)
     with pytest.raises(ValueError, match=r"expected ranges \[3, 1, 3\] of the shortcut, not \[3, 2, 3\]"):
         ops.encode(x, one, one * 0, *LINEAR, x, 8, None, ranges.repeat(1, 2, 1))

@@ -28,7 +28,7 @@ BUGS = [
     # ---- ranges
     Bug("no cell borders at zero", "const bool both = low < S(0)", "const bool both = low > S(0)", WRONG,
         "map_ranges|merge_ranges"),
-    Bug("the range of negative values as they are", "low *= low < S(0) ? half : S(1);", "", WRONG,
+    Bug("the range of negative values as they are", "low *= low < S(0) ? below : S(1);", "", WRONG,
         "map_ranges|merge_ranges"),
     Bug("ranges without the shortcut's", "low += least, high += most;", "", WRONG, "map_ranges|merge_ranges"),
     Bug("a shortcut before its activation", "known.ranges[2 * count + i], top + S(1),",

@@ -150,6 +150,21 @@ def test_a_signal_while_processes_start_that_draw(moment):
     assert gone(workers)
 
 
+def test_a_plan_that_is_ended_ends_its_processes_at_once():
+    process = zygote.start(["plan", "experiment=cityscapes_resnext101", "output=plan"], {})
+    while len(workers := children(process.pid)) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 143, err
+    assert err.endswith("segtrain: ended by SIGTERM; nothing was saved since the last checkpoint\n")
+    assert "Traceback" not in err
+    assert gone(workers)
+    assert time.monotonic() - began < SECONDS / 4  # a trace takes as long, on a loaded machine longer
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_drawing_scenes_leaves_no_process(number):
     process = zygote.start(["streets", "output=drawn", "scenes=5000", "workers=2"], {})

@@ -56,10 +56,10 @@ def launch_ranges(
     """Fill the ranges of y = scale * x + shift (+ shortcut), from the extremes of x if these are given, and from the
     known ranges of the shortcut if there are such."""
     samples, count = ranges.shape[1], ranges.shape[1] * x.shape[1]
-    half = 0.5 if squeezes(activation) else 1
-    kept = known and CodedShortcut(ranges, *known)
-    own = shortcut_arguments(kept, ranges)[2:]
-    limits = *own, scalar(half, ranges), scalar(2**bits - 1, ranges), scalar(torch.finfo(ranges.dtype).tiny, ranges)
+    limits = (
+        *known_arguments(known, ranges), scalar(0.5 if squeezes(activation) else 1, ranges),
+        scalar(2**bits - 1, ranges), scalar(torch.finfo(ranges.dtype).tiny, ranges),
+    )  # fmt: skip
     ctype = TYPES[x.dtype]
     if extremes is not None:
         cupy.launch(
@@ -119,12 +119,18 @@ def map_of(shortcut: Shortcut) -> Tensor | None:
     return shortcut if isinstance(shortcut, Tensor) else None
 
 
+def known_arguments(known: KnownRanges | None, like: Tensor) -> tuple[Argument, ...]:
+    """The kernels' arguments for known ranges: these, number and parameter of the activation."""
+    if known is None:
+        return None, number("int32", 0), scalar(0, like)
+    return known.ranges, number("int32", CODES.index(known.activation.name)), scalar(known.activation.param, like)
+
+
 def shortcut_arguments(shortcut: Shortcut, like: Tensor) -> tuple[Argument, ...]:
     """The kernels' arguments for a shortcut: map, codes, ranges, number and parameter of the activation."""
     if isinstance(shortcut, CodedShortcut):
-        codes, ranges, activation = shortcut
-        return None, codes, ranges, number("int32", CODES.index(activation.name)), scalar(activation.param, like)
-    return shortcut, None, None, number("int32", 0), scalar(0, like)
+        return None, shortcut.codes, *known_arguments(KnownRanges(*shortcut[1:]), like)
+    return shortcut, None, *known_arguments(None, like)
 
 
 def coded_sums(

@@ -178,10 +178,10 @@ template <typename S> struct Known {
 };
 
 // ranges, (3, count): origin, zero and step of range i, between the ends or, with a known shortcut, between their sums
-// with the bounds of that. top: the last cell. tiny: the least step. half: the factor of negative values, see squeeze of
-// abn_math.h.
+// with the bounds of that. below: the factor of negative values, see squeeze of abn_math.h. top: the last cell. tiny: the
+// least step.
 template <typename S>
-ABN_FN void write_range(const Ends<S>& w, const Known<S>& known, S half, S top, S tiny, S* ranges, i64 count, i64 i) {
+ABN_FN void write_range(const Ends<S>& w, const Known<S>& known, S below, S top, S tiny, S* ranges, i64 count, i64 i) {
   S low = w.smallest(), high = w.largest();
   if (known.ranges) {
     S least, most;
@@ -189,8 +189,8 @@ ABN_FN void write_range(const Ends<S>& w, const Known<S>& known, S half, S top, 
                     known.param, &least, &most);
     low += least, high += most;
   }
-  low *= low < S(0) ? half : S(1);
-  high *= high < S(0) ? half : S(1);
+  low *= low < S(0) ? below : S(1);
+  high *= high < S(0) ? below : S(1);
   const S wide = high - low;
   S step = wide / top;
   if (!(step >= tiny)) step = S(0);  // a constant: one cell
@@ -204,12 +204,12 @@ ABN_FN void write_range(const Ends<S>& w, const Known<S>& known, S half, S top, 
 template <typename S, int BLOCK>
 __global__ void __launch_bounds__(BLOCK)
 merge_ranges(const Ends<S>* __restrict__ part, i64 count, int stripes, const S* __restrict__ shortcut_ranges,
-             int shortcut_act, S shortcut_param, S half, S top, S tiny, S* __restrict__ ranges) {
+             int shortcut_act, S shortcut_param, S below, S top, S tiny, S* __restrict__ ranges) {
   const i64 range = ((i64)blockIdx.x * BLOCK + threadIdx.x) >> 5;
   if (range >= count) return;  // whole warps leave together
   const Ends<S> w = merge_stripes(part, range, stripes);
   const Known<S> known{shortcut_ranges, shortcut_act, shortcut_param};
-  if ((threadIdx.x & 31) == 0) write_range(w, known, half, top, tiny, ranges, count, range);
+  if ((threadIdx.x & 31) == 0) write_range(w, known, below, top, tiny, ranges, count, range);
 }
 
 // One thread per range. extremes: (2, count), of x; y is a monotonous function of x in every rounded operation too, so
@@ -217,7 +217,7 @@ merge_ranges(const Ends<S>* __restrict__ part, i64 count, int stripes, const S* 
 template <typename S, int BLOCK>
 __global__ void __launch_bounds__(BLOCK)
 map_ranges(const S* __restrict__ extremes, const S* __restrict__ scale, const S* __restrict__ shift, i64 channels,
-           i64 count, const S* __restrict__ shortcut_ranges, int shortcut_act, S shortcut_param, S half, S top, S tiny,
+           i64 count, const S* __restrict__ shortcut_ranges, int shortcut_act, S shortcut_param, S below, S top, S tiny,
            S* __restrict__ ranges) {
   const i64 range = (i64)blockIdx.x * BLOCK + threadIdx.x;
   if (range >= count) return;
@@ -226,7 +226,7 @@ map_ranges(const S* __restrict__ extremes, const S* __restrict__ scale, const S*
   take(w, affine(extremes[range], scale[channel], shift[channel]));
   take(w, affine(extremes[count + range], scale[channel], shift[channel]));
   const Known<S> known{shortcut_ranges, shortcut_act, shortcut_param};
-  write_range(w, known, half, top, tiny, ranges, count, range);
+  write_range(w, known, below, top, tiny, ranges, count, range);
 }
 
 // ------------------------------------------------------------------------------------------------ units
