@@ -152,20 +152,21 @@ def check_known_ranges(coder: Coder, what: CodedCase, given: Inputs) -> Iterator
     x, (scale, shift), known = given.x, affine_of(given), KnownRanges(added.ranges, added.activation)
     layout = bits, list(x.shape), list(x.stride())
     shortcut = coder.decode(Coded(added.codes, added.ranges, *layout), case.dtype, added.activation)
-    own = wide(x) * per_channel(wide(scale), x) + per_channel(wide(shift), x)
-    y, z = own + wide(shortcut), torch.empty_like(x)
-    coded = encoded(coder, x, z, scale, shift, case.activation, shortcut, bits, None, known)
-    stored = STORED[case.dtype] * (1 + isinstance(coder, Composed)) * max(1.0, float(y.abs().max()))
-    yield result_of(case, "z with known ranges", z, reference_activation(y, case.activation), stored)
-    back = unsqueeze_(wide(coder.decode(coded, scale.dtype, IDENTITY)), case.activation)
     border = wide(added.ranges[2]) * (2 if squeezes(added.activation) else 1)  # its extremes are within these cells
-    ends = extremes_of(own, bits) + extremes_of(wide(shortcut), bits)
-    half = half_cells(y, torch.stack([ends[0] - border, ends[1] + border]), what) + stored
-    yield Result(case, "distance of y with known ranges, in half cells", float(((back - y).abs() / half).max()), 1.0)
-    if hasattr(coder, "statistics_extremes"):
-        extremes = coder.statistics_extremes(x, bits)[1]
-        again = encoded(coder, x, z, scale, shift, case.activation, shortcut, bits, extremes, known)
-        yield result_of(case, "known ranges and extremes", again.ranges, wide(coded.ranges), 0.0)
+    for factor in (scale, -scale):
+        own = wide(x) * per_channel(wide(factor), x) + per_channel(wide(shift), x)
+        y, z = own + wide(shortcut), torch.empty_like(x)
+        coded = encoded(coder, x, z, factor, shift, case.activation, shortcut, bits, None, known)
+        stored = STORED[case.dtype] * (1 + isinstance(coder, Composed)) * max(1.0, float(y.abs().max()))
+        yield result_of(case, "z with known ranges", z, reference_activation(y, case.activation), stored)
+        back = unsqueeze_(wide(coder.decode(coded, scale.dtype, IDENTITY)), case.activation)
+        ends = extremes_of(own, bits) + extremes_of(wide(shortcut), bits)
+        half = half_cells(y, torch.stack([ends[0] - border, ends[1] + border]), what) + stored
+        yield Result(case, "y with known ranges, in half cells", float(((back - y).abs() / half).max()), 1.0)
+        if hasattr(coder, "statistics_extremes"):
+            extremes = coder.statistics_extremes(x, bits)[1]
+            again = encoded(coder, x, z, factor, shift, case.activation, shortcut, bits, extremes, known)
+            yield result_of(case, "known ranges and extremes", again.ranges, wide(coded.ranges), 0.0)
 
 
 def coded_shortcut(coder: Coder, what: CodedCase, given: Inputs) -> CodedShortcut | None:

@@ -111,9 +111,10 @@ def test_degenerate_ranges(backend, bits):
         assert (back[:, 7] - y[:, 7]).abs().max() <= 1e-38
 
 
+@pytest.mark.parametrize("scale", [1, -1])
 @pytest.mark.parametrize("slope", [0.01, 1.0, -0.5])
 @pytest.mark.parametrize("bits", [8, 4])
-def test_the_ranges_of_a_sum_are_bounded_by_those_of_its_parts(backend, bits, slope):
+def test_the_ranges_of_a_sum_are_bounded_by_those_of_its_parts(backend, bits, slope, scale):
     """By hand: x in [-1, 1], and a coded shortcut act(y) with y in [-4, 2]."""
     x = torch.linspace(-1, 1, 512).view(1, 1, 16, 32).repeat(2, 2, 1, 1)
     y = torch.linspace(-4, 2, 512).view(1, 1, 32, 16).mT.reshape(1, 1, 16, 32).repeat(2, 2, 1, 1)
@@ -121,8 +122,8 @@ def test_the_ranges_of_a_sum_are_bounded_by_those_of_its_parts(backend, bits, sl
     activation, one = (0, slope), torch.ones(2)
     shortcut, added = coded(y, bits, activation)
     known = added.ranges, *activation
-    z, codes, ranges = ops.encode(x, one, torch.zeros(2), *LINEAR, shortcut, bits, None, *known)
-    assert torch.equal(z, x + shortcut)
+    z, codes, ranges = ops.encode(x, one * scale, torch.zeros(2), *LINEAR, shortcut, bits, None, *known)
+    assert torch.equal(z, x * scale + shortcut)
     ends = {0.01: (-0.04, 2), 1.0: (-4, 2), -0.5: (0, 2)}[slope]
     cell = (ends[1] - ends[0] + 2) / (2**bits - 1)
     for sample, factor in enumerate((1, 0.5) if bits == 4 else (1, 1)):

@@ -172,3 +172,22 @@ def test_what_starts_masked_gets_no_signal():
             masks.append(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout)
     assert set(map(int, threads.ENDING)) <= set(json.loads(masks[0]))
     assert not set(map(int, threads.ENDING)) & set(json.loads(masks[1]))
+
+
+def test_a_signal_waits_for_the_scenes_that_are_being_drawn(tmp_path):
+    """It is not raised where the pool happens to wait, which may leave the pool in an impossible state."""
+    from segtrain.data.scenes.layouts import write_scenes
+
+    went_on = []
+
+    def progress(done, total):
+        if done == 1:
+            signal.raise_signal(signal.SIGINT)
+            went_on.append(done)
+
+    before = threads.child_processes()
+    with pytest.raises(KeyboardInterrupt):
+        write_scenes(tmp_path / "drawn", "cityscapes", {"train": 200}, workers=2, progress=progress)
+    assert went_on == [1]
+    assert threads.child_processes() == before
+    assert 0 < len(list((tmp_path / "drawn").rglob("*_leftImg8bit.png"))) < 200

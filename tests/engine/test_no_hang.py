@@ -45,6 +45,11 @@ import time
 from segtrain.data import loader
 loader.EvaluationData.__getitem__ = lambda self, number: time.sleep(600)
 """
+SLOW_PLAN = """
+import time
+from segtrain.engine.planning import solve
+solve.answers_of = lambda questions: time.sleep(600)
+"""
 BAD_SAMPLE = """
 from segtrain.data import loader
 get = loader.TrainingData.__getitem__
@@ -150,19 +155,15 @@ def test_a_signal_while_processes_start_that_draw(moment):
     assert gone(workers)
 
 
-def test_a_plan_that_is_ended_ends_its_processes_at_once():
-    process = zygote.start(["plan", "experiment=cityscapes_resnext101", "output=plan"], {})
-    while len(workers := children(process.pid)) < 2:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    began = time.monotonic()
+def test_a_plan_that_is_ended_does_not_wait_for_its_processes():
+    process = zygote.start(["plan", "experiment=toy", "output=plan", plugin(SLOW_PLAN)], {})
+    workers = in_validation(process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 143, err
     assert err.endswith("segtrain: ended by SIGTERM; nothing was saved since the last checkpoint\n")
     assert "Traceback" not in err
     assert gone(workers)
-    assert time.monotonic() - began < SECONDS / 4  # a trace takes as long, on a loaded machine longer
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -1,6 +1,7 @@
 """A finished run as a user sees it: its folder, what it prints, evaluate, predict."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from segtrain.scoring.image_counts import read_image_counts
+from tests.helpers.checkout import TINY
 from tests.helpers.runs import Ranks, refused, small_run
 
 # ------------------------------------------------------------------------------------------------ a run
@@ -93,9 +95,9 @@ def test_an_evaluation_with_another_activation_leaves_the_ordinary_one(finished,
     assert answer.out.splitlines()[-1] == str(finished / "evaluations" / "streets-val-whole-elu" / "evaluation.json")
 
 
-def test_an_evaluation_with_other_inference_leaves_the_earlier_one(finished, segtrain):
+def test_an_evaluation_with_other_inference_leaves_the_earlier_one(finished, segtrain, tmp_path):
     """As a user tries scales: each has a folder, and the same command writes into its own again."""
-    places = []
+    finished, places = shutil.copytree(finished, tmp_path / "run"), []
     for scale in (1.0, 0.5, 0.75, 0.5, 1.0):
         answer = segtrain(
             "evaluate", f"run={finished}", f"inference.scales=[{scale}]", "device=cpu", "loader.workers=0"
@@ -110,6 +112,17 @@ def test_an_evaluation_with_other_inference_leaves_the_earlier_one(finished, seg
     places[0].write_text("{}")
     answer = segtrain("evaluate", f"run={finished}", "inference.scales=[0.5]", "device=cpu", "loader.workers=0")
     assert answer.out.splitlines()[-1] == str(places[0])
+
+
+def test_an_evaluation_of_the_other_weights_leaves_the_earlier_one(words, segtrain):
+    assert segtrain("train", *words, "run=r", "trainer.max_steps=2", "trainer.ema_decay=0.9").status == 0
+    places = []
+    for weights in ("ema", "raw"):
+        answer = segtrain("evaluate", "run=r", "device=cpu", f"checkpoint_weights={weights}", f"plugins=[{TINY}]")
+        assert answer.status == 0, answer
+        places.append(Path(answer.out.splitlines()[-1]))
+    assert places[0] != places[1]
+    assert [json.loads(place.read_text())["protocol"]["weights"] for place in places] == ["averaged", "raw"]
 
 
 def test_evaluation_says_how_it_was_made(finished):
